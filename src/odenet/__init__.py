@@ -1,0 +1,28 @@
+"""odenet: neural ordinary differential equations in PyTorch."""
+
+from . import nn
+from .control import PID, ConstantStep
+from .core.status import Status
+from .errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .gradients import Adjoint, Backprop, Discrete
+from .solution import Solution
+from .solve import solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PID",
+    "Adjoint",
+    "Backprop",
+    "BlowUpError",
+    "ConstantStep",
+    "Discrete",
+    "MaxStepsError",
+    "NonFiniteError",
+    "Solution",
+    "SolveError",
+    "Status",
+    "StepUnderflowError",
+    "nn",
+    "solve",
+]

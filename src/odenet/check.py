@@ -1,0 +1,190 @@
+"""Checks of the arguments of `solve`: each error names the argument, shows what was given and says the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .control import PID, ConstantStep, Controller
+from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
+from .core.norms import Tolerance
+from .errors import unknown_name
+from .gradients import GRADIENTS, Gradient
+from .methods import METHODS, Method
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
+    """Paths and leaves of y0."""
+    pairs = flatten_with_names(y0)
+    if not pairs:
+        raise ValueError(f"y0 has no tensor in it; got {y0!r}")
+    for name, leaf in pairs:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"y0{name} must be a tensor; got {type(leaf).__name__} {leaf!r}: use torch.tensor(..., dtype=...)"
+            )
+        if leaf.dtype not in _FLOATS:
+            raise TypeError(f"y0{name} must be real or complex floating point; got {leaf.dtype}: use y0.float()")
+        if leaf.numel() == 0:
+            raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
+    names, leaves = [n for n, _ in pairs], [x for _, x in pairs]
+    devices = {str(x.device) for x in leaves}
+    if len(devices) > 1:
+        raise ValueError(f"y0's tensors must be on one device; got {', '.join(sorted(devices))}")
+    if per_sample:
+        sizes = [x.shape[0] if x.ndim else None for x in leaves]
+        if None in sizes or len(set(sizes)) > 1:
+            shapes = ", ".join(f"y0{n} {tuple(x.shape)}" for n, x in zip(names, leaves, strict=True))
+            raise ValueError(f"per_sample=True needs the same leading batch axis on all of y0; got {shapes}")
+    return names, leaves
+
+
+def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
+    """ts as a tensor in its own dtype (Python numbers: float64), (T,) or (B, T)."""
+    if isinstance(ts, (int, float)):
+        raise TypeError(f"ts must hold at least two times, ts[0] where y0 holds; got the number {ts!r}")
+    try:
+        out = ts if isinstance(ts, Tensor) else _stacked(ts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"ts must be a sequence, array or tensor of times; got {type(ts).__name__}: {error}") from None
+    if out.is_complex() or out.dtype == torch.bool:
+        raise TypeError(f"ts must be real numbers; got {out.dtype}")
+    if not out.is_floating_point():
+        out = out.double()
+    out = out.to(leaf.device)
+    if out.ndim == 2 and not per_sample:
+        raise ValueError(f"ts of shape {tuple(out.shape)} gives each sample its own times: that needs per_sample=True")
+    if out.ndim not in (1, 2) or out.shape[-1] < 2:
+        raise ValueError(
+            f"ts must have shape (T,), or (B, T) with per_sample, with at least two times; got {tuple(out.shape)}"
+        )
+    if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
+        raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
+    flat = out.detach()
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError(f"ts must be finite; got {flat.tolist() if flat.numel() < 20 else 'NaN or infinite entries'}")
+    steps = flat.diff(dim=-1)
+    if not bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all()):
+        raise ValueError(
+            "ts must increase or decrease throughout (equal neighbours are allowed); got "
+            f"{flat.tolist() if flat.numel() < 20 else f'times of shape {tuple(flat.shape)} that turn back'}"
+        )
+    return out.expand(leaf.shape[0], -1) if per_sample and out.ndim == 1 else out
+
+
+def _stacked(ts: Any) -> Tensor:
+    items = list(ts) if isinstance(ts, Sequence) else ts
+    if isinstance(items, list) and any(isinstance(x, Tensor) for x in items):
+        return torch.stack([x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in items])
+    if isinstance(items, list) and not any(isinstance(x, (list, tuple)) or hasattr(x, "__len__") for x in items):
+        return torch.tensor(items, dtype=torch.float64)
+    return torch.as_tensor(ts) if hasattr(ts, "__array__") else torch.tensor(ts, dtype=torch.float64)
+
+
+def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
+    """One number or tensor a leaf."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        values = [given] * len(leaves)
+    elif isinstance(given, Tensor) and given.ndim == 0:
+        values = [given] * len(leaves)
+    else:
+        values, spec = flatten(given)
+        if spec != flatten(y0)[1]:
+            raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
+    out: list[float | Tensor] = []
+    for value, leaf in zip(values, leaves, strict=True):
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
+            try:
+                fits = torch.broadcast_shapes(value.shape, leaf.shape) == leaf.shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to y0's {tuple(leaf.shape)}")
+            good = bool(((value >= 0) & torch.isfinite(value)).all()) if not value.is_complex() else False
+            out.append(value.to(leaf.device, real_dtype(leaf.dtype)))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            good = 0 <= value < float("inf")
+            out.append(float(value))
+        else:
+            raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
+        if not good:
+            raise ValueError(f"{name} must be zero or positive, and finite; got {given!r}")
+    return out
+
+
+def method(given: Any) -> Method:
+    if isinstance(given, Method):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"method must be a name or a Method instance; got {type(given).__name__} {given!r}")
+    if given not in METHODS:
+        raise unknown_name("method", given, METHODS)
+    return METHODS[given]
+
+
+def gradient(given: Any) -> Gradient:
+    if isinstance(given, Gradient):
+        return given
+    if isinstance(given, type) and issubclass(given, Gradient):
+        raise TypeError(f"gradient must be a name or an instance; got the class: write {given.__name__}()")
+    if not isinstance(given, str):
+        raise TypeError(f"gradient must be a name or a Gradient instance; got {type(given).__name__} {given!r}")
+    if given not in GRADIENTS:
+        raise unknown_name("gradient", given, GRADIENTS)
+    return GRADIENTS[given]()
+
+
+def controller(given: Any, step: Any, solver: Method) -> Controller:
+    if step is not None:
+        if given is not None:
+            raise ValueError("step and controller exclude each other: give controller=ConstantStep(step, ...) alone")
+        if isinstance(step, bool) or not isinstance(step, (int, float, Tensor)):
+            raise TypeError(f"step must be a positive number; got {type(step).__name__} {step!r}")
+        return ConstantStep(float(step))
+    if given is None:
+        given = PID()
+    if not isinstance(given, Controller):
+        raise TypeError(
+            f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {type(given).__name__}"
+        )
+    if given.adaptive and solver.error_order is None:
+        raise ValueError(
+            f"step is required: method={solver.name!r} has no error estimate to choose steps by. "
+            "Give step=..., or take an adaptive method such as 'tsit5'."
+        )
+    return given
+
+
+def flag(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError(f"{name} must be True or False; got {type(given).__name__} {given!r}")
+    return given
+
+
+def max_steps(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"max_steps must be an int; got {type(given).__name__} {given!r}")
+    if given < 1:
+        raise ValueError(f"max_steps must be at least 1; got {given}")
+    return given
+
+
+def arguments(args: Any) -> tuple[Any, ...]:
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple of f's further arguments; got {type(args).__name__}: write args=(x,)")
+    return tuple(args)
+
+
+def later(event: Any, compile: Any) -> None:
+    """Arguments whose feature this version does not have."""
+    if event is not None:
+        raise ValueError(f"event={event!r}: events are not available in this version; leave event=None")
+    if compile is not False:
+        raise ValueError(f"compile={compile!r}: the compiled driver is not available in this version; use compile=False")

@@ -1,0 +1,1 @@
+"""What every layer stands on: leaves, lanes, the vector field, norms, status codes."""

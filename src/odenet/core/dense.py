@@ -1,0 +1,31 @@
+"""One local polynomial over a step: y(theta) = y0 + sum_d theta^(d+1) coefficients[d], theta = (t - t0) / (t1 - t0)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .leaves import Leaves, scale
+
+Coefficients = tuple[Leaves, ...]
+
+
+def hermite(dt: Tensor, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coefficients:
+    """The cubic through both ends with both slopes: order 3, from what every method has."""
+    d0, d1 = scale(dt, f0), scale(dt, f1)
+    rise = tuple(b - a for a, b in zip(y0, y1, strict=True))
+    square = tuple(3 * r - 2 * a - b for r, a, b in zip(rise, d0, d1, strict=True))
+    cube = tuple(a + b - 2 * r for r, a, b in zip(rise, d0, d1, strict=True))
+    return (d0, square, cube)
+
+
+def evaluate(y0: Leaves, coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
+    """Horner; `theta` holds one tensor a leaf that broadcasts against the leaf, in its real dtype."""
+    out = []
+    for i, (start, x) in enumerate(zip(y0, theta, strict=True)):
+        total = coefficients[-1][i] * x
+        for c in reversed(coefficients[:-1]):
+            total = (total + c[i]) * x
+        out.append(start + total)
+    return tuple(out)

@@ -1,0 +1,138 @@
+"""VectorField: calls the user's f on leaves, counts evaluations, checks the first, finds the tensors that f uses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import Captured, graph_marker
+from .leaves import Leaves, Spec, flatten, unflatten
+
+
+class VectorField:
+    """f(t, y, *args) on flat leaves.
+
+    `dtypes` are the caller's dtypes: a half-precision state is carried in float32 and rounded only where f sees it, so
+    that small steps are not lost. `time_dtype` is what f's t has. `calls` counts evaluations.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        spec: Spec,
+        names: list[str],
+        dtypes: tuple[torch.dtype, ...],
+        time_dtype: torch.dtype,
+        args: tuple[Any, ...] = (),
+    ) -> None:
+        self._f, self._spec, self._names, self._dtypes, self._time_dtype = f, spec, names, dtypes, time_dtype
+        self._args, self._args_spec = flatten(args)
+        self.calls = 0
+        self.captured: Captured | None = None
+        self._checked = False
+        self._grad_inside = False
+
+    @property
+    def differentiable_args(self) -> Leaves:
+        return tuple(x for x in self._args if isinstance(x, Tensor) and x.requires_grad)
+
+    def with_args(self, tensors: Leaves) -> VectorField:
+        """The same field, with its own count, and the differentiable args replaced by `tensors` (in their order)."""
+        other = copy.copy(self)
+        other.calls = 0
+        fresh = iter(tensors)
+        other._args = [next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args]
+        return other
+
+    def detached(self) -> VectorField:
+        """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
+        other = self.with_args(tuple(x.detach().requires_grad_() for x in self.differentiable_args))
+        other.captured = Captured(self._f)
+        return other
+
+    def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
+        """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
+        t = t.to(self._time_dtype)
+        if nudge is not None:
+            infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
+            t = t + (torch.nextafter(t, infinite) - t).detach()
+        self.calls += 1
+        if not self._checked:
+            return self._first(t, y)
+        if self._grad_inside and not torch.is_grad_enabled():
+            return self._under_grad(t, y)
+        try:
+            return self._evaluate(t, y)
+        except RuntimeError as error:
+            # f differentiates inside itself (a divergence, a Hamiltonian): it then needs grad mode also where the
+            # solver does not.
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+            self._grad_inside = True
+            return self._under_grad(t, y)
+
+    def _first(self, t: Tensor, y: Leaves) -> Leaves:
+        if self.captured is None or torch.is_grad_enabled():
+            out = self._called_with_note(t, y)
+        else:
+            with torch.enable_grad():
+                marker = graph_marker()
+                t, y = t.detach().requires_grad_(), tuple(x.detach().requires_grad_() for x in y)
+                out = self._called_with_note(t, y)
+                self.see(out, t, y, marker)
+            self.captured.close()
+            out = tuple(x.detach() for x in out)
+        self._checked = True
+        return out
+
+    def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
+        """Check that what f used for `out` is known."""
+        if self.captured is not None:
+            self.captured.see(out, (t, *y, *self.differentiable_args), marker)
+
+    def _under_grad(self, t: Tensor, y: Leaves) -> Leaves:
+        with torch.enable_grad():
+            out = self._evaluate(t.detach(), tuple(x.detach().requires_grad_() for x in y))
+        return tuple(x.detach() for x in out)
+
+    def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
+        state = unflatten([x.to(d) for x, d in zip(y, self._dtypes, strict=True)], self._spec)
+        out = self._f(t, state, *unflatten(self._args, self._args_spec))
+        leaves, spec = flatten(out)
+        if not self._checked:
+            self._check(leaves, spec, y)
+        return tuple(k.to(x.dtype) for k, x in zip(leaves, y, strict=True))
+
+    def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
+        try:
+            return self._evaluate(t, y)
+        except RuntimeError as error:
+            if "dtype" in str(error):
+                error.add_note(
+                    f"odenet called f with t of dtype {t.dtype} (that of ts; Python numbers count as float64) and y "
+                    f"of dtype {self._dtypes[0]}. If f joins t to y, write t.to(y.dtype), or give ts in y's dtype."
+                )
+            raise
+
+    def _check(self, out: list[Any], spec: Spec, y: Leaves) -> None:
+        if spec != self._spec:
+            raise TypeError(f"f returned the structure {spec}, but y has {self._spec}: return dy/dt with y's structure")
+        autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
+        for name, k, x, dtype in zip(self._names, out, y, self._dtypes, strict=True):
+            where = f"f's result{name}"
+            if not isinstance(k, Tensor):
+                raise TypeError(f"{where} is a {type(k).__name__}, not a tensor: return dy/dt as a tensor like y{name}")
+            if k.shape != x.shape:
+                raise ValueError(
+                    f"{where} has shape {tuple(k.shape)}, but y{name} has {tuple(x.shape)}: dy/dt has y's shape"
+                )
+            if k.device != x.device:
+                raise ValueError(f"{where} is on {k.device}, but y{name} is on {x.device}: move f's tensors there")
+            if k.dtype != dtype and not (autocast and k.dtype.is_floating_point):
+                raise TypeError(
+                    f"{where} has dtype {k.dtype}, but y{name} has {dtype}: cast it, or cast t with t.to(y.dtype)"
+                )

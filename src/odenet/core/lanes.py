@@ -1,0 +1,62 @@
+"""Decisions about lanes, written once for both ways a lane is held.
+
+The eager driver keeps the one lane of a joint solve in Python numbers: its decisions then cost no tensor operation.
+Per-sample solves keep lanes in (B,) tensors. Controllers and the step loop are written with these few functions and
+serve both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+Flag = bool | Tensor
+
+
+def where(mask: Flag, yes: Number, no: Number) -> Number:
+    if isinstance(mask, Tensor):
+        return torch.where(mask, yes, no)
+    return yes if mask else no
+
+
+def clip(x: Number, low: Number, high: Number) -> Number:
+    return minimum(maximum(x, low), high)
+
+
+def maximum(x: Number, y: Number) -> Number:
+    if isinstance(x, Tensor):
+        return torch.clamp(x, min=y)
+    if isinstance(y, Tensor):
+        return torch.clamp(y, min=x)
+    return max(x, y)
+
+
+def minimum(x: Number, y: Number) -> Number:
+    if isinstance(x, Tensor):
+        return torch.clamp(x, max=y)
+    if isinstance(y, Tensor):
+        return torch.clamp(y, max=x)
+    return min(x, y)
+
+
+def isfinite(x: Number) -> Flag:
+    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+
+
+def negate(x: Flag) -> Flag:
+    return ~x if isinstance(x, Tensor) else not x
+
+
+def coarse(x: Number) -> Number:
+    """x rounded to float32.
+
+    `pow` and sums differ in the last bit between vectorised and scalar code, so with how many samples are beside. What
+    decides a step size is rounded here: far finer than step control needs, and then the same in any batch.
+    """
+    if isinstance(x, Tensor):
+        return x.float().to(x.dtype)
+    return ctypes.c_float(x).value

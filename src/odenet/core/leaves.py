@@ -1,0 +1,87 @@
+"""The only door to pytrees, and the arithmetic of tuples of tensors.
+
+Inside the library a state is `Leaves`, a flat tuple of tensors; `solve` flattens the caller's pytree once.
+A `Lane` is what belongs to a sequence of steps: the time, the step size. Shape () when all samples share their steps,
+(B,) when each sample has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as _pytree
+from torch import Tensor
+
+Leaves = tuple[Tensor, ...]
+Spec = _pytree.TreeSpec
+
+flatten = _pytree.tree_flatten
+unflatten = _pytree.tree_unflatten
+tree_map = _pytree.tree_map
+
+
+def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
+    """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare leaf)."""
+    pairs, _ = _pytree.tree_flatten_with_path(tree)
+    return [(_pytree.keystr(path), leaf) for path, leaf in pairs]
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def spread(lane: Tensor, leaf: Tensor) -> Tensor:
+    """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
+    lane = lane.to(real_dtype(leaf.dtype))
+    return lane if lane.ndim == 0 else lane.view(lane.shape + (1,) * (leaf.ndim - lane.ndim))
+
+
+def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
+    """sum_i coefficients[i] * stages[i], leaf by leaf, in this order.
+
+    One elementwise operation a term, never a matrix product: the sum of a row then does not depend on the rows beside
+    it, so a sample's result is the same bit for bit in any batch.
+    """
+    terms = [(c, k) for c, k in zip(coefficients, stages, strict=True) if c != 0.0]
+    if not terms:
+        return tuple(torch.zeros_like(leaf) for leaf in stages[0])
+    (c, first), rest = terms[0], terms[1:]
+    total = [leaf * c for leaf in first]
+    for c, stage in rest:
+        total = [torch.add(acc, leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
+    return tuple(total)
+
+
+def along(y: Leaves, dt: Tensor, slope: Leaves) -> Leaves:
+    """y + dt * slope with a lane dt."""
+    return tuple(
+        leaf + k * spread(dt, leaf) if leaf.is_complex() else torch.addcmul(leaf, k, spread(dt, leaf))
+        for leaf, k in zip(y, slope, strict=True)
+    )
+
+
+def scale(dt: Tensor, leaves: Leaves) -> Leaves:
+    """dt * leaves with a lane dt."""
+    return tuple(leaf * spread(dt, leaf) for leaf in leaves)
+
+
+def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:
+    """Lane by lane `yes` where the mask holds, else `no`. A Python bool (one lane, known on the host) copies nothing."""
+    if isinstance(mask, bool):
+        return yes if mask else no
+    return tuple(
+        torch.where(mask.view(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b) for a, b in zip(yes, no, strict=True)
+    )
+
+
+def dot(a: Leaves, b: Leaves, batched: bool) -> Tensor:
+    """Real inner product of two states, as a lane in float64 (or the widest real dtype at hand)."""
+    total: Tensor | None = None
+    for x, y in zip(a, b, strict=True):
+        product = (x.conj() * y).real if x.is_complex() else x * y
+        part = product.flatten(1).sum(1) if batched else product.sum()
+        total = part if total is None else total + part
+    assert total is not None  # solve refuses an empty state
+    return total

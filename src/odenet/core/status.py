@@ -1,0 +1,16 @@
+"""How a solve can end."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """Status of a solve, or of one sample (as its integer code in a (B,) tensor)."""
+
+    RUNNING = -1
+    SUCCESS = 0
+    MAX_STEPS = 1
+    NON_FINITE = 2
+    BLOW_UP = 3
+    STEP_UNDERFLOW = 4

@@ -1,0 +1,201 @@
+"""State, and one attempt at a step.
+
+Decisions are made on lanes that are Python numbers for a joint solve and (B,) tensors per sample (core/lanes.py); what
+the method computes with (`time`) is always a tensor and stays attached to the caller's ts. The controller sees
+detached values only: a step size is a constant of the differentiation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..control.base import Memory, Verdict
+from ..core.dense import Coefficients
+from ..core.lanes import Flag, Number, negate, where
+from ..core.leaves import Leaves, select
+from ..core.norms import all_finite, rms
+from ..core.status import Status
+from ..methods.base import Field, Step
+from .problem import Problem
+
+_EPS = 2.0**-52
+
+
+class State(NamedTuple):
+    """t, h: detached time and size of the next attempt. time: t as a tensor, attached to ts. stop: index of the next
+    time to hit. jumped: t is a jump time. status: Status codes."""
+
+    t: Number
+    time: Tensor
+    h: Number
+    y: Leaves
+    carry: Leaves
+    memory: Memory
+    stop: Number
+    jumped: Flag
+    status: Number
+
+
+@dataclass
+class Move:
+    """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans."""
+
+    problem: Problem
+    t0: Number
+    t1: Number
+    time0: Tensor
+    time1: Tensor
+    y: Leaves
+    carry: Leaves
+    step: Step
+    accept: Flag
+    hit: Flag
+    stop: Number
+    jumped: Flag
+    jumps: Flag
+    _polynomial: Coefficients | None = field(default=None, repr=False)
+
+    def polynomial(self) -> Coefficients:
+        """Dense output of the step; computed once, and only where somebody asks."""
+        if self._polynomial is None:
+            p = self.problem
+            f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
+            self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, self.step)
+        return self._polynomial
+
+
+def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
+    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is."""
+    if p.stops.jumps is None:
+        return p.f
+
+    def f(t: Tensor, y: Leaves) -> Leaves:
+        after = (t == time0) & jumped
+        before = (t == time1) & jumps & negate(after)
+        return p.f(t, y, (after.to(t.dtype) - before.to(t.dtype)) * p.direction)
+
+    return f
+
+
+def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
+    """The carry for the next step: that of the step, or anew where f jumps."""
+    if p.stops.jumps is None or not step.carry or not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+        return step.carry
+    nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
+    fresh = p.method.init(lambda t, y: p.f(t, y, nudge), time1, step.y)
+    return select(jumps, fresh, step.carry)
+
+
+class Clock:
+    """The times to hit, on the host for a joint solve and in tensors per sample."""
+
+    def __init__(self, p: Problem) -> None:
+        self.p = p
+        self.times = p.stops.times.detach()
+        self.tracked = p.stops.times.requires_grad
+        self.host = None if p.batched else self.times.tolist()
+        self.host_jumps = None if p.batched or p.stops.jumps is None else p.stops.jumps.tolist()
+        self.sign: Number = p.direction if p.batched else float(p.direction)
+        self.count = self.times.shape[-1]
+
+    def target(self, stop: Number) -> Number:
+        if self.host is not None:
+            return self.host[stop]  # type: ignore[index]  # an int on the host
+        return self.times.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+
+    def jumps(self, stop: Number, hit: Flag) -> Flag:
+        if self.p.stops.jumps is None:
+            return False
+        if self.host_jumps is not None:
+            return hit and self.host_jumps[stop]  # type: ignore[index]
+        return hit & self.p.stops.jumps.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+
+    def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
+        """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
+        if not self.tracked:
+            return t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
+        return attached(self.p.stops.times, stop, hit, t1, time0)
+
+    def next_stop(self, t: Number, stop: Number) -> Number:
+        """Index of the first stop after t."""
+        if self.host is not None:
+            while stop < self.count and (self.host[stop] - t) * self.sign <= 0:  # type: ignore[index]
+                stop += 1
+            return stop
+        return ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)  # type: ignore[index]
+
+
+def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) -> Tensor:
+    """The end of a step with its dependence on ts: on the stop where it was hit, on the start of the step elsewhere."""
+    if not isinstance(hit, Tensor):
+        return stops[stop] if hit else time0 + (t1 - time0.detach())
+    at_stop = stops.gather(1, stop.clamp(max=stops.shape[1] - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+    return torch.where(hit, at_stop, time0 + (t1 - time0.detach()))
+
+
+def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+    """Try one step. Lanes that no longer run take one of length zero."""
+    running = s.status == Status.RUNNING
+    left = (clock.target(s.stop) - s.t) * clock.sign
+    hit = s.h * p.controller.stretch >= left
+    t1 = where(hit, clock.target(s.stop), s.t + clock.sign * s.h)
+    t1, hit = where(running, t1, s.t), hit & running
+    time1 = clock.time(s.stop, hit, t1, s.time, s.t)
+    jumps = clock.jumps(s.stop, hit)
+    f = nudged(p, s.time, time1, s.jumped, jumps)
+    step = p.method.step(f, s.time, time1, s.y, s.carry)
+    with torch.no_grad():
+        ratio = error_ratio(p, s.y, step)
+        verdict = p.controller.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
+    accept = verdict.accept & running
+    move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, s.stop, s.jumped, jumps)
+    return move, verdict._replace(failed=verdict.failed & running)
+
+
+def error_ratio(p: Problem, y0: Leaves, step: Step) -> Number:
+    """The error in units of the tolerance; infinite where the new state or the error is not finite."""
+    if step.error is None or not p.controller.adaptive:
+        finite = all_finite(step.y, p.batched)
+        return torch.where(finite, 0.0, torch.inf) if p.batched else (0.0 if bool(finite) else float("inf"))
+    size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, step.y, strict=True))
+    scaled = []
+    for error, top, r, a in zip(step.error, size, p.rtol, p.atol, strict=True):
+        bound = a + r * top
+        # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
+        scaled.append((error.detach() / bound) + (top - top))
+    norm = p.controller.norm
+    ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
+    ratio = torch.nan_to_num(ratio, nan=torch.inf)
+    return ratio.to(p.ts.dtype) if p.batched else float(ratio)
+
+
+def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
+    """The state after a move: accepted lanes go on, rejected ones try again smaller, finished and failed ones stay."""
+    accept = move.accept
+    running = s.status == Status.RUNNING
+    t = where(accept, move.t1, s.t)
+    # a step cut short by a stop says little about the size of the next
+    h = where(accept & move.hit, where(verdict.h < s.h, s.h, verdict.h), verdict.h)
+    step = move.step
+    if isinstance(accept, Tensor):
+        time = torch.where(accept, move.time1, s.time)
+        memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
+        jumps = accept & move.jumps
+        jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
+        stop = clock.next_stop(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
+    else:
+        time, memory = (move.time1 if accept else s.time), verdict.memory
+        jumps = accept and move.jumps
+        jumped = move.jumps if accept else s.jumped
+        stop = clock.next_stop(t, s.stop) if accept and move.hit else s.stop
+    carry = after_step(p, move.time1, step, jumps) if jumps is not False else step.carry
+    y, carry = select(accept, step.y, s.y), select(accept, carry, s.carry)
+    smallest = 4.0 * _EPS * abs(t)
+    stuck = negate(accept) & running & ((h <= smallest) | (h < 1e-300))
+    status = where(accept & (stop >= clock.count), int(Status.SUCCESS), s.status)
+    status = where(verdict.failed | stuck, int(Status.STEP_UNDERFLOW), status)
+    return State(t, time, h, y, carry, memory, stop, jumped, status)

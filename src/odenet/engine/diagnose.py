@@ -1,0 +1,125 @@
+"""Why a solve failed: the cause, the sample, the worst component, and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, along
+from ..core.norms import all_finite
+from ..core.status import Status
+from ..errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .drive import Outcome
+from .problem import Problem
+
+_HUGE = 1e6  # growth over the initial state (at least 1) beyond which a failure counts as a blow-up
+_ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
+    Status.MAX_STEPS: (
+        MaxStepsError,
+        "max_steps={max_steps} attempted steps did not reach the end",
+        "raise max_steps, loosen rtol and atol, or take on_failure='return' to look at the part that was solved; "
+        "many tiny steps mean a stiff or noisy f, or a jump of f that belongs in PID(jump_ts=...)",
+    ),
+    Status.NON_FINITE: (
+        NonFiniteError,
+        "f returned NaN or infinity",
+        "look at f at this t and y: a division by zero, the log or square root of a negative number, or a weight that "
+        "is NaN already",
+    ),
+    Status.BLOW_UP: (
+        BlowUpError,
+        "the solution blows up: it grew to {size:.3g}",
+        "the ODE has no solution past this time, or f is too steep: end earlier, bound f (tanh, spectral norm), or "
+        "with a constant step take a smaller one",
+    ),
+    Status.STEP_UNDERFLOW: (
+        StepUnderflowError,
+        "the step size fell below the resolution of time",
+        "rtol and atol ask for more than the dtype holds, or f jumps here: loosen them, use float64, or give the time "
+        "of the jump in PID(jump_ts=...)",
+    ),
+}
+
+
+@torch.no_grad()
+def refine(p: Problem, outcome: Outcome) -> None:
+    """Give each lane that gave up its cause: an f that is not finite, a blow-up, or a true step underflow."""
+    s = outcome.state
+    status = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
+    vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
+    if not bool(vague.any()):
+        return
+    grown = _size(s.y, p.batched) > _HUGE * _size(p.y0, p.batched).clamp(min=1.0)
+    finite = _finite_ahead(p, outcome)
+    code = torch.where(grown, int(Status.BLOW_UP), torch.where(finite, status, int(Status.NON_FINITE)))
+    # a state that overflowed in one step from an ordinary one, with f finite there, is a blow-up as well
+    code = torch.where(finite & (status == Status.NON_FINITE), int(Status.BLOW_UP), code)
+    code = torch.where(vague, code, status)
+    outcome.state = s._replace(status=code if p.batched else int(code))
+
+
+def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
+    """Is f finite where the solve stands, and at the end of an Euler step of the size that failed?"""
+    s = outcome.state
+    time = s.time.detach()
+    end = p.ts.detach()[..., -1]
+    h = torch.as_tensor(s.h, dtype=time.dtype, device=time.device)
+    h = torch.where(torch.isfinite(h), h, 0.0).clamp(min=0.0)
+    reach = torch.minimum(torch.maximum(h, 64 * 2.0**-52 * time.abs()), (end - time).abs())
+    y = tuple(x.detach() for x in s.y)
+    slope = p.f(time, y)
+    dt = p.direction * reach
+    ahead = p.f(time + dt, along(y, dt, slope))
+    return all_finite((*slope, *ahead), p.batched)
+
+
+def _size(y: Leaves, batched: bool) -> Tensor:
+    tops = [x.detach().abs().flatten(1).amax(1) if batched else x.detach().abs().max() for x in y]
+    return torch.stack([t.double() for t in tops]).amax(0)
+
+
+@torch.no_grad()
+def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, backward: bool = False) -> None:
+    """Raise the error of the first lane that failed, if one did. Its message has t, dt, the sample and the cure."""
+    refine(p, outcome)
+    s = outcome.state
+    codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
+    failed = (codes != Status.SUCCESS).nonzero().flatten().tolist() if p.batched else []
+    if not failed and (p.batched or int(codes) == Status.SUCCESS):
+        return
+    sample = failed[0] if p.batched else None
+    status = Status(int(codes[sample] if sample is not None else codes))
+    kind, cause, hint = _ERRORS[status]
+
+    def lane(x: object) -> float:
+        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)  # type: ignore[arg-type, index]
+
+    t, dt = lane(s.t), lane(s.h) * float(p.direction[sample] if sample is not None else p.direction)
+    component, size = _worst(p, outcome, sample, names)
+    whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
+    what = "The backward solve of gradient='adjoint'" if backward else "The solve"
+    if backward:
+        hint = "use gradient='discrete', which takes the forward steps again and needs no backward solve; or " + hint
+    cause = cause.format(max_steps=p.max_steps, size=size)
+    message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
+    raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _worst(p: Problem, outcome: Outcome, sample: int | None, names: list[str] | None) -> tuple[str, float]:
+    """The component whose slope is not finite, else the one that changes fastest against its tolerance."""
+    s = outcome.state
+    slope = p.f(s.time.detach(), tuple(x.detach() for x in s.y))
+    best, name, size = -1.0, "y", 0.0
+    for i, (k, y) in enumerate(zip(slope, s.y, strict=True)):
+        bound = torch.as_tensor(p.atol[i] + p.rtol[i] * y.detach().abs())
+        rate = (k.abs() / bound.clamp(min=1e-300)).double().broadcast_to(y.shape)
+        rate, y = (rate, y.detach()) if sample is None else (rate[sample], y.detach()[sample])
+        rate = torch.nan_to_num(rate, nan=torch.inf)
+        flat = int(rate.argmax())
+        size = max(size, float(y.abs().max()))
+        if float(rate.flatten()[flat]) > best:
+            best = float(rate.flatten()[flat])
+            index = [int(j) for j in torch.unravel_index(torch.tensor(flat), rate.shape)] if rate.ndim else []
+            path = names[i] if names and i < len(names) else ("" if len(s.y) == 1 else f"[leaf {i}]")
+            name = f"y{path}" + (f"[{', '.join(map(str, index))}]" if index else "")
+    return name, size

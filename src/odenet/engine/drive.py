@@ -1,0 +1,140 @@
+"""Drivers: repeat the attempt until every lane has ended."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..control.first_step import hairer
+from ..core.lanes import Number
+from ..core.leaves import select
+from ..core.status import Status
+from .advance import Clock, Move, State, attempt, settle
+from .observe import Observer
+from .problem import Problem
+
+Count = int | Tensor
+
+
+@dataclass
+class Outcome:
+    """The end of a solve. Counts are ints, or (B,) tensors per sample."""
+
+    state: State
+    nfe: Count
+    accepted: Count
+    rejected: Count
+
+
+class Driver(ABC):
+    @abstractmethod
+    def run(self, p: Problem, observers: Sequence[Observer]) -> Outcome: ...
+
+
+def start(p: Problem, clock: Clock) -> State:
+    """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
+    time = p.ts[..., 0]
+    t: Number = time.detach() if p.batched else float(time.detach())
+    stop = clock.next_stop(t, torch.zeros_like(time, dtype=torch.int64) if p.batched else 0)
+    moving = stop < clock.count
+    idle = not bool(moving.any()) if isinstance(moving, Tensor) else not moving
+    carry = () if idle else p.method.init(p.f, time, p.y0)
+    h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
+    h = h if p.batched else float(h)
+    status: Number
+    if isinstance(h, Tensor):
+        code = torch.where(torch.isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
+        status = torch.where(moving, code, int(Status.SUCCESS))
+        jumped = torch.zeros_like(moving) if p.stops.jumps is not None else False
+    else:
+        code = Status.RUNNING if math.isfinite(h) else Status.NON_FINITE
+        status, jumped = int(code if moving else Status.SUCCESS), False
+    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status)
+
+
+@torch.no_grad()
+def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tuple[Tensor, ...]) -> Tensor:
+    lane = torch.ones_like(p.direction)
+    if p.controller.adaptive and getattr(p.controller, "first_step", None) is None:
+        target = clock.target(stop)
+        span = (target if isinstance(target, Tensor) else time.new_tensor(target)) - time
+        y0 = tuple(x.detach() for x in p.y0)
+        f0 = tuple(x.detach() for x in carry) or p.f(time, y0)
+        lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol)
+        lane = torch.where(span == 0, torch.ones_like(lane), lane)
+    first = p.controller.first(lane)
+    assert isinstance(first, Tensor)
+    return first
+
+
+@final
+class Eager(Driver):
+    """One attempt after another from Python, with one look at the verdict a step."""
+
+    def run(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
+        return self._lanes(p, observers) if p.batched else self._joint(p, observers)
+
+    def _joint(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
+        clock, before = Clock(p), p.f.calls
+        s = start(p, clock)
+        accepted = attempts = 0
+        while s.status == Status.RUNNING:
+            if attempts >= p.max_steps:
+                s = s._replace(status=int(Status.MAX_STEPS))
+                break
+            move, verdict = attempt(p, clock, s)
+            attempts += 1
+            accepted += bool(move.accept)
+            for observer in observers:
+                observer.see(move)
+            s = settle(p, clock, s, move, verdict)
+        return Outcome(s, p.f.calls - before, accepted, attempts - accepted)
+
+    def _lanes(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
+        clock, before = Clock(p), p.f.calls
+        s = start(p, clock)
+        nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
+        accepted, rejected = torch.zeros_like(nfe), torch.zeros_like(nfe)
+        while True:
+            running = s.status == Status.RUNNING
+            if not bool(running.any()):
+                break
+            spent = running & (accepted + rejected >= p.max_steps)
+            if bool(spent.any()):
+                s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
+                continue
+            before = p.f.calls
+            move, verdict = attempt(p, clock, s)
+            if torch.is_grad_enabled():
+                move = without_poison(p, s, move)
+            accepted, rejected = accepted + move.accept, rejected + (running & ~move.accept)
+            nfe = nfe + running * (p.f.calls - before)
+            before = p.f.calls
+            for observer in observers:
+                observer.see(move)
+            s = settle(p, clock, s, move, verdict)
+            nfe = nfe + move.accept * (p.f.calls - before)
+        return Outcome(s, nfe, accepted, rejected)
+
+
+def without_poison(p: Problem, s: State, move: Move) -> Move:
+    """The move again, with rejected lanes standing still, where a rejected lane has a value that is not finite.
+
+    Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
+    """
+    bad = torch.zeros_like(move.accept)
+    for leaf in (*move.step.y, *(leaf for stage in move.step.stages for leaf in stage)):
+        bad = bad | ~torch.isfinite(leaf.detach()).flatten(1).all(1)
+    if not bool((bad & ~move.accept).any()):
+        return move
+    time1 = torch.where(move.accept, move.time1, move.time0)
+    step = p.method.step(p.f, move.time0, time1, move.y, move.carry)
+    keep = select(move.accept, step.y, move.y)
+    move.time1, move.step = time1, step._replace(y=keep)
+    return move

@@ -1,0 +1,48 @@
+"""Compose observers and a driver: one numerical solution, with nothing said of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.leaves import Leaves
+from .drive import Driver, Outcome
+from .observe import Observer
+from .problem import Problem
+from .record import Everywhere, Pieces, Record, Report
+
+Progress = Callable[[float, dict[str, int]], Any]
+
+
+@dataclass
+class Request:
+    """What the caller wants to see of the solution beside its end."""
+
+    dense: bool = False
+    progress: Progress | None = None
+
+
+@dataclass
+class Solved:
+    """ys: (T, ...) or (B, T, ...) leaves. y1: the last state reached. pieces: with dense."""
+
+    ys: Leaves
+    y1: Leaves
+    pieces: Pieces | None
+    outcome: Outcome
+
+
+def integrate(
+    p: Problem, driver: Driver, request: Request, record: Record, others: Sequence[Observer] = ()
+) -> Solved:
+    """Solve p. `others` see each move after `record`."""
+    observers: list[Observer] = [record, *others]
+    everywhere = Everywhere() if request.dense else None
+    if everywhere is not None:
+        observers.append(everywhere)
+    if request.progress is not None:
+        observers.append(Report(p, request.progress))
+    outcome = driver.run(p, observers)
+    pieces = everywhere.pieces(p) if everywhere is not None else None
+    return Solved(record.ys(), outcome.state.y, pieces, outcome)

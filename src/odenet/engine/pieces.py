@@ -1,0 +1,32 @@
+"""Evaluate a dense solution anywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.dense import evaluate
+from ..core.leaves import Leaves, real_dtype
+from .record import Pieces
+
+
+def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool) -> Leaves:
+    """The solution at t: (m,) gives leaves (m, ...); per sample t is (B, m) and the leaves (B, m, ...)."""
+    if not batched:
+        index = torch.searchsorted((pieces.end * direction).detach().contiguous(), (t * direction).detach())
+        place: tuple[Tensor, ...] = (index.clamp(max=len(pieces.end) - 1),)
+    else:
+        end, start = pieces.end.detach(), pieces.start.detach()
+        reaches = (end != start).unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
+        first = reaches.to(torch.uint8).argmax(0)
+        # past the last step taken (by rounding, or after a failure) the last one serves
+        last = len(end) - 1 - (end != start).to(torch.uint8).flip(0).argmax(0)
+        index = torch.where(reaches.any(0), first, last[:, None].expand_as(first))
+        place = (index, torch.arange(t.shape[0], device=t.device)[:, None].expand_as(index))
+    start, end = pieces.start[place], pieces.end[place]
+    length = end - start
+    theta = torch.where(length == 0, torch.zeros_like(t), (t - start) / torch.where(length == 0, 1.0, length))
+    y0 = tuple(y[place] for y in pieces.y)
+    coefficients = [tuple(c[place] for c in cs) for cs in pieces.coefficients]
+    shaped = tuple(theta.view(theta.shape + (1,) * (y.ndim - theta.ndim)).to(real_dtype(y.dtype)) for y in y0)
+    return evaluate(y0, coefficients, shaped)

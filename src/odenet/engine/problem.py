@@ -1,0 +1,89 @@
+"""Problem: all that stays the same during a solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control.base import Controller
+from ..core.field import VectorField
+from ..core.leaves import Leaves
+from ..core.norms import Tolerance
+from ..methods.base import Method
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Times that end a step, in the order of the solve; the last is the end of the solve.
+
+    times: (S,), or (B, S) per sample, attached to the caller's ts. jumps: booleans of that shape, True where f is to be
+    evaluated anew, or None where there are none.
+    """
+
+    times: Tensor
+    jumps: Tensor | None
+
+    @staticmethod
+    def build(ts: Tensor, direction: Tensor, controller: Controller) -> Stops:
+        inner = ts[..., 1:] if controller.every_output else ts[..., -1:]
+        extra = [(controller.step_ts, False), (controller.jump_ts, True)]
+        times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
+        for given, jump in extra:
+            if given is None:
+                continue
+            fixed = torch.as_tensor(given, dtype=ts.dtype, device=ts.device).detach()
+            fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
+            sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
+            within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
+            times.append(torch.where(within, fixed, ts[..., -1:]))
+            jumps.append(within if jump else torch.zeros_like(within))
+        if len(times) == 1:
+            return Stops(inner, None)
+        all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)
+        sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
+        order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)
+        all_times, all_jumps = all_times.gather(-1, order), all_jumps.gather(-1, order)
+        if controller.jump_ts is None:
+            return Stops(all_times, None)
+        # times that coincide are hit once, so the jump is a property of the time
+        same = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
+        return Stops(all_times, (same & all_jumps.unsqueeze(-2)).any(-1))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One initial value problem, or B independent ones with `batched`.
+
+    y0: leaves in working precision; the leading axis is the batch with `batched`. ts: output times, (T,) or (B, T), in
+    the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf.
+    """
+
+    f: VectorField
+    y0: Leaves
+    ts: Tensor
+    stops: Stops
+    direction: Tensor
+    method: Method
+    controller: Controller
+    rtol: Tolerance
+    atol: Tolerance
+    batched: bool
+    max_steps: int
+
+    @staticmethod
+    def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:
+        span = ts.detach()[..., -1] - ts.detach()[..., 0]
+        direction = torch.where(span < 0, -torch.ones_like(span), torch.ones_like(span))
+        stops = Stops.build(ts, direction, controller)
+        return Problem(
+            f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
+        )
+
+    def detached(self) -> Problem:
+        """The same problem with nothing attached to a graph, and a field that finds what it captures."""
+        stops = Stops(self.stops.times.detach(), self.stops.jumps)
+        y0 = tuple(x.detach() for x in self.y0)
+        return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)

@@ -1,0 +1,177 @@
+"""Observers that keep the solution: at the output times, and everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..core.dense import Coefficients, evaluate
+from ..core.leaves import Leaves, real_dtype
+from .advance import Move
+from .observe import Observer
+from .problem import Problem
+
+Rows = slice | tuple[Tensor, Tensor]  # which outputs: ts[rows], or ts[b, j] per sample
+
+
+def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
+    """The solution at ts[rows], all within the move; stacked on the first axis. The end of a step is exactly its y."""
+    times = ts[rows]
+    at_end = times.detach() == (move.time1.detach() if isinstance(rows, slice) else move.time1.detach()[rows[0]])
+    if isinstance(rows, slice):
+        if bool(at_end.all()):
+            return tuple(y.unsqueeze(0).expand(len(times), *y.shape) for y in move.step.y)
+        theta = (times - move.time0) / (move.time1 - move.time0)
+        y0, y1 = move.y, move.step.y
+        coefficients: Coefficients = move.polynomial()
+    else:
+        lane = rows[0]
+        if bool(at_end.all()):
+            return tuple(y[lane] for y in move.step.y)
+        theta = (times - move.time0[lane]) / (move.time1[lane] - move.time0[lane])
+        y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
+        coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial())
+    offset = 1 if isinstance(rows, slice) else 0
+
+    def against(x: Tensor, leaf: Tensor) -> Tensor:
+        return x.view(x.shape + (1,) * (leaf.ndim - 1 + offset))
+
+    values = evaluate(y0, coefficients, tuple(against(theta, x).to(real_dtype(x.dtype)) for x in y0))
+    return tuple(torch.where(against(at_end, end), end, v) for end, v in zip(y1, values, strict=True))
+
+
+@final
+class Record(Observer):
+    """Collects the solution at every output time. `rows_of_last` tells which outputs the last move gave."""
+
+    def __init__(self, p: Problem) -> None:
+        self.p = p
+        self.chunks: list[Leaves] = []
+        self.rows: list[Rows] = []
+        self.rows_of_last: Rows | None = None
+        ts = p.ts.detach()
+        if p.batched:
+            at_start = (ts - ts[:, :1]) * p.direction[:, None] <= 0
+            lane, j = at_start.nonzero(as_tuple=True)
+            self._keep((lane, j), tuple(y[lane] for y in p.y0))
+        else:
+            self.host = ts.tolist()
+            self.sign = float(p.direction)
+            self.cursor = self._due(self.host[0], 0)
+            self._keep(slice(0, self.cursor), tuple(y.unsqueeze(0).expand(self.cursor, *y.shape) for y in p.y0))
+
+    def _keep(self, rows: Rows, values: Leaves) -> None:
+        self.rows.append(rows)
+        self.chunks.append(values)
+
+    def _due(self, t: float, cursor: int) -> int:
+        while cursor < len(self.host) and (self.host[cursor] - t) * self.sign <= 0:
+            cursor += 1
+        return cursor
+
+    def see(self, move: Move) -> None:
+        self.rows_of_last = rows = self._rows(move)
+        if rows is not None:
+            self._keep(rows, outputs(move, self.p.ts, rows))
+
+    def _rows(self, move: Move) -> Rows | None:
+        if not isinstance(move.accept, Tensor):
+            if not move.accept:
+                return None
+            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)  # type: ignore[arg-type]
+            return slice(first, self.cursor) if self.cursor > first else None
+        ts, sign = self.p.ts.detach(), self.p.direction[:, None]
+        t0, t1 = move.time0.detach()[:, None], move.time1.detach()[:, None]
+        due = move.accept[:, None] & ((ts - t1) * sign <= 0) & ((ts - t0) * sign > 0)
+        lane, j = due.nonzero(as_tuple=True)
+        return (lane, j) if len(lane) else None
+
+    def ys(self) -> Leaves:
+        """(T, ...) or (B, T, ...); NaN at times that the solve did not reach."""
+        if not self.p.batched:
+            missing = len(self.host) - self.cursor
+            parts = [*self.chunks]
+            if missing:
+                parts.append(tuple(torch.full((missing, *y.shape), torch.nan).to(y) for y in self.p.y0))
+            return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        filler = tuple(torch.full_like(y[:1], torch.nan).detach() for y in self.p.y0)
+        rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
+        lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))  # type: ignore[arg-type]
+        place = torch.full(self.p.ts.shape, len(lane), dtype=torch.int64, device=lane.device)
+        place[lane, j] = torch.arange(len(lane), device=lane.device)
+        return tuple(x[place] for x in rows)
+
+
+@dataclass
+class Pieces:
+    """The accepted steps of a solve as local polynomials, stacked on the first axis (N steps).
+
+    start, end: (N,) or (N, B); a lane for which a step was not accepted has start == end there. y: leaves (N, ...).
+    coefficients: for each power of theta, leaves (N, ...).
+    """
+
+    start: Tensor
+    end: Tensor
+    y: Leaves
+    coefficients: tuple[Leaves, ...]
+
+    def flat(self) -> Leaves:
+        return (self.start, self.end, *self.y, *(c for cs in self.coefficients for c in cs))
+
+    @staticmethod
+    def from_flat(flat: Sequence[Tensor], leaves: int) -> Pieces:
+        y, rest = tuple(flat[2 : 2 + leaves]), flat[2 + leaves :]
+        powers = tuple(tuple(rest[i : i + leaves]) for i in range(0, len(rest), leaves))
+        return Pieces(flat[0], flat[1], y, powers)
+
+
+@final
+class Everywhere(Observer):
+    """Keeps the local polynomial of every accepted step."""
+
+    def __init__(self) -> None:
+        self.parts: list[Leaves] = []
+        self.leaves = 0
+
+    def see(self, move: Move) -> None:
+        if bool(move.accept.any()) if isinstance(move.accept, Tensor) else move.accept:
+            self.leaves = len(move.y)
+            self.parts.append(piece(move))
+
+    def pieces(self, p: Problem) -> Pieces:
+        if not self.parts:  # a solve of no length: one constant piece
+            start = p.ts[..., 0]
+            flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
+            return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
+        return Pieces.from_flat([torch.stack(x) for x in zip(*self.parts, strict=True)], self.leaves)
+
+
+def piece(move: Move) -> Leaves:
+    """One step of `Pieces`, flat."""
+    end = torch.where(move.accept, move.time1, move.time0) if isinstance(move.accept, Tensor) else move.time1
+    return (move.time0, end, *move.y, *(c for cs in move.polynomial() for c in cs))
+
+
+@final
+@dataclass
+class Report(Observer):
+    """Calls the caller back with the fraction of time solved (that of the slowest sample) and the counts so far."""
+
+    p: Problem
+    callback: object
+    accepted: int = field(default=0)
+    attempts: int = field(default=0)
+
+    def see(self, move: Move) -> None:
+        ts = self.p.ts.detach()
+        t = torch.where(move.accept, move.time1, move.time0) if isinstance(move.accept, Tensor) else move.time1
+        self.attempts += 1
+        self.accepted += bool(move.accept.any()) if isinstance(move.accept, Tensor) else bool(move.accept)
+        span = ts[..., -1] - ts[..., 0]
+        fraction = torch.where(span == 0, 1.0, (t.detach() - ts[..., 0]) / span).min()
+        stats = {"nfe": self.p.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}
+        self.callback(float(fraction), stats)  # type: ignore[operator]

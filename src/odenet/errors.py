@@ -1,0 +1,42 @@
+"""Errors of a solve. All are RuntimeErrors; what failed is also in their attributes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SolveError(RuntimeError):
+    """A solve ended before its last time.
+
+    t: time reached. dt: size of the attempt that failed. sample: index with per_sample, else None. component: the
+    worst component of y, such as "y['x'][3]".
+    """
+
+    def __init__(self, message: str, *, t: float, dt: float, sample: int | None, component: str) -> None:
+        super().__init__(message)
+        self.t, self.dt, self.sample, self.component = t, dt, sample, component
+
+
+class MaxStepsError(SolveError):
+    """`max_steps` attempts did not reach the end."""
+
+
+class NonFiniteError(SolveError):
+    """f returned NaN or infinity from a finite state of ordinary size."""
+
+
+class BlowUpError(SolveError):
+    """The solution itself grows without bound."""
+
+
+class StepUnderflowError(SolveError):
+    """The step size fell below the resolution of time with everything finite."""
+
+
+def unknown_name(argument: str, given: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a table, with the nearest that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{argument}={given!r} is unknown.{hint} Known: {', '.join(names)}.")

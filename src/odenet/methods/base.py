@@ -1,0 +1,51 @@
+"""Method: one step of a solver, and what a step leaves behind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..core.dense import Coefficients
+from ..core.leaves import Leaves
+
+Field = Callable[[Tensor, Leaves], Leaves]
+
+
+class Step(NamedTuple):
+    """What one attempted step from t0 to t1 gives.
+
+    y: the state at t1. carry: what the next step starts from (the slope at t1 of a first-same-as-last method), else ().
+    error: estimate of the local error, or None. stages: what the dense output is made of.
+    """
+
+    y: Leaves
+    carry: Leaves
+    error: Leaves | None
+    stages: tuple[Leaves, ...]
+
+
+class Method(ABC):
+    """A one-step method. Pure: tensors in, tensors out.
+
+    `order` is that of the solution it advances with; `error_order` is the k for which the error estimate falls like
+    dt^k, None where there is no estimate. Steps are given by both ends: a stage at t1 sees exactly t1.
+    """
+
+    name: str
+    order: int
+    error_order: int | None
+
+    @abstractmethod
+    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
+        """The carry at (t, y)."""
+
+    @abstractmethod
+    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
+        """One attempt from t0 to t1."""
+
+    @abstractmethod
+    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+        """The dense output of an accepted step; it may evaluate f again."""

@@ -1,0 +1,116 @@
+"""Vector fields with time as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import unknown_name
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+}
+
+
+def activation_module(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+@final
+class MLPField(nn.Module):
+    """dy/dt = MLP([y, t]): a multilayer perceptron on the last axis of y.
+
+    dim: size of y's last axis. hidden: widths of the hidden layers. activation: "tanh", "softplus", "relu", ... time:
+    whether t is an input. Called as f(t, y) with y (..., dim), t 0-d or (B,).
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), activation: str = "tanh", time: bool = True) -> None:
+        super().__init__()
+        widths = [dim + time, *hidden]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(a, b), activation_module(activation)]
+        self.net = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+        self.time = time
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.time:
+            t = t.to(y.dtype)
+            t = t.view(t.shape + (1,) * (y.ndim - t.ndim)).expand(*y.shape[:-1], 1)
+            y = torch.cat([y, t], -1)
+        return self.net(y)
+
+
+@final
+class TimeConv2d(nn.Module):
+    """A 3x3 convolution of [t, y], t as a constant extra channel; padding 1.
+
+    The time channel's part is t times one fixed response, so it is convolved as a single plane and not for each image.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, time: bool = True) -> None:
+        super().__init__()
+        whole = nn.Conv2d(channels_in + time, channels_out, 3, padding=1)  # its initial distribution
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        with torch.no_grad():
+            self.conv.weight.copy_(whole.weight[:, time:])
+            assert self.conv.bias is not None and whole.bias is not None
+            self.conv.bias.copy_(whole.bias)
+        self.time_weight = nn.Parameter(whole.weight[:, :1].detach().clone()) if time else None
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        out = self.conv(y)
+        if self.time_weight is None:
+            return out
+        plane = torch.nn.functional.conv2d(y.new_ones(1, 1, *y.shape[-2:]), self.time_weight, padding=1)
+        t = t.to(y.dtype)
+        return torch.addcmul(out, t.view(-1, 1, 1, 1), plane)
+
+
+@final
+class ConvField(nn.Module):
+    """The paper's ODE block: norm, activation, 3x3 convolution, twice, and a last norm; time as an extra channel.
+
+    Chen et al. 2018, section 3. channels: of the state (B, channels, H, W). hidden: channels between the convolutions
+    (default: the same). groups: of the group norms (default: 32, or fewer for few channels). activation: "relu" as in
+    the paper, or a smooth one such as "softplus". Called as f(t, y), t 0-d or (B,).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int | None = None,
+        groups: int | None = None,
+        activation: str = "relu",
+        time: bool = True,
+    ) -> None:
+        super().__init__()
+        hidden = channels if hidden is None else hidden
+        self.norm1, self.norm2 = group_norm(channels, groups), group_norm(hidden, groups)
+        self.norm3 = group_norm(channels, groups)
+        self.conv1, self.conv2 = TimeConv2d(channels, hidden, time), TimeConv2d(hidden, channels, time)
+        self.activation = activation_module(activation)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        y = self.conv1(t, self.activation(self.norm1(y)))
+        y = self.conv2(t, self.activation(self.norm2(y)))
+        return self.norm3(y)
+
+
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """Group norm with `groups` groups, by default the largest divisor of `channels` up to 32."""
+    if groups is None:
+        groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+    if channels % groups:
+        raise ValueError(f"groups must divide channels; got groups={groups}, channels={channels}")
+    return nn.GroupNorm(groups, channels)

@@ -1,0 +1,66 @@
+"""NeuralODE: a solve as a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ..core.leaves import flatten, real_dtype, tree_map
+from ..solve import solve
+
+
+@final
+class NeuralODE(nn.Module):
+    """The end of the trajectory that starts at y0 and follows `field`, as a layer.
+
+    field: callable f(t, y, *args), usually a module; its t has y's real dtype (at least float32). ts: the times from
+    start to end. solve_options: those of `odenet.solve`.
+
+    forward(y0, ts=None, args=()): the state at the last time, or with `ts` the trajectory at ts, (T, ...). `stats`:
+    counts of the last solve (nfe, accepted, rejected, backward_nfe).
+    """
+
+    def __init__(self, field: Callable[..., Any], ts: Sequence[float] = (0.0, 1.0), **solve_options: Any) -> None:
+        super().__init__()
+        self.field = field
+        self.ts = tuple(float(t) for t in ts)
+        self.solve_options = solve_options
+        self.stats: Any = None
+
+    def forward(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Any:
+        times = self.ts if ts is None else ts
+        if not isinstance(times, Tensor):
+            leaf = flatten(y0)[0][0]
+            dtype = torch.promote_types(real_dtype(leaf.dtype), torch.float32)
+            times = torch.as_tensor(times, dtype=torch.float64).to(leaf.device, dtype)
+        sol = solve(self.field, y0, times, args=args, **self.solve_options)
+        self.stats = sol.stats
+        return sol.y1 if ts is None else sol.ys
+
+    def extra_repr(self) -> str:
+        return ", ".join([f"ts={self.ts}", *(f"{k}={v!r}" for k, v in self.solve_options.items())])
+
+
+@final
+class Augmented(nn.Module):
+    """Runs a layer on a state with `extra` zeros appended along an axis, and takes them off again (Dupont et al. 2019).
+
+    layer: module such as NeuralODE whose field works on the wider state. dim: the axis that grows (1: features of
+    (B, D), channels of (B, C, H, W)). The batch is axis 0.
+    """
+
+    def __init__(self, layer: nn.Module, extra: int, dim: int = 1) -> None:
+        super().__init__()
+        if extra < 1:
+            raise ValueError(f"extra must be at least 1; got {extra}")
+        self.layer, self.extra, self.dim = layer, extra, dim
+
+    def forward(self, y0: Tensor, ts: Any = None, args: tuple[Any, ...] = ()) -> Tensor:
+        shape = list(y0.shape)
+        shape[self.dim] = self.extra
+        wide = self.layer(torch.cat([y0, y0.new_zeros(shape)], self.dim), ts, args)
+        axis = self.dim if ts is None else self.dim + (self.dim >= 0)
+        return tree_map(lambda y: y.narrow(axis, 0, y0.shape[self.dim]), wide)

@@ -1,0 +1,142 @@
+"""`solve`: check, flatten once, build the problem, run the gradient, package the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import check
+from .control import Controller
+from .core.field import VectorField
+from .core.leaves import Leaves, flatten, real_dtype, unflatten
+from .core.status import Status
+from .engine.diagnose import raise_failure, refine
+from .engine.drive import Eager
+from .engine.integrate import Progress, Request
+from .engine.problem import Problem
+from .errors import unknown_name
+from .gradients import Adjoint, Gradient
+from .methods import Method
+from .progress import bar
+from .solution import Solution
+
+_WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Any,
+    *,
+    args: tuple[Any, ...] = (),
+    method: str | Method = "tsit5",
+    rtol: Any = 1e-5,
+    atol: Any = 1e-7,
+    step: float | None = None,
+    controller: Controller | None = None,
+    gradient: str | Gradient = "discrete",
+    per_sample: bool = False,
+    event: Any = None,
+    dense: bool = False,
+    compile: bool = False,
+    max_steps: int = 10_000,
+    on_failure: str = "raise",
+    progress: bool | Progress = False,
+) -> Solution:
+    """Solve dy/dt = f(t, y, *args) from y0 at ts[0], and give the solution at all of ts; differentiable.
+
+    f: returns dy/dt with y's structure, shapes and dtype. t is a 0-d tensor, (B,) with per_sample, in the dtype of ts
+        (Python numbers: float64), at least as precise as y's.
+    y0: tensor or pytree of tensors, float64, float32, bfloat16, float16 or complex.
+    ts: at least two times, increasing or decreasing, (T,); (B, T) gives each sample its own. f is never called outside
+        [ts[0], ts[-1]].
+    args: further arguments of f; tensors in them get their gradient.
+    method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston" choose their steps; "euler", "midpoint", "rk4",
+        "rk4_38" need `step`.
+    rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
+    step: constant step size in the unit of time; the last one before each output time is shortened to end there.
+    controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
+    gradient: "discrete" (exact, the default), "backprop" (exact, any order of derivative, most memory), "adjoint" (the
+        continuous adjoint: constant memory, approximate).
+    per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps.
+    dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
+    max_steps: attempted steps (of each sample) before giving up.
+    on_failure: "raise", or "return" the part that was solved, with `status`.
+    progress: True for a bar (needs tqdm), or a callable (fraction, stats).
+
+    Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
+
+    >>> import torch, odenet
+    >>> sol = odenet.solve(lambda t, y: -y, torch.ones(2, dtype=torch.float64), [0.0, 1.0], rtol=1e-8, atol=1e-10)
+    >>> bool((sol.y1 - torch.exp(torch.tensor(-1.0))).abs().max() < 1e-6)
+    True
+    """
+    if not callable(f):
+        raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
+    check.later(event, compile)
+    per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
+    if on_failure not in ("raise", "return"):
+        raise unknown_name("on_failure", str(on_failure), ("raise", "return"))
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
+    names, leaves = check.state(y0, per_sample)
+    given_ts = check.times(ts, per_sample, leaves[0])
+    solver = check.method(method)
+    how = _with_method(check.gradient(gradient))
+    control = check.controller(controller, step, solver)
+    dtypes = tuple(x.dtype for x in leaves)
+    working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    _, spec = flatten(y0)
+    time_dtype = _time_dtype(given_ts, working)
+    field = VectorField(f, spec, names, dtypes, time_dtype, check.arguments(args))
+    precise = torch.float32 if given_ts.device.type == "mps" else torch.float64
+    problem = Problem.build(
+        field,
+        working,
+        given_ts.to(precise),
+        control,
+        method=solver,
+        rtol=check.tolerance("rtol", rtol, y0, working),
+        atol=check.tolerance("atol", atol, y0, working),
+        max_steps=check.max_steps(max_steps),
+    )
+
+    def pack(values: Leaves) -> Any:
+        return unflatten([x.to(d) for x, d in zip(values, dtypes, strict=True)], spec)
+
+    with bar(progress) as report:
+        trajectory = how.run(problem, Eager(), Request(dense=dense, progress=report))
+    if on_failure == "raise":
+        raise_failure(problem, trajectory.outcome, names)
+    else:
+        refine(problem, trajectory.outcome)
+    final = trajectory.outcome.state
+    status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
+    return Solution(
+        given_ts,
+        pack(trajectory.ys),
+        pack(trajectory.y1),
+        trajectory.stats,
+        status,
+        None,
+        trajectory.dense,
+        pack,
+        (problem.ts.detach()[..., 0], final.time.detach()) if dense else None,
+    )
+
+
+def _time_dtype(ts: Tensor, leaves: Leaves) -> torch.dtype:
+    """What f's t has: the dtype of ts, never less precise than the state or float32."""
+    dtype = torch.promote_types(ts.dtype, torch.float32)
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
+    return dtype
+
+
+def _with_method(how: Gradient) -> Gradient:
+    if isinstance(how, Adjoint) and isinstance(how.method, str):
+        return Adjoint(how.rtol, how.atol, check.method(how.method), how.norm, how.controller, how.max_steps)
+    return how
