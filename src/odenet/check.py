@@ -88,9 +88,8 @@ def _stacked(ts: Any) -> Tensor:
 
 def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     """One number or tensor a leaf."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        values = [given] * len(leaves)
-    elif isinstance(given, Tensor) and given.ndim == 0:
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if number or (isinstance(given, Tensor) and given.ndim == 0):
         values = [given] * len(leaves)
     else:
         values, spec = flatten(given)
@@ -187,4 +186,6 @@ def later(event: Any, compile: Any) -> None:
     if event is not None:
         raise ValueError(f"event={event!r}: events are not available in this version; leave event=None")
     if compile is not False:
-        raise ValueError(f"compile={compile!r}: the compiled driver is not available in this version; use compile=False")
+        raise ValueError(
+            f"compile={compile!r}: the compiled driver is not available in this version; use compile=False"
+        )

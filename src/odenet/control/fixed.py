@@ -31,7 +31,9 @@ class ConstantStep(Controller):
     ) -> None:
         self.step, self.step_ts, self.jump_ts = float(step), step_ts, jump_ts
         if not 0.0 < self.step < float("inf"):
-            raise ValueError(f"step must be a positive, finite size; got {step!r} (the direction of time comes from ts)")
+            raise ValueError(
+                f"step must be a positive, finite size; got {step!r} (the direction of time comes from ts)"
+            )
 
     def __repr__(self) -> str:
         return f"ConstantStep({self.step})"

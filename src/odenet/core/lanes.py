@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Number = float | Tensor
-Flag = bool | Tensor
+# float | Tensor and bool | Tensor: a union could not say that all lanes of one solve are of the same kind.
+Number = Any
+Flag = Any
 
 
 def where(mask: Flag, yes: Number, no: Number) -> Number:

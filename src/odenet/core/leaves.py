@@ -68,7 +68,7 @@ def scale(dt: Tensor, leaves: Leaves) -> Leaves:
 
 
 def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:
-    """Lane by lane `yes` where the mask holds, else `no`. A Python bool (one lane, known on the host) copies nothing."""
+    """Lane by lane `yes` where the mask holds, else `no`. A Python bool (one lane, on the host) copies nothing."""
     if isinstance(mask, bool):
         return yes if mask else no
     return tuple(

@@ -104,15 +104,15 @@ class Clock:
 
     def target(self, stop: Number) -> Number:
         if self.host is not None:
-            return self.host[stop]  # type: ignore[index]  # an int on the host
-        return self.times.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+            return self.host[stop]
+        return self.times.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
 
     def jumps(self, stop: Number, hit: Flag) -> Flag:
         if self.p.stops.jumps is None:
             return False
         if self.host_jumps is not None:
-            return hit and self.host_jumps[stop]  # type: ignore[index]
-        return hit & self.p.stops.jumps.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+            return hit and self.host_jumps[stop]
+        return hit & self.p.stops.jumps.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
 
     def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
         """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
@@ -123,17 +123,17 @@ class Clock:
     def next_stop(self, t: Number, stop: Number) -> Number:
         """Index of the first stop after t."""
         if self.host is not None:
-            while stop < self.count and (self.host[stop] - t) * self.sign <= 0:  # type: ignore[index]
+            while stop < self.count and (self.host[stop] - t) * self.sign <= 0:
                 stop += 1
             return stop
-        return ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)  # type: ignore[index]
+        return ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)
 
 
 def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) -> Tensor:
     """The end of a step with its dependence on ts: on the stop where it was hit, on the start of the step elsewhere."""
     if not isinstance(hit, Tensor):
         return stops[stop] if hit else time0 + (t1 - time0.detach())
-    at_stop = stops.gather(1, stop.clamp(max=stops.shape[1] - 1)[:, None])[:, 0]  # type: ignore[union-attr]
+    at_stop = stops.gather(1, stop.clamp(max=stops.shape[1] - 1)[:, None])[:, 0]
     return torch.where(hit, at_stop, time0 + (t1 - time0.detach()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.lanes import Number
 from ..core.leaves import Leaves, along
 from ..core.norms import all_finite
 from ..core.status import Status
@@ -91,8 +92,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     status = Status(int(codes[sample] if sample is not None else codes))
     kind, cause, hint = _ERRORS[status]
 
-    def lane(x: object) -> float:
-        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)  # type: ignore[arg-type, index]
+    def lane(x: Number) -> float:
+        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
 
     t, dt = lane(s.t), lane(s.h) * float(p.direction[sample] if sample is not None else p.direction)
     component, size = _worst(p, outcome, sample, names)

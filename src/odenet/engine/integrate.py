@@ -33,9 +33,7 @@ class Solved:
     outcome: Outcome
 
 
-def integrate(
-    p: Problem, driver: Driver, request: Request, record: Record, others: Sequence[Observer] = ()
-) -> Solved:
+def integrate(p: Problem, driver: Driver, request: Request, record: Record, others: Sequence[Observer] = ()) -> Solved:
     """Solve p. `others` see each move after `record`."""
     observers: list[Observer] = [record, *others]
     everywhere = Everywhere() if request.dense else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class Record(Observer):
         if not isinstance(move.accept, Tensor):
             if not move.accept:
                 return None
-            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)  # type: ignore[arg-type]
+            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)
             return slice(first, self.cursor) if self.cursor > first else None
         ts, sign = self.p.ts.detach(), self.p.direction[:, None]
         t0, t1 = move.time0.detach()[:, None], move.time1.detach()[:, None]
@@ -100,7 +100,7 @@ class Record(Observer):
             return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
         filler = tuple(torch.full_like(y[:1], torch.nan).detach() for y in self.p.y0)
         rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
-        lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))  # type: ignore[arg-type]
+        lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))
         place = torch.full(self.p.ts.shape, len(lane), dtype=torch.int64, device=lane.device)
         place[lane, j] = torch.arange(len(lane), device=lane.device)
         return tuple(x[place] for x in rows)
@@ -162,7 +162,7 @@ class Report(Observer):
     """Calls the caller back with the fraction of time solved (that of the slowest sample) and the counts so far."""
 
     p: Problem
-    callback: object
+    callback: Callable[[float, dict[str, int]], Any]
     accepted: int = field(default=0)
     attempts: int = field(default=0)
 
@@ -174,4 +174,4 @@ class Report(Observer):
         span = ts[..., -1] - ts[..., 0]
         fraction = torch.where(span == 0, 1.0, (t.detach() - ts[..., 0]) / span).min()
         stats = {"nfe": self.p.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}
-        self.callback(float(fraction), stats)  # type: ignore[operator]
+        self.callback(float(fraction), stats)

@@ -62,11 +62,9 @@ class Tape(Observer):
             time1, jumps = move.time1, move.jumps
         else:
             return
+        rows = self.record.rows_of_last
         self.entries.append(
-            Entry(
-                move.time0, time1, move.y, move.carry, accept, move.hit, move.stop, move.jumped, jumps,
-                self.record.rows_of_last,
-            )  # fmt: skip
+            Entry(move.time0, time1, move.y, move.carry, accept, move.hit, move.stop, move.jumped, jumps, rows)
         )
 
 

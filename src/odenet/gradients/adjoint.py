@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from ..control.base import Controller
 from ..core.dense import evaluate
+from ..core.field import VectorField
 from ..core.leaves import Leaves, dot, select, spread
 from ..core.norms import Tolerance
 from ..engine.advance import Move
@@ -26,7 +27,6 @@ from ..engine.observe import Observer
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
 from ..engine.record import Record
-
 from ..methods.base import Method
 from .augment import AdjointField
 from .backprop import plain
@@ -125,21 +125,21 @@ class Adjoint(Gradient):
 
         values = attached(p.ts, solved.ys, solved.y1)
         n = len(p.y0)
-        query = None
-        if solved.pieces is not None:
-            pieces = solved.pieces
+        pieces = solved.pieces
 
-            def query(t: Tensor) -> Leaves:
-                order = torch.argsort(t.detach() * (p.direction[:, None] if p.batched else p.direction), -1)
-                ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
-                ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
-                ys = attached(ordered, ys, tuple(x.clone() for x in solved.y1))[:n]
-                back = torch.argsort(order, -1) + 1
-                if not p.batched:
-                    return tuple(y[back] for y in ys)
-                return tuple(y[torch.arange(len(y), device=y.device)[:, None], back] for y in ys)
+        def query(t: Tensor) -> Leaves:
+            assert pieces is not None
+            order = torch.argsort(t.detach() * (p.direction[:, None] if p.batched else p.direction), -1)
+            ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
+            ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
+            ys = attached(ordered, ys, tuple(x.clone() for x in solved.y1))[:n]
+            back = torch.argsort(order, -1) + 1
+            if not p.batched:
+                return tuple(y[back] for y in ys)
+            return tuple(y[torch.arange(len(y), device=y.device)[:, None], back] for y in ys)
 
-        return Trajectory(tuple(values[:n]), tuple(values[n:]), query, solved.outcome, stats)
+        query_or_none = query if pieces is not None else None
+        return Trajectory(tuple(values[:n]), tuple(values[n:]), query_or_none, solved.outcome, stats)
 
 
 class Backward:
@@ -157,7 +157,7 @@ class Backward:
         twice = [*range(len(q.y0))] * 2
         rtol: Tolerance = [q.rtol[i] if how.rtol is None else how.rtol for i in twice]
         atol: Tolerance = [q.atol[i] if how.atol is None else how.atol for i in twice]
-        self.options = {
+        self.options: dict[str, Any] = {
             "method": method, "controller": controller, "rtol": rtol, "atol": atol,
             "max_steps": how.max_steps or q.max_steps,
         }  # fmt: skip
@@ -213,9 +213,8 @@ class Backward:
     def _interval(self, start: Tensor, end: Tensor, y: Leaves, a: Leaves) -> tuple[Leaves, Leaves]:
         if bool((start == end).all()):
             return y, a
-        p = Problem.build(
-            self.field, (*y, *a), torch.stack([start, end], -1), **self.options  # type: ignore[arg-type]
-        )
+        ts = torch.stack([start, end], -1)
+        p = Problem.build(cast(VectorField, self.field), (*y, *a), ts, **self.options)  # it calls and counts like one
         record = Record(p)
         solved = integrate(p, self.driver, Request(), record, (self.quadrature,))
         outcome = solved.outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 from torch import Tensor
@@ -11,21 +12,20 @@ from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
-from ..engine.record import Record
+from ..engine.record import Pieces, Record
 from .base import Gradient, Stats, Trajectory
 
 
 def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
     solved = integrate(p, driver, request, Record(p))
-    pieces = solved.pieces
+    dense = None if solved.pieces is None else interpolator(solved.pieces, p)
+    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 
-    def dense(t: Tensor) -> Leaves:
-        assert pieces is not None
-        return evaluate_pieces(pieces, t, p.direction, p.batched)
 
-    outcome = solved.outcome
-    return Trajectory(solved.ys, solved.y1, dense if request.dense else None, outcome, Stats.of(outcome))
+def interpolator(pieces: Pieces, p: Problem) -> Callable[[Tensor], Leaves]:
+    """Times -> the solution there."""
+    return lambda t: evaluate_pieces(pieces, t, p.direction, p.batched)
 
 
 @final

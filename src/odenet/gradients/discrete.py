@@ -16,11 +16,10 @@ from ..core.capture import graph_marker
 from ..core.leaves import Leaves, select
 from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
-from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record, outputs, piece
 from ..engine.tape import Entry, Tape, on_fresh_field
-from .backprop import plain
+from .backprop import interpolator, plain
 from .base import Gradient, Stats, Trajectory, add, attach
 
 
@@ -52,26 +51,14 @@ class Discrete(Gradient):
             values = attach(pull, self.name, values, inputs)
         n = len(p.y0)
         ys, y1 = tuple(values[:n]), tuple(values[n : 2 * n])
-        query = None
-        if dense is not None:
-            pieces = Pieces.from_flat(values[2 * n :], n)
-
-            def query(t: Tensor) -> Leaves:
-                return evaluate_pieces(pieces, t, p.direction, p.batched)
-
-        return Trajectory(ys, y1, query, solved.outcome, stats)
-
-
-def _select_output(cotangent: Tensor, rows: object) -> Tensor:
-    return cotangent[rows]  # type: ignore[index]
+        pieces = None if dense is None else Pieces.from_flat(values[2 * n :], n)
+        return Trajectory(ys, y1, pieces and interpolator(pieces, p), solved.outcome, stats)
 
 
 class Sweep:
     """One backward pass over a tape."""
 
-    def __init__(
-        self, q: Problem, entries: list[Entry], captured: Leaves, stats: Stats, needed: list[bool]
-    ) -> None:
+    def __init__(self, q: Problem, entries: list[Entry], captured: Leaves, stats: Stats, needed: list[bool]) -> None:
         self.entries, self.captured, self.stats = entries, captured, stats
         self.args = tuple(x.detach().requires_grad_() for x in q.f.differentiable_args)
         self.q = on_fresh_field(q, self.args)
@@ -143,7 +130,7 @@ class Sweep:
             bars = [None if b is None else select(e.accept, (b,), (torch.zeros_like(b),))[0] for _, b in lanes]
         if e.rows is not None and any(b is not None for b in ys_bar):
             values += outputs(move, times, e.rows)
-            bars += [None if b is None else _select_output(b, e.rows) for b in ys_bar]
+            bars += [None if b is None else b[e.rows] for b in ys_bar]
         if any(b is not None for b in piece_bar):
             values += piece(move)
             bars += piece_bar
@@ -157,7 +144,9 @@ class Sweep:
         carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(carry), strict=True)]
         return y_new, carry_new, time_bar
 
-    def _times(self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None, bar_ts: Tensor | None) -> Tensor:
+    def _times(
+        self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None, bar_ts: Tensor | None
+    ) -> Tensor:
         """The end of a step is a stop where it hit one, else its start plus a constant."""
         zero = torch.zeros_like(time_bar)
         bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
@@ -169,7 +158,7 @@ class Sweep:
                 return bar0
             return time_bar + bar0 + bar1
         hit = e.accept & e.hit
-        index = e.stop.clamp(max=self.stops_bar.shape[1] - 1)[:, None]  # type: ignore[union-attr]
+        index = e.stop.clamp(max=self.stops_bar.shape[1] - 1)[:, None]
         self.stops_bar.scatter_add_(1, index, torch.where(hit, time_bar + bar1, zero)[:, None])
         return torch.where(hit, bar0, time_bar + bar0 + bar1)
 

@@ -1,6 +1,6 @@
 """Methods by name."""
 
-from . import bosh3, dopri5, euler, heun, midpoint, ralston, rk4
+from . import bosh3, dopri5, dopri8, euler, heun, midpoint, ralston, rk4, tsit5
 from .base import Method, Step
 from .explicit import ExplicitRK
 from .tableau import Tableau
@@ -18,6 +18,8 @@ METHODS: dict[str, Method] = {
             rk4.RK4,
             rk4.RK4_38,
             dopri5.TABLEAU,
+            tsit5.TABLEAU,
+            dopri8.TABLEAU,
         ),
     )
 }

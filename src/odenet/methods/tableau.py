@@ -57,6 +57,7 @@ class Tableau:
     extra_a: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        """Check every field against the others."""
         if self.dense is None:
             object.__setattr__(self, "dense_order", min(3, self.order))
         self._check_shapes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -38,7 +39,7 @@ class MLPField(nn.Module):
         super().__init__()
         widths = [dim + time, *hidden]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), activation_module(activation)]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
         self.time = time
