@@ -15,7 +15,7 @@ def trees(order: int) -> tuple[Tree, ...]:
 
 
 def _forests(vertices: int, largest: int, bound: int | None) -> Iterator[Tree]:
-    """Multisets of trees with `vertices` in total: sizes descend from `largest`, and within a size indices from `bound`."""
+    """Multisets of trees with `vertices` in all: sizes descend from `largest`, indices within a size from `bound`."""
     if vertices == 0:
         yield ()
         return
@@ -29,6 +29,7 @@ def _forests(vertices: int, largest: int, bound: int | None) -> Iterator[Tree]:
 
 @cache
 def vertices(tree: Tree) -> int:
+    """|tree|, its order."""
     return 1 + sum(vertices(branch) for branch in tree)
 
 

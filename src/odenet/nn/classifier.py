@@ -1,0 +1,91 @@
+"""The image classifiers of the Neural ODE paper's Table 1 (Chen et al. 2018): same down-sampling, same head, and between
+them six residual blocks (ResNet) or one ODE block (RK-Net, ODE-Net).
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from ..errors import unknown_name
+from .fields import ConvField, group_norm
+from .layer import NeuralODE
+
+KINDS = {"resnet": "ResNet", "rknet": "RK-Net", "odenet": "ODE-Net"}
+_GRADIENTS = {"rknet": "backprop", "odenet": "adjoint"}
+_SMALL = 16  # images up to this size are halved once, larger ones twice
+
+
+@final
+class ResidualBlock(nn.Module):
+    """h + conv(act(norm(conv(act(norm(h)))))): one Euler step of the ODE block, with weights of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.f = nn.Sequential(
+            group_norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            group_norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.f(h)
+
+
+@final
+class Classifier(nn.Module):
+    """down (images to `channels` maps), block (the continuous or residual depth), head (pool and classify).
+
+    images: (B, in_channels, H, W); result: logits (B, classes).
+    """
+
+    def __init__(self, down: nn.Module, block: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.down, self.block, self.head = down, block, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.block(self.down(images)))
+
+    @property
+    def stats(self) -> Any:
+        """Counts of the block's last solve; None for a residual block."""
+        return getattr(self.block, "stats", None)
+
+
+def classifier(
+    kind: str,
+    in_channels: int = 1,
+    image_size: int = 28,
+    classes: int = 10,
+    channels: int = 64,
+    depth: int = 6,
+    **solve_options: Any,
+) -> Classifier:
+    """A network of Table 1.
+
+    kind: "resnet" (`depth` residual blocks), "rknet" (gradient="backprop") or "odenet" (gradient="adjoint").
+    With 64 channels on 28x28 images the down-sampling leaves 64 maps of 6x6. solve_options go to `odenet.solve`.
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    block: nn.Module
+    if kind == "resnet":
+        block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
+    else:
+        block = NeuralODE(ConvField(channels), **{"gradient": _GRADIENTS[kind], **solve_options})
+    head = nn.Sequential(
+        group_norm(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    )
+    return Classifier(_down(in_channels, image_size, channels), block, head)
+
+
+def _down(in_channels: int, image_size: int, channels: int) -> nn.Sequential:
+    small = image_size <= _SMALL
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1 if small else 0)]
+    for _ in range(1 if small else 2):
+        layers += [group_norm(channels), nn.ReLU(), nn.Conv2d(channels, channels, 4, stride=2, padding=1)]
+    return nn.Sequential(*layers)

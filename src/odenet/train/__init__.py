@@ -1,0 +1,1 @@
+"""Training and the command line. Needs the extra `train`; nothing else imports this package."""

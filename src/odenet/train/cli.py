@@ -1,0 +1,164 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from .problems import UserError
+
+_EXTRA = 'the command line needs the extra "train": pip install "torch-odenet[train]"'
+
+try:
+    import typer
+except ImportError:
+    print(f"odenet: {_EXTRA}", file=sys.stderr)
+    sys.exit(2)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Neural ODEs: train and compare continuous-depth networks.",
+)
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 20, "batch_size": 64, "channels": 32, "lr": 4e-3},
+    "mnist": {"epochs": 10, "batch_size": 128, "channels": 64, "lr": 3e-3},
+}
+
+OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results [default: runs/DATA]")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with MNIST's four IDX files, gzipped or not")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images")]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Images a training step")]
+Channels = Annotated[int | None, typer.Option(min=1, help="Feature maps of the block")]
+Rate = Annotated[float | None, typer.Option(min=1e-8, help="Highest learning rate of the cycle")]
+Tolerance = Annotated[float, typer.Option(min=1e-12, help="Relative and absolute tolerance of the ODE solver")]
+MethodName = Annotated[str, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same result")]
+Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch: a smoke run")]
+
+
+def _start(
+    kinds: list[str],
+    data: str,
+    out: Path | None,
+    data_dir: Path | None,
+    chosen: dict[str, Any],
+    tolerance: float,
+    method: str,
+    seed: int,
+    device: str,
+    resume: bool,
+    quick: bool,
+) -> None:
+    import torch
+
+    from .. import check
+    from .compare import run
+    from .data import load
+    from .tasks import Settings
+
+    images = load(data, data_dir)
+    try:
+        solver = check.method(method)
+    except ValueError as error:
+        raise UserError(f"--method: {error}") from None
+    if solver.error_order is None:
+        raise UserError(f"--method {method} needs constant steps; choose an adaptive one such as tsit5")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device!r} is unknown: cpu or cuda")
+    defaults = DEFAULTS[data] | ({"epochs": 1, "batch_size": 32, "channels": 8} if quick else {})
+    values = defaults | {k: v for k, v in chosen.items() if v is not None}
+    settings = Settings(data=data, rtol=tolerance, atol=tolerance, method=method, seed=seed, quick=quick, **values)
+    folder = Path("runs") / data if out is None else out
+    command = shlex.join(["odenet", *sys.argv[1:]])
+    files = run(kinds, images.small() if quick else images, settings, folder, resume, device, command)
+    typer.echo("Wrote:")
+    for file in files:
+        typer.echo(f"  {file}")
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Argument(help="digits (embedded) or mnist")],
+    out: OutDir = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    channels: Channels = None,
+    lr: Rate = None,
+    tolerance: Tolerance = 1e-3,
+    method: MethodName = "tsit5",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quick: Quick = False,
+) -> None:
+    """Train a residual net, an RK-Net and an ODE-Net side by side; print the paper's table, draw its figures."""
+    chosen = {"epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr}
+    _start(
+        ["resnet", "rknet", "odenet"],
+        data, out, data_dir, chosen, tolerance, method, seed, device, resume, quick,
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    net: Annotated[str, typer.Argument(help="resnet, rknet or odenet")],
+    data: Annotated[str, typer.Option(help="digits (embedded) or mnist")] = "digits",
+    out: OutDir = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    channels: Channels = None,
+    lr: Rate = None,
+    tolerance: Tolerance = 1e-3,
+    method: MethodName = "tsit5",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quick: Quick = False,
+) -> None:
+    """Train one of the nets of `compare`."""
+    from ..errors import unknown_name
+    from ..nn.classifier import KINDS
+
+    if net not in KINDS:
+        raise UserError(str(unknown_name("net", net, KINDS)))
+    chosen = {"epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr}
+    _start([net], data, out, data_dir, chosen, tolerance, method, seed, device, resume, quick)
+
+
+def main() -> None:
+    """Entry point: a mistake of the user ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"odenet: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in {
+            "lightning",
+            "sklearn",
+            "matplotlib",
+            "rich",
+            "pooch",
+            "tensorboard",
+        }:
+            raise
+        print(f"odenet: {_EXTRA} ({error.name} is missing)", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("odenet: interrupted; the last checkpoint is intact, go on with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

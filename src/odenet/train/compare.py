@@ -1,0 +1,75 @@
+"""Train the paper's nets on one data set, measure them, print the table and draw the figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..nn import Classifier
+from ..nn.classifier import KINDS
+from . import plots, report
+from .data import Batches, ImageData
+from .measure import cost
+from .problems import UserError
+from .runner import history, train, write
+from .tasks import Settings, Task
+
+
+def run(
+    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, device: str, command: str
+) -> list[Path]:
+    """Everything of `odenet compare`; gives the files it wrote."""
+    if resume and not (out / "settings.json").exists():
+        raise UserError(f"--resume: {out} holds no run; leave --resume out to start one, or give its --out")
+    if not resume and any((out / kind / "last.ckpt").exists() for kind in kinds):
+        raise UserError(f"--out {out} holds a run already: add --resume to go on with it, or choose another --out")
+    say = Console(stderr=True).print
+    write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
+    tasks: dict[str, Task] = {}
+    for kind in kinds:
+        start = time.perf_counter()
+        tasks[kind] = train(kind, data, s, out, resume, device)
+        say(f"{KINDS[kind]}: trained in {time.perf_counter() - start:.0f} s")
+    rows = []
+    for kind, task in tasks.items():
+        net = _net(task)
+        rows.append(report.Row(kind, test_error(net, data), cost(net, data, s.batch_size, 2 if s.quick else 5)))
+    files = [out / "settings.json"]
+    files += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / "last.ckpt")]
+    files += report.save(rows, out, command)
+    files += figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
+    report.show(rows, f"{data.name}: {len(data.test)} test images")
+    return [f for f in files if f.exists()]
+
+
+def _net(task: Task) -> Classifier:
+    net = task.net.cpu()
+    assert isinstance(net, Classifier)
+    return net
+
+
+@torch.no_grad()
+def test_error(net: Classifier, data: ImageData) -> float:
+    """Per cent of the test images that the net takes for another class."""
+    net.eval()
+    wrong = sum(int((net(images).argmax(1) != labels).sum()) for images, labels in Batches(data.test, 256))
+    return 100.0 * wrong / len(data.test)
+
+
+def figures(nets: dict[str, Classifier], data: ImageData, s: Settings, out: Path) -> list[Path]:
+    """Draw what the trained nets allow."""
+    batch = min(s.batch_size, 32 if s.quick else 128)
+    first = next(iter(nets.values()))
+    files = [
+        plots.training({k: history(out, k) for k in nets}, out / "training.png"),
+        plots.memory(first, data, s.channels, batch, out / "memory.png", s.quick),
+    ]
+    if "odenet" in nets:
+        net = nets["odenet"]
+        files.append(plots.trade_off(net, data, batch, s.method, out / "trade_off.png", s.quick))
+        files.append(plots.trajectories(net, data, out / "trajectories.png"))
+    return files

@@ -1,0 +1,101 @@
+"""What a net costs: parameters, peak training memory of its block, evaluations, seconds a step."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..core.leaves import flatten
+from ..nn import Classifier
+from .data import Batches, ImageData
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters; bytes at the peak of one forward and backward of the block beyond its input and weights; evaluations
+    forward and backward; seconds of one training step of the whole net (median).
+    """
+
+    parameters: int
+    block_bytes: int
+    nfe: int
+    backward_nfe: int
+    seconds: float
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensor storages made inside and still alive, and remembers the peak.
+
+    Exact on any device and blind to the allocator's caches, which makes small differences visible.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in flatten(out)[0]:
+            if isinstance(x, Tensor):
+                self._follow(x.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._live:
+            return
+        size = storage.nbytes()
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._live.pop(key, None)
+
+        self._live[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def block_memory(block: nn.Module, h: Tensor) -> int:
+    """Peak bytes of one forward and backward pass of the block at input h, gradients of the weights included."""
+    block.zero_grad(set_to_none=True)
+    h = h.detach().requires_grad_()
+    known = [h, *block.parameters(), *block.buffers()]
+    with PeakMemory() as memory:
+        for x in known:
+            memory._live[x.untyped_storage()._cdata] = weakref.ref(x.untyped_storage())
+        block(h).square().mean().backward()
+    block.zero_grad(set_to_none=True)
+    return memory.peak
+
+
+def cost(net: Classifier, data: ImageData, batch_size: int, repeats: int) -> Cost:
+    """Measure a net at a training batch; leaves its weights as they are."""
+    images, labels = next(iter(Batches(data.train, batch_size, seed=0, shift=data.shift)))
+    net.train()
+    seconds = []
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        net.zero_grad(set_to_none=True)
+        F.cross_entropy(net(images), labels).backward()
+        seconds.append(time.perf_counter() - start)
+    stats = net.stats
+    with torch.no_grad():
+        h = net.down(images)
+    depth = len(net.block) if isinstance(net.block, nn.Sequential) else 0
+    memory = block_memory(net.block, h)
+    net.zero_grad(set_to_none=True)
+    return Cost(
+        sum(p.numel() for p in net.parameters()),
+        memory,
+        depth if stats is None else int(stats.nfe),
+        depth if stats is None else int(stats.backward_nfe),
+        sorted(seconds[1:])[repeats // 2],
+    )
