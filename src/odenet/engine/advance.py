@@ -26,8 +26,10 @@ _EPS = 2.0**-52
 
 
 class State(NamedTuple):
-    """t, h: detached time and size of the next attempt. time: t as a tensor, attached to ts. stop: index of the next
-    time to hit. jumped: t is a jump time. status: Status codes.
+    """Where a solve stands.
+
+    t, h: detached time and size of the next attempt. time: t as a tensor, attached to ts. stop: index of the next time
+    to hit. jumped: t is a jump time. status: Status codes.
     """
 
     t: Number

@@ -33,6 +33,8 @@ class Outcome:
 
 
 class Driver(ABC):
+    """Runs a problem to its end and shows every move to the observers."""
+
     @abstractmethod
     def run(self, p: Problem, observers: Sequence[Observer]) -> Outcome: ...
 

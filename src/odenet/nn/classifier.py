@@ -1,5 +1,6 @@
-"""The image classifiers of the Neural ODE paper's Table 1 (Chen et al. 2018): same down-sampling, same head, and between
-them six residual blocks (ResNet) or one ODE block (RK-Net, ODE-Net).
+"""The image classifiers of the Neural ODE paper's Table 1 (Chen et al. 2018).
+
+Same down-sampling, same head; between them six residual blocks (ResNet) or one ODE block (RK-Net, ODE-Net).
 """
 
 from __future__ import annotations

@@ -69,11 +69,11 @@ def _digits() -> ImageData:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    raw = load_digits()
-    images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(raw.target, dtype=torch.int64)
-    rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=raw.target)
-    train, val = train_test_split(rest, test_size=180, random_state=0, stratify=raw.target[rest])
+    pixels, target = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    labels = torch.tensor(target, dtype=torch.int64)
+    rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=target)
+    train, val = train_test_split(rest, test_size=180, random_state=0, stratify=target[rest])
     splits = [Split(images[i], labels[i]) for i in (train, val, test)]
     return ImageData("digits", *splits, shift=1)
 

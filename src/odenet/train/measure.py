@@ -19,8 +19,10 @@ from .data import Batches, ImageData
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters; bytes at the peak of one forward and backward of the block beyond its input and weights; evaluations
-    forward and backward; seconds of one training step of the whole net (median).
+    """What one training step costs.
+
+    block_bytes: at the peak of one forward and backward of the block, beyond its input and weights. nfe, backward_nfe:
+    evaluations. seconds: of one step of the whole net, median.
     """
 
     parameters: int
