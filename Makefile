@@ -48,7 +48,7 @@ test-all: $(READY) ## all tests
 lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: ## compare with other solvers
 	@test -d benchmarks || { echo "make bench: there is no benchmarks/ folder in this checkout" >&2; exit 1; }

@@ -81,7 +81,7 @@ class VectorField:
         else:
             with torch.enable_grad():
                 marker = graph_marker()
-                t, y = t.detach().requires_grad_(), tuple(x.detach().requires_grad_() for x in y)
+                t, y = t.detach(), tuple(x.detach().requires_grad_() for x in y)
                 out = self._called_with_note(t, y)
                 self.see(out, t, y, marker)
             self.captured.close()

@@ -60,14 +60,21 @@ class Move:
     stop: Number
     jumped: Flag
     jumps: Flag
+    asked: Flag = False
+    polynomial_calls: int = 0
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
-    def polynomial(self) -> Coefficients:
-        """Dense output of the step; computed once, and only where somebody asks."""
+    def polynomial(self, lanes: Flag = True) -> Coefficients:
+        """Dense output of the step; computed once, and only where somebody asks.
+
+        `lanes` asks, and alone is charged for evaluations that it takes (`polynomial_calls` for each lane in `asked`).
+        """
+        self.asked = self.asked | lanes
         if self._polynomial is None:
-            p = self.problem
+            p, before = self.problem, self.problem.f.calls
             f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
             self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, self.step)
+            self.polynomial_calls = p.f.calls - before
         return self._polynomial
 
 

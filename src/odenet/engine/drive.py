@@ -113,15 +113,18 @@ class Eager(Driver):
                 continue
             before = p.f.calls
             move, verdict = attempt(p, clock, s)
+            nfe = nfe + running * (p.f.calls - before)
             if torch.is_grad_enabled():
                 move = without_poison(p, s, move)
             accepted, rejected = accepted + move.accept, rejected + (running & ~move.accept)
-            nfe = nfe + running * (p.f.calls - before)
             before = p.f.calls
             for observer in observers:
                 observer.see(move)
+            seen = p.f.calls - before - move.polynomial_calls
+            nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
+            before = p.f.calls
             s = settle(p, clock, s, move, verdict)
-            nfe = nfe + move.accept * (p.f.calls - before)
+            nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
         return Outcome(s, nfe, accepted, rejected)
 
 

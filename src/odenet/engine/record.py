@@ -34,7 +34,8 @@ def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
             return tuple(y[lane] for y in move.step.y)
         theta = (times - move.time0[lane]) / (move.time1[lane] - move.time0[lane])
         y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
-        coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial())
+        asking = torch.zeros_like(move.accept).index_put_((lane[~at_end],), torch.tensor(True, device=lane.device))
+        coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial(asking))
     offset = 1 if isinstance(rows, slice) else 0
 
     def against(x: Tensor, leaf: Tensor) -> Tensor:

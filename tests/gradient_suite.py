@@ -1,0 +1,204 @@
+"""What every gradient must show; a new one subclasses `GradientSuite`, says how exact it is, and inherits the checks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import odenet
+
+D = torch.float64
+
+
+class Field(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(3, 3, dtype=D)
+
+    def forward(self, t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        time = t[:, None] if t.ndim else t
+        return torch.tanh(self.inner(y)) * torch.cos(time) - k * y
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-12))
+
+
+class GradientSuite:
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+
+    def close(self, mine: Any, exact: Any, tol: float = 1e-8) -> None:
+        """Equal to rounding for an exact gradient, else within a hundred tolerances of the numerical solution's."""
+        for a, b in zip(mine, exact, strict=True):
+            assert relative(a, b) < (1e-12 if self.exact else 100 * tol), (a, b)
+
+    def gradients(self, gradient: str, **options: Any) -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        f, k = Field(), torch.rand(3, dtype=D, requires_grad=True)
+        y0 = torch.randn(4, 3, dtype=D, requires_grad=True)
+        ts = options.pop("ts", torch.tensor([0.0, 0.3, 0.3, 1.1, 1.6], dtype=D))
+        ts = ts.clone().requires_grad_()
+        loss = options.pop("loss", "ys")
+        options = {"rtol": 1e-8, "atol": 1e-8, "method": "dopri8"} | options
+        sol = odenet.solve(f, y0, ts, args=(k,), gradient=gradient, **options)
+        weights = torch.linspace(1, 2, sol.ys.numel(), dtype=D).view(sol.ys.shape)
+        value = {
+            "ys": lambda: (sol.ys**2 * weights).sum(),
+            "y1": lambda: sol.y1.sin().sum(),
+            "dense": lambda: (sol(torch.tensor([0.9, 0.2], dtype=D)) ** 3).sum() + sol.y1.sum(),
+        }[loss]()
+        return torch.autograd.grad(value, (y0, ts, k, *f.parameters()))
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize("loss", ["ys", "y1", "dense"])
+    def test_against_backprop(self, per_sample: bool, loss: str) -> None:
+        options = {"per_sample": per_sample, "loss": loss, "dense": loss == "dense"}
+        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options), 1e-7)
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_constant_steps_and_decreasing_time(self, per_sample: bool) -> None:
+        ts = torch.tensor([1.0, 0.4, 0.0], dtype=D)
+        options = {"ts": ts, "method": "rk4", "step": 0.01, "per_sample": per_sample}
+        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options))
+
+    def test_own_times_per_sample(self) -> None:
+        ts = torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.7, 0.2], [0.0, 0.1, 2.0], [0.3, 0.35, 0.4]], dtype=D)
+        options = {"ts": ts, "per_sample": True}
+        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options), 1e-7)
+
+    def test_central_differences(self) -> None:
+        """Against differences of the same numerical solution (constant steps)."""
+        y0 = torch.tensor([0.4, -0.2], dtype=D, requires_grad=True)
+        k = torch.tensor(0.7, dtype=D, requires_grad=True)
+
+        def end(y: Tensor, rate: Tensor) -> Tensor:
+            sol = odenet.solve(
+                lambda t, x, r: torch.sin(x) * r + t, y, [0.0, 1.0], args=(rate,), method="rk4", step=0.05,
+                gradient=self.name,
+            )  # fmt: skip
+            return (sol.y1**2).sum()
+
+        gy, gk = torch.autograd.grad(end(y0, k), (y0, k))
+        h = 1e-5
+        with torch.no_grad():
+            dk = (end(y0, k + h) - end(y0, k - h)) / (2 * h)
+            dy = torch.stack([(end(y0 + e, k) - end(y0 - e, k)) / (2 * h) for e in h * torch.eye(2, dtype=D)])
+        tol = 1e-7 if self.exact else 1e-5
+        assert relative(gy, dy) < tol and relative(gk, dk) < tol
+
+    def test_captured(self) -> None:
+        """Parameters that f only closes over, in every way of closing over them."""
+        w = torch.tensor([0.5, 1.5], dtype=D, requires_grad=True)
+
+        class Owner:
+            def __init__(self) -> None:
+                self.weight = w
+
+            def f(self, t: Tensor, y: Tensor) -> Tensor:
+                return -self.weight * y
+
+        def with_weight(v: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return -v * y
+
+        box = [{"w": w}]
+        y0 = torch.ones(2, dtype=D)
+        for f in (
+            lambda t, y: -w * y,
+            Owner().f,
+            functools.partial(with_weight, w),
+            lambda t, y: -box[0]["w"] * y,
+            lambda t, y: -y * (w if t > 0.6 else 1.0),
+        ):
+            (mine,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient=self.name).y1.sum(), w)
+            (exact,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient="backprop").y1.sum(), w)
+            assert relative(mine, exact) < (1e-12 if self.exact else 2e-2)
+
+    def test_captured_result_of_an_operation(self) -> None:
+        """A captured tensor with a history gets its gradient, or an error that says to use args."""
+        w = torch.tensor([0.5, 1.5], dtype=D, requires_grad=True)
+        doubled = 2 * w
+        y0 = torch.ones(2, dtype=D)
+        sol = odenet.solve(lambda t, y: -doubled * y, y0, [0.0, 1.0], gradient=self.name, rtol=1e-9, atol=1e-9)
+        (mine,) = torch.autograd.grad(sol.y1.sum(), w)
+        assert relative(mine, -2 * torch.exp(-2 * w.detach())) < 1e-6
+
+    def test_hidden_captured_tensor(self) -> None:
+        if self.name == "backprop":
+            return
+        hidden: Any = 2 * torch.ones(2, dtype=D, requires_grad=True)
+        for _ in range(9):
+            hidden = [hidden]
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            v = hidden
+            while isinstance(v, list):
+                v = v[0]
+            return -v * y
+
+        with pytest.raises(RuntimeError, match=r"MulBackward0.*\(2,\).*args"):
+            odenet.solve(f, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.name)
+
+    def test_autograd_inside_f(self) -> None:
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            return -torch.autograd.grad((y**2).sum() / 2, y, create_graph=True)[0]
+
+        y0 = torch.ones(3, dtype=D, requires_grad=True)
+        sol = odenet.solve(f, y0, [0.0, 1.0], gradient=self.name, rtol=1e-8, atol=1e-8)
+        (g,) = torch.autograd.grad(sol.y1.sum(), y0)
+        assert relative(g, torch.exp(-torch.ones(3, dtype=D))) < 1e-6
+
+    def test_complex(self) -> None:
+        rate = torch.tensor(-0.3 + 2.0j, dtype=torch.complex128, requires_grad=True)
+        y0 = torch.tensor([1.0 + 1.0j, 0.5j], dtype=torch.complex128, requires_grad=True)
+        sol = odenet.solve(
+            lambda t, y, r: r * y, y0, [0.0, 1.0], args=(rate,), gradient=self.name, rtol=1e-9, atol=1e-9
+        )
+        mine = torch.autograd.grad((sol.y1.abs() ** 2 + sol.y1.real).sum(), (y0, rate))
+        y1 = y0 * torch.exp(rate)
+        for a, b in zip(mine, torch.autograd.grad((y1.abs() ** 2 + y1.real).sum(), (y0, rate)), strict=True):
+            assert float((a - b).abs().max() / b.abs().max()) < 1e-6
+
+    def test_backward_evaluations_are_counted(self) -> None:
+        y0 = torch.ones(2, dtype=D, requires_grad=True)
+        sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=self.name)
+        assert sol.stats.backward_nfe == 0
+        sol.y1.sum().backward()
+        assert (sol.stats.backward_nfe > 0) == (self.name != "backprop")
+
+    def test_second_derivative_is_right_or_an_error(self) -> None:
+        y0 = torch.tensor([0.3], dtype=D, requires_grad=True)
+        sol = odenet.solve(lambda t, y: y * y, y0, [0.0, 1.0], gradient=self.name, rtol=1e-10, atol=1e-10)
+        if self.name == "backprop":
+            (first,) = torch.autograd.grad(sol.y1.sum(), y0, create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), y0)
+            assert float(second) == pytest.approx(2 / 0.7**3, rel=1e-6)  # y1 = y0 / (1 - y0)
+        else:
+            with pytest.raises(RuntimeError, match="backprop"):
+                torch.autograd.grad(sol.y1.sum(), y0, create_graph=True)
+
+    def test_parameter_changed_in_place_before_backward(self) -> None:
+        w = torch.ones(2, dtype=D, requires_grad=True)
+        sol = odenet.solve(lambda t, y: w * y, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.name)
+        with torch.no_grad():
+            w.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            sol.y1.sum().backward()
+
+    def test_jump(self) -> None:
+        """A jump of f at a time that the controller knows."""
+        w = torch.tensor([1.0, 3.0], dtype=D, requires_grad=True)
+        y0 = torch.zeros(1, dtype=D)
+        control = odenet.PID(jump_ts=[0.5])
+        sol = odenet.solve(
+            lambda t, y: torch.where(t < 0.5, w[0], w[1]).expand(1), y0, [0.0, 1.0], controller=control,
+            gradient=self.name,
+        )  # fmt: skip
+        assert float(sol.y1.detach()) == pytest.approx(2.0, abs=1e-12)
+        (g,) = torch.autograd.grad(sol.y1.sum(), w)
+        torch.testing.assert_close(g, torch.tensor([0.5, 0.5], dtype=D), rtol=1e-12, atol=1e-12)
