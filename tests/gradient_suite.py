@@ -1,4 +1,4 @@
-"""What every gradient must show; a new one subclasses `GradientSuite`, says how exact it is, and inherits the checks."""
+"""What every gradient must show; a new one subclasses `GradientSuite` and says how exact it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method must show; a new method subclasses `MethodSuite` with its name and order, and inherits the checks."""
+"""What every method must show; a new one subclasses `MethodSuite` with its name and order."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class MethodSuite:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex64, torch.bfloat16])
     def test_per_sample_is_as_alone(self, dtype: torch.dtype) -> None:
-        """Bit for bit, with own times and own args: against the joint solve of the sample and against a batch of one."""
+        """Bit for bit, with own times and args: as in a joint solve of the sample, and in a batch of one."""
         generator = torch.Generator().manual_seed(0)
         real = torch.zeros((), dtype=dtype).abs().dtype
         y0 = torch.randn(5, 3, generator=generator).to(dtype)

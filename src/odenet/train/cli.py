@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 20, "batch_size": 64, "channels": 32, "lr": 4e-3},
-    "mnist": {"epochs": 10, "batch_size": 128, "channels": 64, "lr": 3e-3},
+    "digits": {"epochs": 12, "batch_size": 64, "channels": 32, "lr": 6e-3, "tolerance": 1e-2, "method": "bosh3"},
+    "mnist": {"epochs": 10, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "tsit5"},
 }
 
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results [default: runs/DATA]")]
@@ -35,8 +35,8 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the trainin
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images a training step")]
 Channels = Annotated[int | None, typer.Option(min=1, help="Feature maps of the block")]
 Rate = Annotated[float | None, typer.Option(min=1e-8, help="Highest learning rate of the cycle")]
-Tolerance = Annotated[float, typer.Option(min=1e-12, help="Relative and absolute tolerance of the ODE solver")]
-MethodName = Annotated[str, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
+Tolerance = Annotated[float | None, typer.Option(min=1e-12, help="Relative and absolute tolerance of the ODE solver")]
+MethodName = Annotated[str | None, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same result")]
@@ -49,8 +49,6 @@ def _start(
     out: Path | None,
     data_dir: Path | None,
     chosen: dict[str, Any],
-    tolerance: float,
-    method: str,
     seed: int,
     device: str,
     resume: bool,
@@ -64,6 +62,9 @@ def _start(
     from .tasks import Settings
 
     images = load(data, data_dir)
+    defaults: dict[str, Any] = DEFAULTS[data] | ({"epochs": 1, "batch_size": 32, "channels": 8} if quick else {})
+    values: dict[str, Any] = defaults | {k: v for k, v in chosen.items() if v is not None}
+    method, tolerance = values["method"], values.pop("tolerance")
     try:
         solver = check.method(method)
     except ValueError as error:
@@ -74,9 +75,7 @@ def _start(
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device!r} is unknown: cpu or cuda")
-    defaults = DEFAULTS[data] | ({"epochs": 1, "batch_size": 32, "channels": 8} if quick else {})
-    values = defaults | {k: v for k, v in chosen.items() if v is not None}
-    settings = Settings(data=data, rtol=tolerance, atol=tolerance, method=method, seed=seed, quick=quick, **values)
+    settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
     folder = Path("runs") / data if out is None else out
     command = shlex.join(["odenet", *sys.argv[1:]])
     files = run(kinds, images.small() if quick else images, settings, folder, resume, device, command)
@@ -94,18 +93,21 @@ def compare(
     batch_size: BatchSize = None,
     channels: Channels = None,
     lr: Rate = None,
-    tolerance: Tolerance = 1e-3,
-    method: MethodName = "tsit5",
+    tolerance: Tolerance = None,
+    method: MethodName = None,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
     quick: Quick = False,
 ) -> None:
     """Train a residual net, an RK-Net and an ODE-Net side by side; print the paper's table, draw its figures."""
-    chosen = {"epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr}
+    chosen = {
+        "epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr, "tolerance": tolerance,
+        "method": method,
+    }  # fmt: skip
     _start(
         ["resnet", "rknet", "odenet"],
-        data, out, data_dir, chosen, tolerance, method, seed, device, resume, quick,
+        data, out, data_dir, chosen, seed, device, resume, quick,
     )  # fmt: skip
 
 
@@ -119,8 +121,8 @@ def train(
     batch_size: BatchSize = None,
     channels: Channels = None,
     lr: Rate = None,
-    tolerance: Tolerance = 1e-3,
-    method: MethodName = "tsit5",
+    tolerance: Tolerance = None,
+    method: MethodName = None,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
@@ -132,8 +134,11 @@ def train(
 
     if net not in KINDS:
         raise UserError(str(unknown_name("net", net, KINDS)))
-    chosen = {"epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr}
-    _start([net], data, out, data_dir, chosen, tolerance, method, seed, device, resume, quick)
+    chosen = {
+        "epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr, "tolerance": tolerance,
+        "method": method,
+    }  # fmt: skip
+    _start([net], data, out, data_dir, chosen, seed, device, resume, quick)
 
 
 def main() -> None:
