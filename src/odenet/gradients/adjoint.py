@@ -17,8 +17,10 @@ from torch import Tensor
 from ..control.base import Controller
 from ..core.dense import evaluate
 from ..core.field import VectorField
+from ..core.lanes import Flag
 from ..core.leaves import Leaves, dot, select, spread
 from ..core.norms import Tolerance
+from ..core.status import Status
 from ..engine.advance import Move
 from ..engine.diagnose import raise_failure
 from ..engine.drive import Driver
@@ -117,7 +119,9 @@ class Adjoint(Gradient):
                 return (*ys, *end)
 
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-                return Backward(self, q, driver, captured, stats).run(
+                status = solved.outcome.state.status
+                solved_lanes = status == Status.SUCCESS if isinstance(status, Tensor) else True
+                return Backward(self, q, driver, captured, stats, solved_lanes).run(
                     ts.detach(), reached, ys, end, cotangents, ts.requires_grad
                 )
 
@@ -145,8 +149,8 @@ class Adjoint(Gradient):
 class Backward:
     """One backward pass: from output time to output time, adding its cotangent at each."""
 
-    def __init__(self, how: Adjoint, q: Problem, driver: Driver, captured: Leaves, stats: Stats) -> None:
-        self.q, self.driver, self.stats = q, driver, stats
+    def __init__(self, how: Adjoint, q: Problem, driver: Driver, captured: Leaves, stats: Stats, solved: Flag) -> None:
+        self.q, self.driver, self.stats, self.solved = q, driver, stats, solved
         self.args = tuple(x.detach().requires_grad_() for x in q.f.differentiable_args)
         self.field = AdjointField(q.f, self.args, captured)
         method = q.method if how.method is None else how.method
@@ -179,6 +183,8 @@ class Backward:
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
         beyond = (ts - end) * direction > 0
         times = torch.where(beyond, end, ts)
+        if isinstance(self.solved, Tensor):  # a sample that failed has no backward solve, and a gradient of zero
+            times = torch.where(self.solved[:, None], times, end)
         ts_bar = torch.zeros_like(ts)
         ys_bar, end_bar = cotangents[:n], cotangents[n:]
         a = tuple(torch.zeros_like(y) if b is None else b for y, b in zip(y1, end_bar, strict=True))
@@ -207,6 +213,7 @@ class Backward:
                 a = tuple(x + b for x, b in zip(a, bar, strict=True))
             if times_needed and all(b is None for b in ys_bar):
                 ts_bar[..., 0] -= dot(a, self.field.f(here, y), batched)
+        a = select(self.solved, a, tuple(torch.zeros_like(x) for x in a))
         self.stats["backward_nfe"] = self.nfe
         return (*a, ts_bar if times_needed else None, *self.quadrature.total)
 

@@ -1,0 +1,117 @@
+"""The command line as a user meets it: a smoke run, a resume to the same result, and mistakes that end in one line."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odenet.train import cli, runner
+from odenet.train.data import Batches, load, read_idx
+from odenet.train.problems import UserError
+from odenet.train.tasks import Settings
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["odenet", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_quick_run_then_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path) == 0
+    shown = capsys.readouterr().out
+    for name in ("results.md", "training.png", "memory.png", "trade_off.png", "trajectories.png", "last.ckpt"):
+        assert name in shown
+    assert (tmp_path / "odenet" / "metrics.csv").read_text().startswith("epoch,")
+    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path, "--resume", "--lr", "0.5") == 2
+    assert "other settings" in capsys.readouterr().err
+    last = tmp_path / "odenet" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:500])
+    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path, "--resume") == 2
+    message = capsys.readouterr().err
+    assert "not a usable checkpoint" in message and message.count("\n") == 1
+
+
+def settings(epochs: int) -> Settings:
+    return Settings("digits", epochs, 32, 8, 1e-2, 1e-2, 1e-2, "bosh3", 0, True)
+
+
+def test_resume_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("digits", None).small()
+    whole = runner.train("odenet", data, settings(3), tmp_path / "a", False, "cpu")
+    save = runner.Checkpoint.on_train_epoch_end
+
+    def stop_after_first(self: runner.Checkpoint, trainer: object, module: object) -> None:
+        save(self, trainer, module)  # type: ignore[arg-type]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner.Checkpoint, "on_train_epoch_end", stop_after_first)
+    with pytest.raises(UserError, match="intact"):
+        runner.train("odenet", data, settings(3), tmp_path / "b", False, "cpu")
+    monkeypatch.undo()
+    resumed = runner.train("odenet", data, settings(3), tmp_path / "b", True, "cpu")
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert len(runner.history(tmp_path / "b", "odenet")) == 3
+
+
+def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.md"
+    runner.write(path, "good")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        runner.write(path, "new")
+    assert path.read_text() == "good" and [p.name for p in tmp_path.iterdir()] == ["results.md"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["compare", "mnits"], "Did you mean 'mnist'"),
+        (["compare", "mnist", "--data-dir", "/no/such/folder"], "not a folder"),
+        (["compare", "digits", "--resume", "--out", "/no/such/run"], "holds no run"),
+        (["compare", "digits", "--method", "euler"], "adaptive"),
+        (["compare", "digits", "--device", "tpu"], "cpu or cuda"),
+        (["train", "resnett"], "Did you mean 'resnet'"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    words: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *words) == 2
+    message = capsys.readouterr().err
+    assert match in message and message.count("\n") == 1
+
+
+def test_idx_files(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    good = struct.pack(">4I", 2051, 3, 2, 2) + pixels.tobytes()
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(good))
+    assert np.array_equal(read_idx(path), pixels)
+    for bad in (good[:-1], good + b"x", b"", b"\x00\x00\x08\x05" + good[4:], gzip.compress(good)[:-9]):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=r"images\.gz"):
+            read_idx(path)
+
+
+def test_batches_follow_from_the_seed() -> None:
+    split = load("digits", None).train
+    first, second = ([labels.tolist() for _, labels in Batches(split, 64, seed=s, shift=1)] for s in (1, 1))
+    assert first == second != [labels.tolist() for _, labels in Batches(split, 64, seed=2, shift=1)]
