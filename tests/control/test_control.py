@@ -1,0 +1,267 @@
+"""Step-size control: the PID's formula and limits, times that must be hit, jumps, and the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import odenet
+from odenet import PID, ConstantStep
+from odenet.control.first_step import hairer
+from odenet.methods import METHODS
+
+D = torch.float64
+ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None]
+SETTINGS = {"I": (0.0, 1.0, 0.0), "PI": (0.4, 0.3, 0.0), "PID": (0.1, 0.3, 0.05)}
+
+
+def stiffening(t: Tensor, y: Tensor) -> Tensor:
+    """Slow, then fast: step sizes range over two decades."""
+    return -(1.0 + 80.0 * t**4) * (y - torch.cos(t))
+
+
+def attempts(f: Callable[..., Tensor], ts: list[float], controller: Any, **options: Any) -> tuple[list[float], Any]:
+    """Signed sizes of every attempt, from the times of f alone: heun's carry is f(t1), its one stage a step."""
+    times: list[float] = []
+
+    def seen(t: Tensor, y: Tensor) -> Tensor:
+        times.append(float(t))
+        return f(t, y)
+
+    sol = odenet.solve(seen, torch.ones(1, dtype=D), ts, method="bosh3", controller=controller, **options)
+    at = ts[0]
+    sizes = []
+    # bosh3 asks at t0 + h/2, t0 + 3h/4 and t0 + h; what comes before the first attempt is f(t0) and perhaps the guess
+    asked = times[len(times) - 3 * (sol.stats.accepted + sol.stats.rejected) :]
+    for half, late, end in zip(asked[::3], asked[1::3], asked[2::3], strict=True):
+        start = end - 2 * (end - half)
+        if abs(start - at) > 1e-12 * max(1.0, abs(at)):
+            at = start
+        assert late == pytest.approx(start + 0.75 * (end - start))
+        sizes.append(end - start)
+    return sizes, sol
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_formula(kind: str) -> None:
+    """The next step is Soderlind's product of the last three errors, and the same on numbers and on lanes."""
+    p, i, d = SETTINGS[kind]
+    control, k, ratios = PID(p, i, d), 4, (0.9, 0.4, 0.7, 0.2)
+    memory, lanes = control.memory(0.1), control.memory(torch.full((2,), 0.1, dtype=D))
+    before = [1.0, 1.0]
+    for r in ratios:
+        verdict = control.judge(0.1, r, k, memory)
+        b1, b2, b3 = p + i + d, -(p + 2 * d), d
+        expected = 0.9 * r ** (-b1 / k) * before[-1] ** (-b2 / k) * before[-2] ** (-b3 / k)
+        assert verdict.accept and not verdict.failed
+        assert verdict.h == pytest.approx(0.1 * expected, rel=1e-6)
+        wide = control.judge(torch.full((2,), 0.1, dtype=D), torch.full((2,), r, dtype=D), k, lanes)
+        assert wide.h.tolist() == [verdict.h] * 2 and bool(wide.accept.all())
+        memory, lanes = verdict.memory, wide.memory
+        before.append(r)
+
+
+def test_factor_limits() -> None:
+    """A step grows and shrinks by the given factors at the most, and a rejected one shrinks."""
+    control = PID(factor_min=0.5, factor_max=3.0)
+    memory = control.memory(0.1)
+    assert control.judge(0.1, 0.0, 5, memory).h == pytest.approx(0.3)
+    assert control.judge(0.1, 1e30, 5, memory).h == pytest.approx(0.05)
+    for ratio in (float("inf"), float("nan")):
+        verdict = control.judge(0.1, ratio, 5, memory)
+        assert not verdict.accept and not verdict.failed and verdict.h == pytest.approx(0.05)
+        assert verdict.memory == memory
+    for coefficients in SETTINGS.values():
+        control = PID(*coefficients)
+        assert control.judge(0.1, 1.0001, 5, (1e-8, 1e-8)).h < 0.1
+    sizes, _ = attempts(lambda t, y: 0 * y, [0.0, 1.0], PID(first_step=1e-3, factor_max=2.0))
+    assert max(b / a for a, b in pairwise(sizes)) < 2.0 + 1e-9
+    assert sizes[:5] == pytest.approx([1e-3 * 2**i for i in range(5)])
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_every_setting_keeps_the_tolerance(kind: str, method: str) -> None:
+    f, y0 = stiffening, torch.ones(2, dtype=D)
+    exact = odenet.solve(f, y0, [0.0, 1.0], method="dopri8", rtol=1e-12, atol=1e-12).y1
+    sol = odenet.solve(f, y0, [0.0, 1.0], method=method, rtol=1e-5, atol=1e-5, controller=PID(*SETTINGS[kind]))
+    assert float((sol.y1 - exact).abs().max()) < 1e-4
+    assert sol.stats.rejected <= sol.stats.accepted
+
+
+def test_max_step() -> None:
+    for ts in ([0.0, 2.0], [2.0, 0.0]):
+        sizes, sol = attempts(lambda t, y: 0 * y, ts, PID(max_step=0.125))
+        assert max(map(abs, sizes)) <= 0.125 + 1e-12
+        assert sol.stats.accepted >= 16 and math.copysign(1, sizes[0]) == math.copysign(1, ts[1] - ts[0])
+
+
+def test_min_step() -> None:
+    """A step of min_step is accepted whatever its error; only one cut short by the end is smaller."""
+    control = PID(min_step=1 / 64, first_step=1 / 64)
+    sizes, sol = attempts(stiffening, [0.0, 1.0], control, rtol=1e-12, atol=1e-12)
+    assert sizes == [1 / 64] * 64
+    assert sol.stats.rejected == 0 and sol.stats.accepted == 64
+    with pytest.raises(odenet.SolveError):  # but not where a value is not finite
+        odenet.solve(lambda t, y: y / 0, torch.ones(1, dtype=D), [0.0, 1.0], controller=PID(min_step=0.1))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_first_step(per_sample: bool) -> None:
+    times: list[float] = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        times.append(float(t.flatten()[0]))
+        return -y
+
+    y0 = torch.ones(2, 1, dtype=D)
+    control = PID(first_step=0.0375)
+    odenet.solve(f, y0, [1.0, 0.0], method="heun", controller=control, per_sample=per_sample)
+    assert times[:2] == [1.0, 1.0 - 0.0375]
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("ts", [[0.0, 0.95, 1.0], [1.0, 0.05, 0.0]])
+def test_step_ts_are_hit_exactly(ts: list[float], per_sample: bool) -> None:
+    """To the last bit, also as ends that f sees; times outside the interval do nothing."""
+    wanted = [0.1, 1 / 3, 0.7]
+    times: set[float] = set()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        times.update(t.flatten().tolist())
+        return -y
+
+    y0 = torch.ones(2, 1, dtype=D)
+    for control in (PID(step_ts=[-1.0, *wanted, 7.0]), ConstantStep(0.3, step_ts=torch.tensor(wanted))):
+        times.clear()
+        sol = odenet.solve(f, y0, ts, method="heun", controller=control, per_sample=per_sample)
+        kept = wanted if isinstance(control, PID) else torch.tensor(wanted).tolist()
+        assert times.issuperset(kept) and min(times) >= 0.0 and max(times) <= 1.0
+        exact = math.exp(ts[0] - ts[-1])
+        assert float(sol.y1.max()) == pytest.approx(exact, abs=1e-4 if isinstance(control, PID) else 3e-2)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("method", [*ADAPTIVE, "rk4", "midpoint", "euler"])
+def test_jump(method: str, backwards: bool, per_sample: bool) -> None:
+    """A piecewise constant f is solved exactly, and f is asked on either side of the jump, never at it."""
+    times: list[float] = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        times.extend(t.flatten().tolist())
+        rate = torch.where(t < 0.3, 1.0, torch.where(t < 0.8, 5.0, -2.0)).to(D)
+        return rate.reshape(-1, 1) + 0 * y
+
+    jumps = [0.3, 0.8]
+    control = PID(jump_ts=jumps) if method in ADAPTIVE else ConstantStep(0.2, jump_ts=jumps)
+    ts = [1.0, 0.0] if backwards else [0.0, 1.0]
+    y0 = torch.zeros(2, 1, dtype=D)
+    sol = odenet.solve(f, y0, ts, method=method, controller=control, per_sample=per_sample)
+    exact = (0.3 * 1 + 0.5 * 5 - 0.2 * 2) * (-1 if backwards else 1)
+    assert float((sol.y1 - exact).abs().max()) < 1e-12
+    for jump in jumps:
+        near = {t for t in times if abs(t - jump) < 1e-9}
+        before, after = math.nextafter(jump, -1), math.nextafter(jump, 2)
+        assert near <= {before, after}
+        first, second = (after, before) if backwards else (before, after)
+        assert second in near
+        if method not in ("euler", "midpoint", "ralston"):  # which have no stage at the end of a step
+            assert first in near and times.index(first) < times.index(second)
+    if method in ADAPTIVE:
+        assert (
+            int(torch.as_tensor(sol.stats.rejected).max()) == 0 and int(torch.as_tensor(sol.stats.accepted).max()) < 20
+        )
+
+
+def test_unannounced_jump_costs_more() -> None:
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t < 1 / 3, 1.0, 5.0).to(D) - y
+
+    y0, options = torch.zeros(1, dtype=D), {"rtol": 1e-8, "atol": 1e-8}
+    known = odenet.solve(f, y0, [0.0, 1.0], controller=PID(jump_ts=[1 / 3]), **options)
+    blind = odenet.solve(f, y0, [0.0, 1.0], **options)
+    assert known.stats.nfe < blind.stats.nfe / 2 and known.stats.rejected < blind.stats.rejected
+
+
+def test_jumps_of_float32_time_are_seen_in_float32() -> None:
+    """f's own time dtype decides what 'just before' means."""
+    seen: list[float] = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        assert t.dtype == torch.float32
+        seen.append(float(t))
+        return torch.where(t < 0.5, 1.0, 3.0) + 0 * y
+
+    ts = torch.tensor([0.0, 1.0])
+    sol = odenet.solve(f, torch.zeros(1), ts, controller=PID(jump_ts=[0.5]))
+    assert float(sol.y1) == pytest.approx(2.0, abs=1e-6)
+    half = torch.tensor(0.5)
+    assert {t for t in seen if abs(t - 0.5) < 1e-6} == {
+        float(torch.nextafter(half, half - 1)),
+        float(torch.nextafter(half, half + 1)),
+    }
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"safety": 0.0}, r"safety.*0\.0"),
+    ({"safety": 1.5}, r"safety.*1\.5"),
+    ({"factor_min": 0.0}, r"factor_min.*0\.0"),
+    ({"factor_min": 1.0}, r"factor_min.*1\.0"),
+    ({"factor_max": 0.5}, r"factor_max.*0\.5"),
+    ({"min_step": -1.0}, r"min_step.*-1\.0"),
+    ({"min_step": 2.0, "max_step": 1.0}, r"min_step=2\.0, max_step=1\.0"),
+    ({"max_step": 0.0}, r"max_step=0\.0"),
+    ({"max_step": float("nan")}, "max_step=nan"),
+    ({"first_step": 0.0}, r"first_step.*0\.0"),
+    ({"first_step": float("inf")}, "first_step.*inf"),
+]
+
+
+@pytest.mark.parametrize(("settings", "match"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_settings(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        PID(**settings)
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, float("nan"), float("inf")])
+def test_bad_constant_step(step: float) -> None:
+    with pytest.raises(ValueError, match=f"step must be.*{step!r}"):
+        ConstantStep(step)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("ts", [[0.0, 1e-9], [5.0, 5.0 - 1e-3], [0.0, 1e-14], [1e6, 1e6 + 1e-7]])
+def test_first_step_stays_inside(ts: list[float], method: str) -> None:
+    """Hairer's guess asks f once more: never past the end, however short the interval."""
+    times: list[float] = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        times.append(float(t))
+        return -1e-9 * y
+
+    odenet.solve(f, torch.ones(2, dtype=D), ts, method=method)
+    assert min(times) >= min(ts) and max(times) <= max(ts)
+
+
+def test_first_step_size() -> None:
+    """It scales with the problem's time, stays in the span, and does not depend on the lanes beside."""
+
+    def guess(rates: list[float], span: float) -> Tensor:
+        rate = torch.tensor(rates, dtype=D)[:, None]
+        y = (torch.ones(len(rates), 2, dtype=D),)
+        lane = torch.zeros(len(rates), dtype=D)
+        return hairer(lambda t, x: (-rate * x[0],), lane, lane + span, y, (-rate * y[0],), 5, [1e-6], [1e-6])
+
+    both = guess([1.0, 100.0], 10.0)
+    assert 0.0 < float(both[1]) <= 100 * 0.01 / 100.0 + 1e-9 and float(both[0]) > 3 * float(both[1])
+    assert torch.equal(both[:1], guess([1.0], 10.0)) and torch.equal(both[1:], guess([100.0], 10.0))
+    assert float(guess([1e-3], 1e-2)) <= 1e-2
+    assert bool((guess([1.0, 7.0], -10.0) > 0).all())
+    assert bool(guess([float("nan")], 1.0).isnan())
