@@ -169,7 +169,9 @@ class Report(Observer):
 
     def see(self, move: Move) -> None:
         ts = self.p.ts.detach()
-        t = torch.where(move.accept, move.time1, move.time0) if isinstance(move.accept, Tensor) else move.time1
+        accept = move.accept
+        kept = move.time1 if accept is True else move.time0
+        t = torch.where(accept, move.time1, move.time0) if isinstance(accept, Tensor) else kept
         self.attempts += 1
         self.accepted += bool(move.accept.any()) if isinstance(move.accept, Tensor) else bool(move.accept)
         span = ts[..., -1] - ts[..., 0]
