@@ -83,7 +83,7 @@ class ConvField(nn.Module):
     """The paper's ODE block: norm, activation, 3x3 convolution, twice, and a last norm; time as an extra channel.
 
     Chen et al. 2018, section 3. channels: of the state (B, channels, H, W). hidden: channels between the convolutions
-    (default: the same). groups: of the group norms (default: 32, or fewer for few channels). activation: "relu" as in
+    (default: the same). groups: of the group norms (default: 32, fewer below 64 channels). activation: "relu" as in
     the paper, or a smooth one such as "softplus". Called as f(t, y), t 0-d or (B,).
     """
 
@@ -109,9 +109,12 @@ class ConvField(nn.Module):
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Group norm with `groups` groups, by default the largest divisor of `channels` up to 32."""
+    """Group norm with `groups` groups, by default as many as divide `channels`, up to 32 and of at least two channels.
+
+    A group of one channel would lose that channel's mean, which is what the classifiers' average pool reads.
+    """
     if groups is None:
-        groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+        groups = max(g for g in range(1, min(32, max(1, channels // 2)) + 1) if channels % g == 0)
     if channels % groups:
         raise ValueError(f"groups must divide channels; got groups={groups}, channels={channels}")
     return nn.GroupNorm(groups, channels)

@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 12, "batch_size": 64, "channels": 32, "lr": 6e-3, "tolerance": 1e-2, "method": "bosh3"},
-    "mnist": {"epochs": 10, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "tsit5"},
+    "digits": {"epochs": 30, "batch_size": 64, "channels": 32, "lr": 5e-3, "tolerance": 1e-2, "method": "bosh3"},
+    "mnist": {"epochs": 8, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "bosh3"},
 }
 
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results [default: runs/DATA]")]
