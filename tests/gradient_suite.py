@@ -68,9 +68,32 @@ class GradientSuite:
         self.close(self.gradients(self.name, **options), self.gradients("backprop", **options))
 
     def test_own_times_per_sample(self) -> None:
-        ts = torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.7, 0.2], [0.0, 0.1, 2.0], [0.3, 0.35, 0.4]], dtype=D)
+        """Some of them repeated, at the start, inside and at the end; a sample of no length among them."""
+        ts = torch.tensor(
+            [[0.0, 0.5, 0.5, 1.0], [1.0, 0.7, 0.2, 0.2], [0.0, 0.0, 0.1, 2.0], [0.3, 0.3, 0.3, 0.3]], dtype=D
+        )
         options = {"ts": ts, "per_sample": True}
         self.close(self.gradients(self.name, **options), self.gradients("backprop", **options), 1e-7)
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize("method", ["tsit5", "dopri8", "rk4"])
+    def test_repeated_times(self, method: str, per_sample: bool) -> None:
+        """An output moves with its own time alone: dy(t_j)/dt_j = f, also where times coincide or are steps' ends."""
+        options: dict[str, Any] = {"step": 0.01} if method == "rk4" else {"controller": odenet.PID(step_ts=[0.5])}
+        ts = torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], dtype=D, requires_grad=True)
+        rate = torch.tensor([-0.5, 0.3], dtype=D)
+        y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=D, requires_grad=True)
+        sol = odenet.solve(
+            lambda t, y: rate * y, y0, ts, method=method, rtol=1e-9, atol=1e-9, gradient=self.name,
+            per_sample=per_sample, **options,
+        )  # fmt: skip
+        ys = sol.ys.transpose(0, 1) if per_sample else sol.ys
+        weights = torch.rand(ys.shape, dtype=D, generator=torch.Generator().manual_seed(0))
+        mine = torch.autograd.grad((ys * weights).sum(), (ts, y0))
+        length = (ts - ts[0])[:, None, None]
+        exact = torch.autograd.grad((y0 * torch.exp(rate * length) * weights).sum(), (ts, y0))
+        for a, b in zip(mine, exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
     def test_central_differences(self) -> None:
         """Against differences of the same numerical solution (constant steps)."""

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+import odenet
 from odenet.nn import Augmented, ConvField, MLPField, NeuralODE, classifier
 from odenet.nn.fields import TimeConv2d
 
@@ -49,3 +50,119 @@ def test_sizes_of_the_papers_nets() -> None:
     assert count["rknet"] == count["odenet"]
     assert count["resnet"] / 1e6 == pytest.approx(0.60, abs=0.03)
     assert count["odenet"] / 1e6 == pytest.approx(0.22, abs=0.015)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+def test_training_reduces_a_loss(gradient: str) -> None:
+    """A rotation by a quarter turn is learned from its end points."""
+    torch.manual_seed(0)
+    layer = NeuralODE(MLPField(2, hidden=(16,)), method="rk4", step=0.25, gradient=gradient)
+    x = torch.randn(32, 2)
+    target = torch.stack([-x[:, 1], x[:, 0]], 1)
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.05)
+    losses = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss = ((layer(x) - target) ** 2).mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_layer_is_the_solve() -> None:
+    """Options, args and times go through; its time has the state's own precision."""
+    seen = set()
+
+    def f(t: torch.Tensor, y: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        seen.add(t.dtype)
+        return -k * y
+
+    layer = NeuralODE(f, ts=(1.0, 0.0), method="dopri8", rtol=1e-9, atol=1e-9)
+    k = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    y0 = torch.ones(2, dtype=torch.float64)
+    out = layer(y0, args=(k,))
+    sol = odenet.solve(f, y0, [1.0, 0.0], args=(k,), method="dopri8", rtol=1e-9, atol=1e-9)
+    assert torch.equal(out, sol.y1) and layer.stats.nfe == sol.stats.nfe and seen == {torch.float64}
+    out.sum().backward()
+    assert k.grad is not None and float(k.grad) == pytest.approx(2 * float(torch.exp(k.detach())))
+    seen.clear()
+    NeuralODE(f)(torch.ones(2), args=(torch.tensor(1.0),))
+    assert seen == {torch.float32}
+    assert "method='dopri8'" in repr(layer) and "ts=(1.0, 0.0)" in repr(layer)
+
+
+def test_pickle_after_backward_and_shared_field() -> None:
+    """A used layer can still be copied, and the copy's parameters are its own."""
+    layer = NeuralODE(MLPField(3))
+    x = torch.randn(2, 3)
+    layer(x).sum().backward()
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    assert not torch.equal(layer(x), x) and torch.equal(other(x), x)
+
+
+def test_mlp_field_shapes_and_time() -> None:
+    torch.manual_seed(0)
+    field, still = MLPField(3, hidden=(8,)), MLPField(3, hidden=(), time=False)
+    y = torch.randn(2, 5, 3)
+    assert field(torch.tensor(0.5), y).shape == still(torch.tensor(0.5), y).shape == y.shape
+    rows = field(torch.tensor([0.5, 2.0]), y)
+    torch.testing.assert_close(rows[1], field(torch.tensor(2.0), y[1]))
+    torch.testing.assert_close(rows[0], field(torch.tensor(0.5), y[0]))
+    assert not torch.allclose(rows[1], field(torch.tensor(0.5), y[1]))
+    assert torch.equal(still(torch.tensor(0.0), y), still(torch.tensor(9.0), y))
+    with pytest.raises(ValueError, match=r"activation='rleu' is unknown.*'relu'"):
+        MLPField(3, activation="rleu")
+
+
+@pytest.mark.parametrize("time", [False, True])
+def test_conv_field_shapes_and_time(time: bool) -> None:
+    """One t a sample is that sample's t; group norm takes the groups that divide."""
+    torch.manual_seed(0)
+    field = ConvField(6, hidden=4, groups=2, activation="softplus", time=time).double()
+    y, t = torch.randn(3, 6, 5, 4).double(), torch.tensor([0.1, 0.5, 2.0]).double()
+    rows = field(t, y)
+    assert rows.shape == y.shape
+    for i in range(3):
+        torch.testing.assert_close(rows[i : i + 1], field(t[i], y[i : i + 1]))
+    assert torch.allclose(field(t[0], y), field(t[2], y)) != time
+    with pytest.raises(ValueError, match="groups=4, channels=6"):
+        ConvField(6, groups=4)
+
+
+def test_time_conv_per_sample_time_and_gradient() -> None:
+    """As an ordinary convolution over [t, y] also in t of its own for each image, and in every gradient."""
+    torch.manual_seed(0)
+    conv = TimeConv2d(2, 3).double()
+    t, y = torch.rand(4).double().requires_grad_(), torch.randn(4, 2, 5, 6).double()
+    assert conv.time_weight is not None and conv.conv.bias is not None
+    weight = torch.cat([conv.time_weight, conv.conv.weight], 1)
+    plane = t.view(4, 1, 1, 1).expand(4, 1, 5, 6)
+    expected = torch.nn.functional.conv2d(torch.cat([plane, y], 1), weight, conv.conv.bias, padding=1)
+    torch.testing.assert_close(conv(t, y), expected)
+    inputs = (t, conv.time_weight, conv.conv.weight, conv.conv.bias)
+    mine = torch.autograd.grad((conv(t, y) ** 2).sum(), inputs)
+    for a, b in zip(mine, torch.autograd.grad((expected**2).sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_augmented_trajectory(per_sample: bool) -> None:
+    """The extra channels start at zero, reach the field, and are taken off at every time."""
+    widths = []
+
+    def f(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        widths.append(y.shape[1])
+        return torch.ones_like(y) * y[:, 3:].sum(1, keepdim=True) + 1
+
+    layer = Augmented(NeuralODE(f, per_sample=per_sample), extra=2)
+    x = torch.randn(4, 3)
+    out = layer(x, ts=[0.0, 0.0, 1.0])
+    assert out.shape == ((4, 3, 3) if per_sample else (3, 4, 3)) and set(widths) == {5}
+    first = out[:, 0] if per_sample else out[0]
+    assert torch.equal(first, x) and layer(x).shape == x.shape
+    with pytest.raises(ValueError, match="extra must be at least 1; got 0"):
+        Augmented(layer, extra=0)

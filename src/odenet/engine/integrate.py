@@ -42,5 +42,6 @@ def integrate(p: Problem, driver: Driver, request: Request, record: Record, othe
     if request.progress is not None:
         observers.append(Report(p, request.progress))
     outcome = driver.run(p, observers)
+    outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
     return Solved(record.ys(), outcome.state.y, pieces, outcome)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate
+from ..core.lanes import Number
 from ..core.leaves import Leaves, real_dtype
 from .advance import Move
 from .observe import Observer
@@ -21,49 +22,89 @@ Rows = slice | tuple[Tensor, Tensor]  # which outputs: ts[rows], or ts[b, j] per
 def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
     """The solution at ts[rows], all within the move; stacked on the first axis. The end of a step is exactly its y."""
     times = ts[rows]
-    at_end = times.detach() == (move.time1.detach() if isinstance(rows, slice) else move.time1.detach()[rows[0]])
-    if isinstance(rows, slice):
-        if bool(at_end.all()):
-            return tuple(y.unsqueeze(0).expand(len(times), *y.shape) for y in move.step.y)
-        theta = (times - move.time0) / (move.time1 - move.time0)
-        y0, y1 = move.y, move.step.y
+    joint = isinstance(rows, slice)
+    lane = None if joint else rows[0]
+    end, start = (move.time1, move.time0) if lane is None else (move.time1[lane], move.time0[lane])
+    at_end = times.detach() == end.detach()
+    if lane is None:
+        y0, y1 = move.y, tuple(y.expand(len(times), *y.shape) for y in move.step.y)
+    else:
+        y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
+    if bool(at_end.all()) and not times.requires_grad:
+        return y1
+    if lane is None:
         coefficients: Coefficients = move.polynomial()
     else:
-        lane = rows[0]
-        if bool(at_end.all()):
-            return tuple(y[lane] for y in move.step.y)
-        theta = (times - move.time0[lane]) / (move.time1[lane] - move.time0[lane])
-        y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
-        asking = torch.zeros_like(move.accept).index_put_((lane[~at_end],), torch.tensor(True, device=lane.device))
+        asks = lane if times.requires_grad else lane[~at_end]
+        asking = torch.zeros_like(move.accept).index_put_((asks,), torch.tensor(True, device=lane.device))
         coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial(asking))
-    offset = 1 if isinstance(rows, slice) else 0
 
     def against(x: Tensor, leaf: Tensor) -> Tensor:
-        return x.view(x.shape + (1,) * (leaf.ndim - 1 + offset))
+        return x.view(x.shape + (1,) * (leaf.ndim - (lane is not None)))
 
-    values = evaluate(y0, coefficients, tuple(against(theta, x).to(real_dtype(x.dtype)) for x in y0))
-    return tuple(torch.where(against(at_end, end), end, v) for end, v in zip(y1, values, strict=True))
+    def each(x: Tensor) -> Leaves:
+        return tuple(against(x, y).to(real_dtype(y.dtype)) for y in y0)
+
+    theta = (times - start) / (end - start)
+    if times.requires_grad:  # y1 moves with the end of the step; an output there moves with its own time
+        slope = tuple(
+            sum(((d + 1) * c for d, c in enumerate(cs[1:], 1)), cs[0]) for cs in zip(*coefficients, strict=True)
+        )
+        late = each((times - end) / (end - start).detach())
+        y1 = tuple(
+            y + torch.where(against(at_end, a), x * b, 0) for y, x, b, a in zip(y1, late, slope, y0, strict=True)
+        )
+    values = evaluate(y0, coefficients, each(theta))
+    return tuple(torch.where(against(at_end, y), e, v) for y, e, v in zip(y0, y1, values, strict=True))
+
+
+def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Number]:
+    """The outputs at ts[0], and how many evaluations they took: one, where ts[0] is repeated and differentiable.
+
+    An output there is y0; it moves with its own time, against ts[0].
+    """
+    at_start = (ts - ts[..., :1]).detach() * p.direction.unsqueeze(-1) <= 0
+    rows: Rows
+    if p.batched:
+        lane, j = at_start.nonzero(as_tuple=True)
+        rows, first = (lane, j), ts[lane, 0]
+        values = tuple(y[lane] for y in y0)
+        repeats = at_start.sum(1) > 1
+    else:
+        rows, first = slice(0, int(at_start.sum())), ts[0]
+        values = tuple(y.expand(int(rows.stop), *y.shape) for y in y0)
+        repeats = at_start.sum() > 1
+    if not ts.requires_grad or not bool(repeats.any()):
+        return rows, values, 0
+    slope = p.f(ts[..., 0], y0)
+    if not isinstance(rows, slice):
+        slope = tuple(s[rows[0]] for s in slope)
+    late = ts[rows] - first
+    shifted = []
+    for y, s in zip(values, slope, strict=True):
+        by = late.view(late.shape + (1,) * (y.ndim - 1)).to(real_dtype(y.dtype))
+        shifted.append(y + by * s)
+    return rows, tuple(shifted), repeats.to(torch.int64) if p.batched else 1
 
 
 @final
 class Record(Observer):
-    """Collects the solution at every output time. `rows_of_last` tells which outputs the last move gave."""
+    """Collects the solution at every output time.
+
+    `rows_of_last` tells which outputs the last move gave, `evaluations` what the outputs at ts[0] took.
+    """
 
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.chunks: list[Leaves] = []
         self.rows: list[Rows] = []
         self.rows_of_last: Rows | None = None
-        ts = p.ts.detach()
-        if p.batched:
-            at_start = (ts - ts[:, :1]) * p.direction[:, None] <= 0
-            lane, j = at_start.nonzero(as_tuple=True)
-            self._keep((lane, j), tuple(y[lane] for y in p.y0))
-        else:
-            self.host = ts.tolist()
+        rows, values, self.evaluations = first_outputs(p, p.ts, p.y0)
+        self._keep(rows, values)
+        if isinstance(rows, slice):
+            self.host = p.ts.detach().tolist()
             self.sign = float(p.direction)
-            self.cursor = self._due(self.host[0], 0)
-            self._keep(slice(0, self.cursor), tuple(y.unsqueeze(0).expand(self.cursor, *y.shape) for y in p.y0))
+            self.cursor = int(rows.stop)
 
     def _keep(self, rows: Rows, values: Leaves) -> None:
         self.rows.append(rows)

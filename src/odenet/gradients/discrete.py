@@ -17,7 +17,7 @@ from ..core.leaves import Leaves, select
 from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
 from ..engine.problem import Problem
-from ..engine.record import Pieces, Record, outputs, piece
+from ..engine.record import Pieces, Record, first_outputs, outputs, piece
 from ..engine.tape import Entry, Tape, on_fresh_field
 from .backprop import interpolator, plain
 from .base import Gradient, Stats, Trajectory, add, attach
@@ -80,7 +80,7 @@ class Sweep:
                 y_bar, carry_bar, time_bar = self._step(
                     self.entries[index], ys_bar, y_bar, carry_bar, time_bar, piece_bar
                 )
-            y_bar, time_bar = self._start(ys_bar, y_bar, carry_bar, time_bar)
+            y_bar = self._start(ys_bar, y_bar, carry_bar)
         if not self.entries and dense_bar:  # the constant piece of a solve of no length
             y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
         self.ts_bar[..., 0] += time_bar
@@ -167,27 +167,21 @@ class Sweep:
         ys_bar: Sequence[Tensor | None],
         y_bar: list[Tensor | None],
         carry_bar: list[Tensor | None],
-        time_bar: Tensor,
-    ) -> tuple[list[Tensor | None], Tensor]:
+    ) -> list[Tensor | None]:
         """Back through the first slope and through the outputs at ts[0]."""
         q, marker, before = self.q, graph_marker(), self.q.f.calls
+        ts = q.ts.detach().requires_grad_(self.times_needed)
+        y = tuple(x.detach().requires_grad_() for x in q.y0)
+        values, bars = [], []
         if any(b is not None for b in carry_bar):
-            time = q.ts[..., 0].detach().requires_grad_(self.times_needed)
-            y = tuple(x.detach().requires_grad_() for x in q.y0)
-            carry = q.method.init(q.f, time, y)
-            grads = self._vjp(carry, carry_bar, (*y, *((time,) if self.times_needed else ())), marker)
-            self._count(before, True)
-            y_bar = [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
-            if self.times_needed and grads[-1] is not None:
-                time_bar = time_bar + grads[-1]
-        ts = q.ts.detach()
-        if q.batched:
-            at_start = (ts - ts[:, :1]) * q.direction[:, None] <= 0
-            parts = [
-                None if b is None else torch.where(at_start.view(at_start.shape + (1,) * (b.ndim - 2)), b, 0).sum(1)
-                for b in ys_bar
-            ]
-        else:
-            count = int(((ts - ts[0]) * q.direction <= 0).sum())
-            parts = [None if b is None else b[:count].sum(0) for b in ys_bar]
-        return [add(a, b) for a, b in zip(y_bar, parts, strict=True)], time_bar
+            values += q.method.init(q.f, ts[..., 0], y)
+            bars += carry_bar
+        if any(b is not None for b in ys_bar):
+            rows, firsts, _ = first_outputs(q, ts, y)
+            values += firsts
+            bars += [None if b is None else b[rows] for b in ys_bar]
+        grads = self._vjp(values, bars, (*y, *((ts,) if self.times_needed else ())), marker)
+        self._count(before, True)
+        if self.times_needed and grads[-1] is not None:
+            self.ts_bar += grads[-1]
+        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
