@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +53,13 @@ def settings(epochs: int) -> Settings:
 def test_resume_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load("digits", None).small()
     whole = runner.train("odenet", data, settings(3), tmp_path / "a", False, "cpu")
-    save = runner.Checkpoint.on_train_epoch_end
+    save = runner.EpochCheckpoint.on_train_epoch_end
 
-    def stop_after_first(self: runner.Checkpoint, trainer: object, module: object) -> None:
+    def stop_after_first(self: runner.EpochCheckpoint, trainer: object, module: object) -> None:
         save(self, trainer, module)  # type: ignore[arg-type]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runner.Checkpoint, "on_train_epoch_end", stop_after_first)
+    monkeypatch.setattr(runner.EpochCheckpoint, "on_train_epoch_end", stop_after_first)
     with pytest.raises(UserError, match="intact"):
         runner.train("odenet", data, settings(3), tmp_path / "b", False, "cpu")
     monkeypatch.undo()
@@ -65,6 +67,33 @@ def test_resume_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.Monke
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert len(runner.history(tmp_path / "b", "odenet")) == 3
+
+
+def test_early_stop_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stopped for want of progress is not taken up again."""
+    data = load("digits", None).small()
+    monkeypatch.setattr(runner, "PATIENCE", 1)
+    stopped = runner.train("resnet", data, replace(settings(50), lr=1e-8), tmp_path, False, "cpu")
+    epochs = len(runner.history(tmp_path, "resnet"))
+    assert 2 <= epochs < 50
+    again = runner.train("resnet", data, replace(settings(50), lr=1e-8), tmp_path, True, "cpu")
+    assert len(runner.history(tmp_path, "resnet")) == epochs
+    for a, b in zip(stopped.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("limit", [60, 30_000])
+def test_no_room_for_files(tmp_path: Path, limit: int) -> None:
+    """The system refuses to write more than `limit` bytes: met by the log's thread, or by the checkpoint."""
+    code = (
+        "import resource, sys; from odenet.train.cli import main;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        f"sys.argv = ['odenet', 'train', 'resnet', '--quick', '--out', {str(tmp_path / 'run')!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("odenet: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

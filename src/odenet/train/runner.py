@@ -7,13 +7,16 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from .data import ImageData
@@ -70,14 +73,18 @@ def history(out: Path, kind: str) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-class Checkpoint(L.Callback):
-    """Saves the whole training state after each epoch, in place of the last one only once it is complete."""
+class EpochCheckpoint(Checkpoint):
+    """Saves the whole training state after each epoch, in place of the last one only once it is complete.
+
+    A `Checkpoint` to Lightning, which so calls it after the early stop has judged the epoch.
+    """
 
     def __init__(self, path: Path, settings: Settings, kind: str) -> None:
         self.path, self.settings, self.kind = path, settings, kind
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["odenet"] = {"settings": self.settings.as_dict(), "kind": self.kind}
+        ended = trainer.should_stop or trainer.current_epoch + 1 >= self.settings.epochs
+        checkpoint["odenet"] = {"settings": self.settings.as_dict(), "kind": self.kind, "ended": ended}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
@@ -87,8 +94,7 @@ class Checkpoint(L.Callback):
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise UserError(
-                f"{self.path} could not be saved ({error}): the checkpoint of the epoch before is intact; free space "
-                "and go on with --resume"
+                f"{self.path} could not be saved ({error}): {kept(self.path)}; free space and go on with --resume"
             ) from None
 
 
@@ -117,7 +123,7 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
     steps = len(module.train_dataloader()) * s.epochs
     task = Task(build(kind, data, s), s.lr, steps)
     state = read_checkpoint(last, kind, s) if resume and last.exists() else None
-    if state is not None and state["epoch"] + 1 >= s.epochs:
+    if state is not None and state["odenet"]["ended"]:
         task.load_state_dict(state["state_dict"])
         return task
     try:
@@ -133,11 +139,10 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
         callbacks=[
             EarlyStopping("val_error", patience=PATIENCE),
             History(folder / "metrics.csv"),
-            Checkpoint(last, s, kind),
+            EpochCheckpoint(last, s, kind),
             *([TQDMProgressBar()] if sys.stderr.isatty() else []),
         ],
         enable_progress_bar=sys.stderr.isatty(),
-        enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
@@ -145,16 +150,35 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
         deterministic=True,
     )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), writers_fail_quietly():
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
             trainer.fit(task, datamodule=module, ckpt_path=last if state is not None else None, weights_only=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: {error.strerror or error}; the last checkpoint is intact, go on with --resume"
+            f"{folder} could not be written ({error.strerror or error}): {kept(last)}; free space and go on with "
+            "--resume"
         ) from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     return task
+
+
+def kept(checkpoint: Path) -> str:
+    """What a failed run has left, in words."""
+    if checkpoint.exists():
+        return f"the last complete checkpoint, {checkpoint}, is intact"
+    return "no epoch was saved yet"
+
+
+@contextmanager
+def writers_fail_quietly() -> Iterator[None]:
+    """A log writer's thread that meets a full disk passes its OSError on to the main thread, which reports it once."""
+    before = threading.excepthook
+    threading.excepthook = lambda given: None if issubclass(given.exc_type, OSError) else before(given)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def quiet() -> None:
