@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from odenet.train.measure import PeakMemory
 
 D = torch.float64
 
@@ -32,6 +33,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 class GradientSuite:
     name: ClassVar[str]
     exact: ClassVar[bool]
+    states_a_step: ClassVar[float]  # by which the peak of training memory grows, at most
 
     def close(self, mine: Any, exact: Any, tol: float = 1e-8) -> None:
         """Equal to rounding for an exact gradient, else within a hundred tolerances of the numerical solution's."""
@@ -114,6 +116,23 @@ class GradientSuite:
             dy = torch.stack([(end(y0 + e, k) - end(y0 - e, k)) / (2 * h) for e in h * torch.eye(2, dtype=D)])
         tol = 1e-7 if self.exact else 1e-5
         assert relative(gy, dy) < tol and relative(gk, dk) < tol
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_memory_of_a_further_step(self, per_sample: bool) -> None:
+        """Bytes of tensors alive at the peak of a forward and a backward pass, per step and in units of the state."""
+        y0, w = torch.ones(4, 4096, dtype=D), torch.tensor(0.5, dtype=D, requires_grad=True)
+
+        def peak(steps: int) -> int:
+            with PeakMemory() as memory:
+                sol = odenet.solve(
+                    lambda t, y: torch.sin(w * y), y0, [0.0, 1.0], method="midpoint", step=1 / steps,
+                    gradient=self.name, per_sample=per_sample,
+                )  # fmt: skip
+                sol.y1.sum().backward()
+            return memory.peak
+
+        growth = (peak(60) - peak(20)) / 40 / (y0.numel() * y0.element_size())
+        assert growth <= self.states_a_step, growth
 
     def test_captured(self) -> None:
         """Parameters that f only closes over, in every way of closing over them."""

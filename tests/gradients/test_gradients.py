@@ -5,15 +5,15 @@ from odenet.gradients import GRADIENTS
 
 
 class TestDiscrete(GradientSuite):
-    name, exact = "discrete", True
+    name, exact, states_a_step = "discrete", True, 1.1
 
 
 class TestBackprop(GradientSuite):
-    name, exact = "backprop", True
+    name, exact, states_a_step = "backprop", True, 10.0
 
 
 class TestAdjoint(GradientSuite):
-    name, exact = "adjoint", False
+    name, exact, states_a_step = "adjoint", False, 0.02
 
 
 def test_every_gradient_has_its_class() -> None:

@@ -32,6 +32,11 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
+def rows(leaf: Tensor) -> Tensor:
+    """(B, n): all elements of each sample on one axis, also for a leaf of one number a sample."""
+    return leaf.unsqueeze(-1).flatten(1)
+
+
 def spread(lane: Tensor, leaf: Tensor) -> Tensor:
     """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
     lane = lane.to(real_dtype(leaf.dtype))
@@ -81,7 +86,7 @@ def dot(a: Leaves, b: Leaves, batched: bool) -> Tensor:
     total: Tensor | None = None
     for x, y in zip(a, b, strict=True):
         product = (x.conj() * y).real if x.is_complex() else x * y
-        part = product.flatten(1).sum(1) if batched else product.sum()
+        part = rows(product).sum(1) if batched else product.sum()
         total = part if total is None else total + part
     assert total is not None  # solve refuses an empty state
     return total

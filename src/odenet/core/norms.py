@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .leaves import Leaves
+from .leaves import Leaves, rows
 
 Tolerance = Sequence[float | Tensor]
 
@@ -19,7 +19,7 @@ def rms(leaves: Leaves, batched: bool) -> Tensor:
     for leaf in leaves:
         x = leaf.abs() if leaf.is_complex() else leaf
         wide = torch.float32 if x.device.type == "mps" else torch.float64
-        part = (x * x).flatten(1).sum(1, dtype=wide) if batched else (x * x).sum(dtype=wide)
+        part = rows(x * x).sum(1, dtype=wide) if batched else (x * x).sum(dtype=wide)
         total = part if total is None else total + part
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
@@ -33,5 +33,5 @@ def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
 
 def all_finite(y: Leaves, batched: bool) -> Tensor:
     """Lane of booleans: every element finite."""
-    lanes = [torch.isfinite(leaf).flatten(1).all(1) if batched else torch.isfinite(leaf).all() for leaf in y]
+    lanes = [rows(torch.isfinite(leaf)).all(1) if batched else torch.isfinite(leaf).all() for leaf in y]
     return torch.stack(lanes).all(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import Leaves, along
+from ..core.leaves import Leaves, along, rows
 from ..core.norms import all_finite
 from ..core.status import Status
 from ..errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
@@ -75,7 +75,7 @@ def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
 
 
 def _size(y: Leaves, batched: bool) -> Tensor:
-    tops = [x.detach().abs().flatten(1).amax(1) if batched else x.detach().abs().max() for x in y]
+    tops = [rows(x.detach().abs()).amax(1) if batched else x.detach().abs().max() for x in y]
     return torch.stack([t.double() for t in tops]).amax(0)
 
 

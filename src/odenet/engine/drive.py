@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..control.first_step import hairer
 from ..core.lanes import Number
-from ..core.leaves import select
+from ..core.leaves import rows, select
 from ..core.status import Status
 from .advance import Clock, Move, State, attempt, settle
 from .observe import Observer
@@ -135,7 +135,7 @@ def without_poison(p: Problem, s: State, move: Move) -> Move:
     """
     bad = torch.zeros_like(move.accept)
     for leaf in (*move.step.y, *(leaf for stage in move.step.stages for leaf in stage)):
-        bad = bad | ~torch.isfinite(leaf.detach()).flatten(1).all(1)
+        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
     if not bool((bad & ~move.accept).any()):
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)

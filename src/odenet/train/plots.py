@@ -126,13 +126,16 @@ def trade_off(net: Classifier, data: ImageData, batch: int, method: str, path: P
             (c, point.nfe, point.backward_nfe),
         ):
             axes.plot(x, y, "o", color=colour)
-            axes.annotate(f"{tol:.0e}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            axes.annotate(f"{tol:.0e}", (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
     a.set(xlabel="forward evaluations", ylabel="relative error of the end state", yscale="log")
-    b.set(xlabel="forward evaluations", ylabel="forward time (ms)", ylim=(0, None), xlim=(0, None))
-    c.set(xlabel="forward evaluations", ylabel="backward evaluations", ylim=(0, None), xlim=(0, None))
+    b.set(xlabel="forward evaluations", ylabel="forward time (ms)", ylim=(0, None))
+    c.set(xlabel="forward evaluations", ylabel="backward evaluations", ylim=(0, None))
     top = max(p.nfe for p in points)
     c.plot([0, top], [0, top], color="#bbbbbb", lw=1, label="as many as forward")
-    c.legend()
+    c.legend(loc="upper left")
+    for axes in (a, b, c):
+        axes.set_xlim(0, 1.18 * top)  # room for the labels
+    a.set_title(f"tolerance beside each point; {method}", fontsize=9)
     return save(figure, path)
 
 
