@@ -70,6 +70,6 @@ def figures(nets: dict[str, Classifier], data: ImageData, s: Settings, out: Path
     ]
     if "odenet" in nets:
         net = nets["odenet"]
-        files.append(plots.trade_off(net, data, batch, s.method, out / "trade_off.png", s.quick))
+        files.append(plots.trade_off(net, data, min(batch, 32), s.method, out / "trade_off.png", s.quick))
         files.append(plots.trajectories(net, data, out / "trajectories.png"))
     return files
