@@ -12,6 +12,7 @@ from . import check
 from .control import Controller
 from .core.field import VectorField
 from .core.leaves import Leaves, flatten, real_dtype, unflatten
+from .core.outside_graphs import outside_graphs
 from .core.status import Status
 from .engine.diagnose import raise_failure, refine
 from .engine.drive import Eager
@@ -26,6 +27,7 @@ from .solution import Solution
 _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
+@outside_graphs
 def solve(
     f: Callable[..., Any],
     y0: Any,

@@ -92,6 +92,23 @@ def test_layer_is_the_solve() -> None:
     assert "method='dopri8'" in repr(layer) and "ts=(1.0, 0.0)" in repr(layer)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+def test_inside_a_compiled_model(gradient: str) -> None:
+    """`torch.compile` of a model breaks its graph at the solve, and the numbers stay the same."""
+    torch.manual_seed(0)
+    layer = NeuralODE(MLPField(4, hidden=(8,)), gradient=gradient)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), layer, torch.nn.Linear(4, 1))
+    x = torch.randn(5, 2)
+    out = model(x)
+    expected = torch.autograd.grad(out.sum(), tuple(model.parameters()))
+    compiled = torch.compile(model, backend="eager")(x)
+    assert torch.equal(compiled, out) and layer.stats.nfe > 0
+    for a, b in zip(torch.autograd.grad(compiled.sum(), tuple(model.parameters())), expected, strict=True):
+        assert torch.equal(a, b)
+    torch.compiler.reset()
+
+
 def test_pickle_after_backward_and_shared_field() -> None:
     """A used layer can still be copied, and the copy's parameters are its own."""
     layer = NeuralODE(MLPField(3))

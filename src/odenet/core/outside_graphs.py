@@ -1,0 +1,32 @@
+"""How the library looks to `torch.compile` of the caller's own model."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, run eagerly where `torch.compile` meets it: the caller's graph breaks there and goes on after it.
+
+    An f that is itself compiled stays so. `torch.compiler.disable` would load the compiler, which takes longer than the
+    rest of the library together, so it waits until somebody else has loaded it.
+    """
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(cast(Any, torch.compiler.disable)(function))
+        return disabled[0](*args, **kwargs)
+
+    return call
