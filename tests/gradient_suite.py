@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any, ClassVar
 
 import pytest
@@ -133,6 +134,42 @@ class GradientSuite:
 
         growth = (peak(60) - peak(20)) / 40 / (y0.numel() * y0.element_size())
         assert growth <= self.states_a_step, growth
+
+    @pytest.mark.parametrize("backward", [False, True])
+    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize("dense", [False, True])
+    def test_nothing_outlives_the_solution(self, dense: bool, per_sample: bool, backward: bool) -> None:
+        """No circle of references keeps a tensor: all are gone before any garbage collection."""
+        w = torch.tensor(0.5, dtype=D, requires_grad=True)
+        gc.disable()
+        try:
+            with PeakMemory() as memory:
+                y0 = torch.ones(4, 100, dtype=D, requires_grad=True)
+                sol = odenet.solve(
+                    lambda t, y: torch.sin(w * y), y0, [0.0, 0.4, 1.0], gradient=self.name, per_sample=per_sample,
+                    dense=dense,
+                )  # fmt: skip
+                if backward:
+                    (sol.ys.sum() + (sol(0.5).sum() if dense else 0)).backward()
+                del sol, y0
+                w.grad = None
+                assert memory.peak > 0 and memory.now == 0
+        finally:
+            gc.enable()
+
+    def test_solution_changed_in_place(self) -> None:
+        """The gradient is right or an error, as with PyTorch's own functions."""
+        y0 = torch.tensor([0.3, -0.2], dtype=D, requires_grad=True)
+        for what in ("y1", "ys"):
+            sol = odenet.solve(lambda t, y: -2 * y, y0, [0.0, 0.5, 1.0], gradient=self.name, rtol=1e-9, atol=1e-9)
+            changed = getattr(sol, what).mul_(3)
+            try:
+                (g,) = torch.autograd.grad(changed.sum(), y0)
+            except RuntimeError as error:
+                assert what == "ys" and "modified by an inplace operation" in str(error)
+                continue
+            ts = torch.tensor([1.0] if what == "y1" else [0.0, 0.5, 1.0], dtype=D)
+            torch.testing.assert_close(g, (3 * torch.exp(-2 * ts).sum()).expand(2), rtol=1e-6, atol=0.0)
 
     def test_captured(self) -> None:
         """Parameters that f only closes over, in every way of closing over them."""

@@ -118,11 +118,19 @@ class Adjoint(Gradient):
             if not any(x.requires_grad for x in inputs):
                 return (*ys, *end)
 
+            versions = [y._version for y in ys]
+            last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
+
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+                if versions != [y._version for y in ys]:
+                    raise RuntimeError(
+                        "the solution ys has been modified by an inplace operation, and gradient='adjoint' starts its "
+                        "backward solves from it: change a copy, ys.clone()"
+                    )
                 status = solved.outcome.state.status
                 solved_lanes = status == Status.SUCCESS if isinstance(status, Tensor) else True
                 return Backward(self, q, driver, captured, stats, solved_lanes).run(
-                    ts.detach(), reached, ys, end, cotangents, ts.requires_grad
+                    ts.detach(), reached, ys, last, cotangents, ts.requires_grad
                 )
 
             return attach(pull, self.name, (*ys, *end), inputs)

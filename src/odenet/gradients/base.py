@@ -79,8 +79,12 @@ class _Attach(torch.autograd.Function):
 
 
 def attach(pull: Pullback, name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`outputs` (already computed, detached) as differentiable functions of `inputs`; `pull` maps cotangents back."""
-    return _Attach.apply(pull, name, list(outputs), *inputs)
+    """`outputs` (already computed, detached) as differentiable functions of `inputs`; `pull` maps cotangents back.
+
+    They come back as aliases: `pull` may hold what was given, and would hold itself through the graph of the results, a
+    circle that no garbage collector sees.
+    """
+    return _Attach.apply(pull, name, [x.detach() for x in outputs], *inputs)
 
 
 def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -40,9 +40,10 @@ def run(
         rows.append(report.Row(kind, test_error(net, data), cost(net, data, s.batch_size, 2 if s.quick else 5)))
     files = [out / "settings.json"]
     files += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / "last.ckpt")]
-    files += report.save(rows, out, command)
-    files += figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
+    files += report.save(rows, out)
     report.show(rows, f"{data.name}: {len(data.test)} test images")
+    drawn = figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
+    files += [report.page(rows, s, command, drawn, out), *drawn]
     return [f for f in files if f.exists()]
 
 

@@ -8,12 +8,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..nn.classifier import KINDS
 from .measure import Cost
 from .runner import write
+from .tasks import Settings
 
 COLUMNS = (
     "net",
@@ -63,11 +65,8 @@ def show(rows: list[Row], title: str) -> None:
     Console(width=120).print(table)
 
 
-def save(rows: list[Row], out: Path, command: str) -> list[Path]:
-    """Write results.md, results.csv and results.json."""
-    head = "| " + " | ".join(COLUMNS) + " |\n" + "|" + " --- |" * len(COLUMNS) + "\n"
-    body = "".join("| " + " | ".join(row.cells()) + " |\n" for row in rows)
-    write(out / "results.md", f"`{command}`\n\n{head}{body}\n{NOTE}\n")
+def save(rows: list[Row], out: Path) -> list[Path]:
+    """Write results.csv and results.json."""
     flat = [{"net": r.kind, "test_error_percent": r.test_error, **asdict(r.cost)} for r in rows]
     text = io.StringIO()
     table = csv.DictWriter(text, list(flat[0]))
@@ -75,4 +74,17 @@ def save(rows: list[Row], out: Path, command: str) -> list[Path]:
     table.writerows(flat)
     write(out / "results.csv", text.getvalue())
     write(out / "results.json", json.dumps(flat, indent=2) + "\n")
-    return [out / f"results.{kind}" for kind in ("md", "csv", "json")]
+    return [out / "results.csv", out / "results.json"]
+
+
+def page(rows: list[Row], s: Settings, command: str, figures: list[Path], out: Path) -> Path:
+    """Write results.md: the command, its settings, the table and the figures."""
+    head = "| " + " | ".join(COLUMNS) + " |\n" + "|" + " --- |" * len(COLUMNS) + "\n"
+    body = "".join("| " + " | ".join(row.cells()) + " |\n" for row in rows)
+    how = (
+        f"{s.epochs} epochs, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, {s.method} at "
+        f"tolerance {s.rtol:g}, seed {s.seed}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
+    )
+    images = "".join(f"\n![{f.stem.replace('_', ' ')}]({f.name})\n" for f in figures)
+    write(out / "results.md", f"# {s.data}\n\n```\n{command}\n```\n\n{how}\n\n{head}{body}\n{NOTE}\n{images}")
+    return out / "results.md"
