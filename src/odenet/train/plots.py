@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 from torch import Tensor
 
 from ..nn import Classifier, NeuralODE, classifier
@@ -48,7 +49,10 @@ def training(histories: History, path: Path) -> Path:
             if kind == "odenet":
                 backward = [r["backward_nfe"] for r in rows]
                 right.plot(epochs, backward, "--", color=_COLOURS[kind], label=f"{KINDS[kind]}, backward")
-    left.set(xlabel="epoch", ylabel="validation error (%)", yscale="symlog")
+    left.set(xlabel="epoch", ylabel="validation error (%)", ylim=(0, None))
+    left.set_yscale("symlog", linthresh=0.1)  # an error of zero has a place
+    left.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
     right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
     left.legend()
     right.legend()
