@@ -1,5 +1,7 @@
 """Every method of the name table inherits the suite."""
 
+import inspect
+
 import odenet
 from method_suite import MethodSuite
 from odenet.methods import METHODS
@@ -49,4 +51,4 @@ class TestDopri8(MethodSuite):
 def test_every_method_has_its_class() -> None:
     tested = {c.name for c in MethodSuite.__subclasses__()}
     assert tested == set(METHODS)
-    assert odenet.solve.__kwdefaults__["method"] in METHODS
+    assert inspect.signature(odenet.solve).parameters["method"].default in METHODS
