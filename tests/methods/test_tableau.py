@@ -12,21 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # for every import mode of pytes
 
 from rooted_trees import density, elementary_weights, trees
 
-from odenet.methods import bosh3, dopri5, dopri8, euler, heun, midpoint, ralston, rk4, tsit5
+from odenet.methods import METHODS, ExplicitRK, bosh3, dopri5, dopri8, euler, heun, ralston, rk4, tsit5
 from odenet.methods.tableau import Tableau
 
-TABLEAUS = (
-    euler.TABLEAU,
-    midpoint.TABLEAU,
-    heun.TABLEAU,
-    ralston.TABLEAU,
-    bosh3.TABLEAU,
-    rk4.RK4,
-    rk4.RK4_38,
-    dopri5.TABLEAU,
-    tsit5.TABLEAU,
-    dopri8.TABLEAU,
-)
+TABLEAUS = tuple(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK))
 ADAPTIVE = tuple(t for t in TABLEAUS if t.error is not None)
 THETAS = (0.05, 0.2, 1 / 3, 0.5, 0.7, 0.95, 1.0)
 # Dense coefficients are of size 600 (dopri8) and cancel; the conditions of b hold to 1e-15.

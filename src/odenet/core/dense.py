@@ -20,6 +20,14 @@ def hermite(dt: Tensor, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coeff
     return (d0, square, cube)
 
 
+def slope_at_end(coefficients: Sequence[Leaves]) -> Leaves:
+    """dy/dtheta at theta = 1."""
+    total = coefficients[0]
+    for d, c in enumerate(coefficients[1:], 2):
+        total = tuple(a + d * b for a, b in zip(total, c, strict=True))
+    return total
+
+
 def evaluate(y0: Leaves, coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
     """Horner; `theta` holds one tensor a leaf that broadcasts against the leaf, in its real dtype."""
     out = []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, real_dtype
+from ..core.leaves import Leaves, spread
 from .record import Pieces
 
 
@@ -28,5 +28,4 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool)
     theta = torch.where(length == 0, torch.zeros_like(t), (t - start) / torch.where(length == 0, 1.0, length))
     y0 = tuple(y[place] for y in pieces.y)
     coefficients = [tuple(c[place] for c in cs) for cs in pieces.coefficients]
-    shaped = tuple(theta.view(theta.shape + (1,) * (y.ndim - theta.ndim)).to(real_dtype(y.dtype)) for y in y0)
-    return evaluate(y0, coefficients, shaped)
+    return evaluate(y0, coefficients, tuple(spread(theta, y) for y in y0))

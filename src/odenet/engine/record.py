@@ -9,9 +9,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..core.dense import Coefficients, evaluate
+from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.lanes import Number
-from ..core.leaves import Leaves, real_dtype
+from ..core.leaves import Leaves, select, spread
 from .advance import Move
 from .observe import Observer
 from .problem import Problem
@@ -38,24 +38,12 @@ def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
         asks = lane if times.requires_grad else lane[~at_end]
         asking = torch.zeros_like(move.accept).index_put_((asks,), torch.tensor(True, device=lane.device))
         coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial(asking))
-
-    def against(x: Tensor, leaf: Tensor) -> Tensor:
-        return x.view(x.shape + (1,) * (leaf.ndim - (lane is not None)))
-
-    def each(x: Tensor) -> Leaves:
-        return tuple(against(x, y).to(real_dtype(y.dtype)) for y in y0)
-
     theta = (times - start) / (end - start)
+    values = evaluate(y0, coefficients, tuple(spread(theta, y) for y in y1))
     if times.requires_grad:  # y1 moves with the end of the step; an output there moves with its own time
-        slope = tuple(
-            sum(((d + 1) * c for d, c in enumerate(cs[1:], 1)), cs[0]) for cs in zip(*coefficients, strict=True)
-        )
-        late = each((times - end) / (end - start).detach())
-        y1 = tuple(
-            y + torch.where(against(at_end, a), x * b, 0) for y, x, b, a in zip(y1, late, slope, y0, strict=True)
-        )
-    values = evaluate(y0, coefficients, each(theta))
-    return tuple(torch.where(against(at_end, y), e, v) for y, e, v in zip(y0, y1, values, strict=True))
+        late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
+        y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
+    return select(at_end, y1, values)
 
 
 def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Number]:
@@ -65,26 +53,24 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
     """
     at_start = (ts - ts[..., :1]).detach() * p.direction.unsqueeze(-1) <= 0
     rows: Rows
+    calls: Number
     if p.batched:
         lane, j = at_start.nonzero(as_tuple=True)
-        rows, first = (lane, j), ts[lane, 0]
-        values = tuple(y[lane] for y in y0)
-        repeats = at_start.sum(1) > 1
+        rows, first, values = (lane, j), ts[lane, 0], tuple(y[lane] for y in y0)
+        calls = at_start.sum(1) > 1
+        needed = ts.requires_grad and bool(calls.any())
     else:
-        rows, first = slice(0, int(at_start.sum())), ts[0]
-        values = tuple(y.expand(int(rows.stop), *y.shape) for y in y0)
-        repeats = at_start.sum() > 1
-    if not ts.requires_grad or not bool(repeats.any()):
+        count = int(at_start.sum())
+        rows, first, values = slice(0, count), ts[0], tuple(y.expand(count, *y.shape) for y in y0)
+        calls = count > 1
+        needed = ts.requires_grad and calls
+    if not needed:
         return rows, values, 0
     slope = p.f(ts[..., 0], y0)
     if not isinstance(rows, slice):
-        slope = tuple(s[rows[0]] for s in slope)
+        slope = tuple(k[rows[0]] for k in slope)
     late = ts[rows] - first
-    shifted = []
-    for y, s in zip(values, slope, strict=True):
-        by = late.view(late.shape + (1,) * (y.ndim - 1)).to(real_dtype(y.dtype))
-        shifted.append(y + by * s)
-    return rows, tuple(shifted), repeats.to(torch.int64) if p.batched else 1
+    return rows, tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True)), calls * 1
 
 
 @final

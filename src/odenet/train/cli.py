@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..errors import unknown_name
+from ..nn.classifier import KINDS
 from .problems import UserError
 
 _EXTRA = 'the command line needs the extra "train": pip install "torch-odenet[train]"'
@@ -45,15 +47,17 @@ Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch
 
 def _start(
     kinds: list[str],
+    *,
     data: str,
     out: Path | None,
     data_dir: Path | None,
-    chosen: dict[str, Any],
     seed: int,
     device: str,
     resume: bool,
     quick: bool,
+    **chosen: Any,
 ) -> None:
+    """Run one command. `chosen`: the settings of DEFAULTS that the user gave; None takes the default."""
     import torch
 
     from .. import check
@@ -101,14 +105,7 @@ def compare(
     quick: Quick = False,
 ) -> None:
     """Train a residual net, an RK-Net and an ODE-Net side by side; print the paper's table, draw its figures."""
-    chosen = {
-        "epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr, "tolerance": tolerance,
-        "method": method,
-    }  # fmt: skip
-    _start(
-        ["resnet", "rknet", "odenet"],
-        data, out, data_dir, chosen, seed, device, resume, quick,
-    )  # fmt: skip
+    _start(list(KINDS), **locals())
 
 
 @app.command()
@@ -129,16 +126,10 @@ def train(
     quick: Quick = False,
 ) -> None:
     """Train one of the nets of `compare`."""
-    from ..errors import unknown_name
-    from ..nn.classifier import KINDS
-
-    if net not in KINDS:
+    options = locals()
+    if options.pop("net") not in KINDS:
         raise UserError(str(unknown_name("net", net, KINDS)))
-    chosen = {
-        "epochs": epochs, "batch_size": batch_size, "channels": channels, "lr": lr, "tolerance": tolerance,
-        "method": method,
-    }  # fmt: skip
-    _start([net], data, out, data_dir, chosen, seed, device, resume, quick)
+    _start([net], **options)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import time
 from collections.abc import Mapping
@@ -54,8 +55,9 @@ def training(histories: History, path: Path) -> Path:
     left.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=(1, 2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
     right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
-    left.legend()
-    right.legend()
+    for axes in (left, right):
+        if axes.lines:  # a residual net has no evaluations to show
+            axes.legend()
     return save(figure, path)
 
 
@@ -115,10 +117,9 @@ def trade_off(net: Classifier, data: ImageData, batch: int, method: str, path: P
         assert isinstance(block, NeuralODE)
         field = block.field
         assert isinstance(field, torch.nn.Module)
-        field.double()
+        precise = copy.deepcopy(field).double()
         # f has kinks (ReLU): a method of higher order, or a tighter tolerance, costs more and gives no more
-        exact = solve(field, h.double(), [0.0, 1.0], method="tsit5", rtol=1e-8, atol=1e-8).y1
-        field.float()
+        exact = solve(precise, h.double(), [0.0, 1.0], method="tsit5", rtol=1e-8, atol=1e-8).y1
     tolerances = _TOLERANCES[1:3] if quick else _TOLERANCES
     points = [_trade_off(net, h, tol, method, exact) for tol in tolerances]
     figure = Figure(figsize=(12, 3.4))
