@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -85,6 +86,18 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_steps": -1}, ValueError, "max_steps.*-1"),
     ({"max_steps": True}, TypeError, "max_steps.*True"),
     ({"on_failure": None}, ValueError, "on_failure='None'"),
+    ({"step": torch.ones(2)}, TypeError, "step must be one positive number"),
+    ({"step": torch.tensor(0.1 + 0j)}, TypeError, "step must be one positive number"),
+    ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol and atol are both 0"),
+    ({"controller": odenet.PID(step_ts=torch.ones(2, 2))}, ValueError, r"step_ts of shape \(2, 2\).*per_sample=False"),
+    (
+        {"controller": odenet.PID(jump_ts=torch.ones(2, 2)), "per_sample": True},
+        ValueError,
+        r"jump_ts of shape \(2, 2\).*3 samples",
+    ),
+    ({"y0": ONE.to_sparse()}, TypeError, "y0 must be a dense tensor.*sparse"),
+    ({"y0": ONE.to("meta")}, TypeError, "y0 must be a dense tensor.*meta"),
+    ({"controller": "pid"}, TypeError, "controller must be.*'pid'"),
 ]
 
 
@@ -235,3 +248,16 @@ def test_progress_is_reported() -> None:
     seen: list[float] = []
     odenet.solve(decay, ONE, [0.0, 1.0], progress=lambda fraction, stats: seen.append(fraction))
     assert seen == sorted(seen) and seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("control", [odenet.PID, lambda **options: odenet.ConstantStep(0.1, **options)])
+@pytest.mark.parametrize("name", ["step_ts", "jump_ts"])
+def test_wrong_times_to_hit(control: Any, name: str) -> None:
+    for given, kind in (("abc", TypeError), ([0.1, None], TypeError), (0.5, ValueError), ([float("nan")], ValueError)):
+        with pytest.raises(kind, match=f"{name} must be"):
+            control(**{name: given})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    sol = odenet.solve(decay, ONE, [0.0, 1.0], rtol=np.float32(1e-3), atol=np.float64(1e-6), max_steps=np.int64(50))
+    assert sol.status == odenet.Status.SUCCESS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
             )
         if leaf.dtype not in _FLOATS:
             raise TypeError(f"y0{name} must be real or complex floating point; got {leaf.dtype}: use y0.float()")
+        if leaf.layout is not torch.strided or leaf.is_meta:
+            what = f"layout {leaf.layout}" if leaf.layout is not torch.strided else "device meta"
+            raise TypeError(f"y0{name} must be a dense tensor that holds its values; got {what}: use y0.to_dense()")
         if leaf.numel() == 0:
             raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
     names, leaves = [n for n, _ in pairs], [x for _, x in pairs]
@@ -86,10 +90,14 @@ def _stacked(ts: Any) -> Tensor:
     return torch.as_tensor(ts) if hasattr(ts, "__array__") else torch.tensor(ts, dtype=torch.float64)
 
 
+def _is_real(x: Any) -> bool:
+    """A real number of Python or NumPy."""
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
 def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     """One number or tensor a leaf."""
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if number or (isinstance(given, Tensor) and given.ndim == 0):
+    if _is_real(given) or (isinstance(given, Tensor) and given.ndim == 0):
         values = [given] * len(leaves)
     else:
         values, spec = flatten(given)
@@ -108,7 +116,7 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to y0's {tuple(leaf.shape)}")
             good = bool(((value >= 0) & torch.isfinite(value)).all()) if not value.is_complex() else False
             out.append(value.to(leaf.device, real_dtype(leaf.dtype)))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif _is_real(value):
             good = 0 <= value < float("inf")
             out.append(float(value))
         else:
@@ -144,21 +152,35 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     if step is not None:
         if given is not None:
             raise ValueError("step and controller exclude each other: give controller=ConstantStep(step, ...) alone")
-        if isinstance(step, bool) or not isinstance(step, (int, float, Tensor)):
-            raise TypeError(f"step must be a positive number; got {type(step).__name__} {step!r}")
+        if not _is_real(step) and not (isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()):
+            raise TypeError(f"step must be one positive number; got {type(step).__name__} {step!r}")
         return ConstantStep(float(step))
     if given is None:
         given = PID()
     if not isinstance(given, Controller):
-        raise TypeError(
-            f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {type(given).__name__}"
-        )
+        raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
     if given.adaptive and solver.error_order is None:
         raise ValueError(
             f"step is required: method={solver.name!r} has no error estimate to choose steps by. "
             "Give step=..., or take an adaptive method such as 'tsit5'."
         )
     return given
+
+
+def stops(control: Controller, ts: Tensor) -> None:
+    """The controller's step_ts and jump_ts against the samples of ts."""
+    for name in ("step_ts", "jump_ts"):
+        given = getattr(control, name)
+        shape = () if given is None else torch.as_tensor(given).shape
+        if len(shape) == 2 and (ts.ndim == 1 or shape[0] != len(ts)):
+            samples = f"{len(ts)} samples" if ts.ndim == 2 else "one set of steps (per_sample=False)"
+            raise ValueError(f"{name} of shape {tuple(shape)} has one row a sample, but this solve has {samples}")
+
+
+def reachable(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
+    """Refuse to choose steps by an error of zero."""
+    if control.adaptive and not any(isinstance(x, Tensor) or x > 0 for x in (*rtol, *atol)):
+        raise ValueError("rtol and atol are both 0: no step has an error that small; give one of them a positive value")
 
 
 def flag(name: str, given: Any) -> bool:
@@ -168,11 +190,11 @@ def flag(name: str, given: Any) -> bool:
 
 
 def max_steps(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int):
+    if isinstance(given, bool) or not isinstance(given, Integral):
         raise TypeError(f"max_steps must be an int; got {type(given).__name__} {given!r}")
     if given < 1:
         raise ValueError(f"max_steps must be at least 1; got {given}")
-    return given
+    return int(given)
 
 
 def arguments(args: Any) -> tuple[Any, ...]:

@@ -89,8 +89,12 @@ def solve(
     solver = check.method(method)
     how = _with_method(check.gradient(gradient))
     control = check.controller(controller, step, solver)
+    check.stops(control, given_ts)
     dtypes = tuple(x.dtype for x in leaves)
     working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    relative = check.tolerance("rtol", rtol, y0, working)
+    absolute = check.tolerance("atol", atol, y0, working)
+    check.reachable(relative, absolute, control)
     _, spec = flatten(y0)
     time_dtype = _time_dtype(given_ts, working)
     field = VectorField(f, spec, names, dtypes, time_dtype, check.arguments(args))
@@ -101,8 +105,8 @@ def solve(
         given_ts.to(precise),
         control,
         method=solver,
-        rtol=check.tolerance("rtol", rtol, y0, working),
-        atol=check.tolerance("atol", atol, y0, working),
+        rtol=relative,
+        atol=absolute,
         max_steps=check.max_steps(max_steps),
     )
 

@@ -128,6 +128,16 @@ def test_mistakes_end_in_one_line(
     assert match in message and message.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_out_is_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert call(monkeypatch, "train", "resnet", "--quick", "--out", tmp_path / name) == 2
+    message = capsys.readouterr().err
+    assert "choose --out" in message and message.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+
+
 def test_idx_files(tmp_path: Path) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
     good = struct.pack(">4I", 2051, 3, 2, 2) + pixels.tobytes()

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..core.lanes import Flag, Number
@@ -13,6 +14,20 @@ from ..core.leaves import Leaves
 
 Memory = tuple[Number, ...]
 Norm = Callable[[Leaves], Tensor]
+
+
+def check_times(name: str, given: Sequence[float] | Tensor | None) -> None:
+    """Raise for a `given` that is not finite times, (n,) or one row a sample (B, n)."""
+    if given is None:
+        return
+    try:
+        times = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a sequence or tensor of times; got {given!r}") from None
+    if times.ndim not in (1, 2):
+        raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {given!r}: write {name}=[...]")
+    if times.is_complex() or not bool(torch.isfinite(times).all()):
+        raise ValueError(f"{name} must be real and finite; got {given!r}")
 
 
 class Verdict(NamedTuple):

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.lanes import Number, isfinite, negate
-from .base import Controller, Memory, Verdict
+from .base import Controller, Memory, Verdict, check_times
 
 
 @final
@@ -30,6 +30,8 @@ class ConstantStep(Controller):
         jump_ts: Sequence[float] | Tensor | None = None,
     ) -> None:
         self.step, self.step_ts, self.jump_ts = float(step), step_ts, jump_ts
+        check_times("step_ts", step_ts)
+        check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
             raise ValueError(
                 f"step must be a positive, finite size; got {step!r} (the direction of time comes from ts)"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
-from .base import Controller, Memory, Norm, Verdict
+from .base import Controller, Memory, Norm, Verdict, check_times
 
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
 
@@ -55,6 +55,8 @@ class PID(Controller):
         self.safety, self.factor_min, self.factor_max = safety, factor_min, factor_max
         self.min_step, self.max_step, self.first_step = min_step, max_step, first_step
         self.step_ts, self.jump_ts, self.norm = step_ts, jump_ts, norm
+        check_times("step_ts", step_ts)
+        check_times("jump_ts", jump_ts)
         if not 0.0 < safety <= 1.0:
             raise ValueError(f"safety must lie in (0, 1]; got {safety!r}")
         if not 0.0 < factor_min < 1.0 <= factor_max:

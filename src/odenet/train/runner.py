@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,15 @@ def write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         raise UserError(
             f"{path} could not be written ({error.strerror or error}): free space or choose --out"
         ) from None
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # what kept the file from being written may keep it from being removed
+        path.unlink(missing_ok=True)
 
 
 class History(L.Callback):
@@ -92,7 +97,7 @@ class EpochCheckpoint(Checkpoint):
             trainer.save_checkpoint(partial)
             os.replace(partial, self.path)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
             raise UserError(
                 f"{self.path} could not be saved ({error}): {kept(self.path)}; free space and go on with --resume"
             ) from None
