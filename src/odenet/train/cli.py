@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist": {"epochs": 8, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "bosh3"},
 }
 
-OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results [default: runs/DATA]")]
+OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results (default: runs/DATA)")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with MNIST's four IDX files, gzipped or not")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images")]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images a training step")]

@@ -78,6 +78,14 @@ def history(out: Path, kind: str) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
+class Bar(TQDMProgressBar):
+    """Lightning's bar without the logger's version, which says nothing here."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {k: v for k, v in metrics.items() if k != "v_num"}
+
+
 class EpochCheckpoint(Checkpoint):
     """Saves the whole training state after each epoch, in place of the last one only once it is complete.
 
@@ -145,7 +153,7 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
             EarlyStopping("val_error", patience=PATIENCE),
             History(folder / "metrics.csv"),
             EpochCheckpoint(last, s, kind),
-            *([TQDMProgressBar()] if sys.stderr.isatty() else []),
+            *([Bar()] if sys.stderr.isatty() else []),
         ],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
