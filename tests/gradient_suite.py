@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import odenet
+from odenet.gradients import states
 from odenet.train.measure import PeakMemory
 
 D = torch.float64
@@ -28,20 +30,35 @@ class Field(nn.Module):
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp(min=1e-12))
+    return float(((a - b).norm() / b.norm().clamp(min=1e-12)).detach())
 
 
 class GradientSuite:
     name: ClassVar[str]
     exact: ClassVar[bool]
     states_a_step: ClassVar[float]  # by which the peak of training memory grows, at most
+    evaluates_backwards: ClassVar[bool] = True
+    gradient: ClassVar[Any] = None  # an instance, where the name alone does not say it
+
+    @property
+    def how(self) -> Any:
+        return self.gradient or self.name
+
+    def same_solution(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options with which `backprop` has the same numerical solution."""
+        return options
 
     def close(self, mine: Any, exact: Any, tol: float = 1e-8) -> None:
         """Equal to rounding for an exact gradient, else within a hundred tolerances of the numerical solution's."""
         for a, b in zip(mine, exact, strict=True):
             assert relative(a, b) < (1e-12 if self.exact else 100 * tol), (a, b)
 
-    def gradients(self, gradient: str, **options: Any) -> tuple[Tensor, ...]:
+    def exactly(self, **options: Any) -> tuple[Tensor, ...]:
+        """By `backprop`, of the same numerical solution."""
+        method = self.same_solution({"method": options.get("method", "dopri8")})
+        return self.gradients("backprop", **options | method)
+
+    def gradients(self, gradient: Any, **options: Any) -> tuple[Tensor, ...]:
         torch.manual_seed(1)
         f, k = Field(), torch.rand(3, dtype=D, requires_grad=True)
         y0 = torch.randn(4, 3, dtype=D, requires_grad=True)
@@ -62,13 +79,13 @@ class GradientSuite:
     @pytest.mark.parametrize("loss", ["ys", "y1", "dense"])
     def test_against_backprop(self, per_sample: bool, loss: str) -> None:
         options = {"per_sample": per_sample, "loss": loss, "dense": loss == "dense"}
-        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options), 1e-7)
+        self.close(self.gradients(self.how, **options), self.exactly(**options), 1e-7)
 
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_constant_steps_and_decreasing_time(self, per_sample: bool) -> None:
         ts = torch.tensor([1.0, 0.4, 0.0], dtype=D)
         options = {"ts": ts, "method": "rk4", "step": 0.01, "per_sample": per_sample}
-        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options))
+        self.close(self.gradients(self.how, **options), self.exactly(**options))
 
     def test_own_times_per_sample(self) -> None:
         """Some of them repeated, at the start, inside and at the end; a sample of no length among them."""
@@ -76,7 +93,7 @@ class GradientSuite:
             [[0.0, 0.5, 0.5, 1.0], [1.0, 0.7, 0.2, 0.2], [0.0, 0.0, 0.1, 2.0], [0.3, 0.3, 0.3, 0.3]], dtype=D
         )
         options = {"ts": ts, "per_sample": True}
-        self.close(self.gradients(self.name, **options), self.gradients("backprop", **options), 1e-7)
+        self.close(self.gradients(self.how, **options), self.exactly(**options), 1e-7)
 
     @pytest.mark.parametrize("per_sample", [False, True])
     @pytest.mark.parametrize("method", ["tsit5", "dopri8", "rk4"])
@@ -87,7 +104,7 @@ class GradientSuite:
         rate = torch.tensor([-0.5, 0.3], dtype=D)
         y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=D, requires_grad=True)
         sol = odenet.solve(
-            lambda t, y: rate * y, y0, ts, method=method, rtol=1e-9, atol=1e-9, gradient=self.name,
+            lambda t, y: rate * y, y0, ts, method=method, rtol=1e-9, atol=1e-9, gradient=self.how,
             per_sample=per_sample, **options,
         )  # fmt: skip
         ys = sol.ys.transpose(0, 1) if per_sample else sol.ys
@@ -106,7 +123,7 @@ class GradientSuite:
         def end(y: Tensor, rate: Tensor) -> Tensor:
             sol = odenet.solve(
                 lambda t, x, r: torch.sin(x) * r + t, y, [0.0, 1.0], args=(rate,), method="rk4", step=0.05,
-                gradient=self.name,
+                gradient=self.how,
             )  # fmt: skip
             return (sol.y1**2).sum()
 
@@ -119,15 +136,16 @@ class GradientSuite:
         assert relative(gy, dy) < tol and relative(gk, dk) < tol
 
     @pytest.mark.parametrize("per_sample", [False, True])
-    def test_memory_of_a_further_step(self, per_sample: bool) -> None:
+    def test_memory_of_a_further_step(self, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Bytes of tensors alive at the peak of a forward and a backward pass, per step and in units of the state."""
         y0, w = torch.ones(4, 4096, dtype=D), torch.tensor(0.5, dtype=D, requires_grad=True)
+        monkeypatch.setattr(states, "GRAPH_BYTES", 8 * y0.nbytes)  # two steps' graphs
 
         def peak(steps: int) -> int:
             with PeakMemory() as memory:
                 sol = odenet.solve(
                     lambda t, y: torch.sin(w * y), y0, [0.0, 1.0], method="midpoint", step=1 / steps,
-                    gradient=self.name, per_sample=per_sample,
+                    gradient=self.how, per_sample=per_sample,
                 )  # fmt: skip
                 sol.y1.sum().backward()
             return memory.peak
@@ -144,9 +162,10 @@ class GradientSuite:
         gc.disable()
         try:
             with PeakMemory() as memory:
+                memory.leave_out([w])
                 y0 = torch.ones(4, 100, dtype=D, requires_grad=True)
                 sol = odenet.solve(
-                    lambda t, y: torch.sin(w * y), y0, [0.0, 0.4, 1.0], gradient=self.name, per_sample=per_sample,
+                    lambda t, y: torch.sin(w * y), y0, [0.0, 0.4, 1.0], gradient=self.how, per_sample=per_sample,
                     dense=dense,
                 )  # fmt: skip
                 if backward:
@@ -161,7 +180,7 @@ class GradientSuite:
         """The gradient is right or an error, as with PyTorch's own functions."""
         y0 = torch.tensor([0.3, -0.2], dtype=D, requires_grad=True)
         for what in ("y1", "ys"):
-            sol = odenet.solve(lambda t, y: -2 * y, y0, [0.0, 0.5, 1.0], gradient=self.name, rtol=1e-9, atol=1e-9)
+            sol = odenet.solve(lambda t, y: -2 * y, y0, [0.0, 0.5, 1.0], gradient=self.how, rtol=1e-9, atol=1e-9)
             changed = getattr(sol, what).mul_(3)
             try:
                 (g,) = torch.autograd.grad(changed.sum(), y0)
@@ -194,8 +213,9 @@ class GradientSuite:
             lambda t, y: -box[0]["w"] * y,
             lambda t, y: -y * (w if t > 0.6 else 1.0),
         ):
-            (mine,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient=self.name).y1.sum(), w)
-            (exact,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient="backprop").y1.sum(), w)
+            (mine,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient=self.how).y1.sum(), w)
+            same = self.same_solution({"method": "tsit5"})
+            (exact,) = torch.autograd.grad(odenet.solve(f, y0, [0.0, 1.0], gradient="backprop", **same).y1.sum(), w)
             assert relative(mine, exact) < (1e-12 if self.exact else 2e-2)
 
     def test_captured_result_of_an_operation(self) -> None:
@@ -203,7 +223,7 @@ class GradientSuite:
         w = torch.tensor([0.5, 1.5], dtype=D, requires_grad=True)
         doubled = 2 * w
         y0 = torch.ones(2, dtype=D)
-        sol = odenet.solve(lambda t, y: -doubled * y, y0, [0.0, 1.0], gradient=self.name, rtol=1e-9, atol=1e-9)
+        sol = odenet.solve(lambda t, y: -doubled * y, y0, [0.0, 1.0], gradient=self.how, rtol=1e-9, atol=1e-9)
         (mine,) = torch.autograd.grad(sol.y1.sum(), w)
         assert relative(mine, -2 * torch.exp(-2 * w.detach())) < 1e-6
 
@@ -221,23 +241,21 @@ class GradientSuite:
             return -v * y
 
         with pytest.raises(RuntimeError, match=r"MulBackward0.*\(2,\).*args"):
-            odenet.solve(f, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.name)
+            odenet.solve(f, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.how)
 
     def test_autograd_inside_f(self) -> None:
         def f(t: Tensor, y: Tensor) -> Tensor:
             return -torch.autograd.grad((y**2).sum() / 2, y, create_graph=True)[0]
 
         y0 = torch.ones(3, dtype=D, requires_grad=True)
-        sol = odenet.solve(f, y0, [0.0, 1.0], gradient=self.name, rtol=1e-8, atol=1e-8)
+        sol = odenet.solve(f, y0, [0.0, 1.0], gradient=self.how, rtol=1e-8, atol=1e-8)
         (g,) = torch.autograd.grad(sol.y1.sum(), y0)
         assert relative(g, torch.exp(-torch.ones(3, dtype=D))) < 1e-6
 
     def test_complex(self) -> None:
         rate = torch.tensor(-0.3 + 2.0j, dtype=torch.complex128, requires_grad=True)
         y0 = torch.tensor([1.0 + 1.0j, 0.5j], dtype=torch.complex128, requires_grad=True)
-        sol = odenet.solve(
-            lambda t, y, r: r * y, y0, [0.0, 1.0], args=(rate,), gradient=self.name, rtol=1e-9, atol=1e-9
-        )
+        sol = odenet.solve(lambda t, y, r: r * y, y0, [0.0, 1.0], args=(rate,), gradient=self.how, rtol=1e-9, atol=1e-9)
         mine = torch.autograd.grad((sol.y1.abs() ** 2 + sol.y1.real).sum(), (y0, rate))
         y1 = y0 * torch.exp(rate)
         for a, b in zip(mine, torch.autograd.grad((y1.abs() ** 2 + y1.real).sum(), (y0, rate)), strict=True):
@@ -245,25 +263,80 @@ class GradientSuite:
 
     def test_backward_evaluations_are_counted(self) -> None:
         y0 = torch.ones(2, dtype=D, requires_grad=True)
-        sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=self.name)
+        sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=self.how)
         assert sol.stats.backward_nfe == 0
         sol.y1.sum().backward()
-        assert (sol.stats.backward_nfe > 0) == (self.name != "backprop")
+        assert (sol.stats.backward_nfe > 0) == self.evaluates_backwards
 
-    def test_second_derivative_is_right_or_an_error(self) -> None:
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_derivatives_of_derivatives(self, per_sample: bool) -> None:
+        """Second and third, with respect to y0, time and a captured tensor; y1 = y0 / (1 - w y0 t)."""
+        y0 = torch.tensor([[0.3], [0.2]], dtype=D, requires_grad=True)
+        w = torch.tensor(0.9, dtype=D, requires_grad=True)
+        ts = torch.tensor([0.0, 0.4, 1.0], dtype=D, requires_grad=True)
+
+        def derivatives(ys: Tensor) -> list[Tensor]:
+            first = torch.autograd.grad(ys.sum(), (y0, w, ts), create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), (y0, w, ts), create_graph=True)
+            third = torch.autograd.grad(sum(g.sum() for g in second), (y0, w, ts))
+            return [*first, *second, *third]
+
+        sol = odenet.solve(
+            lambda t, y: w * y * y, y0, ts, gradient=self.how, rtol=1e-12, atol=1e-12, method="dopri8",
+            per_sample=per_sample,
+        )  # fmt: skip
+        length = (ts - ts[0])[:, None, None]
+        exact = derivatives(y0 / (1 - w * y0 * length))
+        for mine, true in zip(derivatives(sol.ys), exact, strict=True):
+            torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-7)
+
+    def test_derivatives_of_derivatives_of_the_dense_solution(self) -> None:
         y0 = torch.tensor([0.3], dtype=D, requires_grad=True)
-        sol = odenet.solve(lambda t, y: y * y, y0, [0.0, 1.0], gradient=self.name, rtol=1e-10, atol=1e-10)
-        if self.name == "backprop":
-            (first,) = torch.autograd.grad(sol.y1.sum(), y0, create_graph=True)
-            (second,) = torch.autograd.grad(first.sum(), y0)
-            assert float(second) == pytest.approx(2 / 0.7**3, rel=1e-6)  # y1 = y0 / (1 - y0)
-        else:
-            with pytest.raises(RuntimeError, match="backprop"):
-                torch.autograd.grad(sol.y1.sum(), y0, create_graph=True)
+        sol = odenet.solve(
+            lambda t, y: y * y, y0, [0.0, 1.0], gradient=self.how, rtol=1e-12, atol=1e-12, method="dopri8", dense=True
+        )
+        (first,) = torch.autograd.grad(sol(0.5).sum(), y0, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), y0)
+        assert float(second) == pytest.approx(2 * 0.5 / (1 - 0.15) ** 3, rel=1e-6)
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_forward_mode(self, per_sample: bool) -> None:
+        """Tangents of y0, ts, args and a captured tensor go through; over reverse mode they give Hessian products."""
+        y0, k = torch.tensor([[0.4, -0.2], [0.1, 0.3]], dtype=D), torch.tensor(0.7, dtype=D)
+        w, ts = torch.tensor([0.5, -1.0], dtype=D), torch.tensor([0.0, 0.6, 1.0], dtype=D)
+        values = (y0, k, w, ts)
+        generator = torch.Generator().manual_seed(0)
+        tangents = tuple(torch.randn(x.shape, dtype=D, generator=generator) for x in values)
+
+        def loss(y0: Tensor, k: Tensor, w: Tensor, ts: Tensor) -> Tensor:
+            def f(t: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+                time = t[:, None] if t.ndim else t
+                return torch.sin(x * w) * rate + time
+
+            sol = odenet.solve(
+                f, y0, ts, args=(k,), gradient=self.how, rtol=1e-9, atol=1e-9, dense=True, per_sample=per_sample
+            )
+            return (sol.ys**2).sum() + sol(0.3).sum()
+
+        inputs = tuple(x.clone().requires_grad_() for x in values)
+        first = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+        product = sum((g * t).sum() for g, t in zip(first, tangents, strict=True))
+        hessian = torch.autograd.grad(product, inputs)
+        with forward_ad.dual_level():
+            duals = tuple(forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True))
+            out = loss(*duals)
+            over = torch.autograd.grad(out, inputs, create_graph=True)
+            mine = forward_ad.unpack_dual(out).tangent
+            assert mine is not None
+            assert relative(mine, product) < (1e-9 if self.exact else 1e-6)
+            for g, h in zip(over, hessian, strict=True):
+                assert relative(forward_ad.unpack_dual(g).tangent, h) < 1e-6
+        _, mine = torch.func.jvp(loss, values, tangents)
+        assert relative(mine, product) < (1e-9 if self.exact else 1e-6)
 
     def test_parameter_changed_in_place_before_backward(self) -> None:
         w = torch.ones(2, dtype=D, requires_grad=True)
-        sol = odenet.solve(lambda t, y: w * y, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.name)
+        sol = odenet.solve(lambda t, y: w * y, torch.ones(2, dtype=D), [0.0, 1.0], gradient=self.how)
         with torch.no_grad():
             w.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -276,7 +349,7 @@ class GradientSuite:
         control = odenet.PID(jump_ts=[0.5])
         sol = odenet.solve(
             lambda t, y: torch.where(t < 0.5, w[0], w[1]).expand(1), y0, [0.0, 1.0], controller=control,
-            gradient=self.name,
+            gradient=self.how,
         )  # fmt: skip
         assert float(sol.y1.detach()) == pytest.approx(2.0, abs=1e-12)
         (g,) = torch.autograd.grad(sol.y1.sum(), w)

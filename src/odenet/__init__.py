@@ -4,7 +4,7 @@ from . import nn
 from .control import PID, ConstantStep
 from .core.status import Status
 from .errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
-from .gradients import Adjoint, Backprop, Discrete
+from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
 from .solution import Solution
 from .solve import solve
 
@@ -17,8 +17,11 @@ __all__ = [
     "BlowUpError",
     "ConstantStep",
     "Discrete",
+    "Forward",
+    "GaussAdjoint",
     "MaxStepsError",
     "NonFiniteError",
+    "Reversible",
     "Solution",
     "SolveError",
     "Status",

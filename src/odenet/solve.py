@@ -11,7 +11,7 @@ from torch import Tensor
 from . import check
 from .control import Controller
 from .core.field import VectorField
-from .core.leaves import Leaves, flatten, real_dtype, unflatten
+from .core.leaves import Leaves, differentiable, flatten, real_dtype, select, unflatten
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
 from .engine.diagnose import raise_failure, refine
@@ -19,7 +19,8 @@ from .engine.drive import Eager
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
 from .errors import unknown_name
-from .gradients import Adjoint, Gradient
+from .gradients import ContinuousAdjoint, Gradient
+from .gradients.base import Trajectory
 from .methods import Method
 from .progress import bar
 from .solution import Solution
@@ -87,8 +88,8 @@ def solve(
     names, leaves = check.state(y0, per_sample)
     given_ts = check.times(ts, per_sample, leaves[0])
     solver = check.method(method)
-    how = _with_method(check.gradient(gradient))
     control = check.controller(controller, step, solver)
+    how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
     dtypes = tuple(x.dtype for x in leaves)
     working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
@@ -124,7 +125,7 @@ def solve(
     return Solution(
         given_ts,
         pack(trajectory.ys),
-        pack(trajectory.y1),
+        pack(_ends(problem, trajectory)),
         trajectory.stats,
         status,
         None,
@@ -132,6 +133,15 @@ def solve(
         pack,
         (problem.ts.detach()[..., 0], final.time.detach()) if dense else None,
     )
+
+
+def _ends(p: Problem, found: Trajectory) -> Leaves:
+    """The last states. Where a solve has no length they are y0, and move with its last time against the first."""
+    still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
+    if not differentiable(p.ts) or not bool(still.any()):
+        return found.y1
+    last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
+    return select(still if p.batched else True, last, found.y1)
 
 
 def _time_dtype(ts: Tensor, leaves: Leaves) -> torch.dtype:
@@ -142,7 +152,15 @@ def _time_dtype(ts: Tensor, leaves: Leaves) -> torch.dtype:
     return dtype
 
 
-def _with_method(how: Gradient) -> Gradient:
-    if isinstance(how, Adjoint) and isinstance(how.method, str):
-        return Adjoint(how.rtol, how.atol, check.method(how.method), how.norm, how.controller, how.max_steps)
-    return how
+def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient:
+    """A continuous adjoint with its method looked up, and one that its step control can work with."""
+    if not isinstance(how, ContinuousAdjoint):
+        return how
+    method = solver if how.method is None else check.method(how.method)
+    control = how.controller or control
+    if control.adaptive and method.error_order is None:
+        raise ValueError(
+            f"gradient={how.name!r} with method={method.name!r}: it has no error estimate to choose the steps of the "
+            "backward solve by. Give it controller=ConstantStep(...), or an adaptive method such as 'tsit5'."
+        )
+    return how.with_method(method)

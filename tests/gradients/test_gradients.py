@@ -1,19 +1,58 @@
-"""Every gradient of the name table inherits the suite."""
+"""Every gradient of the name table inherits the suite, and so do its variants."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import odenet
 from gradient_suite import GradientSuite
 from odenet.gradients import GRADIENTS
+from odenet.methods import METHODS
+from odenet.methods.reversible import ReversibleMethod
 
 
 class TestDiscrete(GradientSuite):
+    """Graphs are kept: only what comes before the first step is evaluated again."""
+
     name, exact, states_a_step = "discrete", True, 1.1
 
 
+class TestCheckpoints(GradientSuite):
+    name, exact, states_a_step = "discrete", True, 0.02
+    gradient = odenet.Discrete(checkpoints=3)
+
+
+class TestMemory(GradientSuite):
+    name, exact, states_a_step = "discrete", True, 0.02
+    gradient = odenet.Discrete(memory="1.5MiB")
+
+
 class TestBackprop(GradientSuite):
-    name, exact, states_a_step = "backprop", True, 10.0
+    name, exact, states_a_step, evaluates_backwards = "backprop", True, 10.0, False
 
 
 class TestAdjoint(GradientSuite):
     name, exact, states_a_step = "adjoint", False, 0.02
+
+
+class TestGauss(GradientSuite):
+    name, exact, states_a_step = "gauss", False, 5.1
+
+
+class TestGaussFromCheckpoints(GradientSuite):
+    name, exact, states_a_step = "gauss", False, 1.0
+    gradient = odenet.GaussAdjoint(interpolate="checkpoints", checkpoints=4)
+
+
+class TestReversible(GradientSuite):
+    name, exact, states_a_step = "reversible", True, 0.02
+
+    def same_solution(self, options: dict[str, Any]) -> dict[str, Any]:
+        return options | {"method": ReversibleMethod(METHODS[options["method"]], 0.99)}
+
+
+class TestForward(GradientSuite):
+    name, exact, states_a_step, evaluates_backwards = "forward", True, 0.02, False
 
 
 def test_every_gradient_has_its_class() -> None:

@@ -29,11 +29,11 @@ class VectorField:
         time_dtype: torch.dtype,
         args: tuple[Any, ...] = (),
     ) -> None:
-        self._f, self._spec, self._names, self._dtypes, self._time_dtype = f, spec, names, dtypes, time_dtype
+        self._f, self._spec, self._names, self.dtypes, self._time_dtype = f, spec, names, dtypes, time_dtype
         self._args, self._args_spec = flatten(args)
         self.calls = 0
         self.captured: Captured | None = None
-        self._checked = False
+        self.checked = False
         self._grad_inside = False
 
     @property
@@ -61,7 +61,7 @@ class VectorField:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
         self.calls += 1
-        if not self._checked:
+        if not self.checked:
             return self._first(t, y)
         if self._grad_inside and not torch.is_grad_enabled():
             return self._under_grad(t, y)
@@ -76,7 +76,7 @@ class VectorField:
             return self._under_grad(t, y)
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
-        if self.captured is None or torch.is_grad_enabled():
+        if self.captured is None:
             out = self._called_with_note(t, y)
         else:
             with torch.enable_grad():
@@ -86,7 +86,7 @@ class VectorField:
                 self.see(out, t, y, marker)
             self.captured.close()
             out = tuple(x.detach() for x in out)
-        self._checked = True
+        self.checked = True
         return out
 
     def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
@@ -100,10 +100,10 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        state = unflatten([x.to(d) for x, d in zip(y, self._dtypes, strict=True)], self._spec)
+        state = unflatten([x.to(d) for x, d in zip(y, self.dtypes, strict=True)], self._spec)
         out = self._f(t, state, *unflatten(self._args, self._args_spec))
         leaves, spec = flatten(out)
-        if not self._checked:
+        if not self.checked:
             self._check(leaves, spec, y)
         return tuple(k.to(x.dtype) for k, x in zip(leaves, y, strict=True))
 
@@ -114,7 +114,7 @@ class VectorField:
             if "dtype" in str(error):
                 error.add_note(
                     f"odenet called f with t of dtype {t.dtype} (that of ts; Python numbers count as float64) and y "
-                    f"of dtype {self._dtypes[0]}. If f joins t to y, write t.to(y.dtype), or give ts in y's dtype."
+                    f"of dtype {self.dtypes[0]}. If f joins t to y, write t.to(y.dtype), or give ts in y's dtype."
                 )
             raise
 
@@ -122,7 +122,7 @@ class VectorField:
         if spec != self._spec:
             raise TypeError(f"f returned the structure {spec}, but y has {self._spec}: return dy/dt with y's structure")
         autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
-        for name, k, x, dtype in zip(self._names, out, y, self._dtypes, strict=True):
+        for name, k, x, dtype in zip(self._names, out, y, self.dtypes, strict=True):
             where = f"f's result{name}"
             if not isinstance(k, Tensor):
                 raise TypeError(f"{where} is a {type(k).__name__}, not a tensor: return dy/dt as a tensor like y{name}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as _pytree
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec
@@ -30,6 +31,16 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
+
+
+def differentiable(x: Tensor) -> bool:
+    """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
+    return x.requires_grad or (forward_mode() and forward_ad.unpack_dual(x).tangent is not None)
+
+
+def forward_mode() -> bool:
+    """Inside `torch.autograd.forward_ad.dual_level` or `torch.func.jvp`."""
+    return forward_ad._current_level >= 0
 
 
 def rows(leaf: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..control.base import Memory, Verdict
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
-from ..core.leaves import Leaves, select
+from ..core.leaves import Leaves, differentiable, select
 from ..core.norms import all_finite, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
@@ -45,7 +45,10 @@ class State(NamedTuple):
 
 @dataclass
 class Move:
-    """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans."""
+    """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
+
+    graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
+    """
 
     problem: Problem
     t0: Number
@@ -62,6 +65,7 @@ class Move:
     jumps: Flag
     asked: Flag = False
     polynomial_calls: int = 0
+    graph: Step | None = None
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     def polynomial(self, lanes: Flag = True) -> Coefficients:
@@ -73,7 +77,9 @@ class Move:
         if self._polynomial is None:
             p, before = self.problem, self.problem.f.calls
             f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
-            self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, self.step)
+            step = self.step if self.graph is None else self.graph
+            with torch.set_grad_enabled(self.graph is not None or torch.is_grad_enabled()):
+                self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, step)
             self.polynomial_calls = p.f.calls - before
         return self._polynomial
 
@@ -93,7 +99,9 @@ def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) 
 
 def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     """The carry for the next step: that of the step, or anew where f jumps."""
-    if p.stops.jumps is None or not step.carry or not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+    if p.stops.jumps is None or not step.carry or not p.method.carry_is_slope:
+        return step.carry
+    if not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
         return step.carry
     nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
     fresh = p.method.init(lambda t, y: p.f(t, y, nudge), time1, step.y)
@@ -106,37 +114,56 @@ class Clock:
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.times = p.stops.times.detach()
-        self.tracked = p.stops.times.requires_grad
+        self.tracked = differentiable(p.stops.times)
         self.host = None if p.batched else self.times.tolist()
         self.host_jumps = None if p.batched or p.stops.jumps is None else p.stops.jumps.tolist()
         self.sign: Number = p.direction if p.batched else float(p.direction)
         self.count = self.times.shape[-1]
+        self.last = self._last_of_equal()
+        self.leaves = False  # the end of a step is a leaf that asks for its gradient
+
+    def _last_of_equal(self) -> Number:
+        """For each stop the last one at the same time: what ends there moves with the last."""
+        if self.host is None:
+            same = self.times.unsqueeze(-1) == self.times.unsqueeze(-2)
+            return self.count - 1 - same.flip(-1).to(torch.uint8).argmax(-1)
+        last = list(range(self.count))
+        for i in range(self.count - 2, -1, -1):
+            if self.host[i] == self.host[i + 1]:
+                last[i] = last[i + 1]
+        return last
 
     def target(self, stop: Number) -> Number:
         if self.host is not None:
             return self.host[stop]
-        return self.times.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
+        return self._at(self.times, stop)
 
     def jumps(self, stop: Number, hit: Flag) -> Flag:
         if self.p.stops.jumps is None:
             return False
         if self.host_jumps is not None:
             return hit and self.host_jumps[stop]
-        return hit & self.p.stops.jumps.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
+        return hit & self._at(self.p.stops.jumps, stop)
 
     def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
         """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
         if not self.tracked:
-            return t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
+            time1 = t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
+            return time1.detach().requires_grad_() if self.leaves else time1
         return attached(self.p.stops.times, stop, hit, t1, time0)
 
     def next_stop(self, t: Number, stop: Number) -> Number:
-        """Index of the first stop after t."""
+        """Index of the first stop after t, the last one of several at that time."""
         if self.host is not None:
             while stop < self.count and (self.host[stop] - t) * self.sign <= 0:
-                stop += 1
-            return stop
-        return ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)
+                stop = self.last[stop] + 1
+            return self.last[stop] if stop < self.count else stop
+        first = ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)
+        return torch.where(first < self.count, self._at(self.last, first), first)
+
+    def _at(self, values: Tensor, stop: Tensor) -> Tensor:
+        """For each lane the value of its stop (of the last one where it has passed them all)."""
+        return values.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
 
 
 def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def _size(y: Leaves, batched: bool) -> Tensor:
 
 
 @torch.no_grad()
-def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, backward: bool = False) -> None:
+def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, backward: str | None = None) -> None:
     """Raise the error of the first lane that failed, if one did. Its message has t, dt, the sample and the cure."""
     refine(p, outcome)
     s = outcome.state
@@ -98,9 +98,12 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     t, dt = lane(s.t), lane(s.h) * float(p.direction[sample] if sample is not None else p.direction)
     component, size = _worst(p, outcome, sample, names)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
-    what = "The backward solve of gradient='adjoint'" if backward else "The solve"
+    what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
     if backward:
-        hint = "use gradient='discrete', which takes the forward steps again and needs no backward solve; or " + hint
+        hint = (
+            "use gradient='discrete' or 'reversible', which take the forward steps again and solve nothing backwards, "
+            "or 'gauss', which does not solve the state again; or " + hint
+        )
     cause = cause.format(max_steps=p.max_steps, size=size)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from ..control.base import Verdict
 from ..control.first_step import hairer
 from ..core.lanes import Number
 from ..core.leaves import rows, select
@@ -20,6 +21,7 @@ from .observe import Observer
 from .problem import Problem
 
 Count = int | Tensor
+Attempt = Callable[[Problem, Clock, State], tuple[Move, Verdict]]
 
 
 @dataclass
@@ -33,10 +35,13 @@ class Outcome:
 
 
 class Driver(ABC):
-    """Runs a problem to its end and shows every move to the observers."""
+    """Runs a problem to its end and shows every move to the observers.
+
+    attempt: how a step is tried; who wants more of it than the move gives their own, which calls the plain one.
+    """
 
     @abstractmethod
-    def run(self, p: Problem, observers: Sequence[Observer]) -> Outcome: ...
+    def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome: ...
 
 
 def start(p: Problem, clock: Clock) -> State:
@@ -67,22 +72,23 @@ def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tupl
         target = clock.target(stop)
         span = (target if isinstance(target, Tensor) else time.new_tensor(target)) - time
         y0 = tuple(x.detach() for x in p.y0)
-        f0 = tuple(x.detach() for x in carry) or p.f(time, y0)
+        f0 = tuple(x.detach() for x in carry) if p.method.carry_is_slope else ()
+        f0 = f0 or p.f(time, y0)
         lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol)
         lane = torch.where(span == 0, torch.ones_like(lane), lane)
     first = p.controller.first(lane)
     assert isinstance(first, Tensor)
-    return first
+    return first.detach()  # f may have brought a forward-mode tangent in
 
 
 @final
 class Eager(Driver):
     """One attempt after another from Python, with one look at the verdict a step."""
 
-    def run(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
-        return self._lanes(p, observers) if p.batched else self._joint(p, observers)
+    def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome:
+        return self._lanes(p, observers, attempt) if p.batched else self._joint(p, observers, attempt)
 
-    def _joint(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
+    def _joint(self, p: Problem, observers: Sequence[Observer], attempt: Attempt) -> Outcome:
         clock, before = Clock(p), p.f.calls
         s = start(p, clock)
         accepted = attempts = 0
@@ -98,7 +104,7 @@ class Eager(Driver):
             s = settle(p, clock, s, move, verdict)
         return Outcome(s, p.f.calls - before, accepted, attempts - accepted)
 
-    def _lanes(self, p: Problem, observers: Sequence[Observer]) -> Outcome:
+    def _lanes(self, p: Problem, observers: Sequence[Observer], attempt: Attempt) -> Outcome:
         clock, before = Clock(p), p.f.calls
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)

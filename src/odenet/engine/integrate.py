@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.leaves import Leaves
-from .drive import Driver, Outcome
+from .advance import attempt
+from .drive import Attempt, Driver, Outcome
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
@@ -33,7 +34,14 @@ class Solved:
     outcome: Outcome
 
 
-def integrate(p: Problem, driver: Driver, request: Request, record: Record, others: Sequence[Observer] = ()) -> Solved:
+def integrate(
+    p: Problem,
+    driver: Driver,
+    request: Request,
+    record: Record,
+    others: Sequence[Observer] = (),
+    attempt: Attempt = attempt,
+) -> Solved:
     """Solve p. `others` see each move after `record`."""
     observers: list[Observer] = [record, *others]
     everywhere = Everywhere() if request.dense else None
@@ -41,7 +49,7 @@ def integrate(p: Problem, driver: Driver, request: Request, record: Record, othe
         observers.append(everywhere)
     if request.progress is not None:
         observers.append(Report(p, request.progress))
-    outcome = driver.run(p, observers)
+    outcome = driver.run(p, observers, attempt)
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
     return Solved(record.ys(), outcome.state.y, pieces, outcome)

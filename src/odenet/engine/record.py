@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.lanes import Number
-from ..core.leaves import Leaves, select, spread
+from ..core.leaves import Leaves, differentiable, select, spread
 from .advance import Move
 from .observe import Observer
 from .problem import Problem
@@ -30,17 +30,18 @@ def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
         y0, y1 = move.y, tuple(y.expand(len(times), *y.shape) for y in move.step.y)
     else:
         y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
-    if bool(at_end.all()) and not times.requires_grad:
+    moving = differentiable(times)
+    if bool(at_end.all()) and not moving:
         return y1
     if lane is None:
         coefficients: Coefficients = move.polynomial()
     else:
-        asks = lane if times.requires_grad else lane[~at_end]
+        asks = lane if moving else lane[~at_end]
         asking = torch.zeros_like(move.accept).index_put_((asks,), torch.tensor(True, device=lane.device))
         coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial(asking))
     theta = (times - start) / (end - start)
     values = evaluate(y0, coefficients, tuple(spread(theta, y) for y in y1))
-    if times.requires_grad:  # y1 moves with the end of the step; an output there moves with its own time
+    if moving:  # y1 moves with the end of the step; an output there moves with its own time
         late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
         y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
     return select(at_end, y1, values)
@@ -58,12 +59,12 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
         lane, j = at_start.nonzero(as_tuple=True)
         rows, first, values = (lane, j), ts[lane, 0], tuple(y[lane] for y in y0)
         calls = at_start.sum(1) > 1
-        needed = ts.requires_grad and bool(calls.any())
+        needed = differentiable(ts) and bool(calls.any())
     else:
         count = int(at_start.sum())
         rows, first, values = slice(0, count), ts[0], tuple(y.expand(count, *y.shape) for y in y0)
         calls = count > 1
-        needed = ts.requires_grad and calls
+        needed = differentiable(ts) and calls
     if not needed:
         return rows, values, 0
     slope = p.f(ts[..., 0], y0)
@@ -71,6 +72,32 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
         slope = tuple(k[rows[0]] for k in slope)
     late = ts[rows] - first
     return rows, tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True)), calls * 1
+
+
+class Collected:
+    """Values at some output times after others, to be put together at all of them."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Leaves] = []
+        self.rows: list[Rows] = []
+
+    def keep(self, rows: Rows, values: Leaves) -> None:
+        self.rows.append(rows)
+        self.chunks.append(values)
+
+    def whole(self, ts: Tensor, missing: float) -> Leaves:
+        """(T, ...), or (B, T, ...) per sample; `missing` at times that no chunk has."""
+        last = self.rows[-1]
+        filler = tuple(torch.full_like(x[:1], missing).detach() for x in self.chunks[0])
+        if isinstance(last, slice):
+            left = len(ts) - last.stop
+            parts = [*self.chunks, *([tuple(x.expand(left, *x.shape[1:]) for x in filler)] if left else [])]
+            return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
+        lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))
+        place = torch.full(ts.shape, len(lane), dtype=torch.int64, device=lane.device)
+        place[lane, j] = torch.arange(len(lane), device=lane.device)
+        return tuple(x[place] for x in rows)
 
 
 @final
@@ -82,19 +109,14 @@ class Record(Observer):
 
     def __init__(self, p: Problem) -> None:
         self.p = p
-        self.chunks: list[Leaves] = []
-        self.rows: list[Rows] = []
+        self.collected = Collected()
         self.rows_of_last: Rows | None = None
         rows, values, self.evaluations = first_outputs(p, p.ts, p.y0)
-        self._keep(rows, values)
+        self.collected.keep(rows, values)
         if isinstance(rows, slice):
             self.host = p.ts.detach().tolist()
             self.sign = float(p.direction)
             self.cursor = int(rows.stop)
-
-    def _keep(self, rows: Rows, values: Leaves) -> None:
-        self.rows.append(rows)
-        self.chunks.append(values)
 
     def _due(self, t: float, cursor: int) -> int:
         while cursor < len(self.host) and (self.host[cursor] - t) * self.sign <= 0:
@@ -104,7 +126,7 @@ class Record(Observer):
     def see(self, move: Move) -> None:
         self.rows_of_last = rows = self._rows(move)
         if rows is not None:
-            self._keep(rows, outputs(move, self.p.ts, rows))
+            self.collected.keep(rows, outputs(move, self.p.ts, rows))
 
     def _rows(self, move: Move) -> Rows | None:
         if not isinstance(move.accept, Tensor):
@@ -120,18 +142,7 @@ class Record(Observer):
 
     def ys(self) -> Leaves:
         """(T, ...) or (B, T, ...); NaN at times that the solve did not reach."""
-        if not self.p.batched:
-            missing = len(self.host) - self.cursor
-            parts = [*self.chunks]
-            if missing:
-                parts.append(tuple(torch.full((missing, *y.shape), torch.nan).to(y) for y in self.p.y0))
-            return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        filler = tuple(torch.full_like(y[:1], torch.nan).detach() for y in self.p.y0)
-        rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
-        lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))
-        place = torch.full(self.p.ts.shape, len(lane), dtype=torch.int64, device=lane.device)
-        place[lane, j] = torch.arange(len(lane), device=lane.device)
-        return tuple(x[place] for x in rows)
+        return self.collected.whole(self.p.ts, torch.nan)
 
 
 @dataclass
@@ -168,14 +179,26 @@ class Everywhere(Observer):
     def see(self, move: Move) -> None:
         if bool(move.accept.any()) if isinstance(move.accept, Tensor) else move.accept:
             self.leaves = len(move.y)
-            self.parts.append(piece(move))
+            flat = piece(move)
+            self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
 
     def pieces(self, p: Problem) -> Pieces:
         if not self.parts:  # a solve of no length: one constant piece
             start = p.ts[..., 0]
             flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
             return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
-        return Pieces.from_flat([torch.stack(x) for x in zip(*self.parts, strict=True)], self.leaves)
+        return stacked(self.parts, self.leaves)
+
+
+def stacked(parts: list[Leaves], leaves: int) -> Pieces:
+    """The steps in `parts`, which is emptied on the way: both together would be twice the memory."""
+    columns = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    flat = []
+    for column in columns:
+        flat.append(torch.stack(column))
+        column.clear()
+    return Pieces.from_flat(flat, leaves)
 
 
 def piece(move: Move) -> Leaves:

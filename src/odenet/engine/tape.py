@@ -1,28 +1,34 @@
-"""Tape: what a backward pass needs to take the accepted steps again, and how to take one again."""
+"""Tape: the accepted steps of a solve, so that a backward pass can take them again, and how one is taken again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
+from ..control.base import Verdict
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves
-from .advance import Move, after_step, nudged
+from ..methods.base import Field, Step
+from .advance import Clock, Move, State, attempt, nudged
 from .observe import Observer
 from .problem import Problem
 from .record import Record, Rows
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
-    """One accepted step: its inputs and the choices made in it. No stage is kept."""
+    """One accepted step: its ends and the choices made in it. With the state at its start they give the step again.
 
-    time0: Tensor
-    time1: Tensor
-    y: Leaves
-    carry: Leaves
+    Lanes that did not accept it have t1 == t0 and stand still. rows: the outputs within it.
+    """
+
+    t0: Number
+    t1: Number
     accept: Flag
     hit: Flag
     stop: Number
@@ -30,44 +36,86 @@ class Entry:
     jumps: Flag
     rows: Rows | None
 
-    def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> tuple[Move, Leaves]:
-        """The same step from other (attached) inputs: its move, and the carry after it.
+    def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
+        """Both ends as tensors that belong to no graph."""
+        if isinstance(self.t0, Tensor):
+            return self.t0.detach(), self.t1.detach()
+        return p.ts.new_tensor(self.t0), p.ts.new_tensor(self.t1)
 
-        Lanes that did not accept it are given time1 == time0 and stand still.
-        """
-        f = nudged(p, time0, time1, self.jumped, self.jumps)
-        step = p.method.step(f, time0, time1, y, carry)
-        move = Move(
-            p, 0.0, 0.0, time0, time1, y, carry, step, self.accept, self.hit, self.stop, self.jumped, self.jumps
-        )
-        return move, after_step(p, time1, step, self.jumps)
+    def field(self, p: Problem, time0: Tensor, time1: Tensor) -> Field:
+        """f as the step saw it, jumps at its ends included."""
+        return nudged(p, time0, time1, self.jumped, self.jumps)
+
+    def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
+        """The same step from other (attached) inputs."""
+        step = p.method.step(self.field(p, time0, time1), time0, time1, y, carry)
+        return self.move(p, time0, time1, y, carry, step)
+
+    def move(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> Move:
+        """The move of a step that was taken by other means."""
+        ends = (self.t0, self.t1, time0, time1)
+        return Move(p, *ends, y, carry, step, self.accept, self.hit, self.stop, self.jumped, self.jumps)
+
+
+class Keeper(ABC):
+    """Keeps of each accepted step what a backward pass will want of it."""
+
+    def wants_graph(self) -> bool:
+        """Whether the next step is to be recorded by autograd."""
+        return False
+
+    def recording(self, p: Problem) -> AbstractContextManager[object]:
+        """Entered while a step is recorded."""
+        return nullcontext()
+
+    @abstractmethod
+    def keep(self, n: int, move: Move) -> None:
+        """Step n was accepted by all its lanes, or by some. `move.graph` is there where it was wanted and is whole."""
 
 
 @final
 class Tape(Observer):
-    """Keeps the inputs of every accepted step. Comes after the Record, which knows the outputs within the step."""
+    """Keeps an entry for every accepted step and shows the step to a keeper. Comes after the Record.
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    leaf_times: recorded steps are differentiable with respect to their ends too.
+    """
+
+    def __init__(self, record: Record, keeper: Keeper | None = None, leaf_times: bool = False) -> None:
+        self.record, self.keeper, self.leaf_times = record, keeper, leaf_times
         self.entries: list[Entry] = []
+
+    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+        """An attempt, recorded by autograd from leaves of its own where the keeper wants it."""
+        # the first evaluation of f looks for captured tensors and is not a leaf's
+        if self.keeper is None or not self.keeper.wants_graph() or not p.f.checked:
+            return attempt(p, clock, s)
+        clock.leaves = self.leaf_times
+        with torch.enable_grad(), self.keeper.recording(p):
+            y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (s.y, s.carry))
+            time = s.time.detach().requires_grad_(self.leaf_times)
+            move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
+        clock.leaves = False
+        graph = move.step
+        y1, carry1 = (tuple(x.detach() for x in xs) for xs in (graph.y, graph.carry))
+        move.graph, move.step = graph, graph._replace(y=y1, carry=carry1, error=None)
+        return move, verdict
 
     def see(self, move: Move) -> None:
         accept = move.accept
         if isinstance(accept, Tensor):
             if not bool(accept.any()):
                 return
-            time1 = move.time1.where(accept, move.time0)
+            t1 = torch.where(accept, move.t1, move.t0)
             jumps = move.jumps & accept if isinstance(move.jumps, Tensor) else move.jumps
+            # a rejected lane of a recorded step has a graph of its own, which must not be pulled through
+            whole = not bool(((move.t1 != move.t0) & ~accept).any()) if move.graph is not None else False
         elif accept:
-            time1, jumps = move.time1, move.jumps
+            t1, jumps, whole = move.t1, move.jumps, True
         else:
             return
+        if self.keeper is not None:
+            if not whole or (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+                move.graph = None  # the slope after a jump is evaluated outside the step
+            self.keeper.keep(len(self.entries), move)
         rows = self.record.rows_of_last
-        self.entries.append(
-            Entry(move.time0, time1, move.y, move.carry, accept, move.hit, move.stop, move.jumped, jumps, rows)
-        )
-
-
-def on_fresh_field(p: Problem, args: Leaves) -> Problem:
-    """The problem with its own evaluation count and other differentiable args."""
-    return replace(p, f=p.f.with_args(args))
+        self.entries.append(Entry(move.t0, t1, accept, move.hit, move.stop, move.jumped, jumps, rows))

@@ -1,8 +1,10 @@
-"""The field of the continuous adjoint: the state and its cotangent, together."""
+"""The fields of the continuous adjoint: the cotangent a, da/dt = -(df/dy)^T a, with or along the state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
@@ -12,26 +14,40 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves
 
 
-class AdjointField:
-    """d/dt (y, a) = (f(t, y), -(df/dy)^T a). Chen et al. 2018, eq. (4). Leaves: y's, then a's."""
+class CotangentField(ABC):
+    """Called and counted like a VectorField; `fixed` are the args and captured tensors that want a gradient."""
 
-    def __init__(self, f: VectorField, args: Leaves, captured: Leaves) -> None:
-        self.f, self.args = f.with_args(args), args
+    checked = True
+    captured = None
+
+    def __init__(self, f: VectorField, captured: Leaves) -> None:
+        args = f.differentiable_args
+        self.f = f.with_args(args)
         self.fixed = (*args, *captured)
-        self.captured = None
 
     @property
     def calls(self) -> int:
         return self.f.calls
 
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        n = len(state) // 2
+    @abstractmethod
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves: ...
+
+    @abstractmethod
+    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
+        """y and a at t, where the backward solve's state is `state`."""
+
+    @abstractmethod
+    def state(self, y: Leaves, a: Leaves) -> Leaves:
+        """What the backward solve starts from."""
+
+    def slopes(self, t: Tensor, y: Leaves, a: Leaves, nudge: Tensor | None) -> tuple[Leaves, Leaves]:
+        """f(t, y) and -(df/dy)^T a."""
         with torch.enable_grad():
-            y = tuple(x.detach().requires_grad_() for x in state[:n])
+            y = tuple(x.detach().requires_grad_() for x in y)
             slope = self.f(t.detach(), y, nudge)
-            pulled = self._grad(slope, y, state[n:])
+            pulled = _grad(slope, y, a)
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
-        return (*(k.detach() for k in slope), *back)
+        return tuple(k.detach() for k in slope), back
 
     def towards_fixed(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:
         """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
@@ -41,12 +57,46 @@ class AdjointField:
             t = t.detach()
             slope = self.f(t, y)
             self.f.see(slope, t, y, marker)
-            return self._grad(slope, self.fixed, a)
+            return _grad(slope, self.fixed, a)
 
-    @staticmethod
-    def _grad(slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves) -> Sequence[Tensor | None]:
-        pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
-        if not pairs or not inputs:
-            return [None] * len(inputs)
-        outs, bars = zip(*pairs, strict=True)
-        return torch.autograd.grad(outs, tuple(inputs), bars, allow_unused=True)
+
+@final
+class WithState(CotangentField):
+    """d/dt (y, a) = (f(t, y), -(df/dy)^T a): the state is solved again. Chen et al. 2018, eq. (4)."""
+
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+        y, back = self.slopes(t, *self.pair(t, state), nudge)
+        return (*y, *back)
+
+    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
+        n = len(state) // 2
+        return state[:n], state[n:]
+
+    def state(self, y: Leaves, a: Leaves) -> Leaves:
+        return (*y, *a)
+
+
+@final
+class AlongPath(CotangentField):
+    """d/dt a = -(df/dy)^T a along a given y(t)."""
+
+    def __init__(self, f: VectorField, captured: Leaves, path: Callable[[Tensor], Leaves]) -> None:
+        super().__init__(f, captured)
+        self.path = path
+
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+        return self.slopes(t, self.path(t), state, nudge)[1]
+
+    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
+        return self.path(t), state
+
+    def state(self, y: Leaves, a: Leaves) -> Leaves:
+        return a
+
+
+def _grad(slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves) -> Sequence[Tensor | None]:
+    pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    outs, bars = zip(*pairs, strict=True)
+    return torch.autograd.grad(outs, tuple(inputs), bars, allow_unused=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, forward_mode
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
 from ..engine.problem import Problem
@@ -56,35 +56,13 @@ class Gradient(ABC):
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory: ...
 
 
-Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
+def direct() -> bool:
+    """Whether the solver's own operations are to be run as they are.
 
-
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pull: Pullback, name: str, outputs: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.pull, ctx.name = pull, name
-        ctx.save_for_backward(*inputs)  # so that autograd notices inputs changed in place before the backward pass
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"gradient={ctx.name!r} gives first derivatives only, and this backward pass was asked for with "
-                "create_graph=True. Use gradient='backprop' for derivatives of derivatives."
-            )
-        _ = ctx.saved_tensors
-        return (None, None, None, *ctx.pull(cotangents))
-
-
-def attach(pull: Pullback, name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`outputs` (already computed, detached) as differentiable functions of `inputs`; `pull` maps cotangents back.
-
-    They come back as aliases: `pull` may hold what was given, and would hold itself through the graph of the results, a
-    circle that no garbage collector sees.
+    So it is without grad mode, and where forward-mode differentiation is under way (`torch.autograd.forward_ad`,
+    `torch.func.jvp`): tangents then pass through every operation, exactly, whatever the gradient.
     """
-    return _Attach.apply(pull, name, [x.detach() for x in outputs], *inputs)
+    return not torch.is_grad_enabled() or forward_mode()
 
 
 def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -1,7 +1,9 @@
 """The exact gradient of the numerical solution, by vector-Jacobian products of its steps in reverse order.
 
 Zhuang et al. 2020 ("Adaptive checkpoint adjoint", arXiv 2006.02493): the accepted steps are taken again one at a time,
-each differentiated and dropped, so that one step's graph is alive at a time.
+each differentiated and dropped, so that one step's graph is alive at a time. With few checkpoints their starts are
+computed again as well, by the schedules of Griewank & Walther 2000 and, as the number of steps is not known in advance,
+of Stumm & Walther 2010.
 """
 
 from __future__ import annotations
@@ -12,176 +14,89 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.capture import graph_marker
 from ..core.leaves import Leaves, select
+from ..engine.advance import after_step
 from ..engine.drive import Driver
-from ..engine.integrate import Request, integrate
+from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..engine.record import Pieces, Record, first_outputs, outputs, piece
-from ..engine.tape import Entry, Tape, on_fresh_field
-from .backprop import interpolator, plain
-from .base import Gradient, Stats, Trajectory, add, attach
+from .backprop import plain
+from .base import Gradient, Trajectory, direct
+from .memory import slots_within, whole_bytes
+from .states import Checkpoints, EveryState, Start, States
+from .sweep import Bars, Local, Sweep, attached_step
+from .taped import Taken, taped
 
 
 @final
 class Discrete(Gradient):
-    """Reversed loop over step VJPs. Memory: the states at the accepted steps, and the graph of one step."""
+    """Reversed loop over step VJPs; exact for the numerical solution.
+
+    checkpoints: hold at most this many states (the initial one counts), and take the steps between them again.
+    memory: bytes, or text such as "256MiB": as many checkpoints as fit, beside the step at hand; `stats.checkpoints`
+    says how many. Without either every accepted step's start is held and, as long as they are few bytes, its graph.
+    """
 
     name = "discrete"
 
+    def __init__(self, checkpoints: int | None = None, memory: int | str | None = None) -> None:
+        if checkpoints is not None and memory is not None:
+            raise ValueError("checkpoints and memory exclude each other: memory chooses the number of checkpoints")
+        if checkpoints is not None and (isinstance(checkpoints, bool) or not isinstance(checkpoints, int)):
+            raise TypeError(f"checkpoints must be an int; got {type(checkpoints).__name__} {checkpoints!r}")
+        if checkpoints is not None and checkpoints < 1:
+            raise ValueError(f"checkpoints must be at least 1 (the initial state is one); got {checkpoints}")
+        self.checkpoints = checkpoints
+        self.memory = None if memory is None else whole_bytes(memory)
+
+    def __repr__(self) -> str:
+        given = {"checkpoints": self.checkpoints, "memory": self.memory}
+        return f"Discrete({', '.join(f'{k}={v}' for k, v in given.items() if v is not None)})"
+
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
-        if not torch.is_grad_enabled():
+        if direct():
             return plain(p, driver, request)
-        q = p.detached()
-        with torch.no_grad():
-            record = Record(q)
-            tape = Tape(record)
-            solved = integrate(q, driver, request, record, (tape,))
-        stats = Stats.of(solved.outcome)
-        captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
-        inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *captured)
-        dense = None if solved.pieces is None else solved.pieces.flat()
-        values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
-        if any(x.requires_grad for x in inputs):
-            needed = [x.requires_grad for x in inputs]
+        slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
+        states = EveryState() if slots is None else Checkpoints(slots, not p.method.carry_is_slope)
 
-            def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-                return Sweep(q, tape.entries, captured, stats, needed).run(cotangents)
+        def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            return StepSweep(taken, states).run(cotangents)
 
-            values = attach(pull, self.name, values, inputs)
-        n = len(p.y0)
-        ys, y1 = tuple(values[:n]), tuple(values[n : 2 * n])
-        pieces = None if dense is None else Pieces.from_flat(values[2 * n :], n)
-        return Trajectory(ys, y1, pieces and interpolator(pieces, p), solved.outcome, stats)
+        return taped(p, driver, request, states, pull, **({} if slots is None else {"checkpoints": slots}))
 
 
-class Sweep:
-    """One backward pass over a tape."""
+@final
+class StepSweep(Sweep):
+    """Takes each step again from the start that `states` gives."""
 
-    def __init__(self, q: Problem, entries: list[Entry], captured: Leaves, stats: Stats, needed: list[bool]) -> None:
-        self.entries, self.captured, self.stats = entries, captured, stats
-        self.args = tuple(x.detach().requires_grad_() for x in q.f.differentiable_args)
-        self.q = on_fresh_field(q, self.args)
-        self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
-        self.fixed = (*self.args, *captured)
-        self.fixed_bar: list[Tensor | None] = [None] * len(self.fixed)
-        self.ts_bar = torch.zeros_like(q.ts)
-        self.stops_bar = torch.zeros_like(q.stops.times)
-        self.nfe = stats["nfe"] * 0
+    def __init__(self, taken: Taken, states: States) -> None:
+        super().__init__(taken)
+        self.states = states
 
-    def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        q, n = self.q, len(self.q.y0)
-        ys_bar, y_bar, dense_bar = cotangents[:n], list(cotangents[n : 2 * n]), cotangents[2 * n :]
-        carry_bar: list[Tensor | None] = []
-        time_bar = torch.zeros_like(q.direction)
-        with torch.enable_grad():
-            for index in range(len(self.entries) - 1, -1, -1):
-                piece_bar = [None if d is None else d[index] for d in dense_bar]
-                y_bar, carry_bar, time_bar = self._step(
-                    self.entries[index], ys_bar, y_bar, carry_bar, time_bar, piece_bar
-                )
-            y_bar = self._start(ys_bar, y_bar, carry_bar)
-        if not self.entries and dense_bar:  # the constant piece of a solve of no length
-            y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
-        self.ts_bar[..., 0] += time_bar
-        self.stats["backward_nfe"] = self.nfe
-        ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
-        return (*y_bar, *ts_bars, *self.fixed_bar)
+    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+        (y, carry), move = self.states.start(n, self.forwards, self.restart)
+        if move is not None and move.graph is not None:
+            self.marker = self.states.marker
+            move.step = move.graph
+            local = Local(move, move.y, move.carry, move.step.carry)
+        else:
+            e = self.entries[n]
+            local = attached_step(self.q, e, *self.leaf_ends(e), y, carry)
+        return local, y_bar
 
-    def _vjp(
-        self, values: Sequence[Tensor], bars: Sequence[Tensor | None], inputs: Sequence[Tensor], marker: int
-    ) -> list[Tensor | None]:
-        """Pull `bars` back to `inputs`; adds what reaches args and captured tensors to `fixed_bar`."""
-        pairs = [(v, b) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
-        if not pairs:
-            return [None] * len(inputs)
-        outs = tuple(v for v, _ in pairs)
-        if self.q.f.captured is not None:
-            self.q.f.captured.see(outs, (*inputs, *self.args), marker)
-        grads = torch.autograd.grad(
-            outs, (*inputs, *self.fixed), tuple(b for _, b in pairs), allow_unused=True, retain_graph=False
-        )
-        split = len(inputs)
-        self.fixed_bar = [add(a, b) for a, b in zip(self.fixed_bar, grads[split:], strict=True)]
-        return list(grads[:split])
+    @torch.no_grad()
+    def forwards(self, n: int, start: Start) -> Start:
+        """The start of step n + 1 from that of step n; what its evaluations cost is charged to its lanes."""
+        q, e, (y, carry) = self.q, self.entries[n], start
+        time0, time1 = e.ends(q)
+        move = e.again(q, time0, time1, y, carry)
+        carry1 = after_step(q, time1, move.step, e.jumps)
+        self.charge(e.accept)
+        return select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
 
-    def _count(self, before: int, accept: object) -> None:
-        self.nfe = self.nfe + (self.q.f.calls - before) * (accept if isinstance(accept, Tensor) else 1)
-
-    def _step(
-        self,
-        e: Entry,
-        ys_bar: Sequence[Tensor | None],
-        y_bar: list[Tensor | None],
-        carry_bar: list[Tensor | None],
-        time_bar: Tensor,
-        piece_bar: list[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor]:
-        q, marker, before = self.q, graph_marker(), self.q.f.calls
-        time0, time1 = (x.detach().requires_grad_(self.times_needed) for x in (e.time0, e.time1))
-        y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (e.y, e.carry))
-        times = q.ts.detach().requires_grad_(self.times_needed)
-        move, carry1 = e.again(q, time0, time1, y, carry)
-        values, bars = [*move.step.y, *carry1], [*y_bar, *(carry_bar or [None] * len(carry1))]
-        passed = [None] * len(bars)
-        if isinstance(e.accept, Tensor):
-            lanes = [(v, b) for v, b in zip(values, bars, strict=True)]
-            passed = [None if b is None else select(e.accept, (torch.zeros_like(b),), (b,))[0] for _, b in lanes]
-            bars = [None if b is None else select(e.accept, (b,), (torch.zeros_like(b),))[0] for _, b in lanes]
-        if e.rows is not None and any(b is not None for b in ys_bar):
-            values += outputs(move, times, e.rows)
-            bars += [None if b is None else b[e.rows] for b in ys_bar]
-        if any(b is not None for b in piece_bar):
-            values += piece(move)
-            bars += piece_bar
-        inputs = (*y, *carry, *((time0, time1, times) if self.times_needed else ()))
-        grads = self._vjp(values, bars, inputs, marker)
-        self._count(before, e.accept)
-        n, m = len(y), len(y) + len(carry)
-        if self.times_needed:
-            time_bar = self._times(e, time_bar, *grads[m:])
-        y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
-        carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(carry), strict=True)]
-        return y_new, carry_new, time_bar
-
-    def _times(
-        self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None, bar_ts: Tensor | None
-    ) -> Tensor:
-        """The end of a step is a stop where it hit one, else its start plus a constant."""
-        zero = torch.zeros_like(time_bar)
-        bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
-        if bar_ts is not None:
-            self.ts_bar += bar_ts
-        if not isinstance(e.accept, Tensor):
-            if e.hit:
-                self.stops_bar[e.stop] += time_bar + bar1
-                return bar0
-            return time_bar + bar0 + bar1
-        hit = e.accept & e.hit
-        index = e.stop.clamp(max=self.stops_bar.shape[1] - 1)[:, None]
-        self.stops_bar.scatter_add_(1, index, torch.where(hit, time_bar + bar1, zero)[:, None])
-        return torch.where(hit, bar0, time_bar + bar0 + bar1)
-
-    def _start(
-        self,
-        ys_bar: Sequence[Tensor | None],
-        y_bar: list[Tensor | None],
-        carry_bar: list[Tensor | None],
-    ) -> list[Tensor | None]:
-        """Back through the first slope and through the outputs at ts[0]."""
-        q, marker, before = self.q, graph_marker(), self.q.f.calls
-        ts = q.ts.detach().requires_grad_(self.times_needed)
-        y = tuple(x.detach().requires_grad_() for x in q.y0)
-        values, bars = [], []
-        if any(b is not None for b in carry_bar):
-            values += q.method.init(q.f, ts[..., 0], y)
-            bars += carry_bar
-        if any(b is not None for b in ys_bar):
-            rows, firsts, _ = first_outputs(q, ts, y)
-            values += firsts
-            bars += [None if b is None else b[rows] for b in ys_bar]
-        grads = self._vjp(values, bars, (*y, *((ts,) if self.times_needed else ())), marker)
-        self._count(before, True)
-        if self.times_needed and grads[-1] is not None:
-            self.ts_bar += grads[-1]
-        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
+    @torch.no_grad()
+    def restart(self, n: int, y: Leaves) -> Leaves:
+        e = self.entries[n]
+        time0, time1 = e.ends(self.q)
+        carry = self.q.method.init(e.field(self.q, time0, time1), time0, y)
+        self.charge(e.accept)
+        return carry

@@ -37,14 +37,20 @@ class Method(ABC):
     name: str
     order: int
     error_order: int | None
+    stages: int = 1  # evaluations of f in a step, about
+    carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
 
     @abstractmethod
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        """The carry at (t, y)."""
+        """The carry at the start (t, y)."""
 
     @abstractmethod
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         """One attempt from t0 to t1."""
+
+    def advance(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> Leaves:
+        """The state at t1 alone, from (t0, y) and no carry: what `step` gives, perhaps with fewer evaluations."""
+        return self.step(f, t0, t1, y, self.init(f, t0, y)).y
 
     @abstractmethod
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:

@@ -18,7 +18,7 @@ class ExplicitRK(Method):
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
-        self.name, self.order = tableau.name, tableau.order
+        self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
         embedded = tableau.embedded_order
         self.error_order = None if embedded is None else min(tableau.order, embedded) + 1
 
@@ -30,15 +30,23 @@ class ExplicitRK(Method):
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         table = self.tableau
-        dt = t1 - t0
-        stages = [carry or f(t0, y)]
-        target = y
-        for c, row in zip(table.c[1:], table.a[1:], strict=True):
-            target = along(y, dt, weighted(row, stages))
-            stages.append(f(_at(t0, t1, dt, c), target))
-        y1 = target if table.fsal else along(y, dt, weighted(table.b, stages))
-        error = None if table.error is None else scale(dt, weighted(table.error, stages))
+        y1, stages = self._stages(f, t0, t1, y, carry)
+        if table.fsal:
+            stages.append(f(t1, y1))
+        error = None if table.error is None else scale(t1 - t0, weighted(table.error, stages))
         return Step(y1, stages[-1] if table.fsal else (), error, tuple(stages))
+
+    def advance(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> Leaves:
+        return self._stages(f, t0, t1, y, ())[0]
+
+    def _stages(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> tuple[Leaves, list[Leaves]]:
+        """The new state, and the slopes that it is made of: all, but for the last of a first-same-as-last method."""
+        table, dt = self.tableau, t1 - t0
+        count = table.stages - table.fsal
+        stages = [carry or f(t0, y)]
+        for c, row in zip(table.c[1:count], table.a[1:count], strict=True):
+            stages.append(f(_at(t0, t1, dt, c), along(y, dt, weighted(row, stages))))
+        return along(y, dt, weighted(table.b[:count], stages)), stages
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         table, dt = self.tableau, t1 - t0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ class PeakMemory(TorchDispatchMode):
                 self._follow(x.untyped_storage())
         return out
 
+    def leave_out(self, known: Iterable[Tensor]) -> None:
+        """Tensors from outside, which an alias made inside would bring in."""
+        for x in known:
+            self._live[x.untyped_storage()._cdata] = weakref.ref(x.untyped_storage())
+
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._live:
@@ -71,8 +77,7 @@ def block_memory(block: nn.Module, h: Tensor) -> int:
     h = h.detach().requires_grad_()
     known = [h, *block.parameters(), *block.buffers()]
     with PeakMemory() as memory:
-        for x in known:
-            memory._live[x.untyped_storage()._cdata] = weakref.ref(x.untyped_storage())
+        memory.leave_out(known)
         block(h).square().mean().backward()
     block.zero_grad(set_to_none=True)
     return memory.peak

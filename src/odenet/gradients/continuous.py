@@ -1,0 +1,250 @@
+"""What the continuous adjoints share: settings, and the backward pass from output time to output time."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..control.base import Controller
+from ..core.field import VectorField
+from ..core.lanes import Flag, where
+from ..core.leaves import Leaves, dot, rows, select, spread
+from ..core.norms import Tolerance
+from ..core.status import Status
+from ..engine.diagnose import raise_failure
+from ..engine.drive import Driver, Outcome
+from ..engine.integrate import Request, Solved, integrate
+from ..engine.pieces import evaluate_pieces
+from ..engine.problem import Problem
+from ..engine.record import Record
+from ..methods.base import Method
+from .attach import attach
+from .augment import CotangentField
+from .backprop import plain
+from .base import Gradient, Stats, Trajectory, direct
+from .quadrature import Quadrature
+
+
+class ContinuousAdjoint(Gradient):
+    """A gradient that solves the adjoint ODE backwards; approximate, to the tolerances of that solve.
+
+    rtol, atol: tolerances of the backward solve. By default those of the forward solve, atol in units of the largest
+    entry of the cotangent (of each sample), so that the gradient of 0.001 times a loss is 0.001 times its gradient; an
+    atol given here is absolute. method: of the backward solve (default: that of the forward solve). controller: its
+    step control (default: that of the forward solve). max_steps: attempted steps between two output times. norm:
+    "seminorm" (the error control sees no parameters), or a callable on the leaves of the scaled error.
+    """
+
+    def __init__(
+        self,
+        rtol: float | None = None,
+        atol: float | None = None,
+        method: str | Method | None = None,
+        norm: Any = "seminorm",
+        controller: Controller | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        if not (norm == "seminorm" or callable(norm)):
+            raise ValueError(f"norm must be 'seminorm' or a callable; got {norm!r}")
+        for name, given in (("rtol", rtol), ("atol", atol)):
+            if given is not None and not 0.0 <= given < float("inf"):
+                raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps of the backward solve must be at least 1; got {max_steps!r}")
+        self.rtol, self.atol, self.method, self.norm = rtol, atol, method, norm
+        self.controller, self.max_steps = controller, max_steps
+
+    def with_method(self, method: Method) -> ContinuousAdjoint:
+        other = copy.copy(self)
+        other.method = method
+        return other
+
+    @abstractmethod
+    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+        """Solve, and say what takes the backward pass, given the captured tensors."""
+
+    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+        if direct():
+            return plain(p, driver, request)
+        q = p.detached()
+        with torch.no_grad():
+            solved, backward = self.forwards(q, driver, request)
+        stats, n = Stats.of(solved.outcome), len(p.y0)
+        captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
+
+        def attached(ts: Tensor, ys: Leaves, end: Leaves) -> tuple[Tensor, ...]:
+            """ys at ts, and the state `end` at the time reached, as functions of all inputs."""
+            inputs = (*p.y0, ts, *p.f.differentiable_args)
+            if not any(x.requires_grad for x in (*inputs, *captured)):
+                return (*ys, *end)
+            versions = [y._version for y in ys]
+            last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
+            times, times_needed = ts.detach(), ts.requires_grad
+
+            def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+                if versions != [y._version for y in ys]:
+                    raise RuntimeError(
+                        f"the solution ys has been modified by an inplace operation, and gradient={self.name!r} starts "
+                        "its backward solves from it: change a copy, ys.clone()"
+                    )
+                made = backward(captured)
+                grads = made.run(times, solved.outcome, ys, last, cotangents, times_needed)
+                stats["backward_nfe"] = made.nfe
+                return grads
+
+            def again(others: Sequence[Tensor]) -> Sequence[Tensor]:
+                f = p.f.with_args(tuple(others[n + 1 :]))
+                other = Problem.build(
+                    f, tuple(others[:n]), others[n], p.controller, method=p.method, rtol=p.rtol, atol=p.atol,
+                    max_steps=p.max_steps,
+                )  # fmt: skip
+                anew = integrate(other, driver, Request(), Record(other))
+                return (*anew.ys, *anew.y1)
+
+            return attach(pull, again, (*ys, *end), inputs, captured)
+
+        values = attached(p.ts, solved.ys, solved.y1)
+        pieces = solved.pieces
+
+        def query(t: Tensor) -> Leaves:
+            assert pieces is not None
+            order = torch.argsort(t.detach() * (p.direction[:, None] if p.batched else p.direction), -1)
+            ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
+            ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
+            ys = attached(ordered, ys, solved.y1)[:n]
+            back = torch.argsort(order, -1) + 1
+            if not p.batched:
+                return tuple(y[back] for y in ys)
+            return tuple(y[torch.arange(len(y), device=y.device)[:, None], back] for y in ys)
+
+        query_or_none = query if pieces is not None else None
+        return Trajectory(tuple(values[:n]), tuple(values[n:]), query_or_none, solved.outcome, stats)
+
+
+class Backward:
+    """One backward pass: from output time to output time, adding its cotangent at each."""
+
+    def __init__(self, how: ContinuousAdjoint, q: Problem, driver: Driver, field: CotangentField) -> None:
+        self.how, self.q, self.driver, self.field = how, q, driver, field
+        method = q.method if how.method is None else how.method
+        assert isinstance(method, Method)  # solve has resolved the name
+        controller = how.controller or q.controller
+        if callable(how.norm):
+            controller = _with_norm(controller, how.norm)
+        self.options: dict[str, Any] = {
+            "method": method, "controller": controller, "max_steps": how.max_steps or q.max_steps,
+        }  # fmt: skip
+        self.quadrature = Quadrature(self.field, method.order)
+        self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0
+
+    def segments(self, start: Tensor) -> Iterator[Tensor]:
+        """Lanes of times to stop at on the way back, to `start` at last; the next is asked for when one is reached."""
+        yield start
+
+    def run(
+        self,
+        ts: Tensor,
+        outcome: Outcome,
+        ys: Leaves,
+        y1: Leaves,
+        cotangents: Sequence[Tensor | None],
+        times_needed: bool,
+    ) -> Sequence[Tensor | None]:
+        q, n, batched = self.q, len(self.q.y0), self.q.batched
+        reached, status = outcome.state.time, outcome.state.status
+        direction = q.direction[:, None] if batched else q.direction
+        # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
+        beyond = (ts - (reached[:, None] if batched else reached)) * direction > 0
+        self.solved: Flag = status == Status.SUCCESS if isinstance(status, Tensor) else True
+        if isinstance(self.solved, Tensor):  # a sample that failed has no backward solve, and a gradient of zero
+            reached = torch.where(self.solved, reached, ts[:, 0])
+            beyond = beyond | ~self.solved[:, None]
+        self.ts, self.ys, self.ys_bar, self.times_needed = ts, ys, cotangents[:n], times_needed
+        self.ts_bar = torch.zeros_like(ts)
+        self.y, self.a = (
+            y1,
+            tuple(torch.zeros_like(y) if b is None else b for y, b in zip(y1, cotangents[n:], strict=True)),
+        )
+        self.here, self.silent = reached, all(b is None for b in cotangents[n:])
+        with torch.no_grad():
+            if times_needed:  # y1 moves with the end of the solve where it succeeded
+                last = dot(self.a, self.field.f(self.here, y1), batched)
+                self.ts_bar[..., -1] += torch.where(beyond[..., -1], torch.zeros_like(last), last)
+            left = ~beyond
+            for low in self.segments(ts[..., 0]):
+                ahead = (ts - (low[:, None] if batched else low)) * direction
+                within = left & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
+                left = left & ~within
+                for i in reversed(range(ts.shape[-1])):
+                    if bool(within[..., i].any()):
+                        self._output(i, within[:, i] if batched else True)
+                self._go(where(self.solved, low, self.here))
+        a = select(self.solved, self.a, tuple(torch.zeros_like(x) for x in self.a))
+        return (*a, self.ts_bar if times_needed else None, *self.quadrature.total)
+
+    def _output(self, i: int, lanes: Flag) -> None:
+        """Go back to output i and take its cotangent up."""
+        batched = self.q.batched
+        time = torch.where(lanes, self.ts[..., i], self.here) if isinstance(lanes, Tensor) else self.ts[i]
+        self._go(time)
+        self.y = select(lanes, tuple(x[:, i] if batched else x[i] for x in self.ys), self.y)
+        if i == 0 and self.times_needed:
+            self.ts_bar[..., 0] -= self._rate(self.a, lanes)
+        if all(b is None for b in self.ys_bar):
+            return
+        self.silent = False
+        bar = tuple(
+            torch.zeros_like(x) if b is None else (b[:, i] if batched else b[i])
+            for x, b in zip(self.y, self.ys_bar, strict=True)
+        )
+        bar = select(lanes, bar, tuple(torch.zeros_like(b) for b in bar))
+        if i > 0 and self.times_needed:
+            self.ts_bar[..., i] += self._rate(bar, lanes)
+        self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
+
+    def _rate(self, a: Leaves, lanes: Flag) -> Tensor:
+        """a^T f where the pass stands, zero for the other lanes."""
+        rate = dot(a, self.field.f(self.here, self.y), self.q.batched)
+        return torch.where(lanes, rate, torch.zeros_like(rate)) if isinstance(lanes, Tensor) else rate
+
+    def _go(self, end: Tensor) -> None:
+        """Solve the adjoint ODE from here back to `end`; before the first cotangent there is nothing to solve."""
+        start, self.here = self.here, end
+        if self.silent or bool((start == end).all()):
+            return
+        ts = torch.stack([start, end], -1)
+        state = self.field.state(self.y, self.a)
+        rtol, atol = self._tolerances(len(state))
+        p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
+        solved = integrate(p, self.driver, Request(), Record(p), (self.quadrature,))
+        raise_failure(p, solved.outcome, backward=self.how.name)
+        self.nfe = self.nfe + solved.outcome.nfe
+        self.y, self.a = self.field.pair(end, solved.y1)
+
+    def _tolerances(self, count: int) -> tuple[Tolerance, Tolerance]:
+        """For each leaf of the backward state: y's, where it has them, then a's."""
+        q, how, n = self.q, self.how, len(self.q.y0)
+        rtol = [q.rtol[i % n] if how.rtol is None else how.rtol for i in range(count)]
+        atol = [q.atol[i % n] if how.atol is None else how.atol for i in range(count)]
+        if how.atol is None:
+            for i, size in zip(range(count - n, count), self._sizes(), strict=True):
+                atol[i] = atol[i] * size
+        return rtol, atol
+
+    def _sizes(self) -> list[float | Tensor]:
+        """The largest entry of a, of each lane, in a shape that broadcasts to each leaf; one where a is zero."""
+        tops = [rows(x.abs()).amax(1) if self.q.batched else x.abs().max() for x in self.a]
+        top = torch.stack([x.double() for x in tops]).amax(0)
+        top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
+        return [spread(top, x) if self.q.batched else float(top) for x in self.a]
+
+
+def _with_norm(controller: Controller, norm: Any) -> Controller:
+    other = copy.copy(controller)
+    other.norm = norm
+    return other

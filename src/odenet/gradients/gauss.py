@@ -1,0 +1,160 @@
+"""The continuous adjoint along the stored dense solution; parameters by Gauss quadrature outside the ODE's state.
+
+The GaussAdjoint of SciMLSensitivity (without the quadrature, its InterpolatingAdjoint). The state is not solved
+backwards, so it cannot drift. Stored is the local polynomial of every step, or checkpoints to compute it from.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+from torch import Tensor
+
+from ..control.base import Controller
+from ..core.dense import evaluate
+from ..core.lanes import where
+from ..core.leaves import Leaves, select, spread
+from ..engine.advance import Move, after_step
+from ..engine.drive import Driver
+from ..engine.integrate import Request, Solved, integrate
+from ..engine.pieces import evaluate_pieces
+from ..engine.problem import Problem
+from ..engine.record import Everywhere, Pieces, Record, piece, stacked
+from ..engine.tape import Entry, Keeper, Tape
+from ..errors import unknown_name
+from ..methods.base import Method
+from .augment import AlongPath
+from .continuous import Backward, ContinuousAdjoint
+from .states import Start
+
+
+@final
+class GaussAdjoint(ContinuousAdjoint):
+    """The continuous adjoint along the dense forward solution: approximate, without backward drift.
+
+    interpolate: "dense" stores the local polynomial of every step; "checkpoints" stores between `checkpoints` / 2 and
+    `checkpoints` states and computes the polynomials between two of them again when the backward solve gets there.
+    rtol, atol, method, norm, controller, max_steps: see `ContinuousAdjoint`.
+    """
+
+    name = "gauss"
+
+    def __init__(
+        self,
+        rtol: float | None = None,
+        atol: float | None = None,
+        method: str | Method | None = None,
+        norm: Any = "seminorm",
+        controller: Controller | None = None,
+        max_steps: int | None = None,
+        *,
+        interpolate: str = "dense",
+        checkpoints: int = 32,
+    ) -> None:
+        super().__init__(rtol, atol, method, norm, controller, max_steps)
+        if interpolate not in ("dense", "checkpoints"):
+            raise unknown_name("interpolate", str(interpolate), ("dense", "checkpoints"))
+        if isinstance(checkpoints, bool) or not isinstance(checkpoints, int) or checkpoints < 2:
+            raise ValueError(f"checkpoints must be an int of at least 2; got {checkpoints!r}")
+        self.interpolate, self.checkpoints = interpolate, checkpoints
+
+    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+        record = Record(q)
+        if self.interpolate == "dense":
+            everywhere = Everywhere()
+            solved = integrate(q, driver, request, record, (everywhere,))
+            path = Path(q)
+            path.enter(everywhere.parts)
+            return solved, lambda captured: Backward(self, q, driver, AlongPath(q.f, captured, path))
+        starts = SpacedStarts(self.checkpoints)
+        tape = Tape(record, starts)
+        solved = integrate(q, driver, request, record, (tape,))
+        held, stride, entries = starts.held, starts.stride, tape.entries
+        return solved, lambda captured: BySegments(self, q, driver, captured, held, stride, entries)
+
+
+class Path:
+    """y(t) on the pieces at hand."""
+
+    def __init__(self, q: Problem) -> None:
+        self.q, self.leaves = q, len(q.y0)
+        self.parts: list[Leaves] = []
+        self.stacked: Pieces | None = None
+        self.ends: list[float] = []
+
+    def enter(self, parts: list[Leaves]) -> None:
+        self.parts, self.stacked = parts, None
+        if self.q.batched:
+            self.stacked = stacked(parts, self.leaves) if parts else None
+        else:
+            self.sign = float(self.q.direction)
+            self.ends = [float(part[1]) * self.sign for part in parts]
+
+    def __call__(self, t: Tensor) -> Leaves:
+        if self.stacked is not None:
+            values = evaluate_pieces(self.stacked, t[:, None], self.q.direction, True)
+            return tuple(x[:, 0] for x in values)
+        flat = self.parts[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
+        piece = Pieces.from_flat(flat, self.leaves)
+        theta = (t - piece.start) / (piece.end - piece.start)
+        return evaluate(piece.y, piece.coefficients, tuple(spread(theta, y) for y in piece.y))
+
+
+@final
+class SpacedStarts(Keeper):
+    """The start of every `stride`-th step; the stride doubles when there are more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.stride = most, 1
+        self.held: list[Start] = []
+
+    def keep(self, n: int, move: Move) -> None:
+        if n % self.stride:
+            return
+        if len(self.held) == self.most:
+            self.held = self.held[::2]
+            self.stride *= 2
+            if n % self.stride:
+                return
+        self.held.append((move.y, move.carry))
+
+
+class BySegments(Backward):
+    """Takes the steps from each checkpoint again, for their polynomials, and goes back along them."""
+
+    def __init__(
+        self,
+        how: GaussAdjoint,
+        q: Problem,
+        driver: Driver,
+        captured: Leaves,
+        held: list[Start],
+        stride: int,
+        entries: list[Entry],
+    ) -> None:
+        self.path = Path(q)
+        super().__init__(how, q, driver, AlongPath(q.f, captured, self.path))
+        self.held, self.stride, self.entries = held, stride, entries
+
+    def segments(self, start: Tensor) -> Iterator[Tensor]:
+        for k in range(len(self.held) - 1, -1, -1):
+            first = k * self.stride
+            self.path.enter([])  # those of the segment after it go first
+            self.path.enter(self._pieces(first, self.held[k]))
+            yield where(self.solved, self.entries[first].ends(self.q)[0], start)
+        yield start
+
+    def _pieces(self, first: int, start: Start) -> list[Leaves]:
+        y, carry = start
+        q, parts, before = self.q, [], self.q.f.calls
+        for e in self.entries[first : first + self.stride]:
+            time0, time1 = e.ends(q)
+            move = e.again(q, time0, time1, y, carry)
+            parts.append(piece(move))
+            carry = select(e.accept, after_step(q, time1, move.step, e.jumps), carry)
+            y = select(e.accept, move.step.y, y)
+            self.nfe = self.nfe + (q.f.calls - before) * (e.accept if isinstance(e.accept, Tensor) else 1)
+            before = q.f.calls
+        return parts

@@ -1,0 +1,51 @@
+"""How many states a given amount of memory holds."""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral
+
+from ..core.leaves import Leaves
+from ..engine.problem import Problem
+
+_UNITS = {"": 1, "b": 1} | {
+    name: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for name, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024), (letter, 1024))
+}
+
+
+def whole_bytes(given: int | str) -> int:
+    """Bytes as a number, or text with a unit: "256MiB", "1.5 GB"."""
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        amount = int(given)
+    elif isinstance(given, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", given.lower())
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(f"memory must be bytes, or text such as '256MiB' or '1GB'; got {given!r}")
+        amount = int(float(match[1]) * _UNITS[match[2]])
+    else:
+        raise TypeError(f"memory must be bytes, or text such as '256MiB'; got {type(given).__name__} {given!r}")
+    if amount < 1:
+        raise ValueError(f"memory must be positive; got {given!r}")
+    return amount
+
+
+def nbytes(leaves: Leaves) -> int:
+    return sum(x.numel() * x.element_size() for x in leaves)
+
+
+def slots_within(memory: int, p: Problem) -> int:
+    """Checkpoints that fit into `memory` beside the step at hand.
+
+    That step needs its stages, their cotangents, and what it starts and ends with; f's own intermediates are not known.
+    """
+    state = nbytes(p.y0)
+    held = state if p.method.carry_is_slope else 2 * state
+    if memory < held:
+        raise ValueError(
+            f"memory of {memory} bytes holds no state of {held} bytes: give more, or use gradient='reversible' or "
+            "'adjoint', which hold none"
+        )
+    room = 2 * state * (p.method.stages + 1)
+    return max(1, (memory - room) // held)

@@ -1,0 +1,144 @@
+"""Exact gradients without a stored state: the steps of a reversible method are undone, one after the other.
+
+McCallum & Foster 2024 (arXiv 2410.11648); the method itself is in methods/reversible.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, rows, select
+from ..engine.drive import Driver
+from ..engine.integrate import Request
+from ..engine.problem import Problem
+from ..engine.tape import Entry
+from ..methods.base import Field, Step
+from ..methods.reversible import ReversibleMethod, packed
+from .backprop import plain
+from .base import Gradient, Trajectory, add, direct
+from .discrete import StepSweep
+from .states import Checkpoints
+from .sweep import Bars, Local, Sweep, divided
+from .taped import Taken, taped
+
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_SLOTS = 8  # states held when the steps cannot be undone and are taken again instead
+
+
+@final
+class Reversible(Gradient):
+    """Exact for its numerical solution, with the memory of two states: any explicit method, made reversible.
+
+    The solution is that of the reversible method on top of `solve`'s method: of the same order, not the same numbers,
+    and with twice the evaluations. States are carried in float64 inside (f sees their own dtype), since undoing a step
+    multiplies rounding errors by 1 / coupling. coupling: in (0, 1]; nearer to 1 loses fewer digits backwards, further
+    from it the forward solve is stabler.
+
+    After a backward pass the reconstructed initial state is compared with the true one. Where more than half of the
+    digits of y0's dtype are gone there is a warning, and the gradient is computed again by taking the steps forwards
+    from a few checkpoints; it is exact then too, but for twice the time or more.
+    """
+
+    name = "reversible"
+
+    def __init__(self, coupling: float = 0.99) -> None:
+        if not 0.0 < coupling <= 1.0:
+            raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
+        self.coupling = coupling
+
+    def __repr__(self) -> str:
+        return f"Reversible(coupling={self.coupling})"
+
+    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+        wide = p.y0[0].device.type != "mps"
+        y0 = tuple(x.to(_WIDE.get(x.dtype, x.dtype)) for x in p.y0) if wide else p.y0
+        digits = min(torch.finfo(d).eps for d in p.f.dtypes) ** 0.5
+        p = replace(p, y0=y0, method=ReversibleMethod(p.method, self.coupling))
+        if direct():
+            return plain(p, driver, request)
+
+        def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            undo = Undo(taken)
+            grads = undo.run(cotangents)
+            lost = undo.lost()
+            if lost <= digits:
+                return grads
+            warnings.warn(
+                f"gradient='reversible' could not undo the solve: the reconstructed y0 is off by {lost:.1e} (relative; "
+                f"the limit is {digits:.1e}), as rounding errors grow by 1 / coupling a step and where the ODE is "
+                "unstable backwards. The gradient was computed by taking the steps again, which is exact but slower. "
+                "Use a coupling nearer to 1, fewer steps, float64, or gradient=Discrete(checkpoints=...).",
+                stacklevel=2,
+            )
+            states = Checkpoints(_SLOTS, method_carries=True)
+            states.held[0] = (taken.q.y0, taken.q.y0)
+            sweep = StepSweep(taken, states)
+            sweep.nfe = undo.nfe
+            return sweep.run(cotangents)
+
+        return taped(p, driver, request, None, pull)
+
+
+@final
+class Undo(Sweep):
+    """Undoes the steps from the last to the first; `y`, `z` are where it stands."""
+
+    def __init__(self, taken: Taken) -> None:
+        super().__init__(taken)
+        self.y, self.z = (tuple(x.detach() for x in xs) for xs in taken.end)
+        assert isinstance(taken.q.method, ReversibleMethod)
+        self.method = taken.q.method
+
+    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+        e, method, y1, z1 = self.entries[n], self.method, self.y, self.z
+        time0, time1 = self.leaf_ends(e)
+        f = e.field(self.q, time0, time1)
+        # z1 = z + y1 - back(y1): first the part of the step that goes back from y1
+        free = tuple(x.detach().requires_grad_() for x in y1)
+        back = method.base.advance(f, time1, time0, free)
+        z0 = select(e.accept, tuple(c - (a - b.detach()) for a, b, c in zip(y1, back, z1, strict=True)), z1)
+        ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
+        if any(b is not None for b in carry_bar):
+            through, _ = divided(e.accept, carry_bar)
+            ends = (time0, time1) if self.times_needed else ()
+            grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
+            y_bar = [add(add(a, b), g) for a, b, g in zip(y_bar, through, grads[: len(free)], strict=True)]
+            ends_bar = (grads[-2], grads[-1]) if self.times_needed else ends_bar
+        # then y1 = coupling * (y - z) + inner(z)
+        z = tuple(x.detach().requires_grad_() for x in z0)
+        step = self._inner(e, f, time0, time1, z)
+        y0 = method.parted(y1, z0, tuple(x.detach() for x in step.y))
+        y = tuple(x.detach().requires_grad_() for x in select(e.accept, y0, y1))
+        joined = Step(method.joined(y, z, step.y), (), None, packed(z, step))
+        move = e.move(self.q, time0, time1, y, z, joined)
+        self.y, self.z = tuple(x.detach() for x in y), z0
+        return Local(move, y, z, z, ends_bar), y_bar
+
+    def _inner(self, e: Entry, f: Field, time0: Tensor, time1: Tensor, z: Leaves) -> Step:
+        """The step of the base method from z; of its slopes only what is needed."""
+        if self.dense_wanted or (self.outputs_wanted and e.rows is not None):
+            return self.method.base.step(f, time0, time1, z, ())
+        return Step(self.method.base.advance(f, time0, time1, z), (), None, ())
+
+    def lost(self) -> float:
+        """The largest difference between the reconstructed and the true initial state, relative to it (each sample)."""
+        q = self.q
+        if not self.entries:
+            return 0.0
+        size, miss = torch.zeros_like(q.direction), torch.zeros_like(q.direction)
+        for true, *found in zip(q.y0, self.y, self.z, strict=True):
+            size = torch.maximum(size, _top(true, q.batched))
+            for x in found:
+                miss = torch.maximum(miss, _top(x - true, q.batched))
+        worst = miss / torch.where(size > 0, size, torch.ones_like(size))
+        return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
+
+
+def _top(x: Tensor, batched: bool) -> Tensor:
+    return rows(x.abs()).amax(1) if batched else x.abs().max()

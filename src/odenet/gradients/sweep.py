@@ -1,0 +1,195 @@
+"""One backward pass over a tape: the accepted steps in reverse order, one step's graph at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.capture import graph_marker
+from ..core.lanes import Flag
+from ..core.leaves import Leaves, select
+from ..engine.advance import Move, after_step
+from ..engine.problem import Problem
+from ..engine.record import first_outputs, outputs, piece
+from ..engine.tape import Entry
+from .base import add
+from .taped import Taken
+
+Bars = list[Tensor | None]
+
+
+@dataclass
+class Local:
+    """One step, differentiable: `move` and the carry after it, attached to leaves (y, carry, time0, time1).
+
+    ends_bar: cotangents of time0 and time1 that do not come through `move`.
+    """
+
+    move: Move
+    y: Leaves
+    carry: Leaves
+    carry1: Leaves
+    ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
+
+
+class Sweep(ABC):
+    """Pulls the cotangents of a solve back to its inputs."""
+
+    def __init__(self, taken: Taken) -> None:
+        q, needed = taken.q, taken.needed
+        self.entries, self.captured, self.stats = taken.entries, taken.captured, taken.stats
+        self.args = q.f.differentiable_args
+        self.q = replace(q, f=q.f.with_args(self.args))
+        self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
+        self.fixed = (*self.args, *taken.captured)
+        self.fixed_bar: Bars = [None] * len(self.fixed)
+        self.ts_bar = torch.zeros_like(q.ts)
+        self.stops_bar = torch.zeros_like(q.stops.times)
+        self.nfe = taken.stats["nfe"] * 0
+        self.charged = 0
+        self.marker = 0
+
+    @abstractmethod
+    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+        """Step n, attached, and the cotangent of the state after it that is left to pull through it.
+
+        Called in grad mode.
+        """
+
+    def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        q, n = self.q, len(self.q.y0)
+        ys_bar, y_bar, dense_bar = cotangents[:n], list(cotangents[n : 2 * n]), cotangents[2 * n :]
+        carry_bar: Bars = []
+        self.outputs_wanted = any(b is not None for b in ys_bar)
+        self.dense_wanted = any(b is not None for b in dense_bar)
+        time_bar = torch.zeros_like(q.direction)
+        with torch.enable_grad():
+            for index in range(len(self.entries) - 1, -1, -1):
+                piece_bar = [None if d is None else d[index] for d in dense_bar]
+                y_bar, carry_bar, time_bar = self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
+            y_bar = self._start(ys_bar, y_bar, carry_bar)
+        if not self.entries and dense_bar:  # the constant piece of a solve of no length
+            y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
+        self.ts_bar[..., 0] += time_bar
+        self.stats["backward_nfe"] = self.nfe
+        ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
+        return (*y_bar, *ts_bars, *self.fixed_bar)
+
+    def vjp(self, values: Sequence[Tensor], bars: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Bars:
+        """Pull `bars` back to `inputs`; adds what reaches args and captured tensors to `fixed_bar`."""
+        pairs = [(v, b) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
+        if not pairs:
+            return [None] * len(inputs)
+        outs = tuple(v for v, _ in pairs)
+        if self.q.f.captured is not None:
+            self.q.f.captured.see(outs, (*inputs, *self.args), self.marker)
+        grads = torch.autograd.grad(
+            outs, (*inputs, *self.fixed), tuple(b for _, b in pairs), allow_unused=True, retain_graph=False
+        )
+        split = len(inputs)
+        self.fixed_bar = [add(a, b) for a, b in zip(self.fixed_bar, grads[split:], strict=True)]
+        return list(grads[:split])
+
+    def charge(self, lanes: Flag = True) -> None:
+        """Charge these lanes for the evaluations since the last charge."""
+        calls = self.q.f.calls
+        self.nfe = self.nfe + (calls - self.charged) * (lanes if isinstance(lanes, Tensor) else 1)
+        self.charged = calls
+
+    def leaf_ends(self, e: Entry) -> tuple[Tensor, Tensor]:
+        time0, time1 = e.ends(self.q)
+        if not self.times_needed:
+            return time0, time1
+        return time0.detach().requires_grad_(), time1.detach().requires_grad_()
+
+    def _step(
+        self,
+        index: int,
+        ys_bar: Sequence[Tensor | None],
+        y_bar: Bars,
+        carry_bar: Bars,
+        time_bar: Tensor,
+        piece_bar: Bars,
+    ) -> tuple[Bars, Bars, Tensor]:
+        q, e = self.q, self.entries[index]
+        self.marker = graph_marker()
+        local, y_bar = self.local(index, y_bar, carry_bar)
+        move = local.move
+        values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
+        bars, passed = divided(e.accept, bars)
+        times = q.ts.detach().requires_grad_(self.times_needed)
+        if e.rows is not None and self.outputs_wanted:
+            values += outputs(move, times, e.rows)
+            bars += [None if b is None else b[e.rows] for b in ys_bar]
+        if self.dense_wanted:
+            values += piece(move)
+            bars += piece_bar
+        ends = (move.time0, move.time1, times) if self.times_needed else ()
+        grads = self.vjp(values, bars, (*local.y, *local.carry, *ends))
+        self.charge(e.accept)
+        n, m = len(local.y), len(local.y) + len(local.carry)
+        if self.times_needed:
+            bar0, bar1 = (add(a, b) for a, b in zip(grads[m : m + 2], local.ends_bar, strict=True))
+            time_bar = self.times(e, time_bar, bar0, bar1)
+            ts_bar = grads[m + 2]
+            if ts_bar is not None:
+                self.ts_bar += ts_bar
+        y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
+        carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(local.carry), strict=True)]
+        return y_new, carry_new, time_bar
+
+    def times(self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None) -> Tensor:
+        """The end of a step is a stop where it hit one, else its start plus a constant."""
+        zero = torch.zeros_like(time_bar)
+        bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
+        if not isinstance(e.accept, Tensor):
+            if e.hit:
+                self.stops_bar[e.stop] += time_bar + bar1
+                return bar0
+            return time_bar + bar0 + bar1
+        hit = e.accept & e.hit
+        index = e.stop.clamp(max=self.stops_bar.shape[1] - 1)[:, None]
+        self.stops_bar.scatter_add_(1, index, torch.where(hit, time_bar + bar1, zero)[:, None])
+        return torch.where(hit, bar0, time_bar + bar0 + bar1)
+
+    def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:
+        """Back through the first carry and through the outputs at ts[0]."""
+        q = self.q
+        self.marker = graph_marker()
+        ts = q.ts.detach().requires_grad_(self.times_needed)
+        y = tuple(x.detach().requires_grad_() for x in q.y0)
+        values: list[Tensor] = []
+        bars: Bars = []
+        if any(b is not None for b in carry_bar):
+            values += q.method.init(q.f, ts[..., 0], y)
+            bars += carry_bar
+        if any(b is not None for b in ys_bar):
+            rows, firsts, _ = first_outputs(q, ts, y)
+            values += firsts
+            bars += [None if b is None else b[rows] for b in ys_bar]
+        grads = self.vjp(values, bars, (*y, *((ts,) if self.times_needed else ())))
+        self.charge()
+        if self.times_needed and grads[-1] is not None:
+            self.ts_bar += grads[-1]
+        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
+
+
+def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
+    """Cotangents of the lanes that took the step, and those that pass the others by."""
+    if not isinstance(accept, Tensor):
+        return bars, [None] * len(bars)
+    some = tuple(b for b in bars if b is not None)
+    none = tuple(torch.zeros_like(b) for b in some)
+    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
+    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+
+
+def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Local:
+    """The step taken again, from leaves."""
+    y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (y, carry))
+    move = e.again(q, time0, time1, y, carry)
+    return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))

@@ -1,0 +1,88 @@
+"""What every gradient by a sweep has in common: solve with a tape, and attach the sweep to what was solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves
+from ..engine.drive import Driver
+from ..engine.integrate import Request, Solved, integrate
+from ..engine.problem import Problem
+from ..engine.record import Pieces, Record
+from ..engine.tape import Entry, Keeper, Tape
+from .attach import attach
+from .backprop import interpolator
+from .base import Stats, Trajectory
+
+
+@dataclass
+class Taken:
+    """A solve that was taken down on a tape.
+
+    q: the problem, detached. end: y and the carry at the end. needed: which of the inputs (y0, ts, stops, args,
+    captured) ask for a gradient.
+    """
+
+    q: Problem
+    entries: list[Entry]
+    end: tuple[Leaves, Leaves]
+    captured: Leaves
+    stats: Stats
+    needed: list[bool]
+
+
+def taped(
+    p: Problem,
+    driver: Driver,
+    request: Request,
+    keeper: Keeper | None,
+    pull: Callable[[Taken, Sequence[Tensor | None]], Sequence[Tensor | None]],
+    **extra: Any,
+) -> Trajectory:
+    """The trajectory of p. `pull` is the backward pass; `extra` goes into the stats."""
+    q = p.detached()
+    with torch.no_grad():
+        record = Record(q)
+        tape = Tape(record, keeper, p.ts.requires_grad or p.stops.times.requires_grad)
+        solved = integrate(q, driver, request, record, (tape,), tape.attempt)
+    stats = Stats.of(solved.outcome)
+    stats.update(extra)
+    captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
+    inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
+    needed = [x.requires_grad for x in (*inputs, *captured)]
+    dense = None if solved.pieces is None else solved.pieces.flat()
+    values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
+    if any(needed):
+        final = solved.outcome.state
+        last = tuple(y.clone() for y in final.y)  # the caller's may be changed in place
+        taken = Taken(q, tape.entries, (last, final.carry), captured, stats, needed)
+        values = attach(partial(pull, taken), partial(once_more, p, driver, request.dense), values, inputs, captured)
+    return unpacked(p, values, solved, stats)
+
+
+def once_more(p: Problem, driver: Driver, dense: bool, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode."""
+    n = len(p.y0)
+    p = replace(
+        p,
+        y0=tuple(inputs[:n]),
+        ts=inputs[n],
+        stops=replace(p.stops, times=inputs[n + 1]),
+        f=p.f.with_args(tuple(inputs[n + 2 :])),
+    )
+    solved = integrate(p, driver, Request(dense=dense), Record(p))
+    return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
+
+
+def unpacked(p: Problem, values: Sequence[Tensor], solved: Solved, stats: Stats) -> Trajectory:
+    """The trajectory of attached outputs: ys, y1 and, with dense, the flat pieces."""
+    n = len(p.y0)
+    pieces = None if solved.pieces is None else Pieces.from_flat(values[2 * n :], n)
+    dense = None if pieces is None else interpolator(pieces, p)
+    return Trajectory(tuple(values[:n]), tuple(values[n : 2 * n]), dense, solved.outcome, stats)
