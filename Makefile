@@ -50,10 +50,8 @@ lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml
 
-bench: ## compare with other solvers
-	@test -d benchmarks || { echo "make bench: there is no benchmarks/ folder in this checkout" >&2; exit 1; }
-	@$(MAKE) --no-print-directory setup-bench
-	$(BIN)/python -m benchmarks
+bench: $(BENCH_READY) ## measure the gradients, diffrax's too; tables and a figure in benchmarks/results
+	$(BIN)/odenet bench gradients --out benchmarks/results
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

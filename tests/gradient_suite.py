@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import odenet
+from odenet.core.peak_memory import PeakMemory
 from odenet.gradients import states
-from odenet.train.measure import PeakMemory
 
 D = torch.float64
 
@@ -190,6 +190,8 @@ class GradientSuite:
             ts = torch.tensor([1.0] if what == "y1" else [0.0, 0.5, 1.0], dtype=D)
             torch.testing.assert_close(g, (3 * torch.exp(-2 * ts).sum()).expand(2), rtol=1e-6, atol=0.0)
 
+    # the step across the jump of the last f goes back over it without an error estimate
+    @pytest.mark.filterwarnings("ignore:gradient='reversible'. the solution is not accurate")
     def test_captured(self) -> None:
         """Parameters that f only closes over, in every way of closing over them."""
         w = torch.tensor([0.5, 1.5], dtype=D, requires_grad=True)

@@ -16,13 +16,16 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
 # "solve". `import odenet` itself is a layer: it gathers everything up to nn.
-LAYERS = ("core", "methods", "control", "engine", "gradients", "solve", "nn", "odenet", "compat train")
+LAYERS = ("core", "methods", "control", "engine", "gradients", "solve", "nn", "odenet", "bench", "compat train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.
 ENGINE_MAY_NAME = {"odenet.methods.base", "odenet.control.base", "odenet.control.first_step"}
 
-HEAVY = {"lightning", "matplotlib", "pooch", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq", "tqdm", "typer"}
+HEAVY = {
+    *("diffrax", "jax", "lightning", "matplotlib", "pooch", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq"),
+    *("tqdm", "typer"),
+}
 
 LONGEST_FILE, LONGEST_FUNCTION = 350, 80
 SLOWEST_IMPORT = 0.3  # seconds, on top of torch

@@ -140,7 +140,7 @@ def test_failing_sample_leaves_its_neighbours_alone() -> None:
     options = {"per_sample": True, "on_failure": "return"}
     with pytest.raises(odenet.BlowUpError, match="sample 1"):
         odenet.solve(lambda t, y: y * y, y0, [0.0, 1.5], per_sample=True)
-    for gradient in ("discrete", "backprop", "adjoint"):
+    for gradient in ("discrete", "backprop", "adjoint", "gauss", "forward"):
         sol = odenet.solve(lambda t, y: y * y, y0, [0.0, 1.5], gradient=gradient, **options)
         assert sol.status.tolist() == [0, int(odenet.Status.BLOW_UP), 0]
         keep = torch.tensor([0, 2])

@@ -5,6 +5,7 @@ from .control import PID, ConstantStep
 from .core.status import Status
 from .errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
+from .report import GradientReport, GradientRow, gradient_report
 from .solution import Solution
 from .solve import solve
 
@@ -19,6 +20,8 @@ __all__ = [
     "Discrete",
     "Forward",
     "GaussAdjoint",
+    "GradientReport",
+    "GradientRow",
     "MaxStepsError",
     "NonFiniteError",
     "Reversible",
@@ -26,6 +29,7 @@ __all__ = [
     "SolveError",
     "Status",
     "StepUnderflowError",
+    "gradient_report",
     "nn",
     "solve",
 ]

@@ -62,8 +62,9 @@ def solve(
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
     step: constant step size in the unit of time; the last one before each output time is shortened to end there.
     controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
-    gradient: "discrete" (exact, the default), "backprop" (exact, any order of derivative, most memory), "adjoint" (the
-        continuous adjoint: constant memory, approximate).
+    gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
+        most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
+        (approximate, constant memory), "gauss" (approximate, no backward drift), or an instance.
     per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps.
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.

@@ -15,8 +15,8 @@ def hermite(dt: Tensor, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coeff
     """The cubic through both ends with both slopes: order 3, from what every method has."""
     d0, d1 = scale(dt, f0), scale(dt, f1)
     rise = tuple(b - a for a, b in zip(y0, y1, strict=True))
-    square = tuple(3 * r - 2 * a - b for r, a, b in zip(rise, d0, d1, strict=True))
-    cube = tuple(a + b - 2 * r for r, a, b in zip(rise, d0, d1, strict=True))
+    square = tuple((3 * r).sub_(a, alpha=2).sub_(b) for r, a, b in zip(rise, d0, d1, strict=True))
+    cube = tuple((a + b).sub_(r, alpha=2) for r, a, b in zip(rise, d0, d1, strict=True))
     return (d0, square, cube)
 
 

@@ -66,7 +66,8 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     (c, first), rest = terms[0], terms[1:]
     total = [leaf * c for leaf in first]
     for c, stage in rest:
-        total = [torch.add(acc, leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
+        # in place: the sum belongs to no one yet, and memory that is freed at once fragments the heap
+        total = [acc.add_(leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
     return tuple(total)
 
 

@@ -81,6 +81,7 @@ class Move:
             with torch.set_grad_enabled(self.graph is not None or torch.is_grad_enabled()):
                 self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, step)
             self.polynomial_calls = p.f.calls - before
+            self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
 
 

@@ -48,4 +48,4 @@ def slots_within(memory: int, p: Problem) -> int:
             "'adjoint', which hold none"
         )
     room = 2 * state * (p.method.stages + 1)
-    return max(1, (memory - room) // held)
+    return min(max(1, (memory - room) // held), p.max_steps)

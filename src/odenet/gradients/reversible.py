@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, rows, select
+from ..core.norms import rms, tolerance_scale
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
@@ -28,6 +29,8 @@ from .sweep import Bars, Local, Sweep, divided
 from .taped import Taken, taped
 
 _WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_APART = 100.0  # tolerances that y and z may differ by at the end
+_APART_CONSTANT = 0.1  # the same with constant steps, relative
 _SLOTS = 8  # states held when the steps cannot be undone and are taken again instead
 
 
@@ -56,12 +59,14 @@ class Reversible(Gradient):
         return f"Reversible(coupling={self.coupling})"
 
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
-        wide = p.y0[0].device.type != "mps"
-        y0 = tuple(x.to(_WIDE.get(x.dtype, x.dtype)) for x in p.y0) if wide else p.y0
+        dtypes = tuple(x.dtype for x in p.y0)
+        wide = tuple(d if p.ts.dtype == torch.float32 else _WIDE.get(d, d) for d in dtypes)
+        y0 = tuple(x.to(d) for x, d in zip(p.y0, wide, strict=True))
         digits = min(torch.finfo(d).eps for d in p.f.dtypes) ** 0.5
-        p = replace(p, y0=y0, method=ReversibleMethod(p.method, self.coupling))
+        method = ReversibleMethod(p.method, self.coupling, None if wide == dtypes else dtypes)
+        p = replace(p, y0=y0, method=method)
         if direct():
-            return plain(p, driver, request)
+            return checked(p, plain(p, driver, request))
 
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             undo = Undo(taken)
@@ -82,7 +87,36 @@ class Reversible(Gradient):
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
-        return taped(p, driver, request, None, pull)
+        return checked(p, taped(p, driver, request, None, pull))
+
+
+@torch.no_grad()
+def checked(p: Problem, found: Trajectory) -> Trajectory:
+    """The trajectory, with a warning where y and z, which both approximate the solution, have come apart.
+
+    Their difference grows by about coupling * exp(h |a|) a step on a mode that decays at the rate a.
+    """
+    s = found.outcome.state
+    if not s.carry:
+        return found
+    apart = tuple((a - b).detach() for a, b in zip(s.y, s.carry, strict=True))
+    if p.controller.adaptive:
+        scale = tolerance_scale(tuple(y.detach() for y in s.y), p.rtol, p.atol)
+        size, limit = rms(tuple(a / b for a, b in zip(apart, scale, strict=True)), p.batched), _APART
+    else:
+        size = rms(apart, p.batched) / rms(tuple(y.detach() for y in s.y), p.batched).clamp(min=1e-300)
+        limit = _APART_CONSTANT
+    worst = float(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf).max())
+    if worst > limit:
+        unit = "tolerances" if p.controller.adaptive else "of its size"
+        warnings.warn(
+            f"gradient='reversible': the solution is not accurate. The two states of the reversible method are "
+            f"{worst:.2g} {unit} apart (the limit is {limit:g}), as happens where the ODE contracts: on a mode that "
+            "decays at the rate a it is stable only for steps below -log(coupling) / a. Use a smaller coupling, step "
+            "or tolerance, or gradient=Discrete(checkpoints=...), whose memory is constant too.",
+            stacklevel=2,
+        )
+    return found
 
 
 @final
@@ -91,40 +125,48 @@ class Undo(Sweep):
 
     def __init__(self, taken: Taken) -> None:
         super().__init__(taken)
-        self.y, self.z = (tuple(x.detach() for x in xs) for xs in taken.end)
+        y, z = taken.end
+        self.y, self.z = tuple(x.detach() for x in y), tuple(x.detach() for x in z)
         assert isinstance(taken.q.method, ReversibleMethod)
         self.method = taken.q.method
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
-        e, method, y1, z1 = self.entries[n], self.method, self.y, self.z
+        e, method = self.entries[n], self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
-        # z1 = z + y1 - back(y1): first the part of the step that goes back from y1
-        free = tuple(x.detach().requires_grad_() for x in y1)
-        back = method.base.advance(f, time1, time0, free)
-        z0 = select(e.accept, tuple(c - (a - b.detach()) for a, b, c in zip(y1, back, z1, strict=True)), z1)
-        ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
-        if any(b is not None for b in carry_bar):
-            through, _ = divided(e.accept, carry_bar)
-            ends = (time0, time1) if self.times_needed else ()
-            grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
-            y_bar = [add(add(a, b), g) for a, b, g in zip(y_bar, through, grads[: len(free)], strict=True)]
-            ends_bar = (grads[-2], grads[-1]) if self.times_needed else ends_bar
+        y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar)
         # then y1 = coupling * (y - z) + inner(z)
-        z = tuple(x.detach().requires_grad_() for x in z0)
+        z = tuple(x.detach().requires_grad_() for x in self.z)
         step = self._inner(e, f, time0, time1, z)
-        y0 = method.parted(y1, z0, tuple(x.detach() for x in step.y))
-        y = tuple(x.detach().requires_grad_() for x in select(e.accept, y0, y1))
-        joined = Step(method.joined(y, z, step.y), (), None, packed(z, step))
-        move = e.move(self.q, time0, time1, y, z, joined)
-        self.y, self.z = tuple(x.detach() for x in y), z0
-        return Local(move, y, z, z, ends_bar), y_bar
+        inner = method.widened(z, step.y)
+        y0 = method.parted(self.y, self.z, tuple(x.detach() for x in inner))
+        self.y = select(e.accept, y0, self.y)
+        y = tuple(x.detach().requires_grad_() for x in self.y)
+        joined = Step(method.joined(y, z, inner), (), None, packed(z, step))
+        return Local(e.move(self.q, time0, time1, y, z, joined), y, z, z, ends_bar), y_bar
+
+    def _other(
+        self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, carry_bar: Bars
+    ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
+        """Undo z1 = z + y1 - back(y1), the part of the step that goes back from y1, and pull through it."""
+        method = self.method
+        free = tuple(x.detach().requires_grad_() for x in self.y)
+        back = method.widened(free, method.base.advance(f, time1, time0, method.narrowed(free)))
+        z0 = tuple(c - (a - b.detach()) for a, b, c in zip(self.y, back, self.z, strict=True))
+        self.z = select(e.accept, z0, self.z)
+        if all(b is None for b in carry_bar):
+            return y_bar, (None, None)
+        through, _ = divided(e.accept, carry_bar)
+        ends = (time0, time1) if self.times_needed else ()
+        grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
+        y_bar = [add(add(a, b), g) for a, b, g in zip(y_bar, through, grads[: len(free)], strict=True)]
+        return y_bar, (grads[-2], grads[-1]) if self.times_needed else (None, None)
 
     def _inner(self, e: Entry, f: Field, time0: Tensor, time1: Tensor, z: Leaves) -> Step:
         """The step of the base method from z; of its slopes only what is needed."""
         if self.dense_wanted or (self.outputs_wanted and e.rows is not None):
-            return self.method.base.step(f, time0, time1, z, ())
-        return Step(self.method.base.advance(f, time0, time1, z), (), None, ())
+            return self.method.base.step(f, time0, time1, self.method.narrowed(z), ())
+        return Step(self.method.base.advance(f, time0, time1, self.method.narrowed(z)), (), None, ())
 
     def lost(self) -> float:
         """The largest difference between the reconstructed and the true initial state, relative to it (each sample)."""

@@ -121,6 +121,8 @@ class Sweep(ABC):
         move = local.move
         values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
         bars, passed = divided(e.accept, bars)
+        if not self.dense_wanted and (e.rows is None or not self.outputs_wanted):
+            move.step = move.step._replace(stages=())  # only dense output would want them
         times = q.ts.detach().requires_grad_(self.times_needed)
         if e.rows is not None and self.outputs_wanted:
             values += outputs(move, times, e.rows)

@@ -60,7 +60,8 @@ def taped(
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
         final = solved.outcome.state
-        last = tuple(y.clone() for y in final.y)  # the caller's may be changed in place
+        # the caller's may be changed in place; who keeps states does not need the last one
+        last = tuple(y.clone() for y in final.y) if keeper is None else ()
         taken = Taken(q, tape.entries, (last, final.carry), captured, stats, needed)
         values = attach(partial(pull, taken), partial(once_more, p, driver, request.dense), values, inputs, captured)
     return unpacked(p, values, solved, stats)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
@@ -22,18 +23,21 @@ from .base import Field, Method, Step
 
 @final
 class ReversibleMethod(Method):
-    """The reversible method on top of `base`, of the same order; twice its evaluations. The carry is z."""
+    """The reversible method on top of `base`, of the same order; twice its evaluations. The carry is z.
+
+    inner: dtypes in which the base method steps, where y and z are carried in wider ones.
+    """
 
     carry_is_slope = False
 
-    def __init__(self, base: Method, coupling: float = 0.99) -> None:
+    def __init__(self, base: Method, coupling: float = 0.99, inner: tuple[torch.dtype, ...] | None = None) -> None:
         if not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
         if not base.carry_is_slope:
             raise ValueError(f"a reversible method needs a one-step method as its base; {base.name!r} carries a state")
         self.base, self.coupling = base, float(coupling)
         self.name, self.order, self.error_order = f"reversible {base.name}", base.order, base.error_order
-        self.stages = 2 * base.stages
+        self.stages, self.inner = 2 * base.stages, inner
 
     def __repr__(self) -> str:
         return f"ReversibleMethod({self.base.name}, coupling={self.coupling})"
@@ -42,18 +46,28 @@ class ReversibleMethod(Method):
         return y
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        inner = self.base.step(f, t0, t1, carry, ())
-        y1 = self.joined(y, carry, inner.y)
-        back = self.base.advance(f, t1, t0, y1)
+        inner = self.base.step(f, t0, t1, self.narrowed(carry), ())
+        y1 = self.joined(y, carry, self.widened(carry, inner.y))
+        back = self.widened(y1, self.base.advance(f, t1, t0, self.narrowed(y1)))
         z1 = tuple(z + (b - k) for z, b, k in zip(carry, y1, back, strict=True))
         return Step(y1, z1, inner.error, packed(carry, inner))
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
         z, inner = unpacked(step)
-        first, *rest = self.base.polynomial(f, t0, t1, z, inner)
+        first, *rest = self.base.polynomial(f, t0, t1, self.narrowed(z), inner)
         less = 1.0 - self.coupling
         return (tuple(c - less * (a - b) for c, a, b in zip(first, y, z, strict=True)), *rest)
+
+    def narrowed(self, x: Leaves) -> Leaves:
+        """What the base method starts from."""
+        return x if self.inner is None else tuple(a.to(d) for a, d in zip(x, self.inner, strict=True))
+
+    def widened(self, x: Leaves, moved: Leaves) -> Leaves:
+        """x and the change that the base method made to its narrowed copy."""
+        if self.inner is None:
+            return moved
+        return tuple(a + (b - a.to(b.dtype)) for a, b in zip(x, moved, strict=True))
 
     def joined(self, y: Leaves, z: Leaves, inner: Leaves) -> Leaves:
         """y1, where `inner` = z + Psi_h(t0, z)."""

@@ -10,11 +10,11 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from ..errors import unknown_name
+from ..gradients import Adjoint, Backprop
 from .fields import ConvField, group_norm
 from .layer import NeuralODE
 
 KINDS = {"resnet": "ResNet", "rknet": "RK-Net", "odenet": "ODE-Net"}
-_GRADIENTS = {"rknet": "backprop", "odenet": "adjoint"}
 _SMALL = 16  # images up to this size are halved once, larger ones twice
 
 
@@ -77,7 +77,9 @@ def classifier(
     if kind == "resnet":
         block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
     else:
-        block = NeuralODE(ConvField(channels), **{"gradient": _GRADIENTS[kind], **solve_options})
+        # the paper's code gives the backward solve the same absolute tolerance
+        gradient = Backprop() if kind == "rknet" else Adjoint(atol=solve_options.get("atol"))
+        block = NeuralODE(ConvField(channels), **{"gradient": gradient, **solve_options})
     head = nn.Sequential(
         group_norm(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,20 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch: a smoke run")]
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device!r} is unknown: cpu or cuda")
+
+
+def _command() -> str:
+    """The command as the user wrote it."""
+    return shlex.join(["odenet", *sys.argv[1:]])
+
+
 def _start(
     kinds: list[str],
     *,
@@ -58,8 +73,6 @@ def _start(
     **chosen: Any,
 ) -> None:
     """Run one command. `chosen`: the settings of DEFAULTS that the user gave; None takes the default."""
-    import torch
-
     from .. import check
     from .compare import run
     from .data import load
@@ -75,14 +88,13 @@ def _start(
         raise UserError(f"--method: {error}") from None
     if solver.error_order is None:
         raise UserError(f"--method {method} needs constant steps; choose an adaptive one such as tsit5")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device!r} is unknown: cpu or cuda")
+    _check_device(device)
     settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
     folder = Path("runs") / data if out is None else out
-    command = shlex.join(["odenet", *sys.argv[1:]])
-    files = run(kinds, images.small() if quick else images, settings, folder, resume, device, command)
+    _list(run(kinds, images.small() if quick else images, settings, folder, resume, device, _command()))
+
+
+def _list(files: Iterable[Path]) -> None:
     typer.echo("Wrote:")
     for file in files:
         typer.echo(f"  {file}")
@@ -130,6 +142,30 @@ def train(
     if options.pop("net") not in KINDS:
         raise UserError(str(unknown_name("net", net, KINDS)))
     _start([net], **options)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="gradients")],
+    out: Annotated[Path, typer.Option(help="Folder for all results")] = Path("runs/bench"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run whose numbers say nothing")] = False,
+) -> None:
+    """Measure every gradient beside its targets: memory, exactness, time (diffrax's too), recomputation."""
+    from ..bench import NAMES, gradients
+    from ..bench.progress import shown
+    from .runner import write
+
+    if name not in NAMES:
+        raise UserError(str(unknown_name("name", name, NAMES)))
+    _check_device(device)
+    files = []
+    with shown() as tell:
+        for file, content in gradients.run(gradients.Settings(seed, device, quick, _command()), tell):
+            write(out / file, content)
+            files.append(out / file)
+    _list(files)
 
 
 def main() -> None:

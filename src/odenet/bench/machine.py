@@ -1,0 +1,40 @@
+"""What a measurement ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """Processor, threads and versions."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return {
+        **gpu,
+        "processor": _processor(),
+        "logical_cores": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffrax": _version("diffrax"),
+        "jax": _version("jax"),
+    }
