@@ -21,7 +21,7 @@ Start = tuple[Leaves, Leaves]  # y and the carry
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
-# Graphs of steps are kept up to this many bytes in all. What that saves: docs/gradients.md.
+# Graphs of steps are kept up to this many bytes in all; a step whose graph is there need not be taken again.
 GRAPH_BYTES = 64 * 2**20
 
 
