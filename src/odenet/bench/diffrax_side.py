@@ -27,8 +27,8 @@ def starts(weights: nn.Sequential, y0: Tensor, steps: int, step: float) -> dict[
 
 
 def _start(name: str, options: dict[str, Any], net: nn.Sequential, y0: Tensor, steps: int, step: float) -> Any:
-    import diffrax
-    import jax
+    import diffrax  # pyright: ignore[reportMissingImports]  (the extra `bench`)
+    import jax  # pyright: ignore[reportMissingImports]
 
     device = jax.devices("gpu" if y0.is_cuda else "cpu")[0]
     put = [jax.device_put(x.detach().cpu().numpy(), device) for x in (y0, *net.parameters())]
