@@ -13,7 +13,7 @@ from torch import Tensor
 
 import odenet
 from odenet.methods import METHODS
-from odenet.methods.reversible import ReversibleMethod
+from odenet.methods.reversible import ReversibleMethod, halves
 
 D = torch.float64
 OUT = Path(__file__).parent.parent / "docs" / "gradients.png"
@@ -38,16 +38,17 @@ def coupling_errors(coupling: float, steps: int = 1000) -> tuple[float, float]:
     method = ReversibleMethod(METHODS["rk4"], coupling)
     h = 10 / steps
     f = lambda t, y: tuple(-x for x in y)  # noqa: E731
-    y = z = (torch.ones(1, dtype=D),)
+    y = (torch.ones(1, dtype=D),)
+    carry = method.init(f, y[0], y)
     ends = [torch.tensor(h * n, dtype=D) for n in range(steps + 1)]
     for a, b in pairwise(ends):
-        step = method.step(f, a, b, y, z)
-        y, z = step.y, step.carry
+        step = method.step(f, a, b, y, carry)
+        y, carry = step.y, step.carry
+    y, z = halves(carry)
     apart = float((y[0] - z[0]).abs() / y[0].abs())
     for b, a in pairwise(reversed(ends)):
-        back = method.base.advance(f, b, a, y)
-        z = tuple(k - (u - v) for k, u, v in zip(z, y, back, strict=True))
-        y = method.parted(y, z, method.base.advance(f, a, b, z))
+        z = tuple(u + v for u, v in zip(z, method.base.increment(f, b, a, y)[0], strict=True))
+        y = method.parted(y, z, method.base.increment(f, a, b, z)[0])
     return apart, float((y[0] - 1).abs())
 
 

@@ -44,7 +44,10 @@ class StubMethod(Method):
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         self.asked.append((t0.tolist(), t1.tolist()))
         slope = f(t0, y)
-        return Step(along(y, t1 - t0, slope), (), tuple(torch.zeros_like(x) for x in y), (slope,))
+        return Step(along(y, t1 - t0, slope), (), (slope,))
+
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        return tuple(torch.zeros_like(x) for x in y)
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         self.polynomials += 1

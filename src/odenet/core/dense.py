@@ -16,7 +16,7 @@ def hermite(dt: Tensor, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coeff
     d0, d1 = scale(dt, f0), scale(dt, f1)
     rise = tuple(b - a for a, b in zip(y0, y1, strict=True))
     square = tuple((3 * r).sub_(a, alpha=2).sub_(b) for r, a, b in zip(rise, d0, d1, strict=True))
-    cube = tuple((a + b).sub_(r, alpha=2) for r, a, b in zip(rise, d0, d1, strict=True))
+    cube = tuple(r.sub_(a).sub_(s) for r, a, s in zip(rise, d0, square, strict=True))  # r - a - s = a + b - 2 r
     return (d0, square, cube)
 
 

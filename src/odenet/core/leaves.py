@@ -79,6 +79,15 @@ def along(y: Leaves, dt: Tensor, slope: Leaves) -> Leaves:
     )
 
 
+def moved(y: Leaves, dt: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
+    """y + dt * sum_i coefficients[i] * stages[i]."""
+    slope = weighted(coefficients, stages)
+    if torch.is_grad_enabled() or forward_mode() or any(x.is_complex() for x in y):
+        return along(y, dt, slope)
+    # the sum belongs to no one else: its memory takes the result
+    return tuple(torch.addcmul(x, k, spread(dt, x), out=k) for x, k in zip(y, slope, strict=True))
+
+
 def scale(dt: Tensor, leaves: Leaves) -> Leaves:
     """dt * leaves with a lane dt."""
     return tuple(leaf * spread(dt, leaf) for leaf in leaves)

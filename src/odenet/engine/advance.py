@@ -187,24 +187,25 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     f = nudged(p, s.time, time1, s.jumped, jumps)
     step = p.method.step(f, s.time, time1, s.y, s.carry)
     with torch.no_grad():
-        ratio = error_ratio(p, s.y, step)
+        error = p.method.error(f, s.time, time1, s.y, step) if p.controller.adaptive else None
+        ratio = error_ratio(p, s.y, step.y, error)
         verdict = p.controller.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
     accept = verdict.accept & running
     move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, s.stop, s.jumped, jumps)
     return move, verdict._replace(failed=verdict.failed & running)
 
 
-def error_ratio(p: Problem, y0: Leaves, step: Step) -> Number:
+def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
     """The error in units of the tolerance; infinite where the new state or the error is not finite."""
-    if step.error is None or not p.controller.adaptive:
-        finite = all_finite(step.y, p.batched)
+    if error is None:
+        finite = all_finite(y1, p.batched)
         return torch.where(finite, 0.0, torch.inf) if p.batched else (0.0 if bool(finite) else float("inf"))
-    size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, step.y, strict=True))
+    size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
     scaled = []
-    for error, top, r, a in zip(step.error, size, p.rtol, p.atol, strict=True):
+    for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
         bound = a + r * top
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
-        scaled.append((error.detach() / bound) + (top - top))
+        scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm
     ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
     ratio = torch.nan_to_num(ratio, nan=torch.inf)

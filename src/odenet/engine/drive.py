@@ -102,6 +102,7 @@ class Eager(Driver):
             for observer in observers:
                 observer.see(move)
             s = settle(p, clock, s, move, verdict)
+            del move  # its stages are not needed beside those of the next
         return Outcome(s, p.f.calls - before, accepted, attempts - accepted)
 
     def _lanes(self, p: Problem, observers: Sequence[Observer], attempt: Attempt) -> Outcome:
@@ -131,6 +132,7 @@ class Eager(Driver):
             before = p.f.calls
             s = settle(p, clock, s, move, verdict)
             nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
+            del move
         return Outcome(s, nfe, accepted, rejected)
 
 
@@ -140,7 +142,7 @@ def without_poison(p: Problem, s: State, move: Move) -> Move:
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
     bad = torch.zeros_like(move.accept)
-    for leaf in (*move.step.y, *(leaf for stage in move.step.stages for leaf in stage)):
+    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
         bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
     if not bool((bad & ~move.accept).any()):
         return move

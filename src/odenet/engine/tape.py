@@ -97,7 +97,7 @@ class Tape(Observer):
         clock.leaves = False
         graph = move.step
         y1, carry1 = (tuple(x.detach() for x in xs) for xs in (graph.y, graph.carry))
-        move.graph, move.step = graph, graph._replace(y=y1, carry=carry1, error=None)
+        move.graph, move.step = graph, graph._replace(y=y1, carry=carry1)
         return move, verdict
 
     def see(self, move: Move) -> None:

@@ -20,7 +20,7 @@ from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.tape import Entry
 from ..methods.base import Field, Step
-from ..methods.reversible import ReversibleMethod, packed
+from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
@@ -28,7 +28,6 @@ from .states import Checkpoints
 from .sweep import Bars, Local, Sweep, divided
 from .taped import Taken, taped
 
-_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _APART = 100.0  # tolerances that y and z may differ by at the end
 _APART_CONSTANT = 0.1  # the same with constant steps, relative
 _SLOTS = 8  # states held when the steps cannot be undone and are taken again instead
@@ -39,7 +38,7 @@ class Reversible(Gradient):
     """Exact for its numerical solution, with the memory of two states: any explicit method, made reversible.
 
     The solution is that of the reversible method on top of `solve`'s method: of the same order, not the same numbers,
-    and with twice the evaluations. States are carried in float64 inside (f sees their own dtype), since undoing a step
+    and with twice the evaluations. It is carried in float64 inside (f sees its own dtype), since undoing a step
     multiplies rounding errors by 1 / coupling. coupling: in (0, 1]; nearer to 1 loses fewer digits backwards, further
     from it the forward solve is stabler.
 
@@ -59,12 +58,8 @@ class Reversible(Gradient):
         return f"Reversible(coupling={self.coupling})"
 
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
-        dtypes = tuple(x.dtype for x in p.y0)
-        wide = tuple(d if p.ts.dtype == torch.float32 else _WIDE.get(d, d) for d in dtypes)
-        y0 = tuple(x.to(d) for x, d in zip(p.y0, wide, strict=True))
+        p = replace(p, method=ReversibleMethod(p.method, self.coupling))
         digits = min(torch.finfo(d).eps for d in p.f.dtypes) ** 0.5
-        method = ReversibleMethod(p.method, self.coupling, None if wide == dtypes else dtypes)
-        p = replace(p, y0=y0, method=method)
         if direct():
             return checked(p, plain(p, driver, request))
 
@@ -81,9 +76,7 @@ class Reversible(Gradient):
                 "Use a coupling nearer to 1, fewer steps, float64, or gradient=Discrete(checkpoints=...).",
                 stacklevel=2,
             )
-            states = Checkpoints(_SLOTS, method_carries=True)
-            states.held[0] = (taken.q.y0, taken.q.y0)
-            sweep = StepSweep(taken, states)
+            sweep = StepSweep(taken, Checkpoints.at_start(_SLOTS, taken.q))
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
@@ -99,7 +92,7 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     s = found.outcome.state
     if not s.carry:
         return found
-    apart = tuple((a - b).detach() for a, b in zip(s.y, s.carry, strict=True))
+    apart = tuple((a - b).detach() for a, b in zip(*halves(s.carry), strict=True))
     if p.controller.adaptive:
         scale = tolerance_scale(tuple(y.detach() for y in s.y), p.rtol, p.atol)
         size, limit = rms(tuple(a / b for a, b in zip(apart, scale, strict=True)), p.batched), _APART
@@ -121,52 +114,49 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
 
 @final
 class Undo(Sweep):
-    """Undoes the steps from the last to the first; `y`, `z` are where it stands."""
+    """Undoes the steps from the last to the first; `y`, `z` are where it stands, and alone in their wider dtype."""
 
     def __init__(self, taken: Taken) -> None:
         super().__init__(taken)
-        y, z = taken.end
-        self.y, self.z = tuple(x.detach() for x in y), tuple(x.detach() for x in z)
         assert isinstance(taken.q.method, ReversibleMethod)
         self.method = taken.q.method
+        self.y, self.z = halves(taken.carry)
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
         e, method = self.entries[n], self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
         y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar)
-        # then y1 = coupling * (y - z) + inner(z)
-        z = tuple(x.detach().requires_grad_() for x in self.z)
-        step = self._inner(e, f, time0, time1, z)
-        inner = method.widened(z, step.y)
-        y0 = method.parted(self.y, self.z, tuple(x.detach() for x in inner))
+        # then y1 = l y + (1 - l) z + rise(z)
+        z = leaves(narrowed(self.z, self.q.y0))
+        rise, stages = method.base.increment(f, time0, time1, z)
+        y0 = method.parted(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
-        y = tuple(x.detach().requires_grad_() for x in self.y)
-        joined = Step(method.joined(y, z, inner), (), None, packed(z, step))
+        y = leaves(narrowed(self.y, self.q.y0))
+        joined = Step(method.joined(y, z, rise), (), packed(z, rise, stages))
         return Local(e.move(self.q, time0, time1, y, z, joined), y, z, z, ends_bar), y_bar
 
     def _other(
         self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, carry_bar: Bars
     ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
-        """Undo z1 = z + y1 - back(y1), the part of the step that goes back from y1, and pull through it."""
+        """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it."""
         method = self.method
-        free = tuple(x.detach().requires_grad_() for x in self.y)
-        back = method.widened(free, method.base.advance(f, time1, time0, method.narrowed(free)))
-        z0 = tuple(c - (a - b.detach()) for a, b, c in zip(self.y, back, self.z, strict=True))
+        free = leaves(narrowed(self.y, self.q.y0))
+        back, _ = method.base.increment(f, time1, time0, free)
+        z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)
         if all(b is None for b in carry_bar):
             return y_bar, (None, None)
         through, _ = divided(e.accept, carry_bar)
         ends = (time0, time1) if self.times_needed else ()
         grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
-        y_bar = [add(add(a, b), g) for a, b, g in zip(y_bar, through, grads[: len(free)], strict=True)]
+        y_bar = [add(a, g) for a, g in zip(y_bar, grads, strict=False)]
         return y_bar, (grads[-2], grads[-1]) if self.times_needed else (None, None)
 
-    def _inner(self, e: Entry, f: Field, time0: Tensor, time1: Tensor, z: Leaves) -> Step:
-        """The step of the base method from z; of its slopes only what is needed."""
-        if self.dense_wanted or (self.outputs_wanted and e.rows is not None):
-            return self.method.base.step(f, time0, time1, self.method.narrowed(z), ())
-        return Step(self.method.base.advance(f, time0, time1, self.method.narrowed(z)), (), None, ())
+    def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:
+        """Both y and z begin as y0."""
+        y_bar = [add(a, b) for a, b in zip(y_bar, carry_bar or [None] * len(y_bar), strict=True)]
+        return super()._start(ys_bar, y_bar, [])
 
     def lost(self) -> float:
         """The largest difference between the reconstructed and the true initial state, relative to it (each sample)."""
@@ -180,6 +170,10 @@ class Undo(Sweep):
                 miss = torch.maximum(miss, _top(x - true, q.batched))
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
+
+
+def leaves(x: Leaves) -> Leaves:
+    return tuple(a.detach().requires_grad_() for a in x)
 
 
 def _top(x: Tensor, batched: bool) -> Tensor:

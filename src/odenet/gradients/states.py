@@ -97,6 +97,31 @@ class Weighed(saved_tensors_hooks):
         return x
 
 
+class Shelf:
+    """Room for at most `places` copies of a state, side by side in blocks that double.
+
+    Side by side, since what is kept for long among what comes and goes would leave holes that nothing fits into.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places, self.made = places, 0
+        self.free: list[Leaves] = []
+
+    def put(self, leaves: Leaves) -> Leaves:
+        if not self.free:
+            more = self.places - self.made
+            blocks = [x.new_empty((more, *x.shape)) for x in leaves]
+            self.free = [tuple(block[i] for block in blocks) for i in range(more)]
+            self.made += more
+        place = self.free.pop()
+        for to, x in zip(place, leaves, strict=True):
+            to.copy_(x)
+        return place
+
+    def take_back(self, place: Leaves) -> None:
+        self.free.append(place)
+
+
 @final
 class Checkpoints(States):
     """At most `slots` states (that at ts[0] is one); a start between two of them comes from taking the steps again."""
@@ -104,24 +129,37 @@ class Checkpoints(States):
     def __init__(self, slots: int, method_carries: bool) -> None:
         super().__init__()
         self.slots, self.method_carries = slots, method_carries
+        self.shelf = Shelf(slots)
         self.schedule = OnlineSchedule(slots)
         self.held: dict[int, Start] = {}
         self.stack: list[int] | None = None  # the positions held, once the reversal has begun
 
+    @staticmethod
+    def at_start(slots: int, p: Problem) -> Checkpoints:
+        """With the initial state alone, for a method whose carry does not depend on f."""
+        states = Checkpoints(slots, method_carries=True)
+        states._hold(0, p.y0, p.method.init(p.f, p.ts[..., 0], p.y0))
+        return states
+
     def keep(self, n: int, move: Move) -> None:
         wanted, dropped = self.schedule.offer(n)
         if dropped is not None:
-            del self.held[dropped]
+            self._drop(dropped)
         if wanted:
-            self.held[n] = self._kept(move.y, move.carry)
+            self._hold(n, move.y, move.carry)
 
-    def _kept(self, y: Leaves, carry: Leaves) -> Start:
-        return y, carry if self.method_carries else ()
+    def _hold(self, n: int, y: Leaves, carry: Leaves) -> None:
+        kept = self.shelf.put((*y, *(carry if self.method_carries else ())))
+        self.held[n] = kept[: len(y)], kept[len(y) :]
+
+    def _drop(self, n: int) -> None:
+        y, carry = self.held.pop(n)
+        self.shelf.take_back((*y, *carry))
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> tuple[Start, Move | None]:
         stack = self.stack = sorted(self.held) if self.stack is None else self.stack
         while stack[-1] > n:
-            del self.held[stack.pop()]
+            self._drop(stack.pop())
         at = stack[-1]
         y, carry = self.held[at]
         carry = carry if self.method_carries else restart(at, y)
@@ -133,6 +171,6 @@ class Checkpoints(States):
                 y, carry = forwards(k, (y, carry))
             at = target
             if at < n:
-                self.held[at] = self._kept(y, carry)
+                self._hold(at, y, carry)
                 stack.append(at)
         return (y, carry), None

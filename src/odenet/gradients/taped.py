@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves
+from ..engine.advance import State
 from ..engine.drive import Driver
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.problem import Problem
@@ -25,13 +26,13 @@ from .base import Stats, Trajectory
 class Taken:
     """A solve that was taken down on a tape.
 
-    q: the problem, detached. end: y and the carry at the end. needed: which of the inputs (y0, ts, stops, args,
-    captured) ask for a gradient.
+    q: the problem, detached. carry: at the end. needed: which of the inputs (y0, ts, stops, args, captured) ask for a
+    gradient.
     """
 
     q: Problem
     entries: list[Entry]
-    end: tuple[Leaves, Leaves]
+    carry: Leaves
     captured: Leaves
     stats: Stats
     needed: list[bool]
@@ -59,12 +60,14 @@ def taped(
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
-        final = solved.outcome.state
-        # the caller's may be changed in place; who keeps states does not need the last one
-        last = tuple(y.clone() for y in final.y) if keeper is None else ()
-        taken = Taken(q, tape.entries, (last, final.carry), captured, stats, needed)
+        taken = Taken(q, tape.entries, _private(solved.outcome.state), captured, stats, needed)
         values = attach(partial(pull, taken), partial(once_more, p, driver, request.dense), values, inputs, captured)
     return unpacked(p, values, solved, stats)
+
+
+def _private(s: State) -> Leaves:
+    """The carry, with copies of what is the caller's too and may be changed in place."""
+    return tuple(x.clone() if any(x is y for y in s.y) else x for x in s.carry)
 
 
 def once_more(p: Problem, driver: Driver, dense: bool, inputs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -18,12 +18,11 @@ class Step(NamedTuple):
     """What one attempted step from t0 to t1 gives.
 
     y: the state at t1. carry: what the next step starts from (the slope at t1 of a first-same-as-last method), else ().
-    error: estimate of the local error, or None. stages: what the dense output is made of.
+    stages: what the error estimate and the dense output are made of.
     """
 
     y: Leaves
     carry: Leaves
-    error: Leaves | None
     stages: tuple[Leaves, ...]
 
 
@@ -48,9 +47,17 @@ class Method(ABC):
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         """One attempt from t0 to t1."""
 
-    def advance(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> Leaves:
-        """The state at t1 alone, from (t0, y) and no carry: what `step` gives, perhaps with fewer evaluations."""
-        return self.step(f, t0, t1, y, self.init(f, t0, y)).y
+    def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
+        """y1 - y from no carry, and the stages of that step; its own digits are those of y1 - y where they can be."""
+        step = self.step(f, t0, t1, y, self.init(f, t0, y))
+        return tuple(b - a for a, b in zip(y, step.y, strict=True)), step.stages
+
+    @abstractmethod
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        """An estimate of the local error of a step, asked for where the step size depends on it. None: there is none.
+
+        Called without grad mode; it may evaluate f again where the step came from `increment`.
+        """
 
     @abstractmethod
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:

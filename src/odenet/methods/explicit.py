@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, along, scale, weighted
+from ..core.leaves import Leaves, moved, scale, weighted
 from .base import Field, Method, Step
 from .tableau import Tableau
 
@@ -30,32 +30,49 @@ class ExplicitRK(Method):
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         table = self.tableau
-        y1, stages = self._stages(f, t0, t1, y, carry)
+        slopes = self._slopes(f, t0, t1, y, carry)
+        y1 = moved(y, t1 - t0, table.b[: len(slopes)], slopes)
         if table.fsal:
-            stages.append(f(t1, y1))
-        error = None if table.error is None else scale(t1 - t0, weighted(table.error, stages))
-        return Step(y1, stages[-1] if table.fsal else (), error, tuple(stages))
+            slopes.append(f(t1, y1))
+        return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
 
-    def advance(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> Leaves:
-        return self._stages(f, t0, t1, y, ())[0]
+    def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
+        slopes = self._slopes(f, t0, t1, y, ())
+        return scale(t1 - t0, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
-    def _stages(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> tuple[Leaves, list[Leaves]]:
-        """The new state, and the slopes that it is made of: all, but for the last of a first-same-as-last method."""
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        weights = self.tableau.error
+        return None if weights is None else scale(t1 - t0, weighted(weights, self._whole(f, t1, step)))
+
+    def _slopes(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> list[Leaves]:
+        """The slopes that the new state is made of: all, but for the last of a first-same-as-last method."""
         table, dt = self.tableau, t1 - t0
         count = table.stages - table.fsal
-        stages = [carry or f(t0, y)]
+        slopes = [carry or f(t0, y)]
         for c, row in zip(table.c[1:count], table.a[1:count], strict=True):
-            stages.append(f(_at(t0, t1, dt, c), along(y, dt, weighted(row, stages))))
-        return along(y, dt, weighted(table.b[:count], stages)), stages
+            slopes.append(f(_at(t0, t1, dt, c), moved(y, dt, row, slopes)))
+        return slopes
+
+    def _kept(self, slopes: list[Leaves]) -> tuple[Leaves, ...]:
+        """Those that the error estimate and the dense output may want; Hermite's wants the first."""
+        hermite_alone = self.tableau.error is None and self.tableau.dense is None
+        return (slopes[0],) if hermite_alone else tuple(slopes)
+
+    def _whole(self, f: Field, t1: Tensor, step: Step) -> list[Leaves]:
+        """All slopes of a step, also of one that was taken as an increment."""
+        slopes = list(step.stages)
+        if len(slopes) < self.tableau.stages:
+            slopes.append(f(t1, step.y))
+        return slopes
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         table, dt = self.tableau, t1 - t0
         if table.dense is None:
             slope = step.carry or f(t1, step.y)
             return hermite(dt, y, step.y, step.stages[0], slope)
-        stages = list(step.stages)
+        stages = self._whole(f, t1, step)
         for c, row in zip(table.extra_c, table.extra_a, strict=True):
-            stages.append(f(_at(t0, t1, dt, c), along(y, dt, weighted(row, stages))))
+            stages.append(f(_at(t0, t1, dt, c), moved(y, dt, row, stages)))
         return tuple(scale(dt, weighted(column, stages)) for column in zip(*table.dense, strict=True))
 
 

@@ -20,69 +20,85 @@ from ..core.dense import Coefficients
 from ..core.leaves import Leaves
 from .base import Field, Method, Step
 
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
 
 @final
 class ReversibleMethod(Method):
-    """The reversible method on top of `base`, of the same order; twice its evaluations. The carry is z.
+    """The reversible method on top of `base`, of the same order; twice its evaluations.
 
-    inner: dtypes in which the base method steps, where y and z are carried in wider ones.
+    The carry is (y, z), in twice the state's precision where there is one: undoing a step multiplies rounding errors by
+    1 / l. The state is y in its own precision, in which the base method steps too.
     """
 
     carry_is_slope = False
 
-    def __init__(self, base: Method, coupling: float = 0.99, inner: tuple[torch.dtype, ...] | None = None) -> None:
+    def __init__(self, base: Method, coupling: float = 0.99) -> None:
         if not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
         if not base.carry_is_slope:
             raise ValueError(f"a reversible method needs a one-step method as its base; {base.name!r} carries a state")
         self.base, self.coupling = base, float(coupling)
         self.name, self.order, self.error_order = f"reversible {base.name}", base.order, base.error_order
-        self.stages, self.inner = 2 * base.stages, inner
+        self.stages = 2 * base.stages
 
     def __repr__(self) -> str:
         return f"ReversibleMethod({self.base.name}, coupling={self.coupling})"
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return y
+        wide = tuple(_widened(x) for x in y)
+        return (*wide, *wide)
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        inner = self.base.step(f, t0, t1, self.narrowed(carry), ())
-        y1 = self.joined(y, carry, self.widened(carry, inner.y))
-        back = self.widened(y1, self.base.advance(f, t1, t0, self.narrowed(y1)))
-        z1 = tuple(z + (b - k) for z, b, k in zip(carry, y1, back, strict=True))
-        return Step(y1, z1, inner.error, packed(carry, inner))
+        wide, z = halves(carry)
+        rise, stages = self.base.increment(f, t0, t1, narrowed(z, y))
+        wide1 = self.joined(wide, z, rise)
+        y1 = narrowed(wide1, y)
+        back, _ = self.base.increment(f, t1, t0, y1)
+        z1 = tuple(a - b for a, b in zip(z, back, strict=True))
+        return Step(y1, (*wide1, *z1), packed(z, rise, stages))
+
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        z, inner = unpacked(step, y)
+        return self.base.error(f, t0, t1, z, inner)
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
-        z, inner = unpacked(step)
-        first, *rest = self.base.polynomial(f, t0, t1, self.narrowed(z), inner)
+        z, inner = unpacked(step, y)
+        first, *rest = self.base.polynomial(f, t0, t1, z, inner)
         less = 1.0 - self.coupling
         return (tuple(c - less * (a - b) for c, a, b in zip(first, y, z, strict=True)), *rest)
 
-    def narrowed(self, x: Leaves) -> Leaves:
-        """What the base method starts from."""
-        return x if self.inner is None else tuple(a.to(d) for a, d in zip(x, self.inner, strict=True))
+    def joined(self, y: Leaves, z: Leaves, rise: Leaves) -> Leaves:
+        """y1 = l y + (1 - l) z + Psi_h(t0, z), where `rise` is the last."""
+        return tuple((a - b).mul_(self.coupling).add_(b).add_(k) for a, b, k in zip(y, z, rise, strict=True))
 
-    def widened(self, x: Leaves, moved: Leaves) -> Leaves:
-        """x and the change that the base method made to its narrowed copy."""
-        if self.inner is None:
-            return moved
-        return tuple(a + (b - a.to(b.dtype)) for a, b in zip(x, moved, strict=True))
-
-    def joined(self, y: Leaves, z: Leaves, inner: Leaves) -> Leaves:
-        """y1, where `inner` = z + Psi_h(t0, z)."""
-        return tuple(k + self.coupling * (a - b) for a, b, k in zip(y, z, inner, strict=True))
-
-    def parted(self, y1: Leaves, z: Leaves, inner: Leaves) -> Leaves:
+    def parted(self, y1: Leaves, z: Leaves, rise: Leaves) -> Leaves:
         """y: the inverse of `joined`."""
-        return tuple(b + (a - k) / self.coupling for a, b, k in zip(y1, z, inner, strict=True))
+        return tuple((a - k).sub_(b).div_(self.coupling).add_(b) for a, b, k in zip(y1, z, rise, strict=True))
 
 
-def packed(z: Leaves, inner: Step) -> tuple[Leaves, ...]:
-    """What the dense output is made of, as `Step.stages`."""
-    return (z, inner.y, inner.carry, *inner.stages)
+def halves(carry: Leaves) -> tuple[Leaves, Leaves]:
+    """y and z."""
+    n = len(carry) // 2
+    return carry[:n], carry[n:]
 
 
-def unpacked(step: Step) -> tuple[Leaves, Step]:
-    z, y, carry, *stages = step.stages
-    return z, Step(y, carry, None, tuple(stages))
+def narrowed(x: Leaves, like: Leaves) -> Leaves:
+    return tuple(a.to(b.dtype) for a, b in zip(x, like, strict=True))
+
+
+def packed(z: Leaves, rise: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves, ...]:
+    """What error estimate and dense output are made of, as `Step.stages`."""
+    return (z, rise, *stages)
+
+
+def unpacked(step: Step, like: Leaves) -> tuple[Leaves, Step]:
+    """The base method's step, and what it starts from."""
+    z, rise, *stages = step.stages
+    z = narrowed(z, like)
+    return z, Step(tuple(a + k for a, k in zip(z, rise, strict=True)), (), tuple(stages))
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.to(_WIDER.get(x.dtype, x.dtype))  # mps has no float64
