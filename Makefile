@@ -42,8 +42,8 @@ demo: $(READY) ## train a residual network and an ODE-Net on digits; figures and
 test: $(READY) ## the tests, without those marked slow
 	@$(PYTEST) -m "not slow"
 
-test-all: $(READY) ## all tests
-	@$(PYTEST)
+test-all: $(READY) ## all tests, and new random cases
+	@ODENET_NEW_CASES=1 $(PYTEST)
 
 lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff check

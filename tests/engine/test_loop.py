@@ -15,7 +15,7 @@ import odenet
 from odenet.control.base import Controller, Memory, Verdict
 from odenet.core.dense import Coefficients
 from odenet.core.field import VectorField
-from odenet.core.leaves import Leaves, along, flatten, scale
+from odenet.core.leaves import Leaves, along, flatten, scale, spread_over
 from odenet.core.status import Status
 from odenet.engine.advance import Move
 from odenet.engine.drive import Eager, Outcome
@@ -44,14 +44,14 @@ class StubMethod(Method):
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         self.asked.append((t0.tolist(), t1.tolist()))
         slope = f(t0, y)
-        return Step(along(y, t1 - t0, slope), (), (slope,))
+        return Step(along(y, spread_over(t1 - t0, y), slope), (), (slope,))
 
     def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
         return tuple(torch.zeros_like(x) for x in y)
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         self.polynomials += 1
-        return (scale(t1 - t0, step.stages[0]),)
+        return (scale(spread_over(t1 - t0, y), step.stages[0]),)
 
 
 class Script(Controller):

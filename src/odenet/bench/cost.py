@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import odenet
 
 from . import diffrax_side
-from .contenders import BASE, Contender, cost_contenders
+from .contenders import AGAIN, BASE, Contender, cost_contenders
 from .passes import Call, Pass, Start
 from .results import Cost, Tell, attempt
 from .timing import interleave
@@ -93,24 +93,22 @@ def measure_size(
     )
     tell(part, 1, 1)
     targets = {c.label: c.target for c in contenders}
-    return [
-        _row(size.name, label, seconds.get(label), seconds.get(BASE), first, targets.get(label), note)
-        for label, note in notes.items()
-    ]
+    return [_row(size.name, label, seconds, first, targets.get(label), note) for label, note in notes.items()]
 
 
 def _row(
     size: str,
     label: str,
-    seconds: list[float] | None,
-    base: list[float] | None,
+    seconds: dict[str, list[float]],
     first: dict[str, Pass],
     target: float | None,
     note: str,
 ) -> Cost:
-    if seconds is None:
+    if label not in seconds:
         return Cost(size, label, target=target, note=note)
-    stats, median = first[label].stats, statistics.median(seconds)
+    mine, stats = seconds[label], first[label].stats
+    median = statistics.median(mine)
+    ratios = [median / statistics.median(seconds[base]) if base in seconds else None for base in (BASE, AGAIN)]
     difference = None
     if BASE in first and label != BASE:
         reference = first[BASE].flat()
@@ -118,16 +116,17 @@ def _row(
     return Cost(
         size,
         label,
-        median,
-        min(seconds),
-        max(seconds),
-        None if base is None else median / statistics.median(base),
-        target,
-        stats.get("nfe"),
-        stats.get("backward_nfe"),
-        stats.get("checkpoints"),
-        difference,
-        note,
+        seconds=median,
+        fastest=min(mine),
+        slowest=max(mine),
+        ratio=ratios[0],
+        ratio_again=ratios[1],
+        target=target,
+        nfe=stats.get("nfe"),
+        backward_nfe=stats.get("backward_nfe"),
+        checkpoints=stats.get("checkpoints"),
+        difference=difference,
+        note=note,
     )
 
 

@@ -43,9 +43,9 @@ class Exactness:
 class Cost:
     """Wall time of one forward and backward pass.
 
-    seconds, fastest, slowest: median and range of the turns. ratio: of the medians, to the base contender. nfe,
-    backward_nfe, checkpoints: None where the library does not say. difference: of its gradients from the base's,
-    relative, all in one 2-norm.
+    seconds, fastest, slowest: median and range of the turns. ratio, ratio_again: of the medians, to the contenders BASE
+    and AGAIN. nfe, backward_nfe, checkpoints: None where the library does not say. difference: of its gradients from
+    the base's, relative, all in one 2-norm.
     """
 
     size: str
@@ -54,6 +54,7 @@ class Cost:
     fastest: float | None = None
     slowest: float | None = None
     ratio: float | None = None
+    ratio_again: float | None = None
     target: float | None = None
     nfe: int | None = None
     backward_nfe: int | None = None

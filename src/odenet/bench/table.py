@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from . import cost, memory
-from .contenders import BASE
+from .contenders import AGAIN, BASE
 from .results import Cost, Exactness, Memory, Recomputation, Results
 
 MIB = 2**20
@@ -29,9 +29,9 @@ _EXACTNESS = (
 _COST = (
     "Wall time of one forward and one backward pass in ms, to y0 and all weights: {method} in constant steps in both "
     "libraries, float32, from the same weights. Median and range of turns that the contenders take one after the "
-    "other. Ratio: to `{base}`. Difference: of the gradients, from those of `{base}`, relative. "
-    "`{base}` keeps the graphs of its steps up to some bytes, and makes no evaluations backward for those. With "
-    "N checkpoints every step is taken again once. odenet runs eagerly; diffrax is compiled (jit, compilation not "
+    "other. Difference: of the gradients, from those of `{base}`, relative. `{base}` keeps the graphs of its steps up "
+    "to some bytes, and evaluates nothing again for those; with N checkpoints every step is taken again once. Ratio, "
+    "with the target: to `{base}`; again: to `{again}`. odenet runs eagerly; diffrax is compiled (jit, compilation not "
     "counted) and does not count evaluations."
 )
 _RECOMPUTATION = (
@@ -92,9 +92,19 @@ def exactness_part(rows: Sequence[Exactness]) -> str:
 
 def cost_part(rows: Sequence[Cost], sizes: Sequence[cost.Size]) -> str:
     """One table a size."""
-    columns = ["gradient", "ms", "range", "ratio", "target", "met", "forward evaluations", "backward evaluations"]
+    columns = [
+        "gradient",
+        "ms",
+        "range",
+        "ratio",
+        "target",
+        "met",
+        "again",
+        "forward evaluations",
+        "backward evaluations",
+    ]
     columns += ["checkpoints", "difference", "note"]
-    text = f"## Cost\n\n{_COST.format(method=cost.METHOD, base=BASE)}\n"
+    text = f"## Cost\n\n{_COST.format(method=cost.METHOD, base=BASE, again=AGAIN)}\n"
     for size in sizes:
         lines = []
         for r in (r for r in rows if r.size == size.name):
@@ -102,6 +112,7 @@ def cost_part(rows: Sequence[Cost], sizes: Sequence[cost.Size]) -> str:
             span = NONE if ms[1] is None or ms[2] is None else f"{ms[1]:.1f} to {ms[2]:.1f}"
             target = "" if r.target is None else f"{r.target:g}"
             times = [_number(ms[0], ".1f"), span, _number(r.ratio, ".2f"), target, _met(r.ratio, r.target)]
+            times.append(_number(r.ratio_again, ".2f"))
             counts = [NONE if n is None else str(n) for n in (r.nfe, r.backward_nfe, r.checkpoints)]
             lines.append([r.label, *times, *counts, _number(r.difference, ".0e"), r.note])
         text += f"\n### {size.describe()}\n\n{_table(columns, lines)}"
@@ -155,6 +166,7 @@ def numbers(results: Results) -> str:
             "fastest": (c.fastest, "s"),
             "slowest": (c.slowest, "s"),
             "ratio": (c.ratio, f"of {BASE}"),
+            "ratio, again": (c.ratio_again, f"of {AGAIN}"),
             "nfe": (c.nfe, "evaluations"),
             "backward_nfe": (c.backward_nfe, "evaluations"),
             "checkpoints": (c.checkpoints, "states"),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import coarse
-from ..core.leaves import Leaves, along
+from ..core.leaves import Leaves, along, spread_over
 from ..core.norms import Tolerance, rms, tolerance_scale
 from ..methods.base import Field
 
@@ -32,7 +32,7 @@ def hairer(
     signed = h0 * span.sign()
     # h0 == length would round: ask at the end itself, never beyond
     t = torch.where(h0 >= length, t0 + span, t0 + signed.to(t0.dtype))
-    f1 = f(t, along(y0, signed, f0))
+    f1 = f(t, along(y0, spread_over(signed, y0), f0))
     safe = torch.where(h0 > 0, h0, torch.ones_like(h0))
     d2 = size(tuple(b - a for a, b in zip(f0, f1, strict=True))) / safe
     top = torch.maximum(d1, d2)

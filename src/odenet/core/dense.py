@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from .leaves import Leaves, scale
 
 Coefficients = tuple[Leaves, ...]
 
 
-def hermite(dt: Tensor, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coefficients:
-    """The cubic through both ends with both slopes: order 3, from what every method has."""
+def hermite(dt: Leaves, y0: Leaves, y1: Leaves, f0: Leaves, f1: Leaves) -> Coefficients:
+    """The cubic through both ends with both slopes: order 3, from what every method has. dt: spread over the leaves."""
     d0, d1 = scale(dt, f0), scale(dt, f1)
     rise = tuple(b - a for a, b in zip(y0, y1, strict=True))
     square = tuple((3 * r).sub_(a, alpha=2).sub_(b) for r, a, b in zip(rise, d0, d1, strict=True))

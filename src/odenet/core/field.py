@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .capture import Captured, graph_marker
-from .leaves import Leaves, Spec, flatten, unflatten
+from .leaves import Leaves, Spec, cast, flatten, unflatten
 
 
 class VectorField:
@@ -31,6 +31,8 @@ class VectorField:
     ) -> None:
         self._f, self._spec, self._names, self.dtypes, self._time_dtype = f, spec, names, dtypes, time_dtype
         self._args, self._args_spec = flatten(args)
+        self._given = args
+        self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.calls = 0
         self.captured: Captured | None = None
         self.checked = False
@@ -46,6 +48,7 @@ class VectorField:
         other.calls = 0
         fresh = iter(tensors)
         other._args = [next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args]
+        other._given = unflatten(other._args, self._args_spec)
         return other
 
     def detached(self) -> VectorField:
@@ -56,7 +59,7 @@ class VectorField:
 
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        t = t.to(self._time_dtype)
+        t = cast(t, self._time_dtype)
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
@@ -100,12 +103,14 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        state = unflatten([x.to(d) for x, d in zip(y, self.dtypes, strict=True)], self._spec)
-        out = self._f(t, state, *unflatten(self._args, self._args_spec))
+        given = [cast(x, d) for x, d in zip(y, self.dtypes, strict=True)]
+        out = self._f(t, given[0] if self._bare else unflatten(given, self._spec), *self._given)
+        if self._bare and self.checked and isinstance(out, Tensor):
+            return (cast(out, y[0].dtype),)
         leaves, spec = flatten(out)
         if not self.checked:
             self._check(leaves, spec, y)
-        return tuple(k.to(x.dtype) for k, x in zip(leaves, y, strict=True))
+        return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
 
     def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
         try:

@@ -48,10 +48,19 @@ def rows(leaf: Tensor) -> Tensor:
     return leaf.unsqueeze(-1).flatten(1)
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes its time also where it has nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def spread(lane: Tensor, leaf: Tensor) -> Tensor:
     """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
-    lane = lane.to(real_dtype(leaf.dtype))
+    lane = cast(lane, real_dtype(leaf.dtype))
     return lane if lane.ndim == 0 else lane.view(lane.shape + (1,) * (leaf.ndim - lane.ndim))
+
+
+def spread_over(lane: Tensor, leaves: Leaves) -> Leaves:
+    return tuple(spread(lane, leaf) for leaf in leaves)
 
 
 def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
@@ -60,37 +69,38 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     One elementwise operation a term, never a matrix product: the sum of a row then does not depend on the rows beside
     it, so a sample's result is the same bit for bit in any batch.
     """
-    terms = [(c, k) for c, k in zip(coefficients, stages, strict=True) if c != 0.0]
-    if not terms:
-        return tuple(torch.zeros_like(leaf) for leaf in stages[0])
-    (c, first), rest = terms[0], terms[1:]
-    total = [leaf * c for leaf in first]
-    for c, stage in rest:
-        # in place: the sum belongs to no one yet, and memory that is freed at once fragments the heap
-        total = [acc.add_(leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
-    return tuple(total)
+    total: list[Tensor] = []
+    for c, stage in zip(coefficients, stages, strict=True):
+        if c == 0.0:
+            continue
+        if not total:
+            total = [leaf * c for leaf in stage]
+            continue
+        for acc, leaf in zip(total, stage, strict=True):
+            acc.add_(leaf, alpha=c)  # in place: it belongs to no one yet, and memory freed at once fragments the heap
+    return tuple(total) if total else tuple(torch.zeros_like(leaf) for leaf in stages[0])
 
 
-def along(y: Leaves, dt: Tensor, slope: Leaves) -> Leaves:
-    """y + dt * slope with a lane dt."""
+def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
+    """y + dt * slope, with dt spread over the leaves."""
     return tuple(
-        leaf + k * spread(dt, leaf) if leaf.is_complex() else torch.addcmul(leaf, k, spread(dt, leaf))
-        for leaf, k in zip(y, slope, strict=True)
+        leaf + k * h if leaf.is_complex() else torch.addcmul(leaf, k, h)
+        for leaf, k, h in zip(y, slope, dt, strict=True)
     )
 
 
-def moved(y: Leaves, dt: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
-    """y + dt * sum_i coefficients[i] * stages[i]."""
+def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
+    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves."""
     slope = weighted(coefficients, stages)
     if torch.is_grad_enabled() or forward_mode() or any(x.is_complex() for x in y):
         return along(y, dt, slope)
     # the sum belongs to no one else: its memory takes the result
-    return tuple(torch.addcmul(x, k, spread(dt, x), out=k) for x, k in zip(y, slope, strict=True))
+    return tuple(torch.addcmul(x, k, h, out=k) for x, k, h in zip(y, slope, dt, strict=True))
 
 
-def scale(dt: Tensor, leaves: Leaves) -> Leaves:
-    """dt * leaves with a lane dt."""
-    return tuple(leaf * spread(dt, leaf) for leaf in leaves)
+def scale(dt: Leaves, leaves: Leaves) -> Leaves:
+    """dt * leaves, with dt spread over the leaves."""
+    return tuple(leaf * h for leaf, h in zip(leaves, dt, strict=True))
 
 
 def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import Leaves, along, rows
+from ..core.leaves import Leaves, along, rows, spread_over
 from ..core.norms import all_finite
 from ..core.status import Status
 from ..errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
@@ -70,7 +70,7 @@ def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
     y = tuple(x.detach() for x in s.y)
     slope = p.f(time, y)
     dt = p.direction * reach
-    ahead = p.f(time + dt, along(y, dt, slope))
+    ahead = p.f(time + dt, along(y, spread_over(dt, y), slope))
     return all_finite((*slope, *ahead), p.batched)
 
 

@@ -60,37 +60,48 @@ class Entry:
 class Keeper(ABC):
     """Keeps of each accepted step what a backward pass will want of it."""
 
-    def wants_graph(self) -> bool:
-        """Whether the next step is to be recorded by autograd."""
-        return False
-
-    def recording(self, p: Problem) -> AbstractContextManager[object]:
-        """Entered while a step is recorded."""
-        return nullcontext()
-
     @abstractmethod
     def keep(self, n: int, move: Move) -> None:
         """Step n was accepted by all its lanes, or by some. `move.graph` is there where it was wanted and is whole."""
 
 
+class GraphKeeper(Keeper):
+    """A keeper that wants steps recorded by autograd."""
+
+    @abstractmethod
+    def wants_graph(self) -> bool:
+        """Whether the next step is to be recorded."""
+
+    def recording(self, p: Problem) -> AbstractContextManager[object]:
+        """Entered while a step is recorded."""
+        return nullcontext()
+
+
 @final
 class Tape(Observer):
-    """Keeps an entry for every accepted step and shows the step to a keeper. Comes after the Record.
+    """Keeps an entry for every accepted step and shows the step to the keepers. Comes after the Record.
 
     leaf_times: recorded steps are differentiable with respect to their ends too.
     """
 
-    def __init__(self, record: Record, keeper: Keeper | None = None, leaf_times: bool = False) -> None:
-        self.record, self.keeper, self.leaf_times = record, keeper, leaf_times
+    def __init__(
+        self,
+        record: Record,
+        keeper: Keeper | None = None,
+        graphs: GraphKeeper | None = None,
+        leaf_times: bool = False,
+    ) -> None:
+        self.record, self.graphs, self.leaf_times = record, graphs, leaf_times
+        self.keepers = [k for k in (keeper, graphs) if k is not None]
         self.entries: list[Entry] = []
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        """An attempt, recorded by autograd from leaves of its own where the keeper wants it."""
+        """An attempt, recorded by autograd from leaves of its own where that is wanted."""
         # the first evaluation of f looks for captured tensors and is not a leaf's
-        if self.keeper is None or not self.keeper.wants_graph() or not p.f.checked:
+        if self.graphs is None or not self.graphs.wants_graph() or not p.f.checked:
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
-        with torch.enable_grad(), self.keeper.recording(p):
+        with torch.enable_grad(), self.graphs.recording(p):
             y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (s.y, s.carry))
             time = s.time.detach().requires_grad_(self.leaf_times)
             move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
@@ -113,9 +124,9 @@ class Tape(Observer):
             t1, jumps, whole = move.t1, move.jumps, True
         else:
             return
-        if self.keeper is not None:
-            if not whole or (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
-                move.graph = None  # the slope after a jump is evaluated outside the step
-            self.keeper.keep(len(self.entries), move)
+        if not whole or (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+            move.graph = None  # the slope after a jump is evaluated outside the step
+        for keeper in self.keepers:
+            keeper.keep(len(self.entries), move)
         rows = self.record.rows_of_last
         self.entries.append(Entry(move.t0, t1, accept, move.hit, move.stop, move.jumped, jumps, rows))

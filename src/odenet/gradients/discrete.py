@@ -14,16 +14,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, select
-from ..engine.advance import after_step
+from ..core.leaves import Leaves
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from .backprop import plain
 from .base import Gradient, Trajectory, direct
+from .local import Local, attached_step
 from .memory import slots_within, whole_bytes
-from .states import Checkpoints, EveryState, Start, States
-from .sweep import Bars, Local, Sweep, attached_step
+from .states import Checkpoints, EveryState, KeptGraphs, States
+from .sweep import Bars, Sweep
 from .taped import Taken, taped
 
 
@@ -56,12 +56,16 @@ class Discrete(Gradient):
         if direct():
             return plain(p, driver, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
-        states = EveryState() if slots is None else Checkpoints(slots, not p.method.carry_is_slope)
+        if slots is None:
+            states, graphs, extra = EveryState(), KeptGraphs(), {}
+        else:
+            states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
+            extra = {"checkpoints": slots}
 
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return StepSweep(taken, states).run(cotangents)
 
-        return taped(p, driver, request, states, pull, **({} if slots is None else {"checkpoints": slots}))
+        return taped(p, driver, request, states, graphs, pull, **extra)
 
 
 @final
@@ -73,25 +77,8 @@ class StepSweep(Sweep):
         self.states = states
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
-        (y, carry), move = self.states.start(n, self.forwards, self.restart)
-        if move is not None and move.graph is not None:
-            self.marker = self.states.marker
-            move.step = move.graph
-            local = Local(move, move.y, move.carry, move.step.carry)
-        else:
-            e = self.entries[n]
-            local = attached_step(self.q, e, *self.leaf_ends(e), y, carry)
-        return local, y_bar
-
-    @torch.no_grad()
-    def forwards(self, n: int, start: Start) -> Start:
-        """The start of step n + 1 from that of step n; what its evaluations cost is charged to its lanes."""
-        q, e, (y, carry) = self.q, self.entries[n], start
-        time0, time1 = e.ends(q)
-        move = e.again(q, time0, time1, y, carry)
-        carry1 = after_step(q, time1, move.step, e.jumps)
-        self.charge(e.accept)
-        return select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
+        e = self.entries[n]
+        return attached_step(self.q, e, *self.leaf_ends(e), *self.states.start(n, self.forwards, self.restart)), y_bar
 
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:

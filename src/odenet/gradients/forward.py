@@ -23,12 +23,12 @@ from ..engine.integrate import Request, integrate
 from ..engine.observe import Observer
 from ..engine.problem import Problem
 from ..engine.record import Collected, Record, first_outputs, outputs, piece
-from ..engine.tape import Entry, Keeper, Tape
+from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
 from .directions import Directions
-from .sweep import attached_step
+from .local import attached_step
 from .taped import once_more, unpacked
 
 
@@ -49,7 +49,7 @@ class Forward(Gradient):
         q = p.detached()
         with torch.no_grad():
             record = Record(q)
-            tape = Tape(record, Graphs(), p.ts.requires_grad)
+            tape = Tape(record, None, EveryGraph(), p.ts.requires_grad)
             carried = Sensitivities(q, p, tape, request.dense)
             solved = integrate(q, driver, request, record, (tape, carried), tape.attempt)
             carried.begin()
@@ -71,7 +71,7 @@ class Forward(Gradient):
 
 
 @final
-class Graphs(Keeper):
+class EveryGraph(GraphKeeper):
     """Wants every step recorded, and keeps none."""
 
     def wants_graph(self) -> bool:

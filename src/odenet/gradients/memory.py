@@ -38,7 +38,8 @@ def nbytes(leaves: Leaves) -> int:
 def slots_within(memory: int, p: Problem) -> int:
     """Checkpoints that fit into `memory` beside the step at hand.
 
-    That step needs its stages, their cotangents, and what it starts and ends with; f's own intermediates are not known.
+    That step is taken to need four states a stage (what f starts from, one intermediate of f, and the cotangents of
+    both) and as much for what it starts and ends with; how much f really saves is not known.
     """
     state = nbytes(p.y0)
     held = state if p.method.carry_is_slope else 2 * state
@@ -47,5 +48,5 @@ def slots_within(memory: int, p: Problem) -> int:
             f"memory of {memory} bytes holds no state of {held} bytes: give more, or use gradient='reversible' or "
             "'adjoint', which hold none"
         )
-    room = 2 * state * (p.method.stages + 1)
+    room = 4 * state * (p.method.stages + 1)
     return min(max(1, (memory - room) // held), p.max_steps)

@@ -24,8 +24,9 @@ from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
+from .local import Local
 from .states import Checkpoints
-from .sweep import Bars, Local, Sweep, divided
+from .sweep import Bars, Sweep, divided
 from .taped import Taken, taped
 
 _APART = 100.0  # tolerances that y and z may differ by at the end
@@ -80,7 +81,7 @@ class Reversible(Gradient):
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
-        return checked(p, taped(p, driver, request, None, pull))
+        return checked(p, taped(p, driver, request, None, None, pull))
 
 
 @torch.no_grad()
@@ -120,24 +121,35 @@ class Undo(Sweep):
         super().__init__(taken)
         assert isinstance(taken.q.method, ReversibleMethod)
         self.method = taken.q.method
-        self.y, self.z = halves(taken.carry)
+        carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
+        self.y, self.z = halves(self._end() if carry is None else carry)
+
+    def _end(self) -> Leaves:
+        """The carry at the end once more, for a second backward pass over the same solution."""
+        start = self.q.y0, self.method.init(self.q.f, self.q.ts[..., 0], self.q.y0)
+        for n in range(len(self.entries)):
+            start = self.forwards(n, start)
+        return start[1]
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+        """The carry is of its wider dtype in values and of the state's in what is differentiated."""
         e, method = self.entries[n], self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
-        y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar)
+        y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
         # then y1 = l y + (1 - l) z + rise(z)
         z = leaves(narrowed(self.z, self.q.y0))
         rise, stages = method.base.increment(f, time0, time1, z)
         y0 = method.parted(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
         y = leaves(narrowed(self.y, self.q.y0))
-        joined = Step(method.joined(y, z, rise), (), packed(z, rise, stages))
-        return Local(e.move(self.q, time0, time1, y, z, joined), y, z, z, ends_bar), y_bar
+        joined = method.joined(y, z, rise)
+        move = e.move(self.q, time0, time1, y, (), Step(joined, (), packed(z, rise, stages)))
+        unused = leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
+        return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
 
     def _other(
-        self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, carry_bar: Bars
+        self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, z_bar: Bars
     ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
         """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it."""
         method = self.method
@@ -145,18 +157,13 @@ class Undo(Sweep):
         back, _ = method.base.increment(f, time1, time0, free)
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)
-        if all(b is None for b in carry_bar):
+        if all(b is None for b in z_bar):
             return y_bar, (None, None)
-        through, _ = divided(e.accept, carry_bar)
+        through, _ = divided(e.accept, z_bar)
         ends = (time0, time1) if self.times_needed else ()
         grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
         y_bar = [add(a, g) for a, g in zip(y_bar, grads, strict=False)]
         return y_bar, (grads[-2], grads[-1]) if self.times_needed else (None, None)
-
-    def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:
-        """Both y and z begin as y0."""
-        y_bar = [add(a, b) for a, b in zip(y_bar, carry_bar or [None] * len(y_bar), strict=True)]
-        return super()._start(ys_bar, y_bar, [])
 
     def lost(self) -> float:
         """The largest difference between the reconstructed and the true initial state, relative to it (each sample)."""

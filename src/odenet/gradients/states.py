@@ -15,48 +15,44 @@ from ..core.leaves import Leaves
 from ..engine.advance import Move
 from ..engine.problem import Problem
 from ..engine.schedule import OnlineSchedule, split
-from ..engine.tape import Keeper
+from ..engine.tape import GraphKeeper, Keeper
+from .local import Local
+from .memory import nbytes
 
 Start = tuple[Leaves, Leaves]  # y and the carry
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
-# Graphs of steps are kept up to this many bytes in all; a step whose graph is there need not be taken again.
+# Graphs of steps are kept up to this many bytes in all.
 GRAPH_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
 
 
 class States(Keeper):
-    """Gives the starts of the steps back in reverse order.
-
-    marker: taken before the first step, so that nodes of the graphs that are kept come after it.
-    """
-
-    def __init__(self) -> None:
-        self.marker = graph_marker()
+    """Gives the starts of the steps back in reverse order."""
 
     @abstractmethod
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> tuple[Start, Move | None]:
-        """The start of step n, and its move where its graph was kept."""
+    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
+        """The start of step n."""
 
 
 @final
-class EveryState(States):
-    """The start of every step, and the graphs of the first ones, as long as they are few bytes.
+class KeptGraphs(GraphKeeper):
+    """Keeps the graphs of the first steps up to GRAPH_BYTES; such a step need not be taken again.
 
-    A graph that is there saves taking the step again; it is used once and dropped. A second backward pass over the same
-    solution takes all steps again.
+    marker: taken before the first step, so that nodes of the graphs come after it. A graph is used once and dropped: a
+    second backward pass over the same solution takes all steps again.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        super().__init__()
-        self.starts: list[Start] = []
-        self.moves: list[Move | None] = []
-        self.left = GRAPH_BYTES if budget is None else budget
+    def __init__(self) -> None:
+        self.left = GRAPH_BYTES
+        self.marker = graph_marker()
+        self.moves: dict[int, Move] = {}
         self.size: int | None = None
         self.weighed: Weighed | None = None
 
     def wants_graph(self) -> bool:
-        return self.left > 0 and (self.size is None or self.size <= self.left)
+        return self.left > 0 if self.size is None else self.size <= self.left
 
     def recording(self, p: Problem) -> AbstractContextManager[object]:
         if self.size is not None:
@@ -66,19 +62,38 @@ class EveryState(States):
         return self.weighed
 
     def keep(self, n: int, move: Move) -> None:
-        self.starts.append((tuple(x.detach() for x in move.y), tuple(x.detach() for x in move.carry)))
         if move.graph is None:
-            self.moves.append(None)
             return
         if self.weighed is not None:
-            self.size, self.weighed = max(1, self.weighed.bytes), None
+            for leaves in (move.y, move.carry, move.graph.y, move.graph.carry, *move.graph.stages):
+                self.weighed.add(leaves)
+            self.size, self.weighed = self.weighed.bytes, None
         assert self.size is not None
-        self.left -= self.size
-        self.moves.append(move if self.left >= 0 else None)
+        if self.size <= self.left:
+            self.left -= self.size
+            self.moves[n] = move
 
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> tuple[Start, Move | None]:
-        move, self.moves[n] = self.moves[n], None
-        return self.starts[n], move
+    def take(self, n: int) -> Local | None:
+        """Step n with its graph, where that is there."""
+        move = self.moves.pop(n, None)
+        if move is None or move.graph is None:
+            return None
+        move.step = move.graph
+        return Local(move, move.y, move.carry, move.step.carry)
+
+
+@final
+class EveryState(States):
+    """The start of every step."""
+
+    def __init__(self) -> None:
+        self.starts: list[Start] = []
+
+    def keep(self, n: int, move: Move) -> None:
+        self.starts.append((tuple(x.detach() for x in move.y), tuple(x.detach() for x in move.carry)))
+
+    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
+        return self.starts[n]
 
 
 class Weighed(saved_tensors_hooks):
@@ -90,29 +105,33 @@ class Weighed(saved_tensors_hooks):
         super().__init__(self._pack, lambda x: x)
 
     def _pack(self, x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
+        self.add((x,))
         return x
+
+    def add(self, leaves: Leaves) -> None:
+        for x in leaves:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in self._seen:
+                self._seen.add(storage.data_ptr())
+                self.bytes += storage.nbytes()
 
 
 class Shelf:
-    """Room for at most `places` copies of a state, side by side in blocks that double.
+    """Room for at most `places` copies of a state, side by side in large blocks.
 
     Side by side, since what is kept for long among what comes and goes would leave holes that nothing fits into.
     """
 
     def __init__(self, places: int) -> None:
-        self.places, self.made = places, 0
+        self.left = places
         self.free: list[Leaves] = []
 
     def put(self, leaves: Leaves) -> Leaves:
         if not self.free:
-            more = self.places - self.made
+            more = min(self.left, max(1, BLOCK_BYTES // max(1, nbytes(leaves))))
             blocks = [x.new_empty((more, *x.shape)) for x in leaves]
             self.free = [tuple(block[i] for block in blocks) for i in range(more)]
-            self.made += more
+            self.left -= more
         place = self.free.pop()
         for to, x in zip(place, leaves, strict=True):
             to.copy_(x)
@@ -127,7 +146,6 @@ class Checkpoints(States):
     """At most `slots` states (that at ts[0] is one); a start between two of them comes from taking the steps again."""
 
     def __init__(self, slots: int, method_carries: bool) -> None:
-        super().__init__()
         self.slots, self.method_carries = slots, method_carries
         self.shelf = Shelf(slots)
         self.schedule = OnlineSchedule(slots)
@@ -156,7 +174,7 @@ class Checkpoints(States):
         y, carry = self.held.pop(n)
         self.shelf.take_back((*y, *carry))
 
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> tuple[Start, Move | None]:
+    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         stack = self.stack = sorted(self.held) if self.stack is None else self.stack
         while stack[-1] > n:
             self._drop(stack.pop())
@@ -173,4 +191,4 @@ class Checkpoints(States):
             if at < n:
                 self._hold(at, y, carry)
                 stack.append(at)
-        return (y, carry), None
+        return y, carry

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.lanes import Flag
-from ..core.leaves import Leaves, select
-from ..engine.advance import Move, after_step
-from ..engine.problem import Problem
+from ..core.leaves import cast, select
+from ..engine.advance import after_step
 from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
 from .base import add
+from .local import Local
+from .states import Start
 from .taped import Taken
 
 Bars = list[Tensor | None]
-
-
-@dataclass
-class Local:
-    """One step, differentiable: `move` and the carry after it, attached to leaves (y, carry, time0, time1).
-
-    ends_bar: cotangents of time0 and time1 that do not come through `move`.
-    """
-
-    move: Move
-    y: Leaves
-    carry: Leaves
-    carry1: Leaves
-    ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 class Sweep(ABC):
@@ -41,7 +28,7 @@ class Sweep(ABC):
 
     def __init__(self, taken: Taken) -> None:
         q, needed = taken.q, taken.needed
-        self.entries, self.captured, self.stats = taken.entries, taken.captured, taken.stats
+        self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.args = q.f.differentiable_args
         self.q = replace(q, f=q.f.with_args(self.args))
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
@@ -81,7 +68,7 @@ class Sweep(ABC):
 
     def vjp(self, values: Sequence[Tensor], bars: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Bars:
         """Pull `bars` back to `inputs`; adds what reaches args and captured tensors to `fixed_bar`."""
-        pairs = [(v, b) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
+        pairs = [(v, cast(b, v.dtype)) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
         if not pairs:
             return [None] * len(inputs)
         outs = tuple(v for v, _ in pairs)
@@ -93,6 +80,16 @@ class Sweep(ABC):
         split = len(inputs)
         self.fixed_bar = [add(a, b) for a, b in zip(self.fixed_bar, grads[split:], strict=True)]
         return list(grads[:split])
+
+    @torch.no_grad()
+    def forwards(self, n: int, start: Start) -> Start:
+        """The start of step n + 1 from that of step n; what its evaluations cost is charged to its lanes."""
+        q, e, (y, carry) = self.q, self.entries[n], start
+        time0, time1 = e.ends(q)
+        move = e.again(q, time0, time1, y, carry)
+        carry1 = after_step(q, time1, move.step, e.jumps)
+        self.charge(e.accept)
+        return select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
 
     def charge(self, lanes: Flag = True) -> None:
         """Charge these lanes for the evaluations since the last charge."""
@@ -116,8 +113,12 @@ class Sweep(ABC):
         piece_bar: Bars,
     ) -> tuple[Bars, Bars, Tensor]:
         q, e = self.q, self.entries[index]
-        self.marker = graph_marker()
-        local, y_bar = self.local(index, y_bar, carry_bar)
+        local = None if self.graphs is None else self.graphs.take(index)
+        if local is None or self.graphs is None:
+            self.marker = graph_marker()
+            local, y_bar = self.local(index, y_bar, carry_bar)
+        else:
+            self.marker = self.graphs.marker
         move = local.move
         values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
         bars, passed = divided(e.accept, bars)
@@ -188,10 +189,3 @@ def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
     none = tuple(torch.zeros_like(b) for b in some)
     through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
     return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
-
-
-def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Local:
-    """The step taken again, from leaves."""
-    y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (y, carry))
-    move = e.again(q, time0, time1, y, carry)
-    return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))

@@ -20,19 +20,21 @@ from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
 from .base import Stats, Trajectory
+from .states import KeptGraphs
 
 
 @dataclass
 class Taken:
     """A solve that was taken down on a tape.
 
-    q: the problem, detached. carry: at the end. needed: which of the inputs (y0, ts, stops, args, captured) ask for a
-    gradient.
+    q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
+    the inputs (y0, ts, stops, args, captured) ask for a gradient.
     """
 
     q: Problem
     entries: list[Entry]
-    carry: Leaves
+    carry: Leaves | None
+    graphs: KeptGraphs | None
     captured: Leaves
     stats: Stats
     needed: list[bool]
@@ -43,6 +45,7 @@ def taped(
     driver: Driver,
     request: Request,
     keeper: Keeper | None,
+    graphs: KeptGraphs | None,
     pull: Callable[[Taken, Sequence[Tensor | None]], Sequence[Tensor | None]],
     **extra: Any,
 ) -> Trajectory:
@@ -50,7 +53,7 @@ def taped(
     q = p.detached()
     with torch.no_grad():
         record = Record(q)
-        tape = Tape(record, keeper, p.ts.requires_grad or p.stops.times.requires_grad)
+        tape = Tape(record, keeper, graphs, p.ts.requires_grad or p.stops.times.requires_grad)
         solved = integrate(q, driver, request, record, (tape,), tape.attempt)
     stats = Stats.of(solved.outcome)
     stats.update(extra)
@@ -60,7 +63,7 @@ def taped(
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
-        taken = Taken(q, tape.entries, _private(solved.outcome.state), captured, stats, needed)
+        taken = Taken(q, tape.entries, _private(solved.outcome.state), graphs, captured, stats, needed)
         values = attach(partial(pull, taken), partial(once_more, p, driver, request.dense), values, inputs, captured)
     return unpacked(p, values, solved, stats)
 

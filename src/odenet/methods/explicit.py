@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import final
 
+import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, moved, scale, weighted
+from ..core.leaves import Leaves, moved, scale, spread_over, weighted
 from .base import Field, Method, Step
 from .tableau import Tableau
 
@@ -29,28 +31,39 @@ class ExplicitRK(Method):
         return f(t, y) if self.tableau.fsal else ()
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        table = self.tableau
-        slopes = self._slopes(f, t0, t1, y, carry)
-        y1 = moved(y, t1 - t0, table.b[: len(slopes)], slopes)
+        table, dt = self.tableau, spread_over(t1 - t0, y)
+        slopes = self._slopes(f, t0, t1, y, dt, carry)
+        y1 = moved(y, dt, table.b[: len(slopes)], slopes)
         if table.fsal:
             slopes.append(f(t1, y1))
         return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
 
     def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
-        slopes = self._slopes(f, t0, t1, y, ())
-        return scale(t1 - t0, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
+        dt = spread_over(t1 - t0, y)
+        slopes = self._slopes(f, t0, t1, y, dt, ())
+        return scale(dt, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
     def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
         weights = self.tableau.error
-        return None if weights is None else scale(t1 - t0, weighted(weights, self._whole(f, t1, step)))
+        return None if weights is None else scale(spread_over(t1 - t0, y), weighted(weights, self._whole(f, t1, step)))
 
-    def _slopes(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> list[Leaves]:
+    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+        table, dt = self.tableau, spread_over(t1 - t0, y)
+        if table.dense is None:
+            slope = step.carry or f(t1, step.y)
+            return hermite(dt, y, step.y, step.stages[0], slope)
+        slopes = self._whole(f, t1, step)
+        for t, row in zip(_nodes(table.extra_c, t0, t1), table.extra_a, strict=True):
+            slopes.append(f(t, moved(y, dt, row, slopes)))
+        return tuple(scale(dt, weighted(column, slopes)) for column in zip(*table.dense, strict=True))
+
+    def _slopes(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, dt: Leaves, carry: Leaves) -> list[Leaves]:
         """The slopes that the new state is made of: all, but for the last of a first-same-as-last method."""
-        table, dt = self.tableau, t1 - t0
+        table = self.tableau
         count = table.stages - table.fsal
         slopes = [carry or f(t0, y)]
-        for c, row in zip(table.c[1:count], table.a[1:count], strict=True):
-            slopes.append(f(_at(t0, t1, dt, c), moved(y, dt, row, slopes)))
+        for t, row in zip(_nodes(table.c[1:count], t0, t1), table.a[1:count], strict=True):
+            slopes.append(f(t, moved(y, dt, row, slopes)))
         return slopes
 
     def _kept(self, slopes: list[Leaves]) -> tuple[Leaves, ...]:
@@ -65,19 +78,18 @@ class ExplicitRK(Method):
             slopes.append(f(t1, step.y))
         return slopes
 
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        table, dt = self.tableau, t1 - t0
-        if table.dense is None:
-            slope = step.carry or f(t1, step.y)
-            return hermite(dt, y, step.y, step.stages[0], slope)
-        stages = self._whole(f, t1, step)
-        for c, row in zip(table.extra_c, table.extra_a, strict=True):
-            stages.append(f(_at(t0, t1, dt, c), moved(y, dt, row, stages)))
-        return tuple(scale(dt, weighted(column, stages)) for column in zip(*table.dense, strict=True))
+
+def _nodes(c: tuple[float, ...], t0: Tensor, t1: Tensor) -> list[Tensor]:
+    """t0 + c dt for each c, exact at both ends: t0 + (t1 - t0) may round past t1."""
+    inner = tuple(x for x in c if 0.0 < x < 1.0)
+    if not inner:
+        return [t1 if x == 1.0 else t0 for x in c]
+    fractions = _constant(inner, t0.dtype, t0.device)
+    between = iter((t0.unsqueeze(-1) + (t1 - t0).unsqueeze(-1) * fractions).unbind(-1))
+    return [t0 if x == 0.0 else t1 if x == 1.0 else next(between) for x in c]
 
 
-def _at(t0: Tensor, t1: Tensor, dt: Tensor, c: float) -> Tensor:
-    """t0 + c dt, exact at both ends: t0 + (t1 - t0) may round past t1."""
-    if c == 0.0:
-        return t0
-    return t1 if c == 1.0 else t0 + c * dt
+@lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in that mode could not be used outside it
+        return torch.tensor(values, dtype=dtype, device=device)
