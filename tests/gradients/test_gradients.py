@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import odenet
 from gradient_suite import GradientSuite
-from odenet.gradients import GRADIENTS
+from odenet.gradients import GRADIENTS, sweep
 from odenet.methods import METHODS
 from odenet.methods.reversible import ReversibleMethod
 
@@ -49,6 +51,22 @@ class TestReversible(GradientSuite):
 
     def same_solution(self, options: dict[str, Any]) -> dict[str, Any]:
         return options | {"method": ReversibleMethod(METHODS[options["method"]], 0.99)}
+
+
+class ByStages:
+    """Steps are pulled through evaluation by evaluation, as those of large states are."""
+
+    @pytest.fixture(autouse=True)
+    def small_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sweep, "BY_STAGES", 0)
+
+
+class TestCheckpointsByStages(ByStages, TestCheckpoints):
+    pass
+
+
+class TestReversibleByStages(ByStages, TestReversible):
+    pass
 
 
 class TestForward(GradientSuite):

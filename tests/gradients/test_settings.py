@@ -12,8 +12,9 @@ from torch import Tensor
 
 import odenet
 from odenet.engine.schedule import optimal_recomputation
+from odenet.gradients import sweep
 from odenet.gradients.memory import whole_bytes
-from odenet.methods import METHODS
+from odenet.methods import METHODS, ExplicitRK
 from odenet.methods.reversible import ReversibleMethod
 
 D = torch.float64
@@ -63,6 +64,40 @@ def test_memory_chooses_checkpoints() -> None:
     assert counts[0] == 1 < counts[1] < counts[2]
     with pytest.raises(ValueError, match=r"memory of 100 bytes holds no state of 8000 bytes.*reversible"):
         odenet.solve(wave, y0, [0.0, 1.0], gradient=odenet.Discrete(memory=100))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("gradient", ["discrete", "reversible"])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_stages_give_what_one_graph_gives(
+    name: str, gradient: str, per_sample: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation by evaluation or the whole step as one graph: the same gradient, from as many evaluations."""
+    calls = []
+    pull = ExplicitRK._pull
+    monkeypatch.setattr(ExplicitRK, "_pull", lambda *given: calls.append(1) or pull(*given))
+    how = odenet.Discrete(checkpoints=3) if gradient == "discrete" else gradient
+    adaptive = METHODS[name].error_order is not None
+    options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if adaptive else {"step": 0.02}
+
+    def found(limit: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(sweep, "BY_STAGES", limit)
+        generator = torch.Generator().manual_seed(0)
+        y0 = [torch.randn(2, 3, dtype=d, generator=generator).requires_grad_() for d in (D, torch.complex128)]
+        A = torch.randn(3, 3, dtype=D, generator=generator).requires_grad_()
+        sol = odenet.solve(
+            lambda t, y: [torch.sin(y[0] @ A) - y[1].real, 1j * y[1] + y[0]], y0, [0.0, 0.4, 1.0], method=name,
+            gradient=how, per_sample=per_sample, **options,
+        )  # fmt: skip
+        loss = sol.y1[0].square().sum() + sol.ys[1].abs().square().sum()
+        grads = torch.autograd.grad(loss, (*y0, A))
+        return (*grads, torch.as_tensor(sol.stats.backward_nfe))
+
+    whole = found(2**62)
+    assert not calls
+    for a, b in zip(found(0), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    assert calls
 
 
 def test_units_of_memory() -> None:

@@ -14,16 +14,18 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, spread_over
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
+from ..methods.base import Bars
 from .backprop import plain
 from .base import Gradient, Trajectory, direct
 from .local import Local, attached_step
 from .memory import slots_within, whole_bytes
+from .stages import Evaluations
 from .states import Checkpoints, EveryState, KeptGraphs, States
-from .sweep import Bars, Sweep
+from .sweep import Sweep
 from .taped import Taken, taped
 
 
@@ -79,6 +81,17 @@ class StepSweep(Sweep):
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
         e = self.entries[n]
         return attached_step(self.q, e, *self.leaf_ends(e), *self.states.start(n, self.forwards, self.restart)), y_bar
+
+    def can_pull(self) -> bool:
+        return self.q.method.pulls
+
+    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+        q, e = self.q, self.entries[n]
+        y, carry = self.states.start(n, self.forwards, self.restart)
+        time0, time1 = e.ends(q)
+        f = Evaluations(e.field(q, time0, time1))
+        q.method.step(f, time0, time1, y, carry)
+        return q.method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:

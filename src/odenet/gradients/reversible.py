@@ -13,20 +13,21 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, rows, select
+from ..core.leaves import Leaves, rows, select, spread_over
 from ..core.norms import rms, tolerance_scale
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.tape import Entry
-from ..methods.base import Field, Step
+from ..methods.base import Bars, Field, Step
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
 from .local import Local
+from .stages import Evaluations, leaves
 from .states import Checkpoints
-from .sweep import Bars, Sweep, divided
+from .sweep import Sweep, divided
 from .taped import Taken, taped
 
 _APART = 100.0  # tolerances that y and z may differ by at the end
@@ -148,6 +149,33 @@ class Undo(Sweep):
         unused = leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
         return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
 
+    def can_pull(self) -> bool:
+        return self.method.base.pulls
+
+    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+        e, method, like = self.entries[n], self.method, self.q.y0
+        time0, time1 = e.ends(self.q)
+        field = e.field(self.q, time0, time1)
+        wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2
+        y_bar = [add(a, b) for a, b in zip(y_bar, wide_bar, strict=True)]
+        # z1 = z - back(y1)
+        f = Evaluations(field)
+        back, _ = method.base.increment(f, time1, time0, narrowed(self.y, like))
+        self.z = select(e.accept, tuple(z + b for z, b in zip(self.z, back, strict=True)), self.z)
+        minus = [None if b is None else -b for b in z_bar]
+        through = method.base.pull_increment(spread_over(time0 - time1, like), f.stages, minus, self.vjp)
+        y_bar = [add(a, b) for a, b in zip(y_bar, through, strict=True)]
+        # y1 = l y + (1 - l) z + rise(z)
+        f = Evaluations(field)
+        rise, _ = method.base.increment(f, time0, time1, narrowed(self.z, like))
+        self.y = select(e.accept, method.parted(self.y, self.z, rise), self.y)
+        through = method.base.pull_increment(spread_over(time1 - time0, like), f.stages, y_bar, self.vjp)
+        kept, given = (
+            [None if b is None else b * factor for b in y_bar] for factor in (method.coupling, 1.0 - method.coupling)
+        )
+        z_bar = [add(add(a, b), c) for a, b, c in zip(z_bar, given, through, strict=True)]
+        return kept, [*[None] * len(like), *z_bar]
+
     def _other(
         self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, z_bar: Bars
     ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
@@ -177,10 +205,6 @@ class Undo(Sweep):
                 miss = torch.maximum(miss, _top(x - true, q.batched))
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
-
-
-def leaves(x: Leaves) -> Leaves:
-    return tuple(a.detach().requires_grad_() for a in x)
 
 
 def _top(x: Tensor, batched: bool) -> Tensor:

@@ -15,12 +15,16 @@ from ..core.leaves import cast, select
 from ..engine.advance import after_step
 from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
+from ..methods.base import Bars
 from .base import add
 from .local import Local
+from .memory import nbytes
 from .states import Start
 from .taped import Taken
 
-Bars = list[Tensor | None]
+# From a state of this many bytes on, a step is pulled through evaluation by evaluation: with less memory, as one graph
+# goes before the next is pulled through. A small state takes longer that way: autograd is called for every stage.
+BY_STAGES = 2**18
 
 
 class Sweep(ABC):
@@ -39,6 +43,7 @@ class Sweep(ABC):
         self.nfe = taken.stats["nfe"] * 0
         self.charged = 0
         self.marker = 0
+        self.by_stages = nbytes(q.y0) >= BY_STAGES
 
     @abstractmethod
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
@@ -46,6 +51,17 @@ class Sweep(ABC):
 
         Called in grad mode.
         """
+
+    @abstractmethod
+    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+        """Cotangents after step n -> before it, for a step of which only y1 and the carry are wanted, and no times.
+
+        Called without grad mode.
+        """
+
+    @abstractmethod
+    def can_pull(self) -> bool:
+        """Whether the method pulls through its steps itself."""
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         q, n = self.q, len(self.q.y0)
@@ -116,6 +132,8 @@ class Sweep(ABC):
         local = None if self.graphs is None else self.graphs.take(index)
         if local is None or self.graphs is None:
             self.marker = graph_marker()
+            if self._plain(e):
+                return *self._pulled(index, y_bar, carry_bar), time_bar
             local, y_bar = self.local(index, y_bar, carry_bar)
         else:
             self.marker = self.graphs.marker
@@ -144,6 +162,22 @@ class Sweep(ABC):
         y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
         carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(local.carry), strict=True)]
         return y_new, carry_new, time_bar
+
+    def _plain(self, e: Entry) -> bool:
+        """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
+        if not self.by_stages or self.times_needed or self.dense_wanted or (e.rows is not None and self.outputs_wanted):
+            return False
+        jumps = bool(e.jumps.any()) if isinstance(e.jumps, Tensor) else e.jumps
+        return self.can_pull() and not jumps
+
+    @torch.no_grad()
+    def _pulled(self, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+        e, n = self.entries[index], len(y_bar)
+        through, passed = divided(e.accept, [*y_bar, *carry_bar])
+        y_new, carry_new = self.pulled(index, through[:n], through[n:])
+        self.charge(e.accept)
+        y_new = [add(a, b) for a, b in zip(y_new, passed[:n], strict=True)]
+        return y_new, [add(a, b) for a, b in zip(carry_new, passed[n:] or [None] * len(carry_new), strict=True)]
 
     def times(self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None) -> Tensor:
         """The end of a step is a stop where it hit one, else its start plus a constant."""

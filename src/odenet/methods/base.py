@@ -12,6 +12,12 @@ from ..core.dense import Coefficients
 from ..core.leaves import Leaves
 
 Field = Callable[[Tensor, Leaves], Leaves]
+Bars = list[Tensor | None]
+"""Cotangents, leaf by leaf; None: zero."""
+Stage = tuple[Leaves, Leaves]
+"""An evaluation of f: the state, as leaves of a graph, and the slope that came out of it."""
+Vjp = Callable[[Leaves, Bars, Leaves], Bars]
+"""Slopes and their cotangents -> cotangents of the states they were evaluated at."""
 
 
 class Step(NamedTuple):
@@ -37,6 +43,7 @@ class Method(ABC):
     order: int
     error_order: int | None
     stages: int = 1  # evaluations of f in a step, about
+    pulls: bool = False  # `pull` and `pull_increment` are there
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
 
     @abstractmethod
@@ -62,3 +69,15 @@ class Method(ABC):
     @abstractmethod
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         """The dense output of an accepted step; it may evaluate f again."""
+
+    def pull(self, dt: Leaves, stages: list[Stage], y_bar: Bars, carry_bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+        """Cotangents of y and the carry after a step -> before it, from its evaluations of f, in their order.
+
+        dt: spread over the leaves. stages: emptied on the way. Called without grad mode, and there is no graph of what
+        joins the evaluations.
+        """
+        raise NotImplementedError(self.name)
+
+    def pull_increment(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> Bars:
+        """The same for `increment`: its cotangent -> that of y."""
+        raise NotImplementedError(self.name)

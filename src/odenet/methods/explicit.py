@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import final
 
@@ -10,13 +11,15 @@ from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, moved, scale, spread_over, weighted
-from .base import Field, Method, Step
+from .base import Bars, Field, Method, Stage, Step, Vjp
 from .tableau import Tableau
 
 
 @final
 class ExplicitRK(Method):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
+
+    pulls = True
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -57,6 +60,42 @@ class ExplicitRK(Method):
             slopes.append(f(t, moved(y, dt, row, slopes)))
         return tuple(scale(dt, weighted(column, slopes)) for column in zip(*table.dense, strict=True))
 
+    def pull(self, dt: Leaves, stages: list[Stage], y_bar: Bars, carry_bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+        """The adjoint of the method's own sums. Hairer, Lubich & Wanner, Geometric Numerical Integration, IX.9."""
+        if self.tableau.fsal:
+            at, slope = stages.pop()
+            if carry_bar:
+                y_bar = _joined(y_bar, vjp(slope, carry_bar, at))
+            del at, slope
+        back, first = self._pull(dt, stages, y_bar, vjp)
+        return _joined(y_bar, back), first
+
+    def pull_increment(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> Bars:
+        return self._pull(dt, stages, bar, vjp)[0]
+
+    def _pull(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+        """The cotangents of y, and of the first slope where that was carried here and not evaluated."""
+        table = self.tableau
+        count = table.stages - table.fsal
+        carried = count - len(stages)
+        pulled: list[Bars] = []  # those of the states of the later stages, the last first
+
+        def slope_bar(i: int) -> Bars:
+            later = [row[i] for row in table.a[count - 1 : i : -1]]
+            return [
+                _sum([(table.b[i], b), *zip(later, bars, strict=True)], h)
+                for b, h, bars in zip(bar, dt, zip(*pulled, strict=True) if pulled else [()] * len(bar), strict=True)
+            ]
+
+        for i in range(count - 1, carried - 1, -1):
+            at, slope = stages.pop()
+            pulled.append(vjp(slope, slope_bar(i), at))
+            del at, slope
+        back: Bars = [None] * len(bar)
+        for others in pulled:
+            back = _joined(back, others)
+        return back, slope_bar(0) if carried else []
+
     def _slopes(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, dt: Leaves, carry: Leaves) -> list[Leaves]:
         """The slopes that the new state is made of: all, but for the last of a first-same-as-last method."""
         table = self.tableau
@@ -77,6 +116,18 @@ class ExplicitRK(Method):
         if len(slopes) < self.tableau.stages:
             slopes.append(f(t1, step.y))
         return slopes
+
+
+def _sum(terms: Sequence[tuple[float, Tensor | None]], dt: Tensor) -> Tensor | None:
+    total: Tensor | None = None
+    for c, bar in terms:
+        if c != 0.0 and bar is not None:
+            total = bar * c if total is None else total.add_(bar, alpha=c)
+    return None if total is None else total.mul_(dt)
+
+
+def _joined(some: Bars, others: Bars) -> Bars:
+    return [b if a is None else a if b is None else a + b for a, b in zip(some, others, strict=True)]
 
 
 def _nodes(c: tuple[float, ...], t0: Tensor, t1: Tensor) -> list[Tensor]:
