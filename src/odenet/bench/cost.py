@@ -108,7 +108,7 @@ def _row(
         return Cost(size, label, target=target, note=note)
     mine, stats = seconds[label], first[label].stats
     median = statistics.median(mine)
-    ratios = [median / statistics.median(seconds[base]) if base in seconds else None for base in (BASE, AGAIN)]
+    ratios = [_ratio(mine, seconds[base]) if base in seconds else None for base in (BASE, AGAIN)]
     difference = None
     if BASE in first and label != BASE:
         reference = first[BASE].flat()
@@ -130,8 +130,13 @@ def _row(
     )
 
 
+def _ratio(mine: list[float], base: list[float]) -> float:
+    """Median over the turns: in one turn both met the machine in the same state."""
+    return statistics.median(a / b for a, b in zip(mine, base, strict=True))
+
+
 def measure(seed: int, device: str, quick: bool, tell: Tell) -> list[Cost]:
-    turns = 2 if quick else 7
+    turns = 2 if quick else 9
     rows = []
     for size in QUICK if quick else SIZES:
         rows += measure_size(size, cost_contenders(size.steps), seed, device, turns, tell)

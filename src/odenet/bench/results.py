@@ -43,8 +43,8 @@ class Exactness:
 class Cost:
     """Wall time of one forward and backward pass.
 
-    seconds, fastest, slowest: median and range of the turns. ratio, ratio_again: of the medians, to the contenders BASE
-    and AGAIN. nfe, backward_nfe, checkpoints: None where the library does not say. difference: of its gradients from
+    seconds, fastest, slowest: median and range of the turns. ratio, ratio_again: median over the turns, to the
+    contenders BASE and AGAIN in the same turn. nfe, backward_nfe, checkpoints: None where the library does not say. difference: of its gradients from
     the base's, relative, all in one 2-norm.
     """
 

@@ -31,7 +31,7 @@ _COST = (
     "libraries, float32, from the same weights. Median and range of turns that the contenders take one after the "
     "other. Difference: of the gradients, from those of `{base}`, relative. `{base}` keeps the graphs of its steps up "
     "to some bytes, and evaluates nothing again for those; with N checkpoints every step is taken again once. Ratio, "
-    "with the target: to `{base}`; again: to `{again}`. odenet runs eagerly; diffrax is compiled (jit, compilation not "
+    "with the target: to `{base}` in the same turn, the median; again: to `{again}`. odenet runs eagerly; diffrax is compiled (jit, compilation not "
     "counted) and does not count evaluations."
 )
 _RECOMPUTATION = (
