@@ -44,8 +44,8 @@ class Cost:
     """Wall time of one forward and backward pass.
 
     seconds, fastest, slowest: median and range of the turns. ratio, ratio_again: median over the turns, to the
-    contenders BASE and AGAIN in the same turn. nfe, backward_nfe, checkpoints: None where the library does not say. difference: of its gradients from
-    the base's, relative, all in one 2-norm.
+    contenders BASE and AGAIN in the same turn. nfe, backward_nfe, checkpoints: None where the library does not say.
+    difference: of its gradients from the base's, relative, all in one 2-norm.
     """
 
     size: str

@@ -31,8 +31,8 @@ _COST = (
     "libraries, float32, from the same weights. Median and range of turns that the contenders take one after the "
     "other. Difference: of the gradients, from those of `{base}`, relative. `{base}` keeps the graphs of its steps up "
     "to some bytes, and evaluates nothing again for those; with N checkpoints every step is taken again once. Ratio, "
-    "with the target: to `{base}` in the same turn, the median; again: to `{again}`. odenet runs eagerly; diffrax is compiled (jit, compilation not "
-    "counted) and does not count evaluations."
+    "with the target: to `{base}` in the same turn, the median; again: to `{again}`. odenet runs eagerly; diffrax is "
+    "compiled (jit, compilation not counted) and does not count evaluations."
 )
 _RECOMPUTATION = (
     "rk4 in N constant steps with K checkpoints: evaluations of the backward pass in units of a step, less the N that "

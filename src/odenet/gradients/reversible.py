@@ -31,7 +31,7 @@ from .sweep import Sweep, divided
 from .taped import Taken, taped
 
 _APART = 100.0  # tolerances that y and z may differ by at the end
-_APART_CONSTANT = 0.1  # the same with constant steps, relative
+_APART_CONSTANT = 0.1  # relative, with constant steps: Euler's own error parts them by 0.01 at steps of 0.02
 _SLOTS = 8  # states held when the steps cannot be undone and are taken again instead
 
 
