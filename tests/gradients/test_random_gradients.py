@@ -52,7 +52,7 @@ class Limits(NamedTuple):
 
 
 # The largest errors in about 5000 random cases were (2, 8, 13, 4), (4, 20, 34, 4) and (9, 55, 82, 10).
-# Constant steps of 0.1 in a direction in which the solution grows have since been found with 30 and 45 for the gradients:
+# Constant steps of 0.1 in a direction in which the solution grows have since been found with 30 and 45 for gradients:
 # that is the error of the steps. How exact a gradient is for its own solution is asked apart, below, to 1e-10.
 CONSTANT = Limits(5.0, 60.0, 100.0, 20.0)
 CLOSE = Limits(10.0, 50.0, 80.0, 20.0)  # of order 4 or more, at tolerances of 1e-6 or less
