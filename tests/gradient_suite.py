@@ -177,6 +177,19 @@ class GradientSuite:
         finally:
             gc.enable()
 
+    def test_second_backward_pass(self) -> None:
+        """Over the same solution, with what the first one dropped computed once more."""
+        y0 = torch.tensor([0.4, -0.2], dtype=D, requires_grad=True)
+        k = torch.tensor(0.7, dtype=D, requires_grad=True)
+        sol = odenet.solve(
+            lambda t, x, r: torch.sin(x) * r + t, y0, [0.0, 0.4, 1.0], args=(k,), method="rk4", step=0.05,
+            gradient=self.how,
+        )  # fmt: skip
+        for what in (sol.y1, sol.ys):
+            first, second = (torch.autograd.grad(what.sum(), (y0, k), retain_graph=True) for _ in range(2))
+            for a, b in zip(first, second, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-13, atol=0.0)
+
     def test_solution_changed_in_place(self) -> None:
         """The gradient is right or an error, as with PyTorch's own functions."""
         y0 = torch.tensor([0.3, -0.2], dtype=D, requires_grad=True)

@@ -13,20 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import call, refused
 from odenet.bench import cost, exactness, figure, memory, recomputation, table
 from odenet.bench.contenders import BASE, Contender, cost_contenders, memory_contenders, named
 from odenet.bench.results import Cost, Exactness, Memory, Recomputation, Results, attempt
 from odenet.bench.timing import interleave
-from odenet.train import cli
 
 MIB = 2**20
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["odenet", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 def test_growth_is_what_was_allocated() -> None:
@@ -212,9 +205,7 @@ def test_figure_is_drawn_with_numbers_missing() -> None:
 def test_mistakes_end_in_one_line(
     words: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, *words) == 2
-    message = capsys.readouterr().err
-    assert match in message and message.count("\n") == 1
+    refused(words, match, monkeypatch, capsys)
 
 
 @pytest.mark.slow

@@ -14,17 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from odenet.train import cli, runner
+from command_line import call, refused
+from odenet.train import runner
 from odenet.train.data import Batches, load, read_idx
 from odenet.train.problems import UserError
 from odenet.train.tasks import Settings
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["odenet", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 def test_quick_run_then_resume(
@@ -123,9 +117,7 @@ def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_mistakes_end_in_one_line(
     words: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, *words) == 2
-    message = capsys.readouterr().err
-    assert match in message and message.count("\n") == 1
+    refused(words, match, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("name", ["file", "file/inside"])

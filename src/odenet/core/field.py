@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .capture import Captured, graph_marker
-from .leaves import Leaves, Spec, cast, flatten, unflatten
+from .leaves import Leaves, Spec, cast, flatten, new_leaves, unflatten
 
 
 class VectorField:
@@ -53,7 +53,7 @@ class VectorField:
 
     def detached(self) -> VectorField:
         """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
-        other = self.with_args(tuple(x.detach().requires_grad_() for x in self.differentiable_args))
+        other = self.with_args(new_leaves(self.differentiable_args))
         other.captured = Captured(self._f)
         return other
 
@@ -84,7 +84,7 @@ class VectorField:
         else:
             with torch.enable_grad():
                 marker = graph_marker()
-                t, y = t.detach(), tuple(x.detach().requires_grad_() for x in y)
+                t, y = t.detach(), new_leaves(y)
                 out = self._called_with_note(t, y)
                 self.see(out, t, y, marker)
             self.captured.close()
@@ -99,7 +99,7 @@ class VectorField:
 
     def _under_grad(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
-            out = self._evaluate(t.detach(), tuple(x.detach().requires_grad_() for x in y))
+            out = self._evaluate(t.detach(), new_leaves(y))
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:

@@ -48,6 +48,11 @@ def rows(leaf: Tensor) -> Tensor:
     return leaf.unsqueeze(-1).flatten(1)
 
 
+def new_leaves(x: Leaves) -> Leaves:
+    """The same values as leaves of a graph to come."""
+    return tuple(a.detach().requires_grad_() for a in x)
+
+
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x.to(dtype), which takes its time also where it has nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..control.base import Verdict
 from ..core.lanes import Flag, Number
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step
 from .advance import Clock, Move, State, attempt, nudged
 from .observe import Observer
@@ -102,7 +102,7 @@ class Tape(Observer):
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
-            y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (s.y, s.carry))
+            y, carry = new_leaves(s.y), new_leaves(s.carry)
             time = s.time.detach().requires_grad_(self.leaf_times)
             move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False

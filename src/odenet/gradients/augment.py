@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.field import VectorField
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, new_leaves
 
 
 class CotangentField(ABC):
@@ -43,7 +43,7 @@ class CotangentField(ABC):
     def slopes(self, t: Tensor, y: Leaves, a: Leaves, nudge: Tensor | None) -> tuple[Leaves, Leaves]:
         """f(t, y) and -(df/dy)^T a."""
         with torch.enable_grad():
-            y = tuple(x.detach().requires_grad_() for x in y)
+            y = new_leaves(y)
             slope = self.f(t.detach(), y, nudge)
             pulled = _grad(slope, y, a)
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
@@ -53,7 +53,7 @@ class CotangentField(ABC):
         """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
         with torch.enable_grad():
             marker = graph_marker()
-            y = tuple(x.detach().requires_grad_() for x in y)
+            y = new_leaves(y)
             t = t.detach()
             slope = self.f(t, y)
             self.f.see(slope, t, y, marker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from .base import Gradient, Stats, Trajectory, direct
 from .quadrature import Quadrature
 
 
+@dataclass(eq=False, repr=False)
 class ContinuousAdjoint(Gradient):
     """A gradient that solves the adjoint ODE backwards; approximate, to the tolerances of that solve.
 
@@ -40,24 +42,21 @@ class ContinuousAdjoint(Gradient):
     "seminorm" (the error control sees no parameters), or a callable on the leaves of the scaled error.
     """
 
-    def __init__(
-        self,
-        rtol: float | None = None,
-        atol: float | None = None,
-        method: str | Method | None = None,
-        norm: Any = "seminorm",
-        controller: Controller | None = None,
-        max_steps: int | None = None,
-    ) -> None:
-        if not (norm == "seminorm" or callable(norm)):
-            raise ValueError(f"norm must be 'seminorm' or a callable; got {norm!r}")
-        for name, given in (("rtol", rtol), ("atol", atol)):
+    rtol: float | None = None
+    atol: float | None = None
+    method: str | Method | None = None
+    norm: Any = "seminorm"
+    controller: Controller | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.norm == "seminorm" or callable(self.norm)):
+            raise ValueError(f"norm must be 'seminorm' or a callable; got {self.norm!r}")
+        for name, given in (("rtol", self.rtol), ("atol", self.atol)):
             if given is not None and not 0.0 <= given < float("inf"):
                 raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps of the backward solve must be at least 1; got {max_steps!r}")
-        self.rtol, self.atol, self.method, self.norm = rtol, atol, method, norm
-        self.controller, self.max_steps = controller, max_steps
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps of the backward solve must be at least 1; got {self.max_steps!r}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
         other = copy.copy(self)

@@ -18,7 +18,7 @@ from ..core.leaves import Leaves, spread_over
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..methods.base import Bars
+from ..methods.base import Bars, StagewiseMethod
 from .backprop import plain
 from .base import Gradient, Trajectory, direct
 from .local import Local, attached_step
@@ -75,23 +75,20 @@ class StepSweep(Sweep):
     """Takes each step again from the start that `states` gives."""
 
     def __init__(self, taken: Taken, states: States) -> None:
-        super().__init__(taken)
+        super().__init__(taken, taken.q.method)
         self.states = states
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
         e = self.entries[n]
         return attached_step(self.q, e, *self.leaf_ends(e), *self.states.start(n, self.forwards, self.restart)), y_bar
 
-    def can_pull(self) -> bool:
-        return self.q.method.pulls
-
-    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+    def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         q, e = self.q, self.entries[n]
         y, carry = self.states.start(n, self.forwards, self.restart)
         time0, time1 = e.ends(q)
         f = Evaluations(e.field(q, time0, time1))
-        q.method.step(f, time0, time1, y, carry)
-        return q.method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
+        method.step(f, time0, time1, y, carry)
+        return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:

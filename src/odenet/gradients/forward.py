@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.lanes import Flag
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, new_leaves
 from ..engine.advance import Move
 from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
@@ -106,7 +106,7 @@ class Sensitivities(Observer):
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             ts = q.ts.detach().requires_grad_(self.times_needed)
-            y = tuple(x.detach().requires_grad_() for x in q.y0)
+            y = new_leaves(q.y0)
             rows, first, _ = first_outputs(q, ts, y)
             carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from dataclasses import KW_ONLY, dataclass
+from typing import final
 
 from torch import Tensor
 
-from ..control.base import Controller
 from ..core.dense import evaluate
 from ..core.lanes import where
 from ..core.leaves import Leaves, select, spread
@@ -24,13 +24,13 @@ from ..engine.problem import Problem
 from ..engine.record import Everywhere, Pieces, Record, piece, stacked
 from ..engine.tape import Entry, Keeper, Tape
 from ..errors import unknown_name
-from ..methods.base import Method
 from .augment import AlongPath
 from .continuous import Backward, ContinuousAdjoint
 from .states import Start
 
 
 @final
+@dataclass(eq=False, repr=False)
 class GaussAdjoint(ContinuousAdjoint):
     """The continuous adjoint along the dense forward solution: approximate, without backward drift.
 
@@ -41,24 +41,17 @@ class GaussAdjoint(ContinuousAdjoint):
 
     name = "gauss"
 
-    def __init__(
-        self,
-        rtol: float | None = None,
-        atol: float | None = None,
-        method: str | Method | None = None,
-        norm: Any = "seminorm",
-        controller: Controller | None = None,
-        max_steps: int | None = None,
-        *,
-        interpolate: str = "dense",
-        checkpoints: int = 32,
-    ) -> None:
-        super().__init__(rtol, atol, method, norm, controller, max_steps)
-        if interpolate not in ("dense", "checkpoints"):
-            raise unknown_name("interpolate", str(interpolate), ("dense", "checkpoints"))
-        if isinstance(checkpoints, bool) or not isinstance(checkpoints, int) or checkpoints < 2:
-            raise ValueError(f"checkpoints must be an int of at least 2; got {checkpoints!r}")
-        self.interpolate, self.checkpoints = interpolate, checkpoints
+    _: KW_ONLY
+    interpolate: str = "dense"
+    checkpoints: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interpolate not in ("dense", "checkpoints"):
+            raise unknown_name("interpolate", str(self.interpolate), ("dense", "checkpoints"))
+        count = self.checkpoints
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            raise ValueError(f"checkpoints must be an int of at least 2; got {count!r}")
 
     def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
         record = Record(q)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, new_leaves
 from ..engine.advance import Move, after_step
 from ..engine.problem import Problem
 from ..engine.tape import Entry
@@ -28,6 +28,6 @@ class Local:
 
 def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Local:
     """The step taken again, from leaves."""
-    y, carry = (tuple(x.detach().requires_grad_() for x in xs) for xs in (y, carry))
+    y, carry = new_leaves(y), new_leaves(carry)
     move = e.again(q, time0, time1, y, carry)
     return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))

@@ -13,19 +13,19 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, rows, select, spread_over
+from ..core.leaves import Leaves, new_leaves, rows, select, spread_over
 from ..core.norms import rms, tolerance_scale
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.tape import Entry
-from ..methods.base import Bars, Field, Step
+from ..methods.base import Bars, Field, StagewiseMethod, Step
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
 from .local import Local
-from .stages import Evaluations, leaves
+from .stages import Evaluations
 from .states import Checkpoints
 from .sweep import Sweep, divided
 from .taped import Taken, taped
@@ -119,9 +119,9 @@ class Undo(Sweep):
     """Undoes the steps from the last to the first; `y`, `z` are where it stands, and alone in their wider dtype."""
 
     def __init__(self, taken: Taken) -> None:
-        super().__init__(taken)
         assert isinstance(taken.q.method, ReversibleMethod)
         self.method = taken.q.method
+        super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         self.y, self.z = halves(self._end() if carry is None else carry)
 
@@ -139,39 +139,36 @@ class Undo(Sweep):
         f = e.field(self.q, time0, time1)
         y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
         # then y1 = l y + (1 - l) z + rise(z)
-        z = leaves(narrowed(self.z, self.q.y0))
+        z = new_leaves(narrowed(self.z, self.q.y0))
         rise, stages = method.base.increment(f, time0, time1, z)
         y0 = method.parted(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
-        y = leaves(narrowed(self.y, self.q.y0))
+        y = new_leaves(narrowed(self.y, self.q.y0))
         joined = method.joined(y, z, rise)
         move = e.move(self.q, time0, time1, y, (), Step(joined, (), packed(z, rise, stages)))
-        unused = leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
+        unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
         return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
 
-    def can_pull(self) -> bool:
-        return self.method.base.pulls
-
-    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        e, method, like = self.entries[n], self.method, self.q.y0
+    def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+        e, own, like = self.entries[n], self.method, self.q.y0
         time0, time1 = e.ends(self.q)
         field = e.field(self.q, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2
         y_bar = [add(a, b) for a, b in zip(y_bar, wide_bar, strict=True)]
         # z1 = z - back(y1)
         f = Evaluations(field)
-        back, _ = method.base.increment(f, time1, time0, narrowed(self.y, like))
+        back, _ = method.increment(f, time1, time0, narrowed(self.y, like))
         self.z = select(e.accept, tuple(z + b for z, b in zip(self.z, back, strict=True)), self.z)
         minus = [None if b is None else -b for b in z_bar]
-        through = method.base.pull_increment(spread_over(time0 - time1, like), f.stages, minus, self.vjp)
+        through = method.pull_increment(spread_over(time0 - time1, like), f.stages, minus, self.vjp)
         y_bar = [add(a, b) for a, b in zip(y_bar, through, strict=True)]
         # y1 = l y + (1 - l) z + rise(z)
         f = Evaluations(field)
-        rise, _ = method.base.increment(f, time0, time1, narrowed(self.z, like))
-        self.y = select(e.accept, method.parted(self.y, self.z, rise), self.y)
-        through = method.base.pull_increment(spread_over(time1 - time0, like), f.stages, y_bar, self.vjp)
+        rise, _ = method.increment(f, time0, time1, narrowed(self.z, like))
+        self.y = select(e.accept, own.parted(self.y, self.z, rise), self.y)
+        through = method.pull_increment(spread_over(time1 - time0, like), f.stages, y_bar, self.vjp)
         kept, given = (
-            [None if b is None else b * factor for b in y_bar] for factor in (method.coupling, 1.0 - method.coupling)
+            [None if b is None else b * factor for b in y_bar] for factor in (own.coupling, 1.0 - own.coupling)
         )
         z_bar = [add(add(a, b), c) for a, b, c in zip(z_bar, given, through, strict=True)]
         return kept, [*[None] * len(like), *z_bar]
@@ -181,7 +178,7 @@ class Undo(Sweep):
     ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
         """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it."""
         method = self.method
-        free = leaves(narrowed(self.y, self.q.y0))
+        free = new_leaves(narrowed(self.y, self.q.y0))
         back, _ = method.base.increment(f, time1, time0, free)
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)

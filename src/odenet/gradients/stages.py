@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Stage
 
 
@@ -21,11 +21,7 @@ class Evaluations:
 
     def __call__(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
-            y = leaves(y)
+            y = new_leaves(y)
             slope = self.f(t, y)
         self.stages.append((y, slope))
         return tuple(k.detach() for k in slope)
-
-
-def leaves(x: Leaves) -> Leaves:
-    return tuple(a.detach().requires_grad_() for a in x)

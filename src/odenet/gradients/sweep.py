@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.lanes import Flag
-from ..core.leaves import cast, select
+from ..core.leaves import cast, new_leaves, select
 from ..engine.advance import after_step
 from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
-from ..methods.base import Bars
+from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
 from .local import Local
 from .memory import nbytes
@@ -30,7 +30,8 @@ BY_STAGES = 2**18
 class Sweep(ABC):
     """Pulls the cotangents of a solve back to its inputs."""
 
-    def __init__(self, taken: Taken) -> None:
+    def __init__(self, taken: Taken, method: Method) -> None:
+        """method: the one whose evaluations of f make up a step."""
         q, needed = taken.q, taken.needed
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.args = q.f.differentiable_args
@@ -43,7 +44,8 @@ class Sweep(ABC):
         self.nfe = taken.stats["nfe"] * 0
         self.charged = 0
         self.marker = 0
-        self.by_stages = nbytes(q.y0) >= BY_STAGES
+        large = nbytes(q.y0) >= BY_STAGES
+        self.stagewise = method if large and isinstance(method, StagewiseMethod) else None
 
     @abstractmethod
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
@@ -53,15 +55,11 @@ class Sweep(ABC):
         """
 
     @abstractmethod
-    def pulled(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+    def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         """Cotangents after step n -> before it, for a step of which only y1 and the carry are wanted, and no times.
 
         Called without grad mode.
         """
-
-    @abstractmethod
-    def can_pull(self) -> bool:
-        """Whether the method pulls through its steps itself."""
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         q, n = self.q, len(self.q.y0)
@@ -132,8 +130,8 @@ class Sweep(ABC):
         local = None if self.graphs is None else self.graphs.take(index)
         if local is None or self.graphs is None:
             self.marker = graph_marker()
-            if self._plain(e):
-                return *self._pulled(index, y_bar, carry_bar), time_bar
+            if self.stagewise is not None and self._plain(e):
+                return *self._pulled(self.stagewise, index, y_bar, carry_bar), time_bar
             local, y_bar = self.local(index, y_bar, carry_bar)
         else:
             self.marker = self.graphs.marker
@@ -165,16 +163,15 @@ class Sweep(ABC):
 
     def _plain(self, e: Entry) -> bool:
         """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
-        if not self.by_stages or self.times_needed or self.dense_wanted or (e.rows is not None and self.outputs_wanted):
+        if self.times_needed or self.dense_wanted or (e.rows is not None and self.outputs_wanted):
             return False
-        jumps = bool(e.jumps.any()) if isinstance(e.jumps, Tensor) else e.jumps
-        return self.can_pull() and not jumps
+        return not (bool(e.jumps.any()) if isinstance(e.jumps, Tensor) else e.jumps)
 
     @torch.no_grad()
-    def _pulled(self, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
+    def _pulled(self, method: StagewiseMethod, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         e, n = self.entries[index], len(y_bar)
         through, passed = divided(e.accept, [*y_bar, *carry_bar])
-        y_new, carry_new = self.pulled(index, through[:n], through[n:])
+        y_new, carry_new = self.pulled(method, index, through[:n], through[n:])
         self.charge(e.accept)
         y_new = [add(a, b) for a, b in zip(y_new, passed[:n], strict=True)]
         return y_new, [add(a, b) for a, b in zip(carry_new, passed[n:] or [None] * len(carry_new), strict=True)]
@@ -198,7 +195,7 @@ class Sweep(ABC):
         q = self.q
         self.marker = graph_marker()
         ts = q.ts.detach().requires_grad_(self.times_needed)
-        y = tuple(x.detach().requires_grad_() for x in q.y0)
+        y = new_leaves(q.y0)
         values: list[Tensor] = []
         bars: Bars = []
         if any(b is not None for b in carry_bar):

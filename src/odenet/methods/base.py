@@ -43,7 +43,6 @@ class Method(ABC):
     order: int
     error_order: int | None
     stages: int = 1  # evaluations of f in a step, about
-    pulls: bool = False  # `pull` and `pull_increment` are there
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
 
     @abstractmethod
@@ -55,7 +54,7 @@ class Method(ABC):
         """One attempt from t0 to t1."""
 
     def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
-        """y1 - y from no carry, and the stages of that step; its own digits are those of y1 - y where they can be."""
+        """y1 - y from no carry, where it can be without the rounding of y1, and the stages of that step."""
         step = self.step(f, t0, t1, y, self.init(f, t0, y))
         return tuple(b - a for a, b in zip(y, step.y, strict=True)), step.stages
 
@@ -70,14 +69,18 @@ class Method(ABC):
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         """The dense output of an accepted step; it may evaluate f again."""
 
+
+class StagewiseMethod(Method):
+    """A method that pulls cotangents through its own sums, given what pulls them through its evaluations of f."""
+
+    @abstractmethod
     def pull(self, dt: Leaves, stages: list[Stage], y_bar: Bars, carry_bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
         """Cotangents of y and the carry after a step -> before it, from its evaluations of f, in their order.
 
         dt: spread over the leaves. stages: emptied on the way. Called without grad mode, and there is no graph of what
         joins the evaluations.
         """
-        raise NotImplementedError(self.name)
 
+    @abstractmethod
     def pull_increment(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> Bars:
         """The same for `increment`: its cotangent -> that of y."""
-        raise NotImplementedError(self.name)

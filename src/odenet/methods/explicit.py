@@ -11,15 +11,13 @@ from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, moved, scale, spread_over, weighted
-from .base import Bars, Field, Method, Stage, Step, Vjp
+from .base import Bars, Field, Stage, StagewiseMethod, Step, Vjp
 from .tableau import Tableau
 
 
 @final
-class ExplicitRK(Method):
+class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
-
-    pulls = True
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
