@@ -41,6 +41,8 @@ class MethodSuite:
     name: ClassVar[str]
     order: ClassVar[int]
     steps: ClassVar[tuple[float, ...]] = (0.1, 0.05, 0.025, 0.0125)
+    overrun: ClassVar[float] = 30.0  # how many tolerances a solve may be off
+    counts: ClassVar[tuple[str, ...]] = ("nfe", "accepted", "rejected")  # that a sample has beside others as alone
 
     @property
     def adaptive(self) -> bool:
@@ -92,7 +94,8 @@ class MethodSuite:
 
     def test_decreasing_time(self) -> None:
         y0 = torch.tensor([0.3, 1.2, -0.7], dtype=torch.float64)
-        options = {"rtol": 1e-9, "atol": 1e-9} if self.order > 2 and self.adaptive else {"step": 1e-3}
+        tight = {"rtol": 1e-9, "atol": 1e-9}
+        options = tight if self.order > 2 and self.adaptive else {"step": 1e-2 if self.order > 2 else 2e-3}
         sol = odenet.solve(forced, y0, [1.0, 0.0], method=self.name, **options)
         exact = torch.as_tensor(reference(y0, 0.0, 1.0))
         assert float((sol.y1 - exact).abs().max()) < (5e-3 if self.order == 1 else 1e-6)
@@ -170,7 +173,7 @@ class MethodSuite:
                 decay, y0[one], ts[one], args=(rate[one],), method=self.name, per_sample=True, **options
             )
             assert torch.equal(alone.ys, both.ys[i]) and torch.equal(batch.ys[0], both.ys[i])
-            for key in ("nfe", "accepted", "rejected"):
+            for key in self.counts:
                 assert alone.stats[key] == int(both.stats[key][i]) == int(batch.stats[key][0])
 
     def test_error_falls_with_tolerance(self) -> None:
@@ -184,5 +187,5 @@ class MethodSuite:
         for tol in (1e-3, 1e-6) if self.order < 5 else (1e-3, 1e-9):
             sol = odenet.solve(forced, y0, [0.0, 2.0], method=self.name, rtol=tol, atol=tol)
             errors.append(float((sol.y1 - exact).abs().max()))
-            assert errors[-1] < 30 * tol
+            assert errors[-1] < self.overrun * tol
         assert errors[1] < errors[0]

@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"y0": torch.tensor(1.0), "per_sample": True}, ValueError, "per_sample=True needs"),
     ({"dense": "yes"}, TypeError, "dense must be"),
     ({"compile": True}, ValueError, "compile=True"),
-    ({"event": 3}, ValueError, "event=3"),
+    ({"event": 3}, TypeError, "event=Event"),
     ({"max_steps": 0}, ValueError, "max_steps.*0"),
     ({"max_steps": 1.5}, TypeError, "max_steps.*1.5"),
     ({"on_failure": "rase"}, ValueError, "Did you mean 'raise'"),

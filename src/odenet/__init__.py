@@ -1,9 +1,11 @@
 """odenet: neural ordinary differential equations in PyTorch."""
 
 from . import nn
-from .control import PID, ConstantStep
+from .control import PID, ConstantStep, Grid
 from .core.status import Status
-from .errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .engine.callbacks import Callbacks
+from .errors import BlowUpError, ConvergenceWarning, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .events import Event
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
 from .report import GradientReport, GradientRow, gradient_report
 from .solution import Solution
@@ -16,12 +18,16 @@ __all__ = [
     "Adjoint",
     "Backprop",
     "BlowUpError",
+    "Callbacks",
     "ConstantStep",
+    "ConvergenceWarning",
     "Discrete",
+    "Event",
     "Forward",
     "GaussAdjoint",
     "GradientReport",
     "GradientRow",
+    "Grid",
     "MaxStepsError",
     "NonFiniteError",
     "Reversible",

@@ -13,6 +13,7 @@ from .control import PID, ConstantStep, Controller
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .errors import unknown_name
+from .events import Event
 from .gradients import GRADIENTS, Gradient
 from .methods import METHODS, Method
 
@@ -171,7 +172,7 @@ def stops(control: Controller, ts: Tensor) -> None:
     """The controller's step_ts and jump_ts against the samples of ts."""
     for name in ("step_ts", "jump_ts"):
         given = getattr(control, name)
-        shape = () if given is None else torch.as_tensor(given).shape
+        shape = () if given is None or callable(given) else torch.as_tensor(given).shape
         if len(shape) == 2 and (ts.ndim == 1 or shape[0] != len(ts)):
             samples = f"{len(ts)} samples" if ts.ndim == 2 else "one set of steps (per_sample=False)"
             raise ValueError(f"{name} of shape {tuple(shape)} has one row a sample, but this solve has {samples}")
@@ -203,10 +204,18 @@ def arguments(args: Any) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def later(event: Any, compile: Any) -> None:
+def events(given: Any, per_sample: bool) -> list[Event]:
+    many = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    for one in many:
+        if not isinstance(one, Event):
+            raise TypeError(f"event must be an Event or a list of them; got {one!r}: write event=Event(fn)")
+    if many and per_sample:
+        raise ValueError("event with per_sample=True is not available in this version: solve the samples one by one")
+    return many
+
+
+def later(compile: Any) -> None:
     """Arguments whose feature this version does not have."""
-    if event is not None:
-        raise ValueError(f"event={event!r}: events are not available in this version; leave event=None")
     if compile is not False:
         raise ValueError(
             f"compile={compile!r}: the compiled driver is not available in this version; use compile=False"

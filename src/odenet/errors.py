@@ -34,6 +34,14 @@ class StepUnderflowError(SolveError):
     """The step size fell below the resolution of time with everything finite."""
 
 
+class CaptureError(RuntimeError):
+    """f closes over something whose gradient cannot be given with the choice of `gradient`."""
+
+
+class ConvergenceWarning(UserWarning):
+    """An iteration inside a step ended before it converged; the solve goes on."""
+
+
 def unknown_name(argument: str, given: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table, with the nearest that is."""
     names = sorted(known)

@@ -21,7 +21,8 @@ class Solution:
     ts: the output times, (T,), or (B, T) with per_sample. ys: the state at ts, in y0's structure and dtype, with the
     leading axis T, or (B, T, ...) with per_sample; NaN at times that a failed solve did not reach. y1: the last state
     reached. stats: nfe, accepted, rejected, backward_nfe, by key or as attributes; ints, or (B,) with per_sample.
-    status: a `Status`, or its codes as a (B,) tensor. event: None (no event ended the solve).
+    status: a `Status`, or its codes as a (B,) tensor. event: which event ended the solve,
+    its time t and the state y there; None where none did.
     """
 
     ts: Tensor

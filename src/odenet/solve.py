@@ -11,14 +11,16 @@ from torch import Tensor
 from . import check
 from .control import Controller
 from .core.field import VectorField
-from .core.leaves import Leaves, differentiable, flatten, real_dtype, select, unflatten
+from .core.leaves import Leaves, differentiable, flatten, real_dtype, select
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
+from .engine.callbacks import Callbacks
 from .engine.diagnose import raise_failure, refine
 from .engine.drive import Eager
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
 from .errors import unknown_name
+from .events import Ending, Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory
 from .methods import Method
@@ -48,6 +50,7 @@ def solve(
     max_steps: int = 10_000,
     on_failure: str = "raise",
     progress: bool | Progress = False,
+    callbacks: Callbacks | None = None,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y0 at ts[0], and give the solution at all of ts; differentiable.
 
@@ -69,7 +72,10 @@ def solve(
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.
     on_failure: "raise", or "return" the part that was solved, with `status`.
+    event: an `Event`, or a list of them: the first to happen ends the solve (with per_sample=False). `sol.event` has
+        which, t and y; `sol.y1` is the state there, and `sol.ys` NaN at times after it.
     progress: True for a bar (needs tqdm), or a callable (fraction, stats).
+    callbacks: `Callbacks`, called around each attempted step.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
 
@@ -80,10 +86,13 @@ def solve(
     """
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
-    check.later(event, compile)
+    check.later(compile)
+    events = check.events(event, per_sample)
     per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
     if on_failure not in ("raise", "return"):
         raise unknown_name("on_failure", str(on_failure), ("raise", "return"))
+    if callbacks is not None and not isinstance(callbacks, Callbacks):
+        raise TypeError(f"callbacks must be a Callbacks instance; got {type(callbacks).__name__}")
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
     names, leaves = check.state(y0, per_sample)
@@ -92,44 +101,37 @@ def solve(
     control = check.controller(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
-    dtypes = tuple(x.dtype for x in leaves)
     working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
     check.reachable(relative, absolute, control)
-    _, spec = flatten(y0)
-    time_dtype = _time_dtype(given_ts, working)
-    field = VectorField(f, spec, names, dtypes, time_dtype, check.arguments(args))
-    precise = torch.float32 if given_ts.device.type == "mps" else torch.float64
-    problem = Problem.build(
-        field,
-        working,
-        given_ts.to(precise),
-        control,
-        method=solver,
-        rtol=relative,
-        atol=absolute,
-        max_steps=check.max_steps(max_steps),
-    )
-
-    def pack(values: Leaves) -> Any:
-        return unflatten([x.to(d) for x, d in zip(values, dtypes, strict=True)], spec)
-
+    args = check.arguments(args)
+    dtypes = tuple(x.dtype for x in leaves)
+    field = VectorField(f, flatten(y0)[1], names, dtypes, _time_dtype(given_ts, working), args)
+    precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
+    limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
+    problem, pack = Problem.build(field, working, precise, control, method=solver, **limits), field.pack
+    ending = Ending(events, problem, args) if events else None
     with bar(progress) as report:
-        trajectory = how.run(problem, Eager(), Request(dense=dense, progress=report))
+        request = Request(dense, report, callbacks)
+        trajectory = how.run(problem, Eager(), request) if ending is None else ending.run(how, Eager(), request)
     if on_failure == "raise":
         raise_failure(problem, trajectory.outcome, names)
     else:
         refine(problem, trajectory.outcome)
     final = trajectory.outcome.state
     status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
+    ys, y1, hit = trajectory.ys, _ends(problem, trajectory), None
+    if ending is not None and ending.happened and status == Status.SUCCESS:
+        ys, y1, which, time = ending.at_event(ys, y1)
+        status, hit = Status.EVENT, Hit(which, time.to(given_ts.dtype), pack(y1))
     return Solution(
         given_ts,
-        pack(trajectory.ys),
-        pack(_ends(problem, trajectory)),
+        pack(ys),
+        pack(y1),
         trajectory.stats,
         status,
-        None,
+        hit,
         trajectory.dense,
         pack,
         (problem.ts.detach()[..., 0], final.time.detach()) if dense else None,

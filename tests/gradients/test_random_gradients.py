@@ -18,7 +18,7 @@ import odenet
 from gradients.reference import Equation, Gradients, gradients
 from odenet.core.leaves import flatten, real_dtype, unflatten
 from odenet.gradients import GRADIENTS, sweep
-from odenet.methods import METHODS
+from odenet.methods import METHODS, ExplicitRK
 
 N = 4  # numbers a sample, split into leaves of these shapes
 STRUCTURES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
@@ -33,7 +33,7 @@ TOLERANCES = {"heun": ORDER_2, "ralston": ORDER_2, "bosh3": [1e-4, 1e-5, 1e-6]}
 STEPS = {"euler": [0.02, 0.01], "midpoint": [0.05, 0.02], "heun": [0.05, 0.02], "ralston": [0.05, 0.02]}
 # An error that each constant step may have, over step ** order: about that of the solution itself.
 UNIT = {
-    "euler": 1.0, "midpoint": 0.2, "heun": 0.2, "ralston": 0.2, "bosh3": 0.06, "rk4": 0.08, "rk4_38": 0.08,
+    "euler": 1.0, "midpoint": 0.2, "heun": 0.2, "ralston": 0.2, "bosh3": 0.06, "heun3": 0.1, "rk4": 0.08, "rk4_38": 0.08,
     "dopri5": 0.004, "tsit5": 0.002, "dopri8": 0.004,
 }  # fmt: skip
 
@@ -58,6 +58,8 @@ CONSTANT = Limits(5.0, 60.0, 100.0, 20.0)
 CLOSE = Limits(10.0, 50.0, 80.0, 20.0)  # of order 4 or more, at tolerances of 1e-6 or less
 LOOSE = Limits(20.0, 100.0, 200.0, 25.0)  # a few large steps
 MOST = 10.0  # of nine in ten gradients at any tolerance; 6 were seen
+# fehlberg2 errs by far more than its estimate says, see tests/control
+EXPLICIT = sorted(n for n, method in METHODS.items() if isinstance(method, ExplicitRK) and n != "fehlberg2")
 EXAMPLES = 120  # for all gradients together
 
 
@@ -83,7 +85,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, gradient: str) -> Case:
-    method = draw(st.sampled_from(sorted(METHODS)))
+    method = draw(st.sampled_from(EXPLICIT))
     dtype = draw(st.sampled_from([torch.float64, torch.float64, torch.float32, torch.complex128]))
     adaptive = METHODS[method].error_order is not None and draw(st.integers(0, 3)) > 0
     tols = TOLERANCES.get(method, [1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9])

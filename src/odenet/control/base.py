@@ -16,9 +16,13 @@ Memory = tuple[Number, ...]
 Norm = Callable[[Leaves], Tensor]
 
 
-def check_times(name: str, given: Sequence[float] | Tensor | None) -> None:
+Times = Sequence[float] | Tensor | Callable[[Tensor], Tensor]
+"""Times given beforehand, or made of the output times ts of the solve at hand."""
+
+
+def check_times(name: str, given: Times | None) -> None:
     """Raise for a `given` that is not finite times, (n,) or one row a sample (B, n)."""
-    if given is None:
+    if given is None or callable(given):
         return
     try:
         times = torch.as_tensor(given)
@@ -44,15 +48,17 @@ class Controller(ABC):
 
     adaptive: asks the method for an error estimate and the engine for the first step.
     every_output: each time in `ts` is the end of a step, not only the last.
+    perturb: f is evaluated just after the start of each step, and just before its end, as if it jumped at both.
     stretch: a step is lengthened by up to this factor rather than leave a sliver before a time that must be hit.
     """
 
     adaptive: bool
     every_output: bool
     stretch: float
-    step_ts: Sequence[float] | Tensor | None = None
-    jump_ts: Sequence[float] | Tensor | None = None
+    step_ts: Times | None = None
+    jump_ts: Times | None = None
     norm: Norm | None = None
+    perturb: bool = False
 
     @abstractmethod
     def memory(self, h: Number) -> Memory:

@@ -9,21 +9,31 @@ from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, spread_over
 from ..core.norms import Tolerance, rms, tolerance_scale
 from ..methods.base import Field
+from .base import Norm
 
 
 def hairer(
-    f: Field, t0: Tensor, span: Tensor, y0: Leaves, f0: Leaves, order: int, rtol: Tolerance, atol: Tolerance
+    f: Field,
+    t0: Tensor,
+    span: Tensor,
+    y0: Leaves,
+    f0: Leaves,
+    order: int,
+    rtol: Tolerance,
+    atol: Tolerance,
+    norm: Norm | None = None,
 ) -> Tensor:
     """A lane of positive step sizes. Hairer, Norsett & Wanner I, II.4, "Starting Step Size"; one evaluation of f.
 
-    span: signed lane t1 - t0, and no evaluation goes past it. Not finite where f0 is not.
+    norm: default RMS. span: signed lane t1 - t0, and no evaluation goes past it. Not finite where f0 is not.
     """
     batched = t0.ndim == 1
     scale = tolerance_scale(y0, rtol, atol)
     tiny = 1e-12  # keeps 0/0 out where a tolerance and a state are zero
 
     def size(x: Leaves) -> Tensor:
-        return rms(tuple(a / (s + tiny * (s == 0)) for a, s in zip(x, scale, strict=True)), batched)
+        scaled = tuple(a / (s + tiny * (s == 0)) for a, s in zip(x, scale, strict=True))
+        return rms(scaled, batched) if norm is None else torch.as_tensor(norm(scaled)).to(span)
 
     d0, d1 = size(y0), size(f0)
     length = span.abs().to(d0.dtype)

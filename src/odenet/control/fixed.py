@@ -1,35 +1,35 @@
-"""Constant steps."""
+"""Steps that no error decides: of constant size, or on a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
-from torch import Tensor
-
 from ..core.lanes import Number, isfinite, negate
-from .base import Controller, Memory, Verdict, check_times
+from .base import Controller, Memory, Times, Verdict, check_times
 
 
 @final
 class ConstantStep(Controller):
     """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
 
-    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew.
+    every_output: False: only the last step is shortened, and outputs before the end are interpolated.
+    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew. perturb: see `Controller`.
     """
 
     adaptive = False
-    every_output = True
     stretch = 1.0001
 
     def __init__(
         self,
         step: float,
         *,
-        step_ts: Sequence[float] | Tensor | None = None,
-        jump_ts: Sequence[float] | Tensor | None = None,
+        every_output: bool = True,
+        step_ts: Times | None = None,
+        jump_ts: Times | None = None,
+        perturb: bool = False,
     ) -> None:
         self.step, self.step_ts, self.jump_ts = float(step), step_ts, jump_ts
+        self.every_output, self.perturb = every_output, perturb
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
@@ -45,6 +45,36 @@ class ConstantStep(Controller):
 
     def first(self, h: Number) -> Number:
         return h * 0.0 + self.step
+
+    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
+        accept = isfinite(ratio)
+        return Verdict(accept, self.first(h), (), negate(accept))
+
+
+@final
+class Grid(Controller):
+    """One step from each time of a grid to the next.
+
+    times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
+    may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb: see `Controller`.
+    """
+
+    adaptive = False
+    stretch = 1.0
+    _whole = 1e300  # longer than any step, so that each attempt reaches the next time
+
+    def __init__(self, times: Times | None = None, *, perturb: bool = False) -> None:
+        check_times("times", times)
+        self.step_ts, self.every_output, self.perturb = times, times is None, perturb
+
+    def __repr__(self) -> str:
+        return "Grid()" if self.step_ts is None else f"Grid({self.step_ts!r})"
+
+    def memory(self, h: Number) -> Memory:
+        return ()
+
+    def first(self, h: Number) -> Number:
+        return h * 0.0 + self._whole
 
     def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
         accept = isfinite(ratio)

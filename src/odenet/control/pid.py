@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
-from .base import Controller, Memory, Norm, Verdict, check_times
+from .base import Controller, Memory, Norm, Times, Verdict, check_times
 
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
 
@@ -27,7 +26,7 @@ class PID(Controller):
         its error, unless a value is not finite.
     first_step: size of the first attempt; by default Hairer's guess.
     step_ts: times that end a step. jump_ts: the same, and f (or its derivative) jumps there: it is evaluated just
-        before for the step that ends there, and anew just after.
+        before for the step that ends there, and anew just after. Both: times, or a callable from ts to times.
     norm: callable that takes the leaves of error / tolerance and gives a number (a lane with per_sample); default RMS.
     """
 
@@ -47,8 +46,8 @@ class PID(Controller):
         min_step: float = 0.0,
         max_step: float = float("inf"),
         first_step: float | None = None,
-        step_ts: Sequence[float] | Tensor | None = None,
-        jump_ts: Sequence[float] | Tensor | None = None,
+        step_ts: Times | None = None,
+        jump_ts: Times | None = None,
         norm: Norm | None = None,
     ) -> None:
         self.beta = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)

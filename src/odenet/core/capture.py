@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CaptureError
 from .leaves import Leaves
 
 _DEPTH = 5  # containers within containers; deeper tensors are still found by the graph, only without their name
@@ -132,8 +133,8 @@ class Captured:
         self.tensors[id(tensor)] = tensor
 
     @staticmethod
-    def _error(what: str) -> RuntimeError:
-        return RuntimeError(
+    def _error(what: str) -> CaptureError:
+        return CaptureError(
             f"f closes over {what}: its gradient cannot be given with this choice of `gradient`. "
             "Hand it to f through `args` (solve(f, y0, ts, args=(...,)) and f(t, y, ...)), or use gradient='backprop'."
         )

@@ -29,7 +29,7 @@ class VectorField:
         time_dtype: torch.dtype,
         args: tuple[Any, ...] = (),
     ) -> None:
-        self._f, self._spec, self._names, self.dtypes, self._time_dtype = f, spec, names, dtypes, time_dtype
+        self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
         self._args, self._args_spec = flatten(args)
         self._given = args
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
@@ -37,6 +37,10 @@ class VectorField:
         self.captured: Captured | None = None
         self.checked = False
         self._grad_inside = False
+
+    def pack(self, leaves: Leaves) -> Any:
+        """The state in the caller's structure and dtypes."""
+        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
 
     @property
     def differentiable_args(self) -> Leaves:
@@ -59,7 +63,7 @@ class VectorField:
 
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        t = cast(t, self._time_dtype)
+        t = cast(t, self.time_dtype)
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()

@@ -14,3 +14,4 @@ class Status(IntEnum):
     NON_FINITE = 2
     BLOW_UP = 3
     STEP_UNDERFLOW = 4
+    EVENT = 5

@@ -79,15 +79,20 @@ class Move:
             f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
             step = self.step if self.graph is None else self.graph
             with torch.set_grad_enabled(self.graph is not None or torch.is_grad_enabled()):
-                self._polynomial = p.method.polynomial(f, self.time0, self.time1, self.y, step)
+                self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
 
 
 def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
-    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is."""
-    if p.stops.jumps is None:
+    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
+
+    A controller that perturbs takes both ends of every step for jumps.
+    """
+    if p.controller.perturb:
+        jumped = jumps = True
+    elif p.stops.jumps is None:
         return p.f
 
     def f(t: Tensor, y: Leaves) -> Leaves:
@@ -95,17 +100,18 @@ def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) 
         before = (t == time1) & jumps & negate(after)
         return p.f(t, y, (after.to(t.dtype) - before.to(t.dtype)) * p.direction)
 
+    vars(f)["dtypes"] = p.f.dtypes  # as a field has them
     return f
 
 
 def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     """The carry for the next step: that of the step, or anew where f jumps."""
-    if p.stops.jumps is None or not step.carry or not p.method.carry_is_slope:
+    if p.stops.jumps is None or not step.carry:
         return step.carry
     if not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
         return step.carry
     nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
-    fresh = p.method.init(lambda t, y: p.f(t, y, nudge), time1, step.y)
+    fresh = p.method.restart(lambda t, y: p.f(t, y, nudge), time1, step.y, step.carry)
     return select(jumps, fresh, step.carry)
 
 

@@ -74,7 +74,7 @@ def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tupl
         y0 = tuple(x.detach() for x in p.y0)
         f0 = tuple(x.detach() for x in carry) if p.method.carry_is_slope else ()
         f0 = f0 or p.f(time, y0)
-        lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol)
+        lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, p.controller.norm)
         lane = torch.where(span == 0, torch.ones_like(lane), lane)
     first = p.controller.first(lane)
     assert isinstance(first, Tensor)
@@ -99,9 +99,13 @@ class Eager(Driver):
             move, verdict = attempt(p, clock, s)
             attempts += 1
             accepted += bool(move.accept)
+            ended = False
             for observer in observers:
-                observer.see(move)
+                if observer.see(move):
+                    ended = True
             s = settle(p, clock, s, move, verdict)
+            if ended:
+                s = s._replace(status=int(Status.EVENT))
             del move  # its stages are not needed beside those of the next
         return Outcome(s, p.f.calls - before, accepted, attempts - accepted)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.leaves import Leaves
 from .advance import attempt
+from .callbacks import Callbacks
 from .drive import Attempt, Driver, Outcome
 from .observe import Observer
 from .problem import Problem
@@ -22,6 +23,7 @@ class Request:
 
     dense: bool = False
     progress: Progress | None = None
+    callbacks: Callbacks | None = None
 
 
 @dataclass
@@ -49,6 +51,8 @@ def integrate(
         observers.append(everywhere)
     if request.progress is not None:
         observers.append(Report(p, request.progress))
+    if request.callbacks is not None:
+        attempt = request.callbacks.around(attempt)
     outcome = driver.run(p, observers, attempt)
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None

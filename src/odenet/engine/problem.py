@@ -19,8 +19,8 @@ from ..methods.base import Method
 class Stops:
     """Times that end a step, in the order of the solve; the last is the end of the solve.
 
-    times: (S,), or (B, S) per sample, attached to the caller's ts. jumps: booleans of that shape, True where f is to be
-    evaluated anew, or None where there are none.
+    times: (S,), or (B, S) per sample, attached to the caller's ts, step_ts and jump_ts. jumps: booleans of that shape,
+    True where f is to be evaluated anew, or None where there are none.
     """
 
     times: Tensor
@@ -34,7 +34,7 @@ class Stops:
         for given, jump in extra:
             if given is None:
                 continue
-            fixed = torch.as_tensor(given, dtype=ts.dtype, device=ts.device).detach()
+            fixed = torch.as_tensor(given(ts) if callable(given) else given, dtype=ts.dtype, device=ts.device)
             fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
             sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
             within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
@@ -72,6 +72,11 @@ class Problem:
     atol: Tolerance
     batched: bool
     max_steps: int
+
+    @property
+    def times_move(self) -> bool:
+        """Whether a gradient is asked for with respect to the output times, or to other times that end a step."""
+        return self.ts.requires_grad or self.stops.times.requires_grad
 
     @staticmethod
     def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:

@@ -29,6 +29,14 @@ class CotangentField(ABC):
     def calls(self) -> int:
         return self.f.calls
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.f.dtypes
+
+    def pack(self, leaves: Leaves) -> Leaves:
+        """What callbacks see of the backward solve's state."""
+        return leaves
+
     @abstractmethod
     def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves: ...
 
@@ -41,13 +49,16 @@ class CotangentField(ABC):
         """What the backward solve starts from."""
 
     def slopes(self, t: Tensor, y: Leaves, a: Leaves, nudge: Tensor | None) -> tuple[Leaves, Leaves]:
-        """f(t, y) and -(df/dy)^T a."""
+        """f(t, y) and -(df/dy)^T a; attached to y and a in grad mode, where an implicit step wants their Jacobian."""
+        attached = torch.is_grad_enabled()
         with torch.enable_grad():
-            y = new_leaves(y)
-            slope = self.f(t.detach(), y, nudge)
-            pulled = _grad(slope, y, a)
+            if not attached:
+                t, y = t.detach(), new_leaves(y)
+            y = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
+            slope = self.f(t, y, nudge)
+            pulled = _grad(slope, y, a, attached)
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
-        return tuple(k.detach() for k in slope), back
+        return (slope if attached else tuple(k.detach() for k in slope)), back
 
     def towards_fixed(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:
         """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
@@ -94,9 +105,11 @@ class AlongPath(CotangentField):
         return a
 
 
-def _grad(slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves) -> Sequence[Tensor | None]:
+def _grad(
+    slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves, create_graph: bool = False
+) -> Sequence[Tensor | None]:
     pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
     outs, bars = zip(*pairs, strict=True)
-    return torch.autograd.grad(outs, tuple(inputs), bars, allow_unused=True)
+    return torch.autograd.grad(outs, tuple(inputs), bars, allow_unused=True, create_graph=create_graph)

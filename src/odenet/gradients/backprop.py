@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import final
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from .base import Gradient, Stats, Trajectory
 
 def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
+    p = replace(p, method=p.method.smooth())
     solved = integrate(p, driver, request, Record(p))
     dense = None if solved.pieces is None else interpolator(solved.pieces, p)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))

@@ -17,6 +17,7 @@ from ..core.lanes import Flag, where
 from ..core.leaves import Leaves, dot, rows, select, spread
 from ..core.norms import Tolerance
 from ..core.status import Status
+from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request, Solved, integrate
@@ -39,7 +40,8 @@ class ContinuousAdjoint(Gradient):
     entry of the cotangent (of each sample), so that the gradient of 0.001 times a loss is 0.001 times its gradient; an
     atol given here is absolute. method: of the backward solve (default: that of the forward solve). controller: its
     step control (default: that of the forward solve). max_steps: attempted steps between two output times. norm:
-    "seminorm" (the error control sees no parameters), or a callable on the leaves of the scaled error.
+    "seminorm" (the error control sees no parameters), or a callable on the leaves of the scaled error. callbacks: for
+    the steps of the backward solve, with its leaves as the state.
     """
 
     rtol: float | None = None
@@ -48,6 +50,7 @@ class ContinuousAdjoint(Gradient):
     norm: Any = "seminorm"
     controller: Controller | None = None
     max_steps: int | None = None
+    callbacks: Callbacks | None = None
 
     def __post_init__(self) -> None:
         if not (self.norm == "seminorm" or callable(self.norm)):
@@ -99,7 +102,7 @@ class ContinuousAdjoint(Gradient):
             def again(others: Sequence[Tensor]) -> Sequence[Tensor]:
                 f = p.f.with_args(tuple(others[n + 1 :]))
                 other = Problem.build(
-                    f, tuple(others[:n]), others[n], p.controller, method=p.method, rtol=p.rtol, atol=p.atol,
+                    f, tuple(others[:n]), others[n], p.controller, method=p.method.smooth(), rtol=p.rtol, atol=p.atol,
                     max_steps=p.max_steps,
                 )  # fmt: skip
                 anew = integrate(other, driver, Request(), Record(other))
@@ -220,7 +223,8 @@ class Backward:
         state = self.field.state(self.y, self.a)
         rtol, atol = self._tolerances(len(state))
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
-        solved = integrate(p, self.driver, Request(), Record(p), (self.quadrature,))
+        request = Request(callbacks=self.how.callbacks)
+        solved = integrate(p, self.driver, request, Record(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)
         self.nfe = self.nfe + solved.outcome.nfe
         self.y, self.a = self.field.pair(end, solved.y1)

@@ -49,7 +49,7 @@ class Forward(Gradient):
         q = p.detached()
         with torch.no_grad():
             record = Record(q)
-            tape = Tape(record, None, EveryGraph(), p.ts.requires_grad)
+            tape = Tape(record, None, EveryGraph(), p.times_move)
             carried = Sensitivities(q, p, tape, request.dense)
             solved = integrate(q, driver, request, record, (tape, carried), tape.attempt)
             carried.begin()
@@ -87,7 +87,7 @@ class Sensitivities(Observer):
 
     def __init__(self, q: Problem, p: Problem, tape: Tape, dense: bool) -> None:
         self.q, self.p, self.tape, self.dense = q, p, tape, dense
-        self.times_needed = p.ts.requires_grad
+        self.times_needed = p.times_move
         self.marker = graph_marker()
         self.begun = False
         self.outputs = Collected()

@@ -53,7 +53,7 @@ def taped(
     q = p.detached()
     with torch.no_grad():
         record = Record(q)
-        tape = Tape(record, keeper, graphs, p.ts.requires_grad or p.stops.times.requires_grad)
+        tape = Tape(record, keeper, graphs, p.times_move)
         solved = integrate(q, driver, request, record, (tape,), tape.attempt)
     stats = Stats.of(solved.outcome)
     stats.update(extra)
@@ -78,6 +78,7 @@ def once_more(p: Problem, driver: Driver, dense: bool, inputs: Sequence[Tensor])
     n = len(p.y0)
     p = replace(
         p,
+        method=p.method.smooth(),
         y0=tuple(inputs[:n]),
         ts=inputs[n],
         stops=replace(p.stops, times=inputs[n + 1]),

@@ -1,27 +1,41 @@
 """Methods by name."""
 
-from . import bosh3, dopri5, dopri8, euler, heun, midpoint, ralston, rk4, tsit5
+from . import bosh3, dirk, dopri5, dopri8, euler, fehlberg2, gauss, heun, midpoint, radau, ralston, rk4, tsit5
+from .adams import Adams
 from .base import Method, Step
 from .explicit import ExplicitRK
+from .implicit import ImplicitRK
+from .implicit_tableau import ImplicitTableau
 from .tableau import Tableau
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in map(
-        ExplicitRK,
-        (
-            euler.TABLEAU,
-            midpoint.TABLEAU,
-            heun.TABLEAU,
-            ralston.TABLEAU,
-            bosh3.TABLEAU,
-            rk4.RK4,
-            rk4.RK4_38,
-            dopri5.TABLEAU,
-            tsit5.TABLEAU,
-            dopri8.TABLEAU,
-        ),
-    )
-}
+_EXPLICIT = (
+    euler.TABLEAU,
+    midpoint.TABLEAU,
+    heun.HEUN,
+    ralston.TABLEAU,
+    fehlberg2.TABLEAU,
+    heun.HEUN3,
+    bosh3.TABLEAU,
+    rk4.RK4,
+    rk4.RK4_38,
+    dopri5.TABLEAU,
+    tsit5.TABLEAU,
+    dopri8.TABLEAU,
+)
+_IMPLICIT = (
+    radau.IMPLICIT_EULER,
+    gauss.IMPLICIT_MIDPOINT,
+    dirk.TRAPEZOID,
+    dirk.SDIRK2,
+    dirk.TRBDF2,
+    radau.RADAU_IIA3,
+    gauss.GL4,
+    radau.RADAU_IIA5,
+    gauss.GL6,
+)
 
-__all__ = ["METHODS", "ExplicitRK", "Method", "Step", "Tableau"]
+_ADAMS = (Adams(), Adams(implicit=True))
+
+METHODS: dict[str, Method] = {m.name: m for m in (*map(ExplicitRK, _EXPLICIT), *map(ImplicitRK, _IMPLICIT), *_ADAMS)}
+
+__all__ = ["METHODS", "Adams", "ExplicitRK", "ImplicitRK", "ImplicitTableau", "Method", "Step", "Tableau"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from torch import Tensor
 
-from ..core.dense import Coefficients
-from ..core.leaves import Leaves
+from ..core.dense import Coefficients, hermite
+from ..core.leaves import Leaves, spread_over
+from ..errors import unknown_name
 
 Field = Callable[[Tensor, Leaves], Leaves]
 Bars = list[Tensor | None]
@@ -44,6 +46,7 @@ class Method(ABC):
     error_order: int | None
     stages: int = 1  # evaluations of f in a step, about
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
+    interpolation: str = "own"
 
     @abstractmethod
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
@@ -58,6 +61,10 @@ class Method(ABC):
         step = self.step(f, t0, t1, y, self.init(f, t0, y))
         return tuple(b - a for a, b in zip(y, step.y, strict=True)), step.stages
 
+    def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
+        """The carry that goes on from (t, y), where f jumps, instead of `carry`. A history must be begun anew."""
+        return self.init(f, t, y) if self.carry_is_slope else carry
+
     @abstractmethod
     def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
         """An estimate of the local error of a step, asked for where the step size depends on it. None: there is none.
@@ -67,7 +74,30 @@ class Method(ABC):
 
     @abstractmethod
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        """The dense output of an accepted step; it may evaluate f again."""
+        """The method's own dense output of an accepted step; it may evaluate f again."""
+
+    def smooth(self) -> Method:
+        """The same method with steps that give second derivatives too, where its own give only first ones."""
+        return self
+
+    @final
+    def interpolated(self, by: str) -> Method:
+        """The same method with another dense output: "own", "linear" between the ends of a step, or "cubic" Hermite."""
+        if by not in ("own", "linear", "cubic"):
+            raise unknown_name("interpolation", by, ("own", "linear", "cubic"))
+        other = copy.copy(self)
+        other.interpolation = by
+        return other
+
+    @final
+    def dense(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+        """The dense output of an accepted step, by `interpolation`; it may evaluate f again."""
+        if self.interpolation == "linear":
+            return (tuple(b - a for a, b in zip(y, step.y, strict=True)),)
+        if self.interpolation == "cubic":
+            slope = step.carry if self.carry_is_slope and step.carry else f(t1, step.y)
+            return hermite(spread_over(t1 - t0, y), y, step.y, f(t0, y), slope)
+        return self.polynomial(f, t0, t1, y, step)
 
 
 class StagewiseMethod(Method):

@@ -1,12 +1,13 @@
-"""Heun's method of order 2 (the explicit trapezoidal rule) with embedded Euler: 2(1), two stages.
+"""Heun's methods: that of order 2 (the explicit trapezoidal rule) with embedded Euler, and that of order 3.
 
 Source: K. Heun, Neue Methoden zur approximativen Integration der Differentialgleichungen einer unabhaengigen
-Veraenderlichen, Z. Math. Phys. 45 (1900), 23-38. The estimate is b - b_hat with b_hat = (1, 0), the Euler step.
+Veraenderlichen, Z. Math. Phys. 45 (1900), 23-38; Hairer, Norsett & Wanner I, table II.1.1. The estimate of the first is
+b - b_hat with b_hat = (1, 0), the Euler step.
 """
 
 from .tableau import Tableau
 
-TABLEAU = Tableau(
+HEUN = Tableau(
     name="heun",
     order=2,
     c=(0.0, 1.0),
@@ -14,4 +15,12 @@ TABLEAU = Tableau(
     b=(1 / 2, 1 / 2),
     error=(-1 / 2, 1 / 2),
     embedded_order=1,
+)
+
+HEUN3 = Tableau(
+    name="heun3",
+    order=3,
+    c=(0.0, 1 / 3, 2 / 3),
+    a=((), (1 / 3,), (0.0, 2 / 3)),
+    b=(1 / 4, 0.0, 3 / 4),
 )

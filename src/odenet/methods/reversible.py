@@ -45,6 +45,9 @@ class ReversibleMethod(Method):
     def __repr__(self) -> str:
         return f"ReversibleMethod({self.base.name}, coupling={self.coupling})"
 
+    def smooth(self) -> ReversibleMethod:
+        return ReversibleMethod(self.base.smooth(), self.coupling)
+
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         wide = tuple(_widened(x) for x in y)
         return (*wide, *wide)
@@ -65,7 +68,7 @@ class ReversibleMethod(Method):
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
         z, inner = unpacked(step, y)
-        first, *rest = self.base.polynomial(f, t0, t1, z, inner)
+        first, *rest = self.base.dense(f, t0, t1, z, inner)
         less = 1.0 - self.coupling
         return (tuple(c - less * (a - b) for c, a, b in zip(first, y, z, strict=True)), *rest)
 

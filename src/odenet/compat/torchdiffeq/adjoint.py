@@ -1,0 +1,157 @@
+"""odeint_adjoint: the continuous adjoint method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.leaves import Leaves
+from ...gradients import Adjoint
+from . import callbacks as watchers
+from .inputs import Inputs
+from .methods import SCIPY, Settings, known, largest_rms, state_norm
+from .scipy import SciPy
+from .solve import integrated
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Any:
+    """`odeint` with the gradient of the continuous adjoint method: memory that does not grow with the number of steps.
+
+    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; by default those of the forward
+        solve without its norm, and atol in units of the largest cotangent. A norm of adjoint_options gets
+        (t, y, adj_y, *params), a tuple state unpacked; t and params are zeros, as they are no part of the state that is
+        solved for.
+    adjoint_params: parameters of func, where it is no Module; all that it uses gets a gradient, named here or not.
+    """
+    params = _parameters(func, adjoint_params, adjoint_options)
+    if adjoint_method is not None and adjoint_method != method and options is not None and adjoint_options is None:
+        raise ValueError(
+            "adjoint_method differs from method: options are not taken over to it, so give adjoint_options too "
+            "({} for none)"
+        )
+    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
+    name, back = known(method), known(method if adjoint_method is None else adjoint_method)
+    settings = Settings.of(name, options, inputs)
+    chosen = dict(options or {}) if adjoint_options is None else dict(adjoint_options)
+    norm = chosen.pop("norm", None) if adjoint_options is not None else None
+    chosen.pop("norm", None)
+    if back == SCIPY:
+        back, chosen = "dopri5", {}
+    backward = Settings.of(back, chosen, inputs, _adjoint_norm(norm, settings, inputs, params))
+    how = {
+        "rtol": _number("adjoint_rtol", adjoint_rtol),
+        "atol": _number("adjoint_atol", adjoint_atol),
+        "method": backward.method,
+        "norm": backward.controller.norm or "seminorm",
+        "controller": backward.controller,
+        "max_steps": backward.max_steps,
+        "callbacks": watchers.of(func, back, "_adjoint", lambda state: _shown(state, params)),
+    }
+    gradient = SciPy(settings.options, **how) if name == SCIPY else Adjoint(**how)
+    found = integrated(inputs, settings, gradient, event_fn)
+    kept = chosen | {"norm": backward.controller.norm}
+    return _marked(found, kept) if event_fn is None else (found[0], _marked(found[1], kept))
+
+
+def find_parameters(module: nn.Module) -> list[nn.Parameter | Tensor]:
+    """The parameters of a module; those of a replica made by DataParallel are plain tensors in it."""
+    if not isinstance(module, nn.Module):
+        raise AssertionError(f"func must be a torch.nn.Module; got {type(module).__name__}")
+    if not getattr(module, "_is_replica", False):
+        return list(module.parameters())
+    return [x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor) and x.requires_grad]
+
+
+def _parameters(func: Any, given: Iterable[Tensor] | None, options: dict[str, Any] | None) -> tuple[Tensor, ...]:
+    if given is None and not isinstance(func, nn.Module):
+        raise ValueError(
+            "func is no torch.nn.Module, so adjoint_params is required: the parameters that it uses, or () for none"
+        )
+    params = tuple(find_parameters(func) if given is None else given)
+    wanted = tuple(x for x in params if x.requires_grad)
+    if len(wanted) < len(params) and callable((options or {}).get("norm")):
+        warnings.warn(
+            "a parameter asks for no gradient: the norm of adjoint_options does not get it", UserWarning, stacklevel=3
+        )
+    return wanted
+
+
+def _number(name: str, given: Any) -> float | None:
+    """One tolerance for the whole backward state; the strictest where there are several."""
+    if given is None:
+        return None
+    if isinstance(given, Tensor) and given.requires_grad:
+        raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
+    parts = given if isinstance(given, (tuple, list)) else [given]
+    return min(float(torch.as_tensor(x).min()) for x in parts)
+
+
+def _adjoint_norm(norm: Any, settings: Settings, inputs: Inputs, params: Leaves) -> Callable[[Leaves], Tensor]:
+    """Of the leaves of (y, a): the caller's, else the larger of both norms."""
+    if callable(norm):
+        custom = norm
+
+        def called(leaves: Leaves) -> Tensor:
+            zeros = [torch.zeros_like(x) for x in params]
+            return torch.as_tensor(custom((leaves[0].abs().new_zeros(()), *leaves, *zeros))).abs()
+
+        return called
+    if norm is not None and norm != "seminorm":
+        raise TypeError(f"norm of adjoint_options must be 'seminorm' or callable; got {norm!r}")
+    of_state = state_norm(settings.options.get("norm"), inputs) or largest_rms
+
+    def larger(leaves: Leaves) -> Tensor:
+        n = len(leaves) // 2
+        return torch.maximum(of_state(leaves[:n]).double(), of_state(leaves[n:]).double())
+
+    return larger
+
+
+def _shown(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
+    """(t, y, adj_y, *params) as callbacks of the backward solve get it, a tuple state as one vector."""
+    n = len(state) // 2
+    y, a = ((half[0] if n == 1 else torch.cat([x.reshape(-1) for x in half])) for half in (state[:n], state[n:]))
+    return (y.abs().new_zeros(()), y, a, *(torch.zeros_like(x) for x in params))
+
+
+def _marked(solution: Any, options: dict[str, Any]) -> Any:
+    if isinstance(solution, Tensor):
+        return OdeintAdjointMethod.apply(solution, options)
+    return tuple(OdeintAdjointMethod.apply(x, options) for x in solution)
+
+
+class OdeintAdjointMethod(torch.autograd.Function):
+    """The last node of odeint_adjoint: clients read `ys.grad_fn.adjoint_options`."""
+
+    @staticmethod
+    def forward(ctx: Any, solution: Tensor, adjoint_options: dict[str, Any]) -> Tensor:
+        ctx.adjoint_options = adjoint_options
+        return solution.view_as(solution)
+
+    @staticmethod
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a second derivative through odeint_adjoint is refused, as in torchdiffeq: use odeint, or "
+                "odenet.solve(gradient='adjoint'), which give it"
+            )
+        return bar, None

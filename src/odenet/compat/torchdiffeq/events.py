@@ -1,0 +1,53 @@
+"""odeint_event: a solve up to an event, with the gradient of its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.leaves import Leaves
+from ...gradients.event_time import with_event_time
+from .inputs import Inputs
+from .solve import odeint
+
+
+def odeint_event(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The time at which event_fn(t, y) crosses zero, 0-d, and the solution at t0 and there; differentiable.
+
+    The gradient reaches y0, t0, the parameters of func and those of event_fn, through the time of the event as well.
+    t0: a tensor of one number. odeint_interface: `odeint`, `odeint_adjoint`, or a function like them; kwargs go to it.
+    """
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    whole = isinstance(solution, Tensor)
+    last: Leaves = (solution[-1],) if whole else tuple(x[-1] for x in solution)
+    if not torch.is_grad_enabled():
+        return event_t, solution
+    time = event_t.detach()
+
+    def packed(y: Leaves) -> Any:
+        return y[0] if whole else y
+
+    with torch.no_grad():
+        values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
+        field = Inputs.of(func, y0, t, 0.0, 0.0).field
+        slope = field(time, packed(tuple(x.detach() for x in last)))
+    which = int(values.abs().argmin())  # of several, the one that is zero here
+    slopes: Leaves = (slope,) if isinstance(slope, Tensor) else slope
+    event_t, last = with_event_time(lambda s, y: event_fn(s, packed(y)).reshape(-1)[which], time, last, slopes)
+    if whole:
+        return event_t, torch.cat([solution[:-1], last[0][None]])
+    return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, last, strict=True))

@@ -1,0 +1,117 @@
+"""The arguments of torchdiffeq's functions, checked, in the form that `odenet.solve` takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.leaves import real_dtype
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Field:
+    """func as `odenet.solve` calls it: t in y's real dtype, and results in y's shape and dtype."""
+
+    def __init__(self, func: Callable[..., Any], dtype: torch.dtype) -> None:
+        self.func, self.dtype = func, real_dtype(dtype)
+
+    def __call__(self, t: Tensor, y: State) -> State:
+        t = t if t.dtype == self.dtype else t.to(self.dtype)
+        out = self.func(t, y)
+        if isinstance(y, Tensor):
+            return _like(out, y)
+        return tuple(_like(k, x) for k, x in zip(out, y, strict=True))
+
+
+def _like(k: Any, y: Tensor) -> Any:
+    if not isinstance(k, Tensor):
+        return k  # the solve refuses it, with its name
+    if k.shape != y.shape:
+        k = k.reshape(y.shape) if k.numel() == y.numel() else k.expand(y.shape)
+    return k if k.dtype == y.dtype else k.to(y.dtype)
+
+
+@dataclass
+class Inputs:
+    """y0: a tensor, or a tuple of tensors of one dtype. t: on its device. rtol, atol: as solve takes them."""
+
+    func: Callable[..., Any]
+    y0: State
+    t: Tensor
+    rtol: Any
+    atol: Any
+
+    @staticmethod
+    def of(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
+        y0 = _state(y0)
+        if event_fn is not None and isinstance(t, Tensor) and len(t) != 2:
+            raise ValueError(f"t must have two times with event_fn, its start and its direction; got {len(t)} of them")
+        _check_times(t)
+        first = y0 if isinstance(y0, Tensor) else y0[0]
+        if t.device != first.device:
+            warnings.warn(f"t is on {t.device}, but y0 on {first.device}: t is moved there", UserWarning, stacklevel=3)
+            t = t.to(first.device)
+        return Inputs(func, y0, t, _tolerance("rtol", rtol, y0), _tolerance("atol", atol, y0))
+
+    @property
+    def leaf(self) -> Tensor:
+        return self.y0 if isinstance(self.y0, Tensor) else self.y0[0]
+
+    @property
+    def field(self) -> Field:
+        return Field(self.func, self.leaf.dtype)
+
+
+def _state(y0: Any) -> State:
+    if isinstance(y0, Tensor):
+        return y0
+    if not isinstance(y0, tuple):
+        raise AssertionError(f"y0 must be a tensor or a tuple of tensors; got {type(y0).__name__}: use tuple(y0)")
+    if not y0:
+        raise ValueError("y0 must hold at least one tensor; got an empty tuple")
+    for i, x in enumerate(y0):
+        if not isinstance(x, Tensor):
+            raise AttributeError(f"y0[{i}] must be a tensor; got {type(x).__name__}: use torch.tensor(...)")
+    dtype = y0[0].dtype
+    for x in y0[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return tuple(x.to(dtype) for x in y0)
+
+
+def _check_times(t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise AssertionError(f"t must be a tensor of times; got {type(t).__name__}: use torch.tensor(...)")
+    if not t.is_floating_point():
+        raise TypeError(f"t must be a floating point tensor; got {t.dtype}: use t.float()")
+    if t.ndim != 1:
+        raise AssertionError(f"t must be one-dimensional; got shape {tuple(t.shape)}")
+    if len(t) == 0:
+        raise AssertionError("t must hold at least one time; got none")
+    steps = t.detach().diff()
+    if not bool((steps > 0).all() or (steps < 0).all()):
+        raise AssertionError(f"t must be strictly increasing or strictly decreasing; got {t.tolist()}")
+
+
+def _tolerance(name: str, given: Any, y0: State) -> Any:
+    if isinstance(given, Tensor) and given.requires_grad:
+        raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
+    if isinstance(y0, Tensor):
+        return given if isinstance(given, (int, float, Tensor)) else torch.as_tensor(given)
+    if (isinstance(given, Tensor) and given.ndim == 0) or not hasattr(given, "__iter__"):
+        return given
+    given = tuple(given)
+    if len(given) != len(y0):
+        raise AssertionError(f"{name} must have one entry for each tensor of y0, {len(y0)}; got {len(given)}")
+    out = []
+    for tol, x in zip(given, y0, strict=True):
+        if isinstance(tol, Tensor) and tol.requires_grad:
+            raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
+        tol = torch.as_tensor(tol)
+        out.append(tol.reshape(x.shape) if tol.numel() == x.numel() else tol)
+    return tuple(out)

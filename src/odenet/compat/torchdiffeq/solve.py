@@ -1,0 +1,152 @@
+"""odeint and odeint_dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.callbacks import Callbacks
+from ...errors import CaptureError
+from ...events import Event
+from ...gradients import Gradient
+from ...solution import Solution
+from ...solve import solve
+from . import callbacks as watchers
+from .errors import as_assertions
+from .inputs import Inputs, State
+from .methods import SCIPY, Settings, adaptive, known
+from .scipy import SciPy
+
+_FAR = 1e15  # where the search for an event ends, in the unit of time
+_MOST_FIXED = 20_000  # steps of constant size until an event
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> Any:
+    """Solve dy/dt = func(t, y) from y0 at t[0], and give the solution at all of t; differentiable, exactly.
+
+    func: gets t, 0-d in y's real dtype, and y, a tensor or tuple like y0. y0: a tensor, or a tuple of them. t: (T,),
+        strictly increasing or decreasing. rtol, atol: numbers, tensors that broadcast against y0, or a tuple with one
+        for each tensor of a tuple y0. method, options: as in torchdiffeq; see docs/migrate.md.
+    event_fn: (t, y) -> tensor; the solve ends where it, or the first of its entries, crosses zero. Then t has two
+        times, and t[1] says only which way to go.
+
+    Returns (T, *y0.shape), or a tuple of these; with event_fn the time of the event, 0-d, and the solution at t[0] and
+    there. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
+    """
+    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
+    name = known(method)
+    settings = Settings.of(name, options, inputs)
+    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else "discrete"
+    return integrated(inputs, settings, gradient, event_fn)
+
+
+def integrated(
+    inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
+) -> Any:
+    """What odeint and odeint_adjoint return."""
+    watch = watchers.of(inputs.func, settings.name)
+    if event_fn is not None:
+        return _until_event(inputs, settings, gradient, event_fn, watch)
+    if len(inputs.t) == 1:
+        return _stacked(inputs.y0)
+    return solved(inputs, settings, gradient, inputs.t, callbacks=watch).ys
+
+
+def solved(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **rest: Any) -> Solution:
+    """`odenet.solve` of these inputs; its failures as assertions.
+
+    A step of constant size goes on to infinity and NaN, as in torchdiffeq, and so do the results.
+    """
+    failure = "raise" if adaptive(settings.name) or settings.name == SCIPY or "event" in rest else "return"
+    given: dict[str, Any] = {
+        **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
+        **{"rtol": inputs.rtol, "atol": inputs.atol, "on_failure": failure},
+    }
+    with as_assertions():
+        try:
+            return solve(inputs.field, inputs.y0, ts, gradient=gradient, **(given | rest))
+        except CaptureError:
+            # func closes over something that was computed: autograd through the solver's operations finds that itself
+            return solve(inputs.field, inputs.y0, ts, gradient="backprop", **(given | rest))
+
+
+def _until_event(
+    inputs: Inputs,
+    settings: Settings,
+    gradient: str | Gradient,
+    event_fn: Callable[..., Tensor],
+    watch: Callbacks | None,
+) -> tuple[Tensor, Any]:
+    """The time, which counts as a constant of the differentiation, and the solution at both ends."""
+    if settings.name == SCIPY:
+        raise ValueError("method='scipy_solver' has no event mode: take 'dopri5' or another method of this library")
+    if not adaptive(settings.name):
+        if settings.options.get("step_size") is None:
+            raise AssertionError(f"method={settings.name!r} with event_fn needs options={{'step_size': ...}}")
+        settings.max_steps = _MOST_FIXED
+    t, y0 = inputs.t, inputs.y0
+    with torch.no_grad():
+        begin = event_fn(t[0], y0)
+    if not isinstance(begin, Tensor):
+        raise TypeError(f"event_fn must return a tensor; got {type(begin).__name__}")
+    if bool((begin == 0).any()):
+        return t[0].detach().clone(), _pair(y0, y0)
+    # what comes of it is exact in the direction that t[1] shows, and t[0] keeps its gradient
+    ahead = t.detach()[1] - t.detach()[0]
+    ts = torch.stack([t[0], t[0].detach() + ahead.sign() * _FAR * max(1.0, float(t[0].detach().abs()))])
+    event = Event(event_fn, constant_time=True)
+    if t.dtype != torch.float64:
+        ts = ts.to(torch.float64)
+    solution = solved(inputs, settings, gradient, ts, event=event, callbacks=watch)
+    if solution.event is None:
+        raise RuntimeError(f"no event: event_fn did not cross zero until t={float(ts[1].detach()):.3g}")
+    return solution.event.t.to(t.dtype), _pair(y0, solution.event.y)
+
+
+def _stacked(y0: State) -> State:
+    return y0[None] if isinstance(y0, Tensor) else tuple(x[None] for x in y0)
+
+
+def _pair(y0: State, y1: State) -> State:
+    if isinstance(y0, Tensor):
+        assert isinstance(y1, Tensor)
+        return torch.stack([y0, y1])
+    return tuple(torch.stack([a, b]) for a, b in zip(y0, y1, strict=True))
+
+
+def odeint_dense(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Any,
+    t1: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """The solution between t0 and t1 as a function of t, a number or a tensor (m,): then (m, *y0.shape).
+
+    For any method but scipy_solver, a tuple y0, and t1 before t0. Differentiable.
+    """
+    start = t0 if isinstance(t0, Tensor) else torch.as_tensor(t0, dtype=torch.get_default_dtype())
+    t = torch.stack([start.reshape(()), torch.as_tensor(t1).to(start).reshape(())])
+    inputs = Inputs.of(func, y0, t, rtol, atol)
+    name = known(method)
+    if name == SCIPY:
+        raise ValueError("method='scipy_solver' has no dense output here: take 'dopri5' or another method")
+    settings = Settings.of(name, options, inputs)
+    return solved(inputs, settings, "discrete", t, dense=True, callbacks=watchers.of(func, name))

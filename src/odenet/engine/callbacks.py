@@ -1,0 +1,55 @@
+"""Callbacks: the caller's functions around each attempted step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..control.base import Verdict
+from ..core.lanes import Number, where
+from .advance import Clock, Move, State
+from .drive import Attempt
+from .problem import Problem
+
+Callback = Callable[[Any, Any, Any], Any]
+"""(t0, y0, dt): the start of the step, the state there, and its length (positive, also where time runs backwards)."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions (t0, y0, dt) to call around each attempted step; what they return is not looked at.
+
+    t0, dt: tensors of shape (), or (B,) with per_sample. y0: the state in the caller's structure. step: before every
+    attempt. accept, reject: after one that was accepted, or was not; with per_sample, by any sample.
+    """
+
+    step: Callback | None = None
+    accept: Callback | None = None
+    reject: Callback | None = None
+
+    def around(self, attempt: Attempt) -> Attempt:
+        """`attempt`, with the callbacks called."""
+
+        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+            left = (clock.target(s.stop) - s.t) * clock.sign
+            ahead: Number = where(s.h * p.controller.stretch >= left, left, s.h)
+            about = (s.time.detach(), p.f.pack(s.y), torch.as_tensor(ahead, dtype=s.time.dtype, device=s.time.device))
+            if self.step is not None:
+                self.step(*about)
+            move, verdict = attempt(p, clock, s)
+            accept = move.accept
+            some, others = (
+                (bool(accept.any()), bool((~accept).any()))
+                if isinstance(accept, torch.Tensor)
+                else (accept, not accept)
+            )
+            if some and self.accept is not None:
+                self.accept(*about)
+            if others and self.reject is not None:
+                self.reject(*about)
+            return move, verdict
+
+        return watched

@@ -1,0 +1,64 @@
+"""The time of an event and the state there, as functions of all that decides them: the implicit function theorem.
+
+With g the event function, g(t, y(t)) = 0 gives dt = -dg / (g_t + g_y f), where dg is what moves g at a fixed time: the
+state there, args, and parameters of g. R. T. Q. Chen, B. Amos, M. Nickel, Learning neural event functions for ordinary
+differential equations, ICLR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..core.leaves import Leaves, dot, new_leaves
+
+Value = Callable[[Tensor, Leaves], Tensor]
+"""(t, y) -> the one number of the event function that was zero."""
+
+
+def with_event_time(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> tuple[Tensor, Leaves]:
+    """`time` (0-d) and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
+
+    Derivatives of the first order; f and the rate of g count as constants in what a second one would need.
+    """
+    time = time.detach()
+    rate = _rate(value, time, y, slope)
+    out = _EventTime.apply(value(time, y), rate, time, [k.detach() for k in slope], *y)
+    return out[0], tuple(out[1:])
+
+
+def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
+    """dg/dt along the solution."""
+    with torch.enable_grad():
+        t, at = time.detach().requires_grad_(), new_leaves(y)
+        g = value(t, at)
+        if not g.requires_grad:
+            return torch.zeros_like(time)
+        by_t, *by_y = torch.autograd.grad(g, (t, *at), allow_unused=True)
+    rate = torch.zeros_like(time) if by_t is None else by_t
+    for d, k in zip(by_y, slope, strict=True):
+        if d is not None:
+            rate = rate + dot((d,), (k.detach(),), False).to(rate.dtype)
+    return rate
+
+
+class _EventTime(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, rate: Tensor, time: Tensor, slope: list[Tensor], *y: Tensor) -> tuple[Tensor, ...]:
+        ctx.rate, ctx.slope, ctx.dtype, ctx.shape = rate, slope, g.dtype, g.shape
+        ctx.set_materialize_grads(False)
+        return (time.clone(), *(x.clone() for x in y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        time_bar, *y_bar = bars
+        total = torch.zeros_like(ctx.rate) if time_bar is None else time_bar.to(ctx.rate.dtype)
+        for bar, k in zip(y_bar, ctx.slope, strict=True):
+            if bar is not None:
+                total = total + dot((bar,), (k,), False).to(total.dtype)
+        return (-total / ctx.rate).to(ctx.dtype).reshape(ctx.shape), None, None, None, *y_bar

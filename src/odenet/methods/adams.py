@@ -1,0 +1,268 @@
+"""The Adams family with variable steps: linear multistep methods that carry the slopes of the steps before.
+
+Hairer, Norsett & Wanner I, section III.5, "Variable step size Adams methods" (after Krogh and Gear): with
+
+    phi_0(n) = f_n,   phi_{j+1}(n) = phi_j(n) - phi*_j(n-1),   phi*_j(n) = beta_j(n) phi_j(n)
+
+the modified divided differences of the slopes, k terms of them predict and one more corrects:
+
+    p = y_n + h sum_{j<k} g_j phi*_j(n),     y_{n+1} = p + h g_k (f(t_{n+1}, y_{n+1}) - sum_{j<k} phi*_j(n)).
+
+The coefficients beta and g come from the times of the steps themselves, so that no two of these need be alike.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..core.dense import Coefficients
+from ..core.lanes import coarse
+from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
+from .base import Field, Method, Step
+from .dopri8 import TABLEAU as DOPRI8
+from .explicit import ExplicitRK
+from .rk4 import RK4_38
+
+MAX_ORDER = 12
+_EPS_OF_NOISE = 8.0  # a term of less than this many units in the last place of y is not worth a lower order
+_FALLS = (
+    0.5  # by this factor terms must fall; with 1 errors have grown too far before that shows, and 1/4 costs accuracy
+)
+
+
+@final
+class Adams(Method):
+    """Adams-Bashforth ("explicit_adams"), or Adams-Moulton solved by functional iteration ("implicit_adams").
+
+    max_order: 1 to 12. An explicit step evaluates f once, an implicit one at least once more, max_iters times more at
+    the most: until an iteration changes no component by more than atol + rtol |y|. The steps up to a full history are
+    Runge-Kutta steps. A step that is too long for the order goes with fewer terms: see `_terms_used`.
+
+    carry: for each leaf its phi*_j of the last step, stacked behind the lane; the times these belong to, the latest
+    first; how many of them there are.
+    """
+
+    error_order = None
+    carry_is_slope = False
+
+    def __init__(
+        self,
+        max_order: int = MAX_ORDER,
+        implicit: bool = False,
+        max_iters: int = 4,
+        rtol: float = 1e-7,
+        atol: float = 1e-9,
+    ) -> None:
+        for name, value, most in (("max_order", max_order, MAX_ORDER), ("max_iters", max_iters, None)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int; got {type(value).__name__} {value!r}")
+            if value < 1 or (most is not None and value > most):
+                raise ValueError(f"{name} must be {'at least 1' if most is None else f'1 to {most}'}; got {value}")
+        if not (rtol >= 0.0 and atol >= 0.0 and rtol + atol > 0.0):
+            raise ValueError(f"rtol and atol must not be negative, nor both zero; got rtol={rtol!r}, atol={atol!r}")
+        self.implicit, self.max_iters, self.rtol, self.atol = implicit, max_iters, float(rtol), float(atol)
+        self.name, self.order = "implicit_adams" if implicit else "explicit_adams", max_order
+        self.stages = 3 if implicit else 1
+        self.terms = max(max_order - implicit, 1)  # of the predictor
+        self.remembered = self.terms - 1
+        # A local error h^order in the few first steps leaves the order of the whole; past 9 it is the constant that
+        # tells, which of this tableau is far below that of an Adams method.
+        self.starter = ExplicitRK(RK4_38 if max_order <= 4 else DOPRI8)
+
+    def __repr__(self) -> str:
+        return f"Adams(max_order={self.order}, implicit={self.implicit})"
+
+    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
+        axis, n = t.ndim, self.remembered
+        stacks = tuple(x.new_zeros((*x.shape[:axis], n, *x.shape[axis:])) for x in y)
+        return (*stacks, t.new_zeros((*t.shape, n)), t.new_zeros(t.shape))
+
+    def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
+        return self.init(f, t, y)
+
+    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
+        *before, past, count = carry
+        count = count.detach()
+        if not (differentiable(t0) or differentiable(t1)):
+            past = past.detach()  # it then comes from the same constant times: no graph of the coefficients
+        h, axis = t1 - t0, t0.ndim
+        slope = f(t0, y)
+        beta, g = _coefficients(t0, t1, past, count, self.terms)
+        starred = []
+        for first, stack in zip(slope, before, strict=True):
+            phi = [first]
+            for earlier in stack.unbind(axis):
+                phi.append(phi[-1] - earlier)
+            stacked = torch.stack(phi, axis)
+            starred.append(stacked * spread(beta, stacked))
+        starred = tuple(starred)
+        still = h == 0  # lanes of a batch that have ended: either way gives them nothing
+        starting = (count < self.remembered) & ~still
+        some = bool(starting.any())
+        used = self._terms_used(y, starred, h, g, count)
+        if some and bool((starting | still).all()):
+            y1 = self.starter.step(f, t0, t1, y, slope).y
+        elif some:  # each of the two with the other one's lanes standing still, where nothing can go wrong
+            begun = self.starter.step(f, t0, torch.where(starting, t1, t0), y, slope).y
+            end = torch.where(starting, t0, t1)
+            y1 = select(starting, begun, self._advanced(f, t0, end, y, starred, g, used))
+        else:
+            y1 = self._advanced(f, t0, t1, y, starred, g, used)
+        kept = tuple(x.narrow(axis, 0, self.remembered) for x in starred)
+        times = torch.cat((t0.unsqueeze(-1), past), -1)[..., : self.remembered]
+        return Step(y1, (*kept, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
+
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        return None
+
+    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+        """The integral of the predictor's polynomial, and a cubic that leads it to y1 with the slope there.
+
+        In theta = (t - t0) / h the predictor is sum_j N_j(theta) phi*_j with N_{j+1} = N_j (1 - r_j + r_j theta) and
+        r_j = h / (t1 - t_{n-j}).
+        """
+        starred, (used,) = step.stages
+        h, past, n = t1 - t0, step.carry[-2], self.terms
+        known = torch.arange(n, device=h.device) < used.unsqueeze(-1)
+        basis = [torch.cat((torch.ones_like(h).unsqueeze(-1), h.new_zeros((*h.shape, n - 1))), -1)]
+        for j in range(n - 1):
+            ahead = t1 - past[..., j]
+            r = torch.ones_like(h) if j == 0 else h / torch.where(known[..., j] & (ahead != 0), ahead, 1.0)
+            r, last = r.unsqueeze(-1), basis[-1]
+            shifted = torch.cat((torch.zeros_like(r), last[..., :-1]), -1)
+            basis.append(last * (1.0 - r) + shifted * r)
+        table = torch.stack(basis, -2) * torch.where(known, h.unsqueeze(-1), 0.0).unsqueeze(-1)  # (..., j, power)
+        parts: list[Leaves] = []
+        for d in range(n):
+            parts.append(_combined(table[..., d:, d] / (d + 1), tuple(x.narrow(h.ndim, d, n - d) for x in starred)))
+        zero = tuple(torch.zeros_like(x) for x in y)
+        parts += [zero] * (3 - n)
+        rise = tuple(b - a for a, b in zip(y, step.y, strict=True))
+        slope = scale(spread_over(h, y), f(t1, step.y))
+        for d, part in enumerate(parts, 1):
+            rise = tuple(a - b for a, b in zip(rise, part, strict=True))
+            slope = tuple(a - d * b for a, b in zip(slope, part, strict=True))
+        parts[1] = tuple(p + 3 * r - s for p, r, s in zip(parts[1], rise, slope, strict=True))
+        parts[2] = tuple(p + s - 2 * r for p, r, s in zip(parts[2], rise, slope, strict=True))
+        return tuple(parts)
+
+    def _advanced(
+        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor
+    ) -> Leaves:
+        """Predict, and correct where the method is implicit."""
+        h, index = t1 - t0, torch.arange(self.terms + 1, device=t0.device)
+        weights = torch.where(index < used.unsqueeze(-1), g * h.unsqueeze(-1), 0.0)[..., : self.terms]
+        predicted = tuple(x + s for x, s in zip(y, _combined(weights, starred), strict=True))
+        if not self.implicit:
+            return predicted
+        used = used.clamp(max=self.order - 1)
+        # one of the summands is not zero: exact in any order
+        last = torch.where(index == used.unsqueeze(-1), g, 0.0).sum(-1)
+        weights = torch.where(index < used.unsqueeze(-1), (g - last.unsqueeze(-1)) * h.unsqueeze(-1), 0.0)
+        rest = _combined(weights[..., : self.terms], starred)
+        base = tuple(x + s for x, s in zip(y, rest, strict=True))
+        return self._corrected(f, t0, t1, predicted, base, spread_over(last * h, y))
+
+    def _corrected(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
+        """Iterate y = base + weight f(t1, y); a sample that has converged stays, whatever is beside it."""
+        open_lanes = t1.detach() != t0.detach()
+        for _ in range(self.max_iters):
+            new = along(base, weight, f(t1, y))
+            with torch.no_grad():
+                close = torch.ones_like(open_lanes)
+                for a, b in zip(new, y, strict=True):
+                    within = (a - b).abs() <= self.atol + self._rtol(b) * a.abs()
+                    close = close & (rows(within).all(1) if t1.ndim else within.all())
+            y = select(open_lanes, new, y) if t1.ndim else new
+            open_lanes = open_lanes & ~close
+            if not bool(open_lanes.any()):
+                return y
+        for x in y:  # what is not finite ends the solve with an error of its own
+            finite = torch.isfinite(x.detach())
+            open_lanes = open_lanes & (rows(finite).all(1) if t1.ndim else finite.all())
+        if bool(open_lanes.any()):
+            t = float(t1.detach()[open_lanes][0])
+            warnings.warn(
+                f"implicit_adams: the corrector of the step to t = {t:.6g} did not converge in {self.max_iters} "
+                "iterations, and the solution may be inaccurate. Take a smaller step, or a larger max_iters, rtol or "
+                "atol: Adams(implicit=True, max_iters=...).",
+                UserWarning,
+                stacklevel=2,
+            )
+        return y
+
+    @torch.no_grad()
+    def _terms_used(self, y: Leaves, starred: Leaves, h: Tensor, g: Tensor, count: Tensor) -> Tensor:
+        """How many terms a step goes with: a lane, and a constant of the differentiation.
+
+        The size of a term is about the error without it. From the first on that is not clearly smaller than both
+        before it (of two in a row one may be zero by chance) no more are taken: the step is then too long for a higher
+        order, of which errors would alternate from step to step and be doubled by each further difference. Shampine &
+        Gordon 1975 lower the order by like comparisons, from the last term on; from there growth went unnoticed that
+        had begun among the middle ones. Sizes are in units of the tolerance, and by maximum: the same in any batch.
+        """
+        used = count + 1.0
+        if self.terms < 3:
+            return used
+        size, noise = h.new_zeros((*h.shape, self.terms)), 0.0
+        for x, stack in zip(y, starred, strict=True):
+            if x.numel() == 0:
+                continue
+            rtol = self._rtol(x)
+            unit = (self.atol + rtol * x.abs()).unsqueeze(h.ndim)
+            largest = (stack.abs() / unit).unsqueeze(-1).flatten(h.ndim + 1).amax(-1)
+            size = torch.maximum(size, cast(largest, size.dtype))
+            noise = max(noise, _EPS_OF_NOISE * torch.finfo(x.dtype).eps / rtol)
+        size = coarse(size * (g[..., : self.terms] * h.unsqueeze(-1)).abs())
+        first, second, later = size[..., :-2], size[..., 1:-1], size[..., 2:]
+        falls = (later <= _FALLS * torch.maximum(first, second)) | (later <= noise)
+        taken = 2 + falls.to(torch.int8).cumprod(-1).sum(-1)
+        # alone a second term that is not small says nothing: the slope may go through zero
+        taken = torch.where(~falls[..., 0] & (second[..., 0] > _FALLS * first[..., 0]), 1, taken)
+        return torch.minimum(taken.to(h.dtype), used)
+
+    def _rtol(self, x: Tensor) -> float:
+        return max(self.rtol, 4.0 * torch.finfo(real_dtype(x.dtype)).eps)
+
+
+def _coefficients(t0: Tensor, t1: Tensor, past: Tensor, count: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """beta_0..beta_{terms-1} and g_0..g_terms on a last axis, by their recurrences.
+
+    Where the history does not reach, beta is zero. A step of no length has beta = 1, 0, 0...
+    """
+    h, n = t1 - t0, terms - 1
+    known = torch.arange(n, device=h.device) < count.unsqueeze(-1)
+    # from t1 and from t0 back to t_{n-j}
+    ahead = t1.unsqueeze(-1) - torch.cat((t0.unsqueeze(-1), past), -1)
+    behind = torch.where(known, t0.unsqueeze(-1) - past, 1.0)
+    grown = torch.where(known, ahead.narrow(-1, 0, n) / behind, 0.0)
+    ratios = torch.where(known, h.unsqueeze(-1) / torch.where(known, ahead.narrow(-1, 1, n), 1.0), 1.0)
+    betas, c = [torch.ones_like(h)], 1.0 / torch.arange(1, terms + 2, dtype=h.dtype, device=h.device)
+    for x in grown.unbind(-1):
+        betas.append(betas[-1] * x)
+    c, g = c.expand((*h.shape, terms + 1)), []
+    for j, ratio in enumerate((1.0, *ratios.unsqueeze(-1).unbind(-2))):
+        g.append(c.narrow(-1, 0, 1))
+        left = terms - j
+        c = c.narrow(-1, 0, left) - c.narrow(-1, 1, left) * ratio
+    return torch.stack(betas, -1), torch.cat((*g, c), -1)
+
+
+def _combined(weights: Tensor, stacks: Leaves) -> Leaves:
+    """sum_j weights[..., j] * stacks[..., j], the last first: they are the smallest.
+
+    One elementwise operation a term, so that a sample's sum does not depend on the samples beside it.
+    """
+    axis, out = weights.ndim - 1, []
+    for stack in stacks:
+        terms = zip(reversed(spread(weights, stack).unbind(axis)), reversed(stack.unbind(axis)), strict=True)
+        weight, term = next(terms)
+        total = weight * term
+        for weight, term in terms:
+            total = total + weight * term if term.is_complex() else torch.addcmul(total, term, weight)
+        out.append(total)
+    return tuple(out)

@@ -1,0 +1,18 @@
+"""Fehlberg's pair 1(2), advanced with the formula of order 2: three stages.
+
+Source: E. Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969), p. 20. The
+estimate is b - b_hat with b_hat = (1/256, 255/256, 0). Fehlberg's last stage is at his own solution, of order 1, so
+advancing with order 2 it is not the first of the next step.
+"""
+
+from .tableau import Tableau
+
+TABLEAU = Tableau(
+    name="fehlberg2",
+    order=2,
+    c=(0.0, 1 / 2, 1.0),
+    a=((), (1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    error=(-1 / 512, 0.0, 1 / 512),
+    embedded_order=1,
+)
