@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .core.leaves import Leaves, cast
-from .engine.drive import Driver
-from .engine.events import search
-from .engine.integrate import Request
+from .engine.events import Events
 from .engine.problem import Problem
-from .gradients.base import Gradient, Trajectory
 from .gradients.event_time import with_event_time
 
 
@@ -49,18 +46,17 @@ class Hit(NamedTuple):
 
 
 class Ending:
-    """A solve that ends with the first of several events: found by a search, then solved up to there."""
+    """Several events, the first of which ends a solve."""
 
     def __init__(self, events: Sequence[Event], p: Problem, args: tuple[Any, ...]) -> None:
         self.events, self.p, self.args = events, p, args
         with torch.no_grad():
             counts = [len(self._of(e, p.ts[0], p.y0)) for e in events]
         self.owner = [i for i, count in enumerate(counts) for _ in range(count)]
-        self.shortened = p
 
     @property
-    def happened(self) -> bool:
-        return self.found.t is not None
+    def sought(self) -> Events:
+        return Events(self.values, [self.events[i].direction for i in self.owner])
 
     def values(self, t: Tensor, y: Leaves) -> Tensor:
         """Of all event functions, one vector."""
@@ -73,35 +69,12 @@ class Ending:
             raise TypeError(f"an event function must return a tensor of real numbers; got {what}")
         return out.reshape(-1)
 
-    def run(self, how: Gradient, driver: Driver, request: Request) -> Trajectory:
-        """The solve up to the event, where there is one, with the outputs before it and one at it.
-
-        The steps of the search are taken again, so that any gradient can be had of them; callbacks see the search.
-        """
-        directions = [self.events[i].direction for i in self.owner]
-        self.found = search(self.p, driver, self.values, directions, request.callbacks)
-        if self.found.t is not None:
-            p = self.p
-            before = (p.ts.detach() - self.found.t) * p.direction < 0
-            ts = torch.cat([p.ts[before], p.ts.new_tensor([self.found.t])])
-            rest = {"method": p.method, "rtol": p.rtol, "atol": p.atol, "max_steps": p.max_steps}
-            self.shortened = Problem.build(p.f, p.y0, ts, p.controller, **rest)
-        trajectory = how.run(self.shortened, driver, replace(request, callbacks=None))
-        trajectory.stats["nfe"] += self.found.outcome.nfe
-        return trajectory
-
-    def at_event(self, ys: Leaves, y: Leaves) -> tuple[Leaves, Leaves, int, Tensor]:
-        """The outputs, NaN after the event; the state at the event, its number, and its time.
-
-        y: the state at the event, taken as fixed in time.
-        """
-        assert self.found.t is not None
-        p, which, time = self.p, self.owner[self.found.which], self.p.ts.new_tensor(self.found.t)
-        after = len(p.ts) - len(self.shortened.ts) + 1
-        gap = [torch.full_like(x[:1], torch.nan).detach().expand(after, *x.shape[1:]) for x in ys]
-        ys = tuple(torch.cat([x[:-1], nans]) for x, nans in zip(ys, gap, strict=True))
+    def at_event(self, event: tuple[float, int], y: Leaves) -> tuple[int, Tensor, Leaves]:
+        """The number of the event, its time, and the state there. y: the state at that time, taken as fixed."""
+        t, value = event
+        p, which, time = self.p, self.owner[value], self.p.ts.new_tensor(t)
         if not self.events[which].constant_time and torch.is_grad_enabled():
             with torch.no_grad():
                 slope = p.f(time, tuple(x.detach() for x in y))
-            time, y = with_event_time(lambda t, x: self.values(t, x)[self.found.which], time, y, slope)
-        return ys, y, which, time
+            time, y = with_event_time(lambda s, x: self.values(s, x)[value], time, y, slope)
+        return which, time, y

@@ -113,21 +113,21 @@ def solve(
     problem, pack = Problem.build(field, working, precise, control, method=solver, **limits), field.pack
     ending = Ending(events, problem, args) if events else None
     with bar(progress) as report:
-        request = Request(dense, report, callbacks)
-        trajectory = how.run(problem, Eager(), request) if ending is None else ending.run(how, Eager(), request)
+        sought = None if ending is None else ending.sought
+        trajectory = how.run(problem, Eager(), Request(dense, report, callbacks, sought))
     if on_failure == "raise":
         raise_failure(problem, trajectory.outcome, names)
     else:
         refine(problem, trajectory.outcome)
     final = trajectory.outcome.state
     status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
-    ys, y1, hit = trajectory.ys, _ends(problem, trajectory), None
-    if ending is not None and ending.happened and status == Status.SUCCESS:
-        ys, y1, which, time = ending.at_event(ys, y1)
-        status, hit = Status.EVENT, Hit(which, time.to(given_ts.dtype), pack(y1))
+    y1, hit = _ends(problem, trajectory), None
+    if ending is not None and trajectory.outcome.event is not None:
+        which, time, y1 = ending.at_event(trajectory.outcome.event, y1)
+        hit = Hit(which, time.to(given_ts.dtype), pack(y1))
     return Solution(
         given_ts,
-        pack(ys),
+        pack(trajectory.ys),
         pack(y1),
         trajectory.stats,
         status,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from compat.sides import (
     ADAMS,
     ADAPTIVE,
@@ -24,11 +26,10 @@ from compat.sides import (
     start,
     turning_start,
 )
-from torch import Tensor
 
 # Off the grids of the fixed steps, so that what lies between the steps is compared as well.
 TIMES = (0.0, 0.3, 0.35, 0.8, 1.0)
-# Measured for torchdiffeq: an interpolant of order 4 across long steps; fehlberg2's estimate is a hundredth of its error.
+# Measured for torchdiffeq: its interpolant across long steps; the estimate of fehlberg2 is a hundredth of its error.
 ERROR_OVER_TOLERANCE = {"dopri5": 20, "adaptive_heun": 20, "fehlberg2": 600}
 
 
@@ -80,7 +81,7 @@ def test_without_options_the_grid_is_t(theirs: Any, ours: Any, method: str) -> N
     f, y0, t = Riccati(), start(), torch.linspace(0, 1, 21, dtype=torch.float64) ** 2
     got = solve(ours, f, y0, t, method, {})
     want = solve(theirs, f, y0, t, method, {})
-    close(got, want, 1e-5 if "adams" in method else rounding(torch.float64))  # Adams' formulas want even steps
+    close(got, want, 1e-4 if "adams" in method else rounding(torch.float64))  # theirs wants even steps
     close(got, f.exact(y0, t), 0.05)
 
 
@@ -142,9 +143,13 @@ def test_adaptive_steps_of_a_tuple(theirs: Any, ours: Any, method: str, reverse:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", ["dopri8", "dopri5", "bosh3"])
 def test_adaptive_methods_have_the_same_tableaus(theirs: Any, ours: Any, method: str, dtype: torch.dtype) -> None:
-    """A step of at most `min_step` is always accepted, so these bounds make all steps 1/8 long."""
+    """A step of at most `min_step` is always accepted, so these bounds make all steps 1/8 long.
+
+    Not so adaptive_heun and fehlberg2: theirs begin a step with the last slope of the step before, which is not that at
+    its end.
+    """
     f, y0, t = Riccati(dtype), start(dtype), torch.tensor([0.0, 0.5, 1.0], dtype=real(dtype))
     options = {"first_step": 1 / 8, "min_step": 1 / 8, "max_step": 1 / 8}
     got = solve(ours, f, y0, t, method, options)
@@ -253,9 +258,10 @@ class TestMethodsOfTheMainBranch:
     def test_order(self, ours: Any, method: str) -> None:
         """The slope of log error against log step. gl4 and tsit5 are of a lower order in torchdiffeq itself."""
         f, y0, t = Riccati(), start(), double(0.0, 4.0)
-        steps = (0.5, 0.25, 0.125) if ONLY_OURS[method] > 4 else (0.125, 0.0625, 0.03125)
+        large = ONLY_OURS[method] > 4 and method != "tsit5"
+        steps = (0.5, 0.25, 0.125) if large else (0.125, 0.0625, 0.03125)
         errors = [
-            float((solve(ours, f, y0, t, method, self.options(method, step))[-1] - f.exact(y0, t)[-1]).abs().max())
+            float((solve(ours, f, y0, t, method, self.options(method, step)) - f.exact(y0, t))[-1].detach().abs().max())
             for step in steps
         ]
         slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]

@@ -53,6 +53,9 @@ class TestFehlberg2(MethodSuite):
     name, order = "fehlberg2", 2
     overrun = 3000.0  # its estimate is 1/512 of the difference of two slopes
 
+    def options(self, tol: float = 1e-6) -> dict[str, float]:
+        return {"rtol": tol / 1000, "atol": tol / 1000}
+
 
 class TestHeun3(MethodSuite):
     name, order = "heun3", 3

@@ -48,6 +48,7 @@ class Controller(ABC):
 
     adaptive: asks the method for an error estimate and the engine for the first step.
     every_output: each time in `ts` is the end of a step, not only the last.
+    finite: without an error estimate a step is accepted only where the new state is finite; else always, unseen.
     perturb: f is evaluated just after the start of each step, and just before its end, as if it jumped at both.
     stretch: a step is lengthened by up to this factor rather than leave a sliver before a time that must be hit.
     """
@@ -59,6 +60,7 @@ class Controller(ABC):
     jump_ts: Times | None = None
     norm: Norm | None = None
     perturb: bool = False
+    finite: bool = True
 
     @abstractmethod
     def memory(self, h: Number) -> Memory:

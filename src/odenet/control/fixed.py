@@ -13,7 +13,8 @@ class ConstantStep(Controller):
     """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
 
     every_output: False: only the last step is shortened, and outputs before the end are interpolated.
-    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew. perturb: see `Controller`.
+    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew. perturb, finite: see
+        `Controller`.
     """
 
     adaptive = False
@@ -27,9 +28,10 @@ class ConstantStep(Controller):
         step_ts: Times | None = None,
         jump_ts: Times | None = None,
         perturb: bool = False,
+        finite: bool = True,
     ) -> None:
         self.step, self.step_ts, self.jump_ts = float(step), step_ts, jump_ts
-        self.every_output, self.perturb = every_output, perturb
+        self.every_output, self.perturb, self.finite = every_output, perturb, finite
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
@@ -56,16 +58,17 @@ class Grid(Controller):
     """One step from each time of a grid to the next.
 
     times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
-    may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb: see `Controller`.
+    may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb, finite: see
+        `Controller`.
     """
 
     adaptive = False
     stretch = 1.0
     _whole = 1e300  # longer than any step, so that each attempt reaches the next time
 
-    def __init__(self, times: Times | None = None, *, perturb: bool = False) -> None:
+    def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)
-        self.step_ts, self.every_output, self.perturb = times, times is None, perturb
+        self.step_ts, self.every_output, self.perturb, self.finite = times, times is None, perturb, finite
 
     def __repr__(self) -> str:
         return "Grid()" if self.step_ts is None else f"Grid({self.step_ts!r})"

@@ -47,6 +47,8 @@ class State(NamedTuple):
 class Move:
     """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
 
+    stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
+    ends the solve with this move.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
     """
 
@@ -63,6 +65,7 @@ class Move:
     stop: Number
     jumped: Flag
     jumps: Flag
+    ends: bool = False
     asked: Flag = False
     polynomial_calls: int = 0
     graph: Step | None = None
@@ -128,6 +131,14 @@ class Clock:
         self.count = self.times.shape[-1]
         self.last = self._last_of_equal()
         self.leaves = False  # the end of a step is a leaf that asks for its gradient
+        self.event_stop: Number = None
+
+    def cut(self, stop: int, t: float) -> None:
+        """End the step at hand at t, the time of an event, in place of the next time to hit (of a joint solve)."""
+        assert self.host is not None
+        self.event_stop, self.host[stop] = stop, t
+        if self.host_jumps is not None:
+            self.host_jumps[stop] = False
 
     def _last_of_equal(self) -> Number:
         """For each stop the last one at the same time: what ends there moves with the last."""
@@ -154,7 +165,7 @@ class Clock:
 
     def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
         """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
-        if not self.tracked:
+        if not self.tracked or (hit is True and stop == self.event_stop):
             time1 = t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
             return time1.detach().requires_grad_() if self.leaves else time1
         return attached(self.p.stops.times, stop, hit, t1, time0)
@@ -197,12 +208,15 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         ratio = error_ratio(p, s.y, step.y, error)
         verdict = p.controller.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
     accept = verdict.accept & running
-    move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, s.stop, s.jumped, jumps)
+    stop = -1 if clock.event_stop is not None and hit else s.stop
+    move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps)
     return move, verdict._replace(failed=verdict.failed & running)
 
 
 def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
     """The error in units of the tolerance; infinite where the new state or the error is not finite."""
+    if error is None and not p.controller.finite:
+        return torch.zeros_like(p.direction) if p.batched else 0.0
     if error is None:
         finite = all_finite(y1, p.batched)
         return torch.where(finite, 0.0, torch.inf) if p.batched else (0.0 if bool(finite) else float("inf"))

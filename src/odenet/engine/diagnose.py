@@ -86,7 +86,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     s = outcome.state
     codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
     failed = (codes != Status.SUCCESS).nonzero().flatten().tolist() if p.batched else []
-    if not failed and (p.batched or int(codes) == Status.SUCCESS):
+    if not failed and (p.batched or int(codes) in (Status.SUCCESS, Status.EVENT)):
         return
     sample = failed[0] if p.batched else None
     status = Status(int(codes[sample] if sample is not None else codes))

@@ -26,12 +26,13 @@ Attempt = Callable[[Problem, Clock, State], tuple[Move, Verdict]]
 
 @dataclass
 class Outcome:
-    """The end of a solve. Counts are ints, or (B,) tensors per sample."""
+    """The end of a solve. Counts are ints, or (B,) tensors per sample. event: time and number of what ended it."""
 
     state: State
     nfe: Count
     accepted: Count
     rejected: Count
+    event: tuple[float, int] | None = None
 
 
 class Driver(ABC):
@@ -99,12 +100,10 @@ class Eager(Driver):
             move, verdict = attempt(p, clock, s)
             attempts += 1
             accepted += bool(move.accept)
-            ended = False
             for observer in observers:
-                if observer.see(move):
-                    ended = True
+                observer.see(move)
             s = settle(p, clock, s, move, verdict)
-            if ended:
+            if move.ends:
                 s = s._replace(status=int(Status.EVENT))
             del move  # its stages are not needed beside those of the next
         return Outcome(s, p.f.calls - before, accepted, attempts - accepted)

@@ -4,71 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from ..control.base import Verdict
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, spread
 from ..core.roots import first_root, nodes
-from .advance import Move
-from .callbacks import Callbacks
-from .drive import Driver, Outcome
-from .integrate import Request, integrate
-from .observe import Observer
+from .advance import Clock, Move, State, nudged
+from .drive import Attempt
 from .problem import Problem
-from .record import Record
-
-Condition = Callable[[Tensor, Leaves], Tensor]
-"""(t, y) -> the values (m,) of all event functions."""
 
 
-@dataclass
-class Found:
-    """t: the time of the first event, None where there was none. which: its number. outcome: of the search."""
+@dataclass(frozen=True)
+class Events:
+    """values: (t, y) -> the values (m,) of all event functions. directions: +1, -1 or 0 for each."""
 
-    t: float | None
-    which: int
-    outcome: Outcome
-
-
-@torch.no_grad()
-def search(
-    p: Problem, driver: Driver, condition: Condition, directions: list[int], callbacks: Callbacks | None = None
-) -> Found:
-    """The first event of a joint solve, which goes on to the end of ts where there is none.
-
-    directions: +1, -1 or 0 for each event function. Roots are looked for on the method's own dense output.
-    """
-    q = p.detached()
-    q = replace(q, method=q.method.interpolated("own"))
-    watch = Watch(q, condition, directions)
-    outcome = integrate(q, driver, Request(callbacks=callbacks), Record(q), (watch,)).outcome
-    return Found(watch.t, watch.which, outcome)
+    values: Callable[[Tensor, Leaves], Tensor]
+    directions: list[int]
 
 
 @final
-class Watch(Observer):
-    """Ends the solve with the first step that has an event in it."""
+class Seeker:
+    """Looks for an event in each step that was accepted, and takes the one it lies in again, to end at the event.
 
-    def __init__(self, p: Problem, condition: Condition, directions: list[int]) -> None:
-        self.p, self.condition, self.directions = p, condition, directions
-        self.t: float | None = None
-        self.which = -1
-        self.last = self._values(p.ts[0], p.y0)
+    Roots are those of the method's own dense output. found: time and number of the first event.
+    """
+
+    def __init__(self, p: Problem, events: Events, attempt: Attempt) -> None:
+        self.events, self.plain = events, attempt
+        self.found: tuple[float, int] | None = None
+        with torch.no_grad():
+            self.last = self._values(p.ts[0], p.y0)
         self.signs = [math.copysign(1.0, v) if v != 0.0 else 0.0 for v in self.last]
 
-    def see(self, move: Move) -> bool:
-        if not move.accept:
-            return False
-        coefficients = move.polynomial()
+    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+        move, verdict = self.plain(p, clock, s)
+        if move.accept and self.found is None:
+            self.found = self._look(p, move)
+            if self.found is not None:
+                clock.cut(s.stop, self.found[0])
+                move, verdict = self.plain(p, clock, s)
+        move.ends = self.found is not None and bool(move.accept) and bool(move.hit)
+        return move, verdict
+
+    @torch.no_grad()
+    def _look(self, p: Problem, move: Move) -> tuple[float, int] | None:
+        f = nudged(p, move.time0, move.time1, move.jumped, move.jumps)
+        coefficients = p.method.polynomial(f, move.time0, move.time1, move.y, move.step)
+        length = move.time1 - move.time0
 
         def state(theta: list[float]) -> tuple[Tensor, Leaves]:
             x = move.time0.new_tensor(theta)
-            spread_out = tuple(spread(x, y.expand(len(theta), *y.shape)) for y in move.y)
-            return move.time0 + x * (move.time1 - move.time0), evaluate(move.y, coefficients, spread_out)
+            over = tuple(spread(x, y.expand(len(theta), *y.shape)) for y in move.y)
+            return move.time0 + x * length, evaluate(move.y, coefficients, over)
 
         inner = list(nodes()[1:-1])
         times, states = state(inner)
@@ -76,7 +68,7 @@ class Watch(Observer):
         samples += [self._values(times[i], tuple(y[i] for y in states)) for i in range(len(inner))]
         samples.append(self._values(move.time1, move.step.y))
         found: list[tuple[float, int]] = []
-        for k, direction in enumerate(self.directions):
+        for k, direction in enumerate(self.events.directions):
             column = [values[k] for values in samples]
             sign = self.signs[k] or next((math.copysign(1.0, v) for v in column if v != 0.0), 0.0)
             if sign == 0.0:
@@ -89,17 +81,18 @@ class Watch(Observer):
             root = first_root(one, column, direction, sign)
             if root is not None:
                 found.append((root.where, k))
-            end = column[-1]
-            self.signs[k] = math.copysign(1.0, end) if end != 0.0 else sign
+            self.signs[k] = math.copysign(1.0, column[-1]) if column[-1] != 0.0 else sign
         self.last = samples[-1]
         if not found:
-            return False
-        where, self.which = min(found)
-        self.t = float(move.time0) + where * (float(move.time1) - float(move.time0))
-        return True
+            return None
+        where, which = min(found)
+        # where a step ends at the event it is no step any more
+        least = 8 * 2.0**-52 * max(abs(move.t0), abs(move.t1))
+        sign = 1.0 if move.t1 >= move.t0 else -1.0
+        return move.t0 + sign * max(where * abs(move.t1 - move.t0), least), which
 
     def _values(self, t: Tensor, y: Leaves) -> list[float]:
-        values = self.condition(t, y).reshape(-1).tolist()
-        if len(values) != len(self.directions):
-            raise ValueError(f"an event function returned {len(values)} values, and {len(self.directions)} before")
+        values = self.events.values(t, y).reshape(-1).tolist()
+        if len(values) != len(self.events.directions):
+            raise ValueError(f"event functions returned {len(values)} values, and {len(self.events.directions)} before")
         return values

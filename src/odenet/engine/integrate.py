@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.leaves import Leaves
+from ..core.status import Status
 from .advance import attempt
 from .callbacks import Callbacks
 from .drive import Attempt, Driver, Outcome
+from .events import Events, Seeker
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
@@ -24,6 +26,11 @@ class Request:
     dense: bool = False
     progress: Progress | None = None
     callbacks: Callbacks | None = None
+    events: Events | None = None
+
+    def again(self) -> Request:
+        """For the same solve once more, unseen."""
+        return replace(self, progress=None, callbacks=None)
 
 
 @dataclass
@@ -51,9 +58,14 @@ def integrate(
         observers.append(everywhere)
     if request.progress is not None:
         observers.append(Report(p, request.progress))
+    seeker = None if request.events is None else Seeker(p, request.events, attempt)
+    if seeker is not None:
+        attempt = seeker.attempt
     if request.callbacks is not None:
         attempt = request.callbacks.around(attempt)
     outcome = driver.run(p, observers, attempt)
+    if seeker is not None and outcome.state.status == Status.EVENT:
+        outcome.event = seeker.found
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
     return Solved(record.ys(), outcome.state.y, pieces, outcome)

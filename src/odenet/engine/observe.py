@@ -11,5 +11,4 @@ class Observer(ABC):
     """Sees every move of a solve, in order, rejected ones too."""
 
     @abstractmethod
-    def see(self, move: Move) -> bool | None:
-        """True ends a joint solve with this move."""
+    def see(self, move: Move) -> None: ...

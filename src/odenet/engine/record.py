@@ -115,6 +115,7 @@ class Record(Observer):
         self.collected.keep(rows, values)
         if isinstance(rows, slice):
             self.host = p.ts.detach().tolist()
+            self.moving = differentiable(p.ts)
             self.sign = float(p.direction)
             self.cursor = int(rows.stop)
 
@@ -125,8 +126,13 @@ class Record(Observer):
 
     def see(self, move: Move) -> None:
         self.rows_of_last = rows = self._rows(move)
-        if rows is not None:
-            self.collected.keep(rows, outputs(move, self.p.ts, rows))
+        if rows is None:
+            return
+        if isinstance(rows, slice) and not self.moving and self.host[rows.start] == move.t1:  # all of them are the end
+            values = tuple(y.expand(rows.stop - rows.start, *y.shape) for y in move.step.y)
+        else:
+            values = outputs(move, self.p.ts, rows)
+        self.collected.keep(rows, values)
 
     def _rows(self, move: Move) -> Rows | None:
         if not isinstance(move.accept, Tensor):

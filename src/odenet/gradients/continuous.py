@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -105,7 +105,7 @@ class ContinuousAdjoint(Gradient):
                     f, tuple(others[:n]), others[n], p.controller, method=p.method.smooth(), rtol=p.rtol, atol=p.atol,
                     max_steps=p.max_steps,
                 )  # fmt: skip
-                anew = integrate(other, driver, Request(), Record(other))
+                anew = integrate(other, driver, replace(request.again(), dense=False), Record(other))
                 return (*anew.ys, *anew.y1)
 
             return attach(pull, again, (*ys, *end), inputs, captured)

@@ -65,7 +65,7 @@ class Forward(Gradient):
                     bars[2 * n :] = [None if b is None else b.transpose(0, 1) for b in bars[2 * n :]]
                 return directions.gradients(tangents, bars)
 
-            again = partial(once_more, p, driver, request.dense)
+            again = partial(once_more, p, driver, request)
             values = attach(pull, again, values, inputs, carried.captured)
         return unpacked(p, values, solved, stats)
 
@@ -149,6 +149,8 @@ class Sensitivities(Observer):
     def _end(self, e: Entry) -> Tensor:
         """Tangent of the step's end: that of a stop where it hit one, else that of its start."""
         if not isinstance(e.hit, Tensor):
+            if e.hit and e.stop < 0:  # the time of an event is a constant
+                return torch.zeros_like(self.time)
             return self.stops[..., e.stop] if e.hit else self.time
         index = e.stop.clamp(max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
         return torch.where(e.hit, self.stops.gather(-1, index)[..., 0], self.time)

@@ -182,7 +182,8 @@ class Sweep(ABC):
         bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
         if not isinstance(e.accept, Tensor):
             if e.hit:
-                self.stops_bar[e.stop] += time_bar + bar1
+                if e.stop >= 0:  # the time of an event is a constant
+                    self.stops_bar[e.stop] += time_bar + bar1
                 return bar0
             return time_bar + bar0 + bar1
         hit = e.accept & e.hit

@@ -64,7 +64,7 @@ def taped(
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
         taken = Taken(q, tape.entries, _private(solved.outcome.state), graphs, captured, stats, needed)
-        values = attach(partial(pull, taken), partial(once_more, p, driver, request.dense), values, inputs, captured)
+        values = attach(partial(pull, taken), partial(once_more, p, driver, request), values, inputs, captured)
     return unpacked(p, values, solved, stats)
 
 
@@ -73,7 +73,7 @@ def _private(s: State) -> Leaves:
     return tuple(x.clone() if any(x is y for y in s.y) else x for x in s.carry)
 
 
-def once_more(p: Problem, driver: Driver, dense: bool, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def once_more(p: Problem, driver: Driver, request: Request, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode."""
     n = len(p.y0)
     p = replace(
@@ -84,7 +84,7 @@ def once_more(p: Problem, driver: Driver, dense: bool, inputs: Sequence[Tensor])
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
-    solved = integrate(p, driver, Request(dense=dense), Record(p))
+    solved = integrate(p, driver, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 

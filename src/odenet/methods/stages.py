@@ -18,7 +18,7 @@ from ..core.rows import Rows
 from .base import Field
 
 _FEW = 12  # Jacobians of up to so many rows are computed row by row, larger ones as one batched product
-DENSE = 300  # unknowns of a system (of a sample) up to which it is solved by a factorised matrix: see docs/methods.md
+DENSE = 500  # unknowns of a system (of a sample) up to which it is solved by a factorised matrix: see docs/methods.md
 
 
 @dataclass

@@ -37,9 +37,8 @@ def odeint_adjoint(
     """`odeint` with the gradient of the continuous adjoint method: memory that does not grow with the number of steps.
 
     adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; by default those of the forward
-        solve without its norm, and atol in units of the largest cotangent. A norm of adjoint_options gets
-        (t, y, adj_y, *params), a tuple state unpacked; t and params are zeros, as they are no part of the state that is
-        solved for.
+        solve without its norm. A norm of adjoint_options gets (t, y, adj_y, *params), a tuple state unpacked; t and
+        params are zeros, as they are no part of the state that is solved for.
     adjoint_params: parameters of func, where it is no Module; all that it uses gets a gradient, named here or not.
     """
     params = _parameters(func, adjoint_params, adjoint_options)
@@ -59,12 +58,16 @@ def odeint_adjoint(
     backward = Settings.of(back, chosen, inputs, _adjoint_norm(norm, settings, inputs, params))
     how = {
         "rtol": _number("adjoint_rtol", adjoint_rtol),
-        "atol": _number("adjoint_atol", adjoint_atol),
+        "atol": _number(
+            "adjoint_atol", atol if adjoint_atol is None and isinstance(atol, (int, float)) else adjoint_atol
+        ),
         "method": backward.method,
         "norm": backward.controller.norm or "seminorm",
         "controller": backward.controller,
         "max_steps": backward.max_steps,
-        "callbacks": watchers.of(func, back, "_adjoint", lambda state: _shown(state, params)),
+        "callbacks": watchers.of(
+            func, back, backward.time_dtype(inputs), "_adjoint", lambda state: _shown(state, params)
+        ),
     }
     gradient = SciPy(settings.options, **how) if name == SCIPY else Adjoint(**how)
     found = integrated(inputs, settings, gradient, event_fn)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...control import PID, ConstantStep, Controller, Grid
-from ...core.leaves import Leaves
+from ...core.leaves import Leaves, real_dtype
 from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .inputs import Inputs
@@ -66,6 +66,15 @@ class Settings:
     method: Method
     controller: Controller
     max_steps: int
+
+    def time_dtype(self, inputs: Inputs) -> torch.dtype:
+        """That of the times which callbacks get."""
+        real = real_dtype(inputs.leaf.dtype)
+        return (
+            torch.promote_types(self.options.get("dtype", torch.float64), real)
+            if adaptive(self.name)
+            else inputs.t.dtype
+        )
 
     @staticmethod
     def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
@@ -173,10 +182,10 @@ def _fixed(options: dict[str, Any], inputs: Inputs) -> Controller:
     if size is not None and constructor is not None:
         raise ValueError("step_size and grid_constructor exclude each other: give one of them")
     if size is not None:
-        return ConstantStep(float(size), every_output=False, perturb=perturb)
+        return ConstantStep(float(size), every_output=False, perturb=perturb, finite=False)
     if constructor is not None:
-        return Grid(constructed(constructor, inputs), perturb=perturb)
-    return Grid(perturb=perturb)
+        return Grid(constructed(constructor, inputs), perturb=perturb, finite=False)
+    return Grid(perturb=perturb, finite=False)
 
 
 def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
@@ -197,5 +206,5 @@ def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[
 
 def _by_step_function(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
     method = ByStepFunction.of(name, SOLVERS[name], options, inputs)
-    control = Grid(constructed(method.solver.grid_constructor, inputs))
+    control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
     return Settings(name, options, method.interpolated(getattr(method.solver, "interp", "linear")), control, _MOST)

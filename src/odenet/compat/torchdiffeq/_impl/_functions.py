@@ -68,7 +68,7 @@ def _select_initial_step(
 
 def _flat_to_shape(tensor: Tensor, length: Sequence[int], shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     parts = tensor.split([s.numel() for s in shapes], -1)
-    return tuple(part.reshape(*length, *s) for part, s in zip(parts, shapes, strict=True))
+    return tuple(part.reshape((*length, *s)) for part, s in zip(parts, shapes, strict=True))
 
 
 class _TupleFunc(nn.Module):
