@@ -15,9 +15,10 @@ from compat.sides import Fall, Riccati, Turning, Watched, close, double, start, 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, reverse: bool) -> None:
-    """(t0, y0, dt) of every attempt, accepted and rejected ones; the first of them are the same.
+    """(t0, y0, dt) of every attempt, accepted and rejected ones; the first is the same.
 
-    Later ones are not: a step that was accepted never shrinks the next one there.
+    Later ones are not: there a step that was accepted never shrinks the next, and dopri5's estimate is 2/3 of that of
+    Dormand & Prince.
     """
     t = double(1.0, 0.0) if reverse else double(0.0, 1.0)
     found = []
@@ -29,9 +30,7 @@ def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, revers
         assert kinds[::2] == ["step"] * (len(kinds) // 2) and set(kinds[1::2]) == {"accept", "reject"}
         found.append((kinds, watched.steps()))
     (kinds, steps), (our_kinds, our_steps) = found
-    assert our_kinds[:4] == kinds[:4]
-    for mine, yours in zip(our_steps[:3], steps[:3], strict=True):
-        assert mine == pytest.approx(yours, rel=1e-4)
+    assert our_kinds[:2] == kinds[:2] == ["step", "reject"] and our_steps[0] == steps[0]
 
 
 def test_callbacks_of_constant_steps(theirs: Any, ours: Any) -> None:
@@ -60,6 +59,7 @@ def test_callbacks_of_the_backward_solve(ode: Any) -> None:
     assert seen[0][1] == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")  # theirs
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "rk4", "midpoint"])
 @pytest.mark.parametrize("function", ["odeint", "odeint_adjoint"])
 def test_landing(ode: Any, function: str, method: str) -> None:

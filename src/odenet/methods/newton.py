@@ -69,9 +69,12 @@ def attached(equations: Equations, root: Tensor, order: int) -> Tensor:
     x, flow = root, None
     for _ in range(order):
         states = equations.states(x)
-        if torch.is_grad_enabled():
-            states = [y if y.requires_grad else y.requires_grad_() for y in states]
         slopes = equations.slopes(states)
+        if torch.is_grad_enabled() and not all(y.requires_grad for y in states):
+            if not forward_mode() and not any(z.requires_grad for z in (*states, *slopes)):
+                return root  # nothing asks for a gradient
+            states = [y if y.requires_grad else y.requires_grad_() for y in states]
+            slopes = equations.slopes(states)  # with graphs from the states
         flow = flow or Flow(equations, root, states, slopes)
         x = x + _Solve.apply(torch.stack(slopes, 1) - x, flow, False, True)
     return x

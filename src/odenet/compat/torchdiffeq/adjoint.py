@@ -137,24 +137,17 @@ def _shown(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
 
 
 def _marked(solution: Any, options: dict[str, Any]) -> Any:
-    if isinstance(solution, Tensor):
-        return OdeintAdjointMethod.apply(solution, options)
-    return tuple(OdeintAdjointMethod.apply(x, options) for x in solution)
+    """The solution, with its options where clients read them, `ys.grad_fn.adjoint_options`; no second derivatives."""
+    for y in (solution,) if isinstance(solution, Tensor) else solution:
+        if y.grad_fn is not None:
+            y.grad_fn.adjoint_options = options
+            y.register_hook(_refuse_second)
+    return solution
 
 
-class OdeintAdjointMethod(torch.autograd.Function):
-    """The last node of odeint_adjoint: clients read `ys.grad_fn.adjoint_options`."""
-
-    @staticmethod
-    def forward(ctx: Any, solution: Tensor, adjoint_options: dict[str, Any]) -> Tensor:
-        ctx.adjoint_options = adjoint_options
-        return solution.view_as(solution)
-
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a second derivative through odeint_adjoint is refused, as in torchdiffeq: use odeint, or "
-                "odenet.solve(gradient='adjoint'), which give it"
-            )
-        return bar, None
+def _refuse_second(bar: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a second derivative through odeint_adjoint is refused, as in torchdiffeq: use odeint, or "
+            "odenet.solve(gradient='adjoint'), which give it"
+        )

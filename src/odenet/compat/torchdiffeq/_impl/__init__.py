@@ -12,6 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from ....gradients.attach import _Attach
 from .. import adjoint as _adjoint
 from .. import events as _events
 from .. import methods as _methods
@@ -32,7 +33,7 @@ def _modules() -> dict[str, dict[str, Any]]:
         "_select_initial_step": _f._select_initial_step,
         "Perturb": _f.Perturb,
     }
-    adjoint = ("odeint_adjoint", "OdeintAdjointMethod", "find_parameters")
+    adjoint = ("odeint_adjoint", "find_parameters")
     fixed = {"Euler": "euler", "Midpoint": "midpoint", "Heun2": "heun", "Heun3": "heun3", "RK4": "rk4_38"}
     return {
         "odeint": {
@@ -41,7 +42,11 @@ def _modules() -> dict[str, dict[str, Any]]:
             "odeint_dense": _solve.odeint_dense,
             "odeint_event": _events.odeint_event,
         },
-        "adjoint": {**{n: getattr(_adjoint, n) for n in adjoint}, "handle_adjoint_norm_": _f.handle_adjoint_norm_},
+        "adjoint": {
+            **{n: getattr(_adjoint, n) for n in adjoint},
+            "OdeintAdjointMethod": _Attach,
+            "handle_adjoint_norm_": _f.handle_adjoint_norm_,
+        },
         "solvers": {
             "FixedGridODESolver": _s.FixedGridODESolver,
             "AdaptiveStepsizeODESolver": _s.AdaptiveStepsizeODESolver,

@@ -1,0 +1,178 @@
+"""Events of `solve`: closed forms of their times, of the states there and of their gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import odenet
+from odenet import Event
+from odenet.core.roots import first_root, nodes
+
+D = torch.float64
+GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
+
+
+def fall(t: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    return torch.stack([y[1], -g])
+
+
+def inputs() -> tuple[Tensor, ...]:
+    """Height, gravity, level of the floor."""
+    return tuple(torch.tensor(x, dtype=D, requires_grad=True) for x in (2.0, 9.8, 0.3))
+
+
+@pytest.mark.parametrize("method", ["tsit5", "dopri8", "rk4", "gl4", "implicit_adams"])
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+def test_landing_moves_with_everything(gradient: Any, method: str) -> None:
+    if gradient == "reversible" and method == "implicit_adams":
+        pytest.skip("a reversible method needs a one-step method")
+    height, g, floor = inputs()
+    options = {} if method in ("tsit5", "dopri8") else {"step": 0.05}
+    y0 = torch.stack([height, torch.zeros((), dtype=D)])
+    sol = odenet.solve(
+        fall, y0, [0.0, 0.2, 9.0], args=(g,), event=Event(lambda t, y, g: y[0] - floor), gradient=gradient,
+        method=method, rtol=1e-9, atol=1e-9, **options,
+    )  # fmt: skip
+    time = ((height - floor) * 2 / g).sqrt()
+    assert sol.status == odenet.Status.EVENT and sol.event.which == 0
+    assert float(sol.event.t.detach()) == pytest.approx(float(time.detach()), abs=1e-9)
+    torch.testing.assert_close(sol.y1.detach(), torch.stack([floor, -g * time]).detach(), rtol=1e-9, atol=1e-9)
+    assert bool(sol.ys[:2].isfinite().all()) and bool(sol.ys[2].isnan().all())
+    value, exact = 2 * sol.event.t + sol.y1[1], 2 * time - g * time
+    for mine, true in zip(
+        torch.autograd.grad(value, (height, g, floor), retain_graph=True),
+        torch.autograd.grad(exact, (height, g, floor)),
+        strict=True,
+    ):
+        assert float(mine) == pytest.approx(float(true), abs=1e-6)
+    (by_output,) = torch.autograd.grad(sol.ys[1, 0], g)
+    assert float(by_output) == pytest.approx(-(0.2**2) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "forward"])
+def test_constant_time_is_fixed_also_against_ts(gradient: str) -> None:
+    """The state at a fixed time moves with ts[0] like the closed form, and not with ts[-1]."""
+    height, g, _ = inputs()
+    ts = torch.tensor([0.1, 5.0], dtype=D, requires_grad=True)
+    y0 = torch.stack([height, torch.ones((), dtype=D)])
+    event = Event(lambda t, y, g: y[0] - 0.5, constant_time=True)
+    sol = odenet.solve(fall, y0, ts, args=(g,), event=event, gradient=gradient, rtol=1e-9, atol=1e-9)
+    assert not sol.event.t.requires_grad
+    late = float(sol.event.t) - ts[0]
+    exact = torch.stack([height + late - g * late**2 / 2, 1 - g * late])
+    weights = torch.tensor([1.0, 3.0], dtype=D)
+    mine = torch.autograd.grad((sol.y1 * weights).sum(), (height, g, ts))
+    true = torch.autograd.grad((exact * weights).sum(), (height, g, ts))
+    for a, b in zip(mine, true, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_first_of_several_and_directions() -> None:
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1], -y[0]])  # (sin t, cos t)
+
+    y0 = torch.tensor([0.0, 1.0], dtype=D)
+    high, low = Event(lambda t, y: y[0] - 0.9), Event(lambda t, y: y[0] + 0.5)
+    for events, which, time in (
+        ([low, high], 1, math.asin(0.9)),
+        ([low], 0, math.pi + math.asin(0.5)),
+        ([Event(high.fn, direction=-1)], 0, math.pi - math.asin(0.9)),
+        ([Event(low.fn, direction=1)], 0, 2 * math.pi - math.asin(0.5)),
+        ([Event(lambda t, y: torch.stack([y[0] + 0.5, y[1] + 0.5]))], 0, math.acos(-0.5)),
+        ([Event(lambda t, y: y[0])], 0, math.pi),  # a zero at the start is none
+    ):
+        sol = odenet.solve(f, y0, [0.0, 20.0], event=events, rtol=1e-10, atol=1e-10)
+        assert sol.event.which == which and float(sol.event.t) == pytest.approx(time, abs=1e-8)
+    back = odenet.solve(f, y0, [0.0, -20.0], event=high, rtol=1e-10, atol=1e-10)
+    assert float(back.event.t) == pytest.approx(-math.pi - math.asin(0.9), abs=1e-8)
+    none = odenet.solve(f, y0, [0.0, 20.0], event=Event(lambda t, y: y[0] - 1.1))
+    assert none.event is None and none.status == odenet.Status.SUCCESS
+
+
+def test_a_dip_within_a_step_is_found() -> None:
+    """sin dips below -1 + 1e-6 for 0.0028, in steps of 1."""
+    control = odenet.Grid([float(i) for i in range(1, 10)])
+    sol = odenet.solve(
+        lambda t, y: torch.cos(t).expand(1), torch.zeros(1, dtype=D), [0.0, 9.5], method="gl6", controller=control,
+        event=Event(lambda t, y: torch.sin(t) + 1 - 1e-6),
+    )  # fmt: skip
+    assert float(sol.event.t) == pytest.approx(1.5 * math.pi - math.acos(1 - 1e-6), abs=1e-7)
+
+
+def test_it_works_with_dense_output_pytrees_and_callbacks() -> None:
+    seen: list[float] = []
+    sol = odenet.solve(
+        lambda t, y: {"x": -y["x"]}, {"x": torch.ones(2, 2)}, [0.0, 5.0], dense=True,
+        event=Event(lambda t, y: y["x"].sum() - 2.0), callbacks=odenet.Callbacks(accept=lambda t, *_: seen.append(t)),
+    )  # fmt: skip
+    assert float(sol.event.t) == pytest.approx(math.log(2), abs=1e-5)
+    torch.testing.assert_close(sol(0.3)["x"], torch.full((2, 2), math.exp(-0.3)), rtol=1e-4, atol=1e-5)
+    assert len(seen) == sol.stats.accepted and sol.event.y["x"].shape == (2, 2)
+    with pytest.raises(ValueError, match="time reached"):
+        sol(2.0)
+
+
+def test_second_derivatives_up_to_a_fixed_time() -> None:
+    k = torch.tensor(0.7, dtype=D, requires_grad=True)
+    event = Event(lambda t, y, k: y[0] - 0.5, constant_time=True)
+    for gradient in ("discrete", "backprop", "adjoint"):
+        sol = odenet.solve(
+            lambda t, y, k: -k * y, torch.ones(1, dtype=D), [0.0, 5.0], args=(k,), event=event, gradient=gradient,
+            rtol=1e-10, atol=1e-10,
+        )  # fmt: skip
+        (first,) = torch.autograd.grad(sol.y1.sum(), k, create_graph=True)
+        (second,) = torch.autograd.grad(first, k)
+        assert float(second) == pytest.approx(float(sol.event.t) ** 2 / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("event", "more", "kind", "says"),
+    [
+        (lambda t, y: y[0], {}, TypeError, "event must be an Event.*event=Event"),
+        (Event(lambda t, y: 1.0), {}, TypeError, "must return a tensor of real numbers; got float"),
+        (Event(lambda t, y: y[0]), {"per_sample": True}, ValueError, "per_sample=True is not available"),
+    ],
+)
+def test_wrong_events(event: Any, more: dict[str, Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        odenet.solve(lambda t, y: -y, torch.ones(2, 2), [0.0, 1.0], event=event, **more)
+
+
+def test_wrong_event_settings() -> None:
+    with pytest.raises(TypeError, match="fn of an Event must be callable"):
+        Event(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="direction must be -1, 0 or 1; got 2"):
+        Event(lambda t, y: y, direction=2)
+
+
+def test_first_roots() -> None:
+    """Of random sines and of narrow dips, against a fine search."""
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.linspace(0, 1, 20001, dtype=D)
+    for i in range(300):
+        a, p, o, r = torch.rand(4, dtype=D, generator=generator).tolist()
+        dip = 10 ** (-1 - 2 * p)
+        if i % 2:
+
+            def g(x: Any, a: float = 1 + 11 * a, p: float = 6.3 * p, o: float = 2.4 * o - 1.2) -> Any:
+                return torch.sin(torch.as_tensor(a * x + p, dtype=D)) + o
+        else:
+
+            def g(x: Any, r: float = 0.02 + 0.96 * r, dip: float = dip) -> Any:
+                return (torch.as_tensor(x, dtype=D) - r) ** 2 - dip**2
+
+        values = g(fine)
+        if float(values[0]) == 0.0:
+            continue
+        changes = (values[:-1] * values[1:] < 0).nonzero()
+        root = first_root(lambda x: float(g(x)), [float(g(x)) for x in nodes()], 0, math.copysign(1, float(values[0])))
+        if len(changes) == 0:
+            assert root is None or abs(float(g(root.where))) < 1e-12
+        else:
+            assert root is not None and root.where == pytest.approx(float(fine[changes[0, 0]]), abs=6e-5)
+            assert abs(float(g(root.where))) < 1e-12
