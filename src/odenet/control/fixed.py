@@ -8,8 +8,25 @@ from ..core.lanes import Number, isfinite, negate
 from .base import Controller, Memory, Times, Verdict, check_times
 
 
+class Unjudged(Controller):
+    """Accepts every step whose end is finite; attempts are of size `step`, or end at the next time to hit."""
+
+    adaptive = False
+    step: float
+
+    def memory(self, h: Number) -> Memory:
+        return ()
+
+    def first(self, h: Number) -> Number:
+        return h * 0.0 + self.step
+
+    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
+        accept = isfinite(ratio)
+        return Verdict(accept, self.first(h), (), negate(accept))
+
+
 @final
-class ConstantStep(Controller):
+class ConstantStep(Unjudged):
     """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
 
     every_output: False: only the last step is shortened, and outputs before the end are interpolated.
@@ -17,7 +34,6 @@ class ConstantStep(Controller):
         `Controller`.
     """
 
-    adaptive = False
     stretch = 1.0001
 
     def __init__(
@@ -42,29 +58,18 @@ class ConstantStep(Controller):
     def __repr__(self) -> str:
         return f"ConstantStep({self.step})"
 
-    def memory(self, h: Number) -> Memory:
-        return ()
-
-    def first(self, h: Number) -> Number:
-        return h * 0.0 + self.step
-
-    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
-        accept = isfinite(ratio)
-        return Verdict(accept, self.first(h), (), negate(accept))
-
 
 @final
-class Grid(Controller):
+class Grid(Unjudged):
     """One step from each time of a grid to the next.
 
     times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
     may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb, finite: see
-        `Controller`.
+    `Controller`.
     """
 
-    adaptive = False
     stretch = 1.0
-    _whole = 1e300  # longer than any step, so that each attempt reaches the next time
+    step = 1e300  # longer than any, so that each attempt reaches the next time
 
     def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)
@@ -72,13 +77,3 @@ class Grid(Controller):
 
     def __repr__(self) -> str:
         return "Grid()" if self.step_ts is None else f"Grid({self.step_ts!r})"
-
-    def memory(self, h: Number) -> Memory:
-        return ()
-
-    def first(self, h: Number) -> Number:
-        return h * 0.0 + self._whole
-
-    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
-        accept = isfinite(ratio)
-        return Verdict(accept, self.first(h), (), negate(accept))

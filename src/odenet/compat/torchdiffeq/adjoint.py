@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from ...core.leaves import Leaves
 from ...gradients import Adjoint
@@ -139,8 +140,8 @@ def _shown(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
 def _marked(solution: Any, options: dict[str, Any]) -> Any:
     """The solution, with its options where clients read them, `ys.grad_fn.adjoint_options`; no second derivatives."""
     for y in (solution,) if isinstance(solution, Tensor) else solution:
-        if y.grad_fn is not None:
-            y.grad_fn.adjoint_options = options
+        if isinstance(y.grad_fn, BackwardCFunction):  # not where func made it backpropagation
+            cast(Any, y.grad_fn).adjoint_options = options
             y.register_hook(_refuse_second)
     return solution
 
