@@ -12,7 +12,20 @@ sys.path.insert(0, str(Path(__file__).parent))  # for every import mode of pytes
 
 from rooted_trees import density, elementary_weights, trees
 
-from odenet.methods import METHODS, ExplicitRK, bosh3, dopri5, dopri8, euler, heun, ralston, rk4, tsit5
+from odenet.methods import (
+    METHODS,
+    ExplicitRK,
+    ImplicitRK,
+    ImplicitTableau,
+    bosh3,
+    dopri5,
+    dopri8,
+    euler,
+    heun,
+    ralston,
+    rk4,
+    tsit5,
+)
 from odenet.methods.tableau import Tableau
 
 TABLEAUS = tuple(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK))
@@ -124,7 +137,7 @@ def test_extra_stages_of_dopri8_start_with_the_next_slope():
 
 
 def test_hermite_is_not_of_higher_order_than_the_method():
-    assert [t.dense_order for t in (euler.TABLEAU, heun.TABLEAU, bosh3.TABLEAU, rk4.RK4)] == [1, 2, 3, 3]
+    assert [t.dense_order for t in (euler.TABLEAU, heun.HEUN, bosh3.TABLEAU, rk4.RK4)] == [1, 2, 3, 3]
 
 
 # Orders as measured: a nonlinear field that depends on t, with a known solution.
@@ -207,12 +220,12 @@ def nudged(rows, i, by=1e-9):
         (GOOD, {"a": nudged(GOOD.a, 4)}, r"a\[4\] must sum to c\[4\]"),
         (GOOD, {"a": nudged(GOOD.a, 4, math.nan)}, r"a\[4\] must sum to c\[4\]"),
         (GOOD, {"c": (0.1, *GOOD.c[1:])}, r"a\[0\] must sum to c\[0\] = 0.1, got 0.0"),
-        (heun.TABLEAU, {"b": (0.5, 0.4)}, r"b must sum to one = 1.0, got 0.9"),
+        (heun.HEUN, {"b": (0.5, 0.4)}, r"b must sum to one = 1.0, got 0.9"),
         (GOOD, {"error": (*GOOD.error[:-1], 1 / 40)}, r"error must sum to zero = 0.0"),
         (GOOD, {"error": GOOD.error[:-1]}, r"error must have 7 entries .*, got 6"),
         (GOOD, {"error": None}, r"error and embedded_order go together"),
         (GOOD, {"embedded_order": None}, r"error and embedded_order go together"),
-        (heun.TABLEAU, {"fsal": True}, r"fsal=True needs a\[1\] to equal b\[:-1\], got \(1.0,\) and \(0.5,\)"),
+        (heun.HEUN, {"fsal": True}, r"fsal=True needs a\[1\] to equal b\[:-1\], got \(1.0,\) and \(0.5,\)"),
         (ralston.TABLEAU, {"a": ((), (2 / 3,)), "b": (2 / 3, 1 / 3), "fsal": True}, r"fsal=True needs b\[1\] == 0"),
         (GOOD, {"dense": GOOD.dense[:-1]}, r"dense must have 7 entries .*, got 6"),
         (GOOD, {"dense": (*GOOD.dense[:-1], (0.0,))}, r"dense\[6\] must have 4 entries .*, got 1"),
@@ -238,3 +251,50 @@ def test_a_malformed_tableau_says_what_is_wrong(tableau, changes, message):
 def test_fsal_needs_the_last_node_at_the_end():
     with pytest.raises(ValueError, match=r"fsal=True needs c\[2\] == 1, got 1.0000000000001"):
         Tableau("x", 1, (0.0, 0.5, 1.0000000000001), ((), (0.5,), (0.5, 0.5)), (0.5, 0.5, 0.0), fsal=True)
+
+
+IMPLICIT = tuple(method.tableau for method in METHODS.values() if isinstance(method, ImplicitRK))
+
+
+@pytest.mark.parametrize("tableau", IMPLICIT, ids=lambda t: t.name)
+def test_implicit_weights_have_their_order_and_no_more(tableau):
+    def worst(order):
+        phi = elementary_weights(np.array(tableau.a), order)
+        return max(abs(np.array(tableau.b) @ phi[tree] - 1 / density(tree)) for tree in trees(order))
+
+    for order in range(1, tableau.order + 1):
+        assert worst(order) < TOLERANCE
+    assert worst(tableau.order + 1) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["implicit_euler", "radauIIA3", "radauIIA5", "sdirk2", "trbdf2"])
+def test_l_stable(name):
+    """The stability function 1 + z b (I - z A)^-1 1 vanishes at infinity, and is at most 1 on the imaginary axis."""
+    table = METHODS[name].tableau
+    a, b = np.array(table.a), np.array(table.b)
+
+    def size(z):
+        return abs(1 + z * b @ np.linalg.solve(np.eye(len(b)) - z * a, np.ones(len(b))))
+
+    assert size(-1e8) < 1e-6
+    assert max(size(1j * y) for y in np.logspace(-2, 3, 60)) <= 1 + 1e-9
+
+
+def test_blocks_of_stages():
+    blocks = {t.name: [len(block) for block in t.blocks] for t in IMPLICIT}
+    assert blocks["gl6"] == [3] and blocks["radauIIA3"] == [2]
+    assert blocks["trbdf2"] == [1, 1, 1] and blocks["sdirk2"] == [1, 1] and blocks["trapezoid"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"b": (0.5, 0.4)}, r"b must sum to 1.0, got 0.9"),
+        ({"c": (0.0, 0.5)}, r"a\[1\] must sum to 0.5, got 1.0"),
+        ({"a": ((0.0,), (1.0,))}, "same number of entries"),
+    ],
+)
+def test_a_malformed_implicit_tableau(change, says):
+    whole = {"name": "x", "order": 2, "c": (0.0, 1.0), "a": ((0.0, 0.0), (0.5, 0.5)), "b": (0.5, 0.5)}
+    with pytest.raises(ValueError, match=says):
+        ImplicitTableau(**(whole | change))
