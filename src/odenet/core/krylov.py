@@ -39,25 +39,29 @@ def _cycle(product: Callable[[Tensor], Tensor], b: Tensor, size: Tensor, goal: T
     turns: list[tuple[Tensor, Tensor]] = []
     for j in range(most):
         w = product(basis[j])
+        least = 10 * torch.finfo(b.dtype).eps * w.norm(dim=1)  # what is left of w below this is rounding
         column = []
         for v in basis:
             h = (w * v).sum(1)
             w = w - h[:, None] * v
             column.append(h)
         length = w.norm(dim=1)
+        length = torch.where(length <= least, torch.zeros_like(length), length)
         for i, (c, s) in enumerate(turns):
             column[i], column[i + 1] = c * column[i] + s * column[i + 1], c * column[i + 1] - s * column[i]
         radius = torch.hypot(column[j], length)
-        flat = radius == 0
-        c, s = torch.where(flat, 1.0, column[j] / _safe(radius)), length / _safe(radius)
+        flat = radius <= least
+        c = torch.where(flat, 1.0, column[j] / _safe(radius))
+        s = torch.where(flat, 0.0, length / _safe(radius))
         turns.append((c, s))
         column[j] = torch.where(flat, 1.0, radius)
         triangle[:, : j + 1, j] = torch.stack(column, 1)
         heights[j], height = torch.where(flat, 0.0, c * heights[j]), -s * heights[j]
         heights.append(height)
-        basis.append(w / _safe(length)[:, None])
-        if not bool((height.abs() > goal).any()):
+        going = (height.abs() > goal) & (length > 0)
+        if not bool(going.any()):
             break
+        basis.append(torch.where(going[:, None], w / _safe(length)[:, None], 0.0))
     count = len(turns)
     right = torch.stack(heights[:count], 1)[:, :, None]
     weights = torch.linalg.solve_triangular(triangle[:, :count, :count], right, upper=True)[:, :, 0]
