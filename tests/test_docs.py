@@ -1,4 +1,4 @@
-"""The Python blocks of pages that say so run, each after the first of its page."""
+"""The Python blocks of the README and of docs/migrate.md run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "migrate.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(README)))
+def test_readme(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each block by itself."""
+    exec(compile(README[number], f"README.md, block {number}", "exec"), {})
 
 
 @pytest.mark.parametrize("number", range(1, len(BLOCKS)))

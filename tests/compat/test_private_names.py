@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,12 @@ def test_nothing_imports_them() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert "_impl" not in (node.module or "").split("."), file
+
+
+def test_they_are_reached_as_an_attribute(ode: Any) -> None:
+    assert ode._impl.misc._rms_norm(torch.tensor([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
+    with pytest.raises(AttributeError, match="odeint2"):
+        ode.odeint2  # noqa: B018
 
 
 def test_version() -> None:
