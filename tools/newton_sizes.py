@@ -1,6 +1,6 @@
 """Where a factorised Newton matrix stops paying: seconds of a training step by the size of the system, both ways.
 
-The field is a layer of width n with a stiffness of 1, 100 and 1000 in units of the step: nonstiff systems are easy for GMRES.
+The field is a layer of width n with a stiffness of 1 and 100 in units of the step: nonstiff systems are easy for GMRES.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 import odenet
 from odenet.methods import stages
 
-SIZES = (30, 100, 200, 300, 500, 1000)
-REPEATS = 3
+SIZES = (100, 300, 500, 1000)
+STIFFNESS = (1.0, 100.0)
+REPEATS = 1
 
 
 def seconds(n: int, stiffness: float, limit: int) -> float:
@@ -38,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(2)
     print("| unknowns | stiffness | factorised (s) | matrix-free (s) |\n| --- | --- | --- | --- |")
     for n in SIZES:
-        for stiffness in (1.0, 100.0, 1000.0):
+        for stiffness in STIFFNESS:
             dense, free = seconds(n, stiffness, 10**9), seconds(n, stiffness, 0)
             print(f"| {n} | {stiffness:g} | {dense:.3f} | {free:.3f} |", flush=True)
 
