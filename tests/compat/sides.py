@@ -5,7 +5,6 @@ A test takes the fixtures of conftest.py: `theirs` and `ours` to compare the two
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 THEIRS = "torchdiffeq"
-OURS = os.environ.get("COMPAT_DEV", "odenet.compat.torchdiffeq")
+OURS = "odenet.compat.torchdiffeq"
 
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 ADAPTIVE = {"dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}

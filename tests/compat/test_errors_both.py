@@ -113,7 +113,10 @@ ERRORS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ERRORS)
+LONG = "event that does not happen"  # 20,000 steps on both sides
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == LONG else n for n in ERRORS])
 def test_the_same_class(theirs: Any, ours: Any, name: str) -> None:
     call, kind, says = ERRORS[name]
     with pytest.raises(kind):

@@ -135,6 +135,7 @@ class Backward:
         self.how, self.q, self.driver, self.field = how, q, driver, field
         method = q.method if how.method is None else how.method
         assert isinstance(method, Method)  # solve has resolved the name
+        method = method.interpolated("own")  # the parameters' quadrature runs along it, and lines would cost its order
         controller = how.controller or q.controller
         if callable(how.norm):
             controller = _with_norm(controller, how.norm)
