@@ -261,3 +261,10 @@ def test_wrong_times_to_hit(control: Any, name: str) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     sol = odenet.solve(decay, ONE, [0.0, 1.0], rtol=np.float32(1e-3), atol=np.float64(1e-6), max_steps=np.int64(50))
     assert sol.status == odenet.Status.SUCCESS
+
+
+def test_a_continuous_adjoint_refuses_stops_that_ask_for_a_gradient() -> None:
+    control = odenet.PID(jump_ts=torch.tensor([0.5], requires_grad=True))
+    for gradient in ("adjoint", "gauss"):
+        with pytest.raises(ValueError, match=r"no gradient to jump_ts.*discrete.*detach"):
+            odenet.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], controller=control, gradient=gradient)

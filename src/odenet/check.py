@@ -178,6 +178,17 @@ def stops(control: Controller, ts: Tensor) -> None:
             raise ValueError(f"{name} of shape {tuple(shape)} has one row a sample, but this solve has {samples}")
 
 
+def constant_stops(control: Controller, gradient: str) -> None:
+    """Refuse times that ask a continuous adjoint for a gradient: it knows no steps, and would leave it out unseen."""
+    for name in ("step_ts", "jump_ts"):
+        given = getattr(control, name)
+        if isinstance(given, Tensor) and given.requires_grad:
+            raise ValueError(
+                f"gradient={gradient!r} has no gradient to {name} of the controller: take gradient='discrete', or give "
+                f"{name}.detach()"
+            )
+
+
 def reachable(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
     """Refuse to choose steps by an error of zero."""
     if control.adaptive and not any(isinstance(x, Tensor) or x > 0 for x in (*rtol, *atol)):

@@ -159,6 +159,7 @@ def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient
     """A continuous adjoint with its method looked up, and one that its step control can work with."""
     if not isinstance(how, ContinuousAdjoint):
         return how
+    check.constant_stops(control, how.name)
     method = solver if how.method is None else check.method(how.method)
     control = how.controller or control
     if control.adaptive and method.error_order is None:

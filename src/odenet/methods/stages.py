@@ -46,13 +46,10 @@ class Equations:
     def __call__(self, x: Tensor) -> Tensor:
         return torch.stack(self.slopes(self.states(x)), 1)
 
-    def opened(self, x: Tensor, attached: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """The stages' states and slopes, with graphs from each state to its slope.
-
-        The states are leaves of their own, or with `attached` what they are made of.
-        """
+    def opened(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The stages' states, as leaves of their own, and slopes, with a graph from each state to its slope."""
         with torch.enable_grad():
-            states = self.states(x) if attached else [y.detach().requires_grad_() for y in self.states(x)]
+            states = [y.detach().requires_grad_() for y in self.states(x)]
             return states, self.slopes(states)
 
     def transposed(self, pulled: Sequence[Tensor | None], w: Tensor) -> Tensor:
@@ -153,13 +150,13 @@ def pulled(
     return list(found)
 
 
-def matrix(equations: Equations, states: list[Tensor], slopes: list[Tensor], create_graph: bool = False) -> Tensor:
+def matrix(equations: Equations, states: list[Tensor], slopes: list[Tensor]) -> Tensor:
     """M, (B, m n, m n): one vector-Jacobian product for each of the n entries of a row, all stages at once."""
     count, width = states[0].shape
     m = len(states)
     unit = torch.eye(width, dtype=states[0].dtype, device=states[0].device)
     out = torch.eye(m * width, dtype=unit.dtype, device=unit.device).expand(count, -1, -1).clone()
-    for i, jacobian in enumerate(_jacobians(states, slopes, unit, create_graph)):
+    for i, jacobian in enumerate(_jacobians(states, slopes, unit)):
         if jacobian is None:
             continue
         row = torch.cat([jacobian * c for c in equations.a[i]], -1)  # (n, B, m n): what each entry of F_i asks of X
@@ -169,13 +166,13 @@ def matrix(equations: Equations, states: list[Tensor], slopes: list[Tensor], cre
     return out
 
 
-def _jacobians(states: list[Tensor], slopes: list[Tensor], unit: Tensor, create_graph: bool) -> Sequence[Tensor | None]:
+def _jacobians(states: list[Tensor], slopes: list[Tensor], unit: Tensor) -> Sequence[Tensor | None]:
     """Of each stage, (n, B, n)."""
     chosen = [k for k in slopes if k.requires_grad]
     if not chosen:
         return [None] * len(states)
     bars = [unit[:, None, :].expand(-1, *k.shape).contiguous() for k in chosen]
-    keep = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+    keep = {"retain_graph": True, "allow_unused": True}
     if len(unit) > _FEW:
         try:
             return torch.autograd.grad(chosen, states, bars, is_grads_batched=True, **keep)

@@ -107,12 +107,9 @@ def _until_event(
         raise TypeError(f"event_fn must return a tensor; got {type(begin).__name__}")
     if bool((begin == 0).any()):
         return t[0].detach().clone(), _pair(y0, y0)
-    # what comes of it is exact in the direction that t[1] shows, and t[0] keeps its gradient
-    ahead = t.detach()[1] - t.detach()[0]
-    ts = torch.stack([t[0], t[0].detach() + ahead.sign() * _FAR * max(1.0, float(t[0].detach().abs()))])
+    begin_t, towards = t[0].detach(), (t[1] - t[0]).detach().sign()
+    ts = torch.stack([t[0], begin_t + towards * _FAR * max(1.0, float(begin_t.abs()))]).double()
     event = Event(event_fn, constant_time=True)
-    if t.dtype != torch.float64:
-        ts = ts.to(torch.float64)
     solution = solved(inputs, settings, gradient, ts, event=event, callbacks=watch)
     if solution.event is None:
         raise RuntimeError(f"no event: event_fn did not cross zero until t={float(ts[1].detach()):.3g}")
