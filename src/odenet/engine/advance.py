@@ -1,8 +1,9 @@
 """State, and one attempt at a step.
 
-Decisions are made on lanes that are Python numbers for a joint solve and (B,) tensors per sample (core/lanes.py); what
-the method computes with (`time`) is always a tensor and stays attached to the caller's ts. The controller sees
-detached values only: a step size is a constant of the differentiation.
+Decisions are made on lanes that are Python numbers for a joint solve and (B,) tensors per sample (core/lanes.py), or
+tensors without axes for a joint solve that is traced; what the method computes with (`time`) is always a tensor and
+stays attached to the caller's ts. The controller sees detached values only: a step size is a constant of the
+differentiation.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     """The carry for the next step: that of the step, or anew where f jumps."""
     if p.stops.jumps is None or not step.carry:
         return step.carry
-    if not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+    if not p.traced and not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
         return step.carry
     nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
     fresh = p.method.restart(lambda t, y: p.f(t, y, nudge), time1, step.y, step.carry)
@@ -119,15 +120,15 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
 
 
 class Clock:
-    """The times to hit, on the host for a joint solve and in tensors per sample."""
+    """The times to hit, on the host where lanes are there, else in tensors."""
 
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.times = p.stops.times.detach()
         self.tracked = differentiable(p.stops.times)
-        self.host = None if p.batched else self.times.tolist()
-        self.host_jumps = None if p.batched or p.stops.jumps is None else p.stops.jumps.tolist()
-        self.sign: Number = p.direction if p.batched else float(p.direction)
+        self.host = self.times.tolist() if p.on_host else None
+        self.host_jumps = p.stops.jumps.tolist() if p.on_host and p.stops.jumps is not None else None
+        self.sign: Number = float(p.direction) if p.on_host else p.direction
         self.count = self.times.shape[-1]
         self.last = self._last_of_equal()
         self.leaves = False  # the end of a step is a leaf that asks for its gradient
@@ -176,19 +177,19 @@ class Clock:
             while stop < self.count and (self.host[stop] - t) * self.sign <= 0:
                 stop = self.last[stop] + 1
             return self.last[stop] if stop < self.count else stop
-        first = ((self.times - t[:, None]) * self.sign[:, None] <= 0).sum(1)
+        first = ((self.times - t.unsqueeze(-1)) * self.sign.unsqueeze(-1) <= 0).sum(-1)
         return torch.where(first < self.count, self._at(self.last, first), first)
 
     def _at(self, values: Tensor, stop: Tensor) -> Tensor:
         """For each lane the value of its stop (of the last one where it has passed them all)."""
-        return values.gather(1, stop.clamp(max=self.count - 1)[:, None])[:, 0]
+        return values.gather(-1, stop.clamp(max=self.count - 1).unsqueeze(-1)).squeeze(-1)
 
 
 def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) -> Tensor:
     """The end of a step with its dependence on ts: on the stop where it was hit, on the start of the step elsewhere."""
     if not isinstance(hit, Tensor):
         return stops[stop] if hit else time0 + (t1 - time0.detach())
-    at_stop = stops.gather(1, stop.clamp(max=stops.shape[1] - 1)[:, None])[:, 0]
+    at_stop = stops.gather(-1, stop.clamp(max=stops.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
     return torch.where(hit, at_stop, time0 + (t1 - time0.detach()))
 
 
@@ -216,10 +217,10 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
 def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
     """The error in units of the tolerance; infinite where the new state or the error is not finite."""
     if error is None and not p.controller.finite:
-        return torch.zeros_like(p.direction) if p.batched else 0.0
+        return 0.0 if p.on_host else torch.zeros_like(p.direction)
     if error is None:
         finite = all_finite(y1, p.batched)
-        return torch.where(finite, 0.0, torch.inf) if p.batched else (0.0 if bool(finite) else float("inf"))
+        return (0.0 if bool(finite) else float("inf")) if p.on_host else torch.where(finite, 0.0, torch.inf)
     size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
     scaled = []
     for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
@@ -229,7 +230,7 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
     norm = p.controller.norm
     ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
     ratio = torch.nan_to_num(ratio, nan=torch.inf)
-    return ratio.to(p.ts.dtype) if p.batched else float(ratio)
+    return float(ratio) if p.on_host else torch.as_tensor(ratio).to(p.ts.dtype)
 
 
 def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:

@@ -48,13 +48,13 @@ class Driver(ABC):
 def start(p: Problem, clock: Clock) -> State:
     """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
     time = p.ts[..., 0]
-    t: Number = time.detach() if p.batched else float(time.detach())
-    stop = clock.next_stop(t, torch.zeros_like(time, dtype=torch.int64) if p.batched else 0)
+    t: Number = float(time.detach()) if p.on_host else time.detach()
+    stop = clock.next_stop(t, 0 if p.on_host else torch.zeros_like(time, dtype=torch.int64))
     moving = stop < clock.count
-    idle = not bool(moving.any()) if isinstance(moving, Tensor) else not moving
+    idle = not p.traced and not (bool(moving.any()) if isinstance(moving, Tensor) else moving)
     carry = () if idle else p.method.init(p.f, time, p.y0)
     h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
-    h = h if p.batched else float(h)
+    h = float(h) if p.on_host else h
     status: Number
     if isinstance(h, Tensor):
         code = torch.where(torch.isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))

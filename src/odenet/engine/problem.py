@@ -58,7 +58,8 @@ class Problem:
     """One initial value problem, or B independent ones with `batched`.
 
     y0: leaves in working precision; the leading axis is the batch with `batched`. ts: output times, (T,) or (B, T), in
-    the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf.
+    the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf. traced: operations
+    are being recorded, and no value may be looked at: lanes are tensors, of a joint solve too.
     """
 
     f: VectorField
@@ -72,6 +73,12 @@ class Problem:
     atol: Tolerance
     batched: bool
     max_steps: int
+    traced: bool = False
+
+    @property
+    def on_host(self) -> bool:
+        """Whether lanes are Python numbers."""
+        return not self.batched and not self.traced
 
     @property
     def times_move(self) -> bool:
