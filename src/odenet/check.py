@@ -223,11 +223,3 @@ def events(given: Any, per_sample: bool) -> list[Event]:
     if many and per_sample:
         raise ValueError("event with per_sample=True is not available in this version: solve the samples one by one")
     return many
-
-
-def later(compile: Any) -> None:
-    """Arguments whose feature this version does not have."""
-    if compile is not False:
-        raise ValueError(
-            f"compile={compile!r}: the compiled driver is not available in this version; use compile=False"
-        )

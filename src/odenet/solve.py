@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import check
+from .compiled import compiled_or_none
 from .control import Controller
 from .core.field import VectorField
 from .core.leaves import Leaves, differentiable, flatten, real_dtype, select
@@ -86,7 +87,7 @@ def solve(
     """
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
-    check.later(compile)
+    compile = check.flag("compile", compile)
     events = check.events(event, per_sample)
     per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
     if on_failure not in ("raise", "return"):
@@ -114,7 +115,10 @@ def solve(
     ending = Ending(events, problem, args) if events else None
     with bar(progress) as report:
         sought = None if ending is None else ending.sought
-        trajectory = how.run(problem, Eager(), Request(dense, report, callbacks, sought))
+        request = Request(dense, report, callbacks, sought)
+        trajectory = compiled_or_none(problem, Eager(), how, request) if compile else None
+        if trajectory is None:
+            trajectory = how.run(problem, Eager(), request)
     if on_failure == "raise":
         raise_failure(problem, trajectory.outcome, names)
     else:

@@ -43,6 +43,11 @@ class VectorField:
         return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
 
     @property
+    def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
+        """The caller's f, the structure of y, and the further arguments of f."""
+        return self._f, self._spec, self._given
+
+    @property
     def differentiable_args(self) -> Leaves:
         return tuple(x for x in self._args if isinstance(x, Tensor) and x.requires_grad)
 

@@ -43,6 +43,11 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def recorded() -> bool:
+    """Operations are being recorded as a graph, which should see no tensor that was made beside it."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def rows(leaf: Tensor) -> Tensor:
     """(B, n): all elements of each sample on one axis, also for a leaf of one number a sample."""
     return leaf.unsqueeze(-1).flatten(1)

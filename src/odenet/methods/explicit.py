@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, moved, scale, spread_over, weighted
+from ..core.leaves import Leaves, moved, recorded, scale, spread_over, weighted
 from .base import Bars, Field, Stage, StagewiseMethod, Step, Vjp
 from .tableau import Tableau
 
@@ -133,8 +133,11 @@ def _nodes(c: tuple[float, ...], t0: Tensor, t1: Tensor) -> list[Tensor]:
     inner = tuple(x for x in c if 0.0 < x < 1.0)
     if not inner:
         return [t1 if x == 1.0 else t0 for x in c]
-    fractions = _constant(inner, t0.dtype, t0.device)
-    between = iter((t0.unsqueeze(-1) + (t1 - t0).unsqueeze(-1) * fractions).unbind(-1))
+    if recorded():
+        between = iter([t0 + (t1 - t0) * x for x in inner])
+    else:
+        fractions = _constant(inner, t0.dtype, t0.device)
+        between = iter((t0.unsqueeze(-1) + (t1 - t0).unsqueeze(-1) * fractions).unbind(-1))
     return [t0 if x == 0.0 else t1 if x == 1.0 else next(between) for x in c]
 
 

@@ -1,0 +1,29 @@
+"""The compiled driver: whole solves, and exact backward passes over them, as one call of machine code each."""
+
+from __future__ import annotations
+
+import warnings
+
+from ..engine.drive import Driver
+from ..engine.integrate import Request
+from ..engine.problem import Problem
+from ..gradients.base import Gradient, Trajectory
+
+_told: set[str] = set()
+
+
+def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory | None:
+    """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
+    from .capture import NotCompilable
+    from .driver import solve_compiled
+
+    try:
+        return solve_compiled(p, driver, how, request)
+    except NotCompilable as error:
+        reason = str(error)
+    except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"compile=True: solving without compiled code, as {reason}", stacklevel=3)
+    return None

@@ -1,0 +1,174 @@
+"""Captures f as a graph of tensor operations, and finds again at every solve the tensors that it uses.
+
+TorchDynamo does both: its guards tell whether the graph still stands for what f does (an attribute that changed, another
+branch), and it lifts every tensor that f reaches, its parameters too, to an input of the graph. One guarded call a
+solve gives graph and tensors; the call computes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ..core.leaves import Leaves, Spec, flatten, unflatten
+
+
+class NotCompilable(Exception):
+    """Says why a solve cannot be compiled."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an input of the graph is: "t", "y" (leaf number `index`) or "other" (number `index` of what f reaches)."""
+
+    kind: str
+    index: int
+
+
+@dataclass(eq=False)
+class FieldGraph:
+    """f as a graph: inputs in the order of `roles` -> outputs; leaf i of dy/dt is `results[i]` (an output, or an input).
+
+    text: says what the graph computes, the same in any process; None where it holds tensors of its own.
+    """
+
+    module: GraphModule
+    roles: list[Role]
+    results: list[tuple[str, int]]
+    text: str | None
+
+    def __call__(self, t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
+        given = {"t": [t], "y": y, "other": others}
+        inputs = [given[role.kind][role.index] for role in self.roles]
+        outputs = self.module(*inputs)
+        return tuple((outputs if where == "out" else inputs)[i] for where, i in self.results)
+
+
+class _Seen(threading.local):
+    """What the last guarded call came upon."""
+
+    graph: _Graph | None = None
+    inputs: tuple[Any, ...] = ()
+
+
+class _Graph:
+    """A graph as TorchDynamo hands it over. Calling it takes its inputs down and gives stand-ins for its outputs."""
+
+    def __init__(self, module: GraphModule, example_inputs: Sequence[Any]) -> None:
+        self.module = module
+        (output,) = (n for n in module.graph.nodes if n.op == "output")
+        self.stand_ins = [torch.empty(0) for _ in output.args[0]]
+        self.fields: dict[tuple[Role, ...], FieldGraph] = {}
+
+    def __call__(self, *inputs: Any) -> list[Tensor]:
+        _seen.graph, _seen.inputs = self, inputs
+        return self.stand_ins
+
+
+def quietly(module: str) -> None:
+    """Import part of PyTorch's compiler; loading it warns of what PyTorch itself is to change."""
+    if module not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+
+
+_seen = _Seen()
+_calls: dict[Any, Callable[..., list[Any]]] = {}
+_lock = threading.Lock()
+
+
+def _call(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, *y: Tensor) -> list[Any]:
+    return flatten(f(t, unflatten(list(y), spec), *args))[0]
+
+
+def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """`_call` with guards, one for each code that an f may have: what is cached for a code has a limit."""
+    unbound = f.__func__ if inspect.ismethod(f) else f
+    key = getattr(unbound, "__code__", None) or type(f)
+    with _lock:
+        if key not in _calls:
+            quietly("torch._dynamo")
+            own = FunctionType(_call.__code__.replace(co_name=f"_call_{len(_calls)}"), _call.__globals__)
+            _calls[key] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)  # pyright: ignore
+        return _calls[key]
+
+
+def capture(
+    f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves
+) -> tuple[FieldGraph, list[Tensor]]:
+    """f as a graph, and what it uses beside t and y: tensors of args, parameters, what it closes over.
+
+    Raises NotCompilable, or whatever error comes out of f or TorchDynamo.
+    """
+    _seen.graph = None
+    with torch.no_grad():
+        out = _guarded(f)(f, spec, args, t, *y)
+    graph, inputs = _seen.graph, _seen.inputs
+    _seen.inputs = ()
+    if graph is None:
+        raise NotCompilable("f has no tensor operation of t or y")
+    roles, others = [], []
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise NotCompilable(f"f depends on a {type(x).__name__} that changes from call to call")
+        known = [Role("t", 0)] if x is t else [Role("y", i) for i, leaf in enumerate(y) if x is leaf]
+        if not known:
+            known = [Role("other", len(others))]
+            others.append(x)
+        roles += known[:1]
+    field = graph.fields.get(tuple(roles))
+    if field is None:
+        results = [_origin(x, graph.stand_ins, inputs) for x in out]
+        field = FieldGraph(graph.module, roles, results, _text(graph.module, roles, results))
+        graph.fields[tuple(roles)] = field
+    return field, others
+
+
+def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> tuple[str, int]:
+    for where, tensors in (("out", outputs), ("in", inputs)):
+        for i, y in enumerate(tensors):
+            if x is y:
+                return where, i
+    raise NotCompilable("f returns something that is not a tensor made of t and y")
+
+
+def _text(module: GraphModule, roles: list[Role], results: list[tuple[str, int]]) -> str | None:
+    if any(n.op in ("get_attr", "call_module") for n in module.graph.nodes):
+        return None
+    # numbers in place of names, which come from where f stands in the caller's program
+    names: dict[Any, str] = {}
+
+    def told(x: Any) -> str:
+        if isinstance(x, torch.fx.Node):
+            return names[x]
+        if isinstance(x, (tuple, list)):
+            return "[" + ",".join(told(i) for i in x) + "]"
+        if isinstance(x, dict):
+            return "{" + ",".join(f"{k}:{told(v)}" for k, v in x.items()) + "}"
+        if isinstance(x, slice):
+            return f"slice({told(x.start)},{told(x.stop)},{told(x.step)})"
+        return repr(x)
+
+    lines = [repr(roles), repr(results)]
+    for node in module.graph.nodes:
+        names[node] = f"%{len(names)}"
+        target = node.target
+        if callable(target):
+            target = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
+        if node.op == "placeholder":
+            target = ""
+        lines.append(f"{names[node]} {node.op} {target} {told(node.args)} {told(node.kwargs)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""Runs a solve by its compiled graphs: forward over one tape after another, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves
+from ..core.lanes import Number
+from ..core.status import Status
+from ..engine.advance import Clock, State
+from ..engine.drive import Driver, Outcome
+from ..engine.integrate import Request, Solved
+from ..engine.problem import Problem
+from ..gradients.attach import attach
+from ..gradients.base import Gradient, Stats, Trajectory, direct
+from ..gradients.taped import once_more, unpacked
+from .capture import FieldGraph, NotCompilable
+from .loops import Look, Plan, powers_of
+from .outputs import Outputs
+from .plans import PLANS, captured, refuse, settings, slots_for
+
+
+@dataclass
+class Chunk:
+    """Rows of a tape that a solve has used."""
+
+    rows: int
+    tape: list[Tensor]
+
+
+@dataclass
+class Run:
+    """A solve by its libraries, as far as its backward pass wants it."""
+
+    p: Problem
+    plan: Plan
+    graph: FieldGraph
+    others: list[Tensor]
+    chunks: list[Chunk]
+
+
+def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory:
+    """The trajectory of p. Raises NotCompilable, or an error of whatever compiles, where eager solving is left."""
+    refuse(p, how, request)
+    graph, others = captured(p)
+    recording = not direct()
+    differentiable = [recording and x.requires_grad for x in others]
+    inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
+    given = {id(x) for x in p.f.differentiable_args}
+    held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
+    attached = recording and any(x.requires_grad for x in (*inputs, *held))
+    plan = _plan(p, others, differentiable if attached else [False] * len(others), request, attached)
+    run = Run(p, plan, graph, [x.detach() for x in others], [])
+    with torch.no_grad():
+        outcome = _forward(run)
+        outputs = Outputs(run.p, run.plan, [c.rows for c in run.chunks], [c.tape for c in run.chunks], outcome.state.y)
+        ys = outputs.ys()
+        pieces = outputs.pieces() if request.dense else None
+    stats = Stats.of(outcome)
+    solved = Solved(ys, outcome.state.y, pieces, outcome)
+    values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
+    if attached:
+        back = partial(_backward, run, outputs, stats, [id(x) for x in others], inputs, held)
+        values = attach(back, partial(once_more, p, driver, request), values, inputs, held)
+    return unpacked(p, values, solved, stats)
+
+
+def _plan(p: Problem, others: list[Tensor], wanted: list[bool], request: Request, attached: bool) -> Plan:
+    inner = p.ts.shape[-1] > 2 or request.dense
+    dense = (inner and not p.controller.every_output) or request.dense
+    slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
+    stops = p.stops.times.shape[-1]
+    return Plan(
+        p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
+        y=tuple(Look.of(y.contiguous()) for y in p.y0),
+        others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
+        rtol=tuple(Look.of(x) for x in _tensors(p.rtol)), atol=tuple(Look.of(x) for x in _tensors(p.atol)),
+        stops=1 << (stops - 1).bit_length(), slots=slots, starts=inner, dense=dense,
+    )  # fmt: skip
+
+
+def _tensors(tolerances: Sequence[float | Tensor]) -> list[Tensor]:
+    return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in tolerances]
+
+
+def _forward(run: Run) -> Outcome:
+    p, plan = run.p, run.plan
+    library = PLANS.forward(plan, run.graph)
+    ts, stops = p.ts.detach(), p.stops.times.detach()
+    if plan.stops > stops.shape[-1]:  # the last time again and again
+        stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
+    rest = [stops.contiguous(), p.direction, *_tensors(p.rtol), *_tensors(p.atol)]
+    lane = torch.ones_like(p.direction)
+    zero = torch.zeros_like(lane, dtype=torch.int64)
+    memory = tuple(lane for _ in p.controller.memory(1.0))
+    t, y = ts[..., 0], tuple(y.detach().contiguous() for y in p.y0)
+    fresh, most = torch.tensor(True), torch.tensor(p.max_steps)
+    s = State(t, t, lane, y, y if _carries(plan) else (), memory, zero, False, zero)
+    attempts, accepted = zero, zero
+    while True:
+        ends = torch.stack([s.t, ts[..., -1]], -1)
+        tape = _tape(plan, s)
+        given = [fresh, most, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
+        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape])
+        row, attempts, accepted, t, h = out[:5]
+        m, n = 5 + len(memory), len(y)
+        s = State(t, t, h, tuple(out[m + 2 : m + 2 + n]), tuple(out[m + 2 + n :]), tuple(out[5:m]), out[m], False, out[m + 1])
+        rows = int(row)
+        if plan.slots and rows:
+            run.chunks.append(Chunk(rows, tape))
+        if not bool((s.status == Status.RUNNING).any()):
+            break
+        fresh = torch.tensor(False)
+    outside, inside = library.calls
+    return _outcome(p, s, outside + inside * attempts, accepted, attempts)
+
+
+def _carries(plan: Plan) -> bool:
+    return plan.settings[0].fsal
+
+
+def _tape(plan: Plan, s: State) -> list[Tensor]:
+    if not plan.slots:
+        return []
+    rows = (plan.slots,)
+    lanes = [s.t.new_empty(rows + plan.lane) for _ in range(2)]
+    accept = [torch.empty(rows + plan.lane, dtype=torch.bool)] if plan.batched else []
+    powers = powers_of(plan.method) if plan.dense else 0
+    leaves = [x.new_empty((*rows, *x.shape)) for x in (*s.y, *s.carry)]
+    return [*leaves, *lanes, *accept, *(x.new_empty((*rows, *x.shape)) for _ in range(powers) for x in s.y)]
+
+
+def _outcome(p: Problem, s: State, nfe: Tensor, accepted: Tensor, attempts: Tensor) -> Outcome:
+    if p.batched:
+        moved = attempts > 0
+        return Outcome(s, torch.where(moved, nfe, 0), accepted, attempts - accepted)
+    host = s._replace(t=float(s.t), h=float(s.h), status=int(s.status), stop=int(s.stop))
+    some = int(attempts) > 0
+    return Outcome(host, int(nfe) * some, int(accepted), int(attempts) - int(accepted))
+
+
+def _backward(
+    run: Run,
+    outputs: Outputs,
+    stats: Stats,
+    order: list[int],
+    inputs: Sequence[Tensor],
+    held: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    plan, n = run.plan, len(run.p.y0)
+    library = PLANS.backward(plan, run.graph)
+    bars = outputs.bars(cotangents)
+    y_bar = [b.contiguous() for b in bars.end]
+    carry_bar = [torch.zeros_like(b) for b in y_bar] if _carries(plan) else []
+    found: dict[int, Tensor] = {}
+    needed = [key for key, look in zip(order, plan.others, strict=True) if look.needed]
+    count: Number = 0
+    used = 2 * n if carry_bar else n
+    for k in range(len(run.chunks) - 1, -1, -1):
+        chunk, extra = run.chunks[k], bars.rows[k] if bars.rows else []
+        tape = chunk.tape[: used + 2 + plan.batched]
+        out = library.run(
+            [torch.tensor(chunk.rows), torch.tensor(k == 0), *y_bar, *carry_bar, *extra, *run.others, *tape]
+        )
+        y_bar, carry_bar, ended = out[:n], out[n:used], out[used:]
+        if k == 0:
+            y_bar = ended[:n]
+        for key, total in zip(needed, ended[n:], strict=True):
+            found[key] = found[key] + total if key in found else total
+        taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
+        count = count + library.calls[1] * taken
+    stats["backward_nfe"] = count + library.calls[0] * (count > 0)
+    y_bar = [a + b for a, b in zip(y_bar, bars.start, strict=True)] if bars.start else y_bar
+    rest = [found.get(id(x)) for x in (*inputs[n + 2 :], *held)]
+    return [*y_bar, None, None, *rest]

@@ -1,0 +1,115 @@
+"""What can be compiled, which plan a solve has, and where its libraries are found."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import PID, ConstantStep, Grid
+from ..core.leaves import Leaves, cast, forward_mode
+from ..engine.integrate import Request
+from ..engine.problem import Problem
+from ..gradients import Discrete
+from ..gradients.base import Gradient
+from ..methods.explicit import ExplicitRK
+from .build import Library, library
+from .capture import FieldGraph, NotCompilable, capture
+from .loops import Look, Plan, backward, forward
+
+TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
+MOST_SLOTS = 4096
+
+
+def refuse(p: Problem, how: Gradient, request: Request) -> None:
+    """Raise NotCompilable for what the compiled driver does not do."""
+    recording = torch.is_grad_enabled()
+    reasons = {
+        "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
+        "controller": type(p.controller) not in (PID, ConstantStep, Grid) and "the controller is the caller's own",
+        "jumps": (p.stops.jumps is not None or p.controller.perturb) and "f jumps (jump_ts, perturb)",
+        "event": request.events is not None and "an event is looked for",
+        "calls": (request.progress or request.callbacks) and "progress and callbacks look at every step",
+        "gradient": recording and type(how) is not Discrete and f"gradient={how.name!r} is not 'discrete'",
+        "memory": recording
+        and isinstance(how, Discrete)
+        and (how.checkpoints or how.memory)
+        and "the number of checkpoints is bounded",
+        "times": recording and p.times_move and "ts asks for a gradient",
+        "tangent": forward_mode() and "forward-mode derivatives pass through",
+        "device": any(x.device.type != "cpu" for x in p.y0) and "the state is not on a CPU",
+        "dtype": any(x.is_complex() for x in p.y0) and "the state is complex",
+        "empty": any(x.numel() == 0 for x in p.y0) and "the state is empty",
+    }
+    for reason in reasons.values():
+        if reason:
+            raise NotCompilable(reason)
+
+
+def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
+    """f of this problem as a graph, and the tensors it uses beside t and y."""
+    t = cast(p.ts.detach()[..., 0], p.f.time_dtype).clone()
+    y = tuple(cast(x.detach(), d).clone() for x, d in zip(p.y0, p.f.dtypes, strict=True))
+    return capture(*p.f.parts, t, y)
+
+
+def slots_for(y: Leaves, powers: int) -> int:
+    row = sum(x.numel() * x.element_size() for x in y) * (2 + powers)
+    return min(MOST_SLOTS, 2 ** max(3, (TAPE_BYTES // max(row, 1)).bit_length() - 1))
+
+
+class Plans:
+    """Libraries by plan; each compiled once a process, and once at all where its graph holds no tensor."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Library] = {}
+
+    def forward(self, plan: Plan, graph: FieldGraph) -> Library:
+        return self._made("forward", plan, graph, forward)
+
+    def backward(self, plan: Plan, graph: FieldGraph) -> Library:
+        return self._made("backward", plan, graph, backward)
+
+    def _made(self, which: str, plan: Plan, graph: FieldGraph, record: Any) -> Library:
+        threads = torch.get_num_threads()
+        place = (which, graph, plan, threads)
+        if place not in self.made:
+            text = _text(which, plan, graph, threads)
+            key = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+            self.made[place] = library(key, lambda: record(plan, graph), threads)
+        return self.made[place]
+
+
+PLANS = Plans()
+
+
+def _text(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None:
+    """Everything that a library depends on; None where it cannot be told."""
+    if graph.text is None or plan.controller.norm is not None:
+        return None
+    rest = [(k, repr(v)) for k, v in vars(plan).items() if k not in ("method", "controller")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return repr((which, graph.text, rest, threads, torch.__version__, capability, _own_source()))
+
+
+def settings(p: Problem) -> tuple[Any, ...]:
+    """What method and controller are, as values that can be compared; times that end a step are no part of a graph."""
+    assert isinstance(p.method, ExplicitRK)
+    control = tuple(sorted((k, v) for k, v in vars(p.controller).items() if k not in ("step_ts", "jump_ts")))
+    return (p.method.tableau, p.method.interpolation, type(p.controller).__name__, control)
+
+
+@lru_cache(maxsize=1)
+def _own_source() -> str:
+    """A digest of the library's own source that a graph is recorded from."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for name in ("compiled", "control", "core", "engine", "methods"):
+        for file in sorted((root / name).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
