@@ -7,6 +7,7 @@ recording and compiling nor for importing the compiler.
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from .capture import quietly
 from .loops import Recorded
+
+_ENTRY = "inductor_entry_cpp"
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Libr
     kept = sorted(folder().glob(f"{key}.*.so")) if key is not None else []
     if kept:
         outside, inside = kept[0].name.split(".")[1:3]
-        return Library(_runner(kept[0]), (int(outside), int(inside)))
+        return Library(load(kept[0]), (int(outside), int(inside)))
     recorded = make()
-    made = Path(compiled(recorded, threads))
+    made = compiled(recorded, threads)
     if key is not None:
         folder().mkdir(parents=True, exist_ok=True)
         whole = folder() / f"{key}.{recorded.calls[0]}.{recorded.calls[1]}.so"
@@ -52,15 +55,33 @@ def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Libr
         shutil.copy(made, part)
         part.replace(whole)  # whole or not at all, also where two processes do the same
         made = whole
-    return Library(_runner(made), recorded.calls)
+    return Library(load(made), recorded.calls)
 
 
-def _runner(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
-    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run  # pyright: ignore
+def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The library as a function. Its entry takes and gives handles of tensors; PyTorch turns tensors into those."""
+    entry = _entry(path)
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))
+
+    return run
 
 
-def compiled(recorded: Recorded, threads: int) -> str:
-    """The path of the library that Inductor and the compiler make."""
+def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
+    # where Inductor's libraries look for what they need of PyTorch's Python side
+    pointer = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # pyright: ignore
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(pointer)
+    spec = importlib.util.spec_from_file_location(f"{path.stem}.{_ENTRY}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, _ENTRY)
+
+
+def compiled(recorded: Recorded, threads: int) -> Path:
+    """The library that Inductor and the compiler make."""
     quietly("torch._inductor.compile_fx")
     import torch._inductor.config as config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -68,10 +89,11 @@ def compiled(recorded: Recorded, threads: int) -> str:
 
     options: dict[str, Any] = {
         "cpp_wrapper": True,
-        "cpp.vec_isa_ok": True,
+        "cpp.vec_isa_ok": True,  # not tried out by compiling something first
         "cpp.threads": threads,
-        "aot_inductor.precompile_headers": False,
+        "cpp_cache_precompile_headers": False,  # takes longer than it saves a process with few libraries
+        "fx_graph_cache": False,  # ours is found without Inductor
     }
-    with torch.no_grad(), V.set_aot_compilation(True), V.set_fake_mode(recorded.mode), config.patch(options):
-        made = compile_fx_inner(recorded.module, recorded.fakes, aot_mode=True, cpp_wrapper=True)  # pyright: ignore
-    return made.filename  # pyright: ignore
+    with torch.no_grad(), V.set_fake_mode(recorded.mode), config.patch(options):
+        made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)
+    return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)

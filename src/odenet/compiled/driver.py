@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves
 from ..core.lanes import Number
 from ..core.status import Status
-from ..engine.advance import Clock, State
+from ..engine.advance import State
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request, Solved
 from ..engine.problem import Problem
 from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
-from .capture import FieldGraph, NotCompilable
+from .capture import FieldGraph
 from .loops import Look, Plan, powers_of
 from .outputs import Outputs
 from .plans import PLANS, captured, refuse, settings, slots_for
@@ -111,7 +108,9 @@ def _forward(run: Run) -> Outcome:
         out = library.run([*given, ends, *rest, *s.y, *run.others, *tape])
         row, attempts, accepted, t, h = out[:5]
         m, n = 5 + len(memory), len(y)
-        s = State(t, t, h, tuple(out[m + 2 : m + 2 + n]), tuple(out[m + 2 + n :]), tuple(out[5:m]), out[m], False, out[m + 1])
+        s = State(
+            t, t, h, tuple(out[m + 2 : m + 2 + n]), tuple(out[m + 2 + n :]), tuple(out[5:m]), out[m], False, out[m + 1]
+        )
         rows = int(row)
         if plan.slots and rows:
             run.chunks.append(Chunk(rows, tape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 
 from ..control.base import Controller
 from ..core.field import VectorField
-from ..core.lanes import where
 from ..core.leaves import Leaves, flatten, select
 from ..core.status import Status
 from ..engine.advance import Clock, State, attempt, settle
@@ -20,7 +19,8 @@ from ..engine.drive import start
 from ..engine.problem import Problem, Stops
 from ..methods.base import Method
 from .capture import FieldGraph
-from .trace import Joined, fake_mode, record, written
+from .products import rewritten
+from .trace import Joined, fake_mode, record, widened, written
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     first = record(begin, [head[0], *given, *problem], mode)
     states = [n.meta["val"] for n in _outputs(first)][2:]
     carried = [head[1], head[0], head[2], head[3], *states]
-    turned = record(turn, [*carried, head[1], *problem], mode)
+    turned = rewritten(record(turn, [*carried, head[1], *problem], mode), len(carried), mode)
     after = [n.meta["val"] for n in _outputs(turned)][len(carried) :]
     tape = [Look((plan.slots, *x.shape), _contiguous((plan.slots, *x.shape)), x.dtype).fake(mode) for x in after]
     # the graph of a turn gets the tape as inputs; it is written, not read
-    turned = _with_inputs(turned, tape)
+    turned = widened(turned, tape)
     turned = written(turned, len(tape), at=0) if tape else turned
     go = record(lambda *x: (x[1].clone(),), [*carried, head[1], *problem, *tape], mode)
     fakes = [*head, *given, *problem, *tape]
@@ -286,7 +286,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
         return tuple(a + b for a, b in zip((*y_bar, *total), pulled, strict=True))
 
     carried = [rows, *y, *carry, *totals]
-    turned = record(turn, [*carried, *extra, *others, *tape], mode)
+    turned = rewritten(record(turn, [*carried, *extra, *others, *tape], mode), len(carried), mode)
     ended = record(end, [first, *y, *carry, *totals, *others, *tape[:n], tape[n + len(carry)]], mode)
     go = record(lambda i, *x: (i >= 0,), [*carried, *extra, *others, *tape], mode)
     zeros = record(lambda *x: tuple(torch.zeros_like(x[i]) for i in wanted), others, mode)
@@ -329,16 +329,6 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
-
-
-def _with_inputs(module: GraphModule, more: Sequence[Tensor]) -> GraphModule:
-    """The graph with further inputs, which nothing reads yet."""
-    places = [n for n in module.graph.nodes if n.op == "placeholder"]
-    with module.graph.inserting_after(places[-1]):
-        for i, like in reversed(list(enumerate(more))):
-            module.graph.placeholder(f"tape{i}").meta["val"] = like
-    module.recompile()
-    return module
 
 
 def _unpacked(go: GraphModule) -> GraphModule:

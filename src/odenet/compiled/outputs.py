@@ -97,7 +97,9 @@ class Outputs:
         first = tuple(y.expand(p.ts.shape[-1], *y.shape) for y in p.y0)
         if not self.count:
             done = (p.ts - p.ts[..., :1]) * p.direction.unsqueeze(-1) <= 0
-            return self._turned(select(_lead(done, p.batched), first, tuple(torch.full_like(y, torch.nan) for y in first)))
+            return self._turned(
+                select(_lead(done, p.batched), first, tuple(torch.full_like(y, torch.nan) for y in first))
+            )
         values = self._next()
         if self.powers:
             inner = evaluate(
@@ -159,7 +161,13 @@ class Outputs:
         return Bars(end, self._chunked([*rows, *(c for cs in powers for c in cs)]), start)
 
     def _spread(
-        self, i: int, bar: Tensor, start: list[Tensor], end: list[Tensor], rows: list[Tensor], powers: list[list[Tensor]]
+        self,
+        i: int,
+        bar: Tensor,
+        start: list[Tensor],
+        end: list[Tensor],
+        rows: list[Tensor],
+        powers: list[list[Tensor]],
     ) -> None:
         """The cotangent of leaf i of the outputs, (T, ...), added to those of what it was made of."""
         first = _lead(self.first, self.p.batched)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
 from .build import Library, library
 from .capture import FieldGraph, NotCompilable, capture
-from .loops import Look, Plan, backward, forward
+from .loops import Plan, backward, forward
 
 TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
 MOST_SLOTS = 4096

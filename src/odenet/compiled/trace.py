@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from .capture import quietly
+from .products import lifted
 
 Fakes = Sequence[Tensor]
 _VIEWS = {
@@ -98,6 +99,11 @@ class Joined:
 
     def loop(self, go: GraphModule, body: GraphModule, carried: Sequence[Node], others: Sequence[Node]) -> list[Node]:
         """While `go`, replace the carried by what `body` makes of (*carried, *others); the last ones."""
+        body, before = lifted(body, len(carried))
+        if before is not None:
+            made = self.then(before, others)
+            others = [*others, *made]
+            go = widened(go, [n.meta["val"] for n in made])
         parts = [self.graph.get_attr(self._attribute(part)) for part in (go, body)]
         looped = self.graph.call_function(
             torch.ops.higher_order.while_loop, (*parts, tuple(carried), tuple(others)), {}
@@ -113,6 +119,16 @@ class Joined:
     def done(self, outputs: Sequence[Node]) -> GraphModule:
         self.graph.output(tuple(outputs))
         return GraphModule(self.root, self.graph)
+
+
+def widened(module: GraphModule, more: Sequence[Tensor]) -> GraphModule:
+    """The graph with further inputs, which nothing reads."""
+    places = [n for n in module.graph.nodes if n.op == "placeholder"]
+    with module.graph.inserting_after(places[-1]):
+        for i, like in reversed(list(enumerate(more))):
+            module.graph.placeholder(f"more{i}").meta["val"] = like
+    module.recompile()
+    return module
 
 
 def written(body: GraphModule, count: int, at: int) -> GraphModule:

@@ -1,0 +1,230 @@
+"""Matrix products in the graph of a step, rewritten for speed.
+
+A product of a small matrix with weights is written as a broadcast and a sum: Inductor then makes one loop of it and what
+surrounds it, where a call of a library would cost more than the arithmetic. The gradients of one weight from the stages
+of a step, a sum of products, become one product of stacked matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from .capture import quietly
+
+aten = torch.ops.aten
+
+SMALL = 2**15  # multiplications of a product that is written as a broadcast
+UNROLLED = 8  # terms of a sum that are written one by one
+STACKED = 2**18  # elements of stacked matrices: larger ones cost more to stack than one product saves
+
+
+class _Editor:
+    """Puts operations into a graph, with their fake results."""
+
+    def __init__(self, graph: Graph, mode: Any) -> None:
+        self.graph, self.mode = graph, mode
+
+    def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        node = self.graph.call_function(operation, args, kwargs)
+
+        def fake(x: Any) -> Any:
+            if isinstance(x, Node):
+                return x.meta["val"]
+            return [fake(i) for i in x] if isinstance(x, (list, tuple)) else x
+
+        with torch.no_grad(), self.mode:
+            node.meta["val"] = operation(*fake(args), **kwargs)
+        return node
+
+
+def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
+    """The graph of one turn of a loop with its products rewritten. Inputs after the `carried` stay the same."""
+    quietly("torch._inductor.test_operators")
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    _join_permutations(module.graph)
+    module = GraphModule(module, fx_graph_cse(module.graph))
+    graph, edit = module.graph, _Editor(module.graph, mode)
+    places = [n for n in graph.nodes if n.op == "placeholder"][carried:]
+    for node in reversed(list(graph.nodes)):
+        if node.target is aten.add.Tensor and not _is_sum_inside(node):
+            _stack(node, edit)
+    fixed = _unchanging(graph, places)
+    for node in list(graph.nodes):
+        if node.target in (aten.mm.default, aten.addmm.default):
+            _broadcast(node, fixed, edit)
+    graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _value(node: Any) -> Tensor:
+    return node.meta["val"]
+
+
+def _join_permutations(graph: Graph) -> None:
+    """A permutation of a permutation of axes that gives the axes back is neither."""
+    for node in graph.nodes:
+        if node.target is not aten.permute.default:
+            continue
+        inner, axes = node.args
+        if inner.target is aten.permute.default and [inner.args[1][i] for i in axes] == sorted(axes):
+            node.replace_all_uses_with(inner.args[0])
+    graph.eliminate_dead_code()
+
+
+def _plain_sum(node: Any) -> bool:
+    return isinstance(node, Node) and node.target is aten.add.Tensor and not node.kwargs and _both_nodes(node)
+
+
+def _both_nodes(node: Node) -> bool:
+    return all(isinstance(x, Node) and _value(x).shape == _value(node).shape for x in node.args)
+
+
+def _is_sum_inside(node: Node) -> bool:
+    """Whether it is only a term of another sum."""
+    users = list(node.users)
+    return len(users) == 1 and _plain_sum(users[0]) and _plain_sum(node)
+
+
+def _terms(node: Node) -> list[Node]:
+    found: list[Node] = []
+    for x in node.args:
+        assert isinstance(x, Node)
+        found += _terms(x) if _plain_sum(x) and len(x.users) == 1 else [x]
+    return found
+
+
+def _stack(root: Node, edit: _Editor) -> None:
+    """Sum of products of transposed matrices, or of sums over rows -> one of each, of stacked matrices."""
+    if not _plain_sum(root):
+        return
+    terms = _terms(root)
+    products = [t for t in terms if _of_transposed(t)]
+    sums = [
+        t for t in terms if t.target is aten.sum.dim_IntList and t.args[1:] == products_axes(t) and len(t.users) == 1
+    ]
+    rest = [t for t in terms if t not in products and t not in sums]
+    with edit.graph.inserting_before(root):
+        made: list[Node] = []
+        if len(products) > 1 and _fits(products):
+            left = edit(aten.cat.default, [p.args[0].args[0] for p in products])  # pyright: ignore
+            right = edit(aten.cat.default, [p.args[1] for p in products])
+            made.append(edit(aten.mm.default, edit(aten.permute.default, left, [1, 0]), right))
+        else:
+            rest += products
+        if len(sums) > 1 and sum(_value(s.args[0]).numel() for s in sums) <= STACKED:
+            stacked = edit(aten.cat.default, [s.args[0] for s in sums])
+            made.append(edit(aten.sum.dim_IntList, stacked, *sums[0].args[1:]))
+        else:
+            rest += sums
+        if not made:
+            return
+        total = made[0]
+        for term in [*rest, *made[1:]]:
+            total = edit(aten.add.Tensor, term, total)
+    root.replace_all_uses_with(total)
+
+
+def products_axes(node: Node) -> tuple[Any, ...]:
+    """The axes of a sum over rows that keeps a row, or does not, as its node has them."""
+    return ([0], True) if len(node.args) > 2 else ([0],)
+
+
+def _of_transposed(node: Node) -> bool:
+    if node.target is not aten.mm.default or len(node.users) != 1:
+        return False
+    left = node.args[0]
+    return isinstance(left, Node) and left.target is aten.permute.default
+
+
+def _fits(products: Sequence[Node]) -> bool:
+    size = sum(_value(p.args[0]).numel() + _value(p.args[1]).numel() for p in products)
+    return size <= STACKED
+
+
+def _unchanging(graph: Graph, constant: Sequence[Node]) -> set[Node]:
+    """Nodes that are the same at every turn."""
+    fixed = set(constant)
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "call_function" and inputs and all(x in fixed for x in inputs):
+            fixed.add(node)
+    return fixed
+
+
+def _broadcast(node: Node, fixed: set[Node], edit: _Editor) -> None:
+    *bias, left, right = node.args
+    if node.kwargs or right not in fixed or not isinstance(left, Node) or not isinstance(right, Node):
+        return
+    (rows, inner), columns = _value(left).shape, _value(right).shape[1]
+    if not 0 < rows * inner * columns <= SMALL or not _value(left).dtype.is_floating_point:
+        return
+    with edit.graph.inserting_before(node):
+        left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
+        if inner <= UNROLLED:
+            flat = right if _value(right).is_contiguous() else edit(
+                aten.clone.default, right, memory_format=torch.contiguous_format
+            )  # fmt: skip
+            total = None
+            for k in range(inner):
+                column = edit(aten.slice.Tensor, left, 1, k, k + 1)
+                term = edit(aten.mul.Tensor, column, edit(aten.slice.Tensor, flat, 0, k, k + 1))
+                total = term if total is None else edit(aten.add.Tensor, total, term)
+            assert total is not None
+        else:
+            turned = edit(aten.permute.default, right, [1, 0])
+            if not _value(turned).is_contiguous():
+                turned = edit(aten.clone.default, turned, memory_format=torch.contiguous_format)
+            product = edit(
+                aten.mul.Tensor, edit(aten.unsqueeze.default, left, 1), edit(aten.unsqueeze.default, turned, 0)
+            )
+            total = edit(aten.sum.dim_IntList, product, [2])
+        if bias:
+            # spread over all rows once and for all, so that what follows is one loop over all elements
+            whole = edit(aten.expand.default, bias[0], [rows, columns])
+            whole = edit(aten.clone.default, whole, memory_format=torch.contiguous_format)
+            total = edit(aten.add.Tensor, total, whole)
+    node.replace_all_uses_with(total)
+
+
+def lifted(body: GraphModule, carried: int) -> tuple[GraphModule, GraphModule | None]:
+    """What every turn of a loop would compute anew, taken out of it.
+
+    The body with further inputs at the end, and the graph that makes those from the inputs after the `carried`.
+    """
+    graph = body.graph
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    fixed = _unchanging(graph, places[carried:])
+    out = [
+        n
+        for n in graph.nodes
+        if n in fixed and n.op == "call_function" and any(user not in fixed for user in n.users)
+        and n.target is not aten.index_put_.default
+    ]  # fmt: skip
+    if not out:
+        return body, None
+    before, known = Graph(), {}
+    for place in places[carried:]:
+        known[place] = before.placeholder(place.name)
+        known[place].meta["val"] = place.meta["val"]
+    for node in graph.nodes:
+        if node in fixed and node.op == "call_function":
+            known[node] = before.node_copy(node, lambda n: known[n])
+    before.output(tuple(known[n] for n in out))
+    first = GraphModule(torch.nn.Module(), before)
+    with graph.inserting_after(places[-1]):
+        for i, node in reversed(list(enumerate(out))):
+            place = graph.placeholder(f"fixed{i}")
+            place.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(place)
+    graph.eliminate_dead_code()
+    body.recompile()
+    before.eliminate_dead_code()
+    first.recompile()
+    return body, first
