@@ -141,13 +141,13 @@ def _flow(batch: int, hidden: int) -> Field:
 
 
 def _lotka(systems: int) -> Field:
-    text = f"{systems} Lotka-Volterra systems with different rates, t1 10"
+    text = f"{systems} Lotka-Volterra systems with different rates, t1 5"
 
     def make() -> tuple[Callable[..., Tensor], Tensor, tuple[Tensor, ...]]:
         rates = torch.tensor([1.5, 1.0, 1.0, 3.0]) * (0.5 + torch.rand(systems, 4))
         return lotka_volterra, 0.5 + torch.rand(systems, 2), (rates,)
 
-    return Field("lotka_volterra", text, "lotka", make, 10.0, tolerance=1e-5, per_sample=True)
+    return Field("lotka_volterra", text, "lotka", make, 5.0, tolerance=1e-5, per_sample=True)
 
 
 def _long(batch: int, outputs: int) -> Field:

@@ -21,6 +21,7 @@ from .odenet_side import EAGER
 from .rows import Row, Times
 from .runs import Contender
 
+LONGEST = 300.0  # seconds of the turns of one kind on one field
 FINER = 1e-3  # the reference's tolerance, in units of the field's
 
 
@@ -126,7 +127,7 @@ def _time(
     kinds = {"forward": ({floor.F: alone[floor.F]} | solves), "training step": {floor.VJP: alone[floor.VJP]} | steps}
     found = []
     for part, calls in kinds.items():
-        found.append(interleave(calls, turns, shortest=shortest, tell=report(part)))
+        found.append(interleave(calls, turns, shortest=shortest, longest=LONGEST, tell=report(part)))
         tell(f"{problem.field.name}, {part}", 1, 1)
     forward, train = found
     base = rows.get(EAGER)
