@@ -34,7 +34,8 @@ def interleave(
         once = max(time.perf_counter() - start, 1e-6)
         counts[label] = min(100, max(1, math.ceil(shortest / once)))
         expected += counts[label] * once + pause
-    turns = min(turns, max(3, int(longest / expected))) if calls else turns
+    if calls:
+        turns = min(turns, max(3, int(min(turns, longest / expected))))
     seconds: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(turns):
         for i, (label, call) in enumerate(calls.items()):
