@@ -50,8 +50,9 @@ lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml
 
-bench: $(BENCH_READY) ## measure the gradients, diffrax's too; tables and a figure in benchmarks/results
+bench: $(BENCH_READY) ## measure the gradients, and other libraries beside this one; results in benchmarks/results
 	$(BIN)/odenet bench gradients --out benchmarks/results
+	$(BIN)/odenet bench peers --out benchmarks/results
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -64,6 +64,11 @@ def test_contenders_take_turns() -> None:
     assert "".join(order) == "aabbcc" + "abc" * 3  # the warm-up, then the turns
 
 
+def test_turns_that_would_take_long_are_fewer() -> None:
+    assert len(interleave({"a": lambda: None}, 9, shortest=0.0, pause=0.01, longest=0.0)["a"]) == 3
+    assert len(interleave({"a": lambda: None}, 2, shortest=0.0, pause=0.01, longest=0.0)["a"]) == 2
+
+
 def test_quick_calls_are_repeated_and_times_are_of_one_call() -> None:
     calls = 0
 

@@ -1,3 +1,3 @@
 """Measurements of the library beside its targets and its peers: `odenet bench NAME`."""
 
-NAMES = ("gradients",)
+NAMES = ("gradients", "peers")

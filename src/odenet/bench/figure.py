@@ -15,7 +15,7 @@ _SHADES = ("#9ecae1", "#00798c", "#1d3557")
 _TARGET = "#d1495b"
 
 
-def _bars(axes: Axes, labels: Sequence[str], series: dict[str, list[float | None]], form: str) -> None:
+def bars(axes: Axes, labels: Sequence[str], series: dict[str, list[float | None]], form: str) -> None:
     """Groups of horizontal bars, the first on top. A missing number is said, where its bar would begin."""
     height = 0.8 / max(1, len(series))
     for i, (name, values) in enumerate(series.items()):
@@ -32,8 +32,14 @@ def _bars(axes: Axes, labels: Sequence[str], series: dict[str, list[float | None
     axes.margins(x=0.12)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1.2)
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _memory(axes: Axes, rows: Sequence[Memory]) -> None:
@@ -45,13 +51,13 @@ def _memory(axes: Axes, rows: Sequence[Memory]) -> None:
         growths = [found.get((label, steps)) for label in labels]
         series[f"{steps} steps"] = [None if g is None else g / 2**20 for g in growths]
     axes.set(xscale="log", xlabel="growth of the peak memory (MiB)")
-    _bars(axes, labels, series, ".0f")
+    bars(axes, labels, series, ".0f")
     targets = {r.target_mib for r in rows if r.target_mib is not None}
     if targets:
         axes.axvline(min(targets), color=_TARGET, lw=1, ls="--", label="target")
     axes.set_xlim(left=1)
     axes.xaxis.set_major_formatter("{x:g}")
-    _legend(axes)
+    legend(axes)
 
 
 def _time(axes: Axes, rows: Sequence[Cost]) -> None:
@@ -59,14 +65,14 @@ def _time(axes: Axes, rows: Sequence[Cost]) -> None:
     found = {(r.label, r.size): r.ratio for r in rows}
     series = {size: [found.get((label, size)) for label in labels] for size in dict.fromkeys(r.size for r in rows)}
     axes.axvline(1.0, color="#444444", lw=0.8, zorder=0)
-    _bars(axes, labels, series, ".2f")
+    bars(axes, labels, series, ".2f")
     targets = {r.label: r.target for r in rows if r.target is not None}
     for i, (label, target) in enumerate(targets.items()):
         row = labels.index(label)
         name = "target" if i == 0 else None
         axes.plot([target, target], [row - 0.45, row + 0.45], color=_TARGET, lw=1, ls="--", label=name)
     axes.set(xlabel=f"time, forward and backward ({BASE}: 1)")
-    _legend(axes)
+    legend(axes)
 
 
 def draw(memory_rows: Sequence[Memory], cost_rows: Sequence[Cost]) -> bytes:
@@ -75,6 +81,4 @@ def draw(memory_rows: Sequence[Memory], cost_rows: Sequence[Cost]) -> bytes:
     left, right = figure.subplots(1, 2)
     _memory(left, memory_rows)
     _time(right, cost_rows)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)

@@ -35,6 +35,5 @@ def describe(device: str) -> dict[str, str | int]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "diffrax": _version("diffrax"),
-        "jax": _version("jax"),
+        **{package: _version(package) for package in ("diffrax", "jax", "torchdiffeq", "torchode", "scipy")},
     }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 import odenet
 
 from ..errors import unknown_name
+from .apart import ask
 from .contenders import Contender, memory_contenders
 from .results import Memory, Tell, attempt
 
@@ -28,7 +27,7 @@ SIDE = 512  # a state of (512, 512) float32: 1 MiB
 FURTHER_MIB = 30  # target: growth at the most steps less growth at the fewest
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # glibc's allocator then maps every tensor of 64 KiB or more by itself, and unmaps it when it is freed
-_TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 _MOST = 8 * 2**30  # bytes that a child may take, at most half of what is free
 
 
@@ -97,19 +96,8 @@ def measure_here(label: str, steps: int, rows: int, device: str) -> int:
 def measure_apart(contender: Contender, steps: int, rows: int, device: str, tight: bool) -> Memory:
     """The same in a new process."""
     words = [f"--gradient={contender.label}", f"--steps={steps}", f"--rows={rows}", f"--device={device}"]
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | (_TIGHT if tight else {}),
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        found: dict[str, Any] = {"growth": None, "note": f"ended with code {done.returncode}: {last[:160]}"}
-    else:
-        found = json.loads(done.stdout.splitlines()[-1])
-    return Memory(contender.label, steps, tight, found["growth"], contender.target, found["note"])
+    found, note = ask(__name__, words, TIGHT if tight else {})
+    return Memory(contender.label, steps, tight, found.get("growth"), contender.target, note or found["note"])
 
 
 def measure(device: str, quick: bool, tell: Tell) -> list[Memory]:
@@ -127,7 +115,7 @@ def measure(device: str, quick: bool, tell: Tell) -> list[Memory]:
     return results
 
 
-def _allowance() -> int:
+def allowance() -> int:
     """Bytes that a measurement may take, so that the machine stays usable."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
@@ -144,7 +132,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)  # memory is the question here, and on a busy machine threads that wait cost minutes
-    limit = _allowance()
+    limit = allowance()
     if given.device == "cpu":
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     found, note = attempt(lambda: measure_here(given.gradient, given.steps, given.rows, given.device))

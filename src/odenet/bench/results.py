@@ -84,12 +84,18 @@ class Results:
     recomputation: list[Recomputation]
 
 
+class DoesNotApplyError(Exception):
+    """A contender cannot be asked for this, or not fairly; the message says why."""
+
+
 def attempt(work: Callable[[], T]) -> tuple[T | None, str]:
     """What `work` gives, or None and why it failed, in one line."""
     try:
         return work(), ""
     except ImportError as error:
         return None, f"not installed: {error.name}"
+    except DoesNotApplyError as error:
+        return None, str(error)
     except Exception as error:  # one contender that fails is a note in its row, and no end of a long run
         lines = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from . import cost, memory
 from .contenders import AGAIN, BASE
+from .markdown import NONE, head, met, number, table
 from .results import Cost, Exactness, Memory, Recomputation, Results
 
 MIB = 2**20
-NONE = "-"
 CSV_COLUMNS = ("part", "case", "gradient", "quantity", "value", "unit", "note")
 
 _MEMORY = (
@@ -41,22 +41,6 @@ _RECOMPUTATION = (
 )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    # a pipe in a note would end its cell
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _met(value: float | None, target: float | None) -> str:
-    if target is None:
-        return ""
-    return NONE if value is None else "yes" if value <= target else "no"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
-
-
 def memory_part(rows: Sequence[Memory]) -> str:
     """One row a gradient, one column a number of steps."""
     kinds = sorted({(r.steps, r.tight) for r in rows})
@@ -68,15 +52,15 @@ def memory_part(rows: Sequence[Memory]) -> str:
         few, many = mib[steps[0], False], mib[steps[-1], False]
         further = None if few is None or many is None else many - few
         target = mine[steps[0], False].target_mib
-        met = _met(None if few is None or many is None else max(few, many), target)
-        if met == "yes":
-            met = _met(further, memory.FURTHER_MIB)
-        cells = [_number(value, ".1f") for value in (few, many, further, *(mib[k] for k in kinds if k[1]))]
+        kept = met(None if few is None or many is None else max(few, many), target)
+        if kept == "yes":
+            kept = met(further, memory.FURTHER_MIB)
+        cells = [number(value, ".1f") for value in (few, many, further, *(mib[k] for k in kinds if k[1]))]
         notes = dict.fromkeys(f"{r.steps} steps: {r.note}" for r in mine.values() if r.note)
-        lines.append([label, *cells, "" if target is None else f"{target:g}", met, "; ".join(notes)])
+        lines.append([label, *cells, "" if target is None else f"{target:g}", kept, "; ".join(notes)])
     heads = [f"{steps[0]} steps", f"{steps[-1]} steps", "difference", *(f"{n} steps, tight" for n, t in kinds if t)]
     columns = ["gradient", *heads, "target", "met", "note"]
-    return f"## Memory\n\n{_MEMORY.format(further=memory.FURTHER_MIB)}\n\n{_table(columns, lines)}"
+    return f"## Memory\n\n{_MEMORY.format(further=memory.FURTHER_MIB)}\n\n{table(columns, lines)}"
 
 
 def exactness_part(rows: Sequence[Exactness]) -> str:
@@ -85,9 +69,9 @@ def exactness_part(rows: Sequence[Exactness]) -> str:
         cells = [NONE] * 3 if r.errors is None else [f"{e:.1e}" for e in r.errors]
         worst = None if r.errors is None else max(r.errors)
         target = "" if r.target is None else f"{r.target:.0e}"
-        lines.append([r.case, r.label, *cells, target, _met(worst, r.target), r.note])
+        lines.append([r.case, r.label, *cells, target, met(worst, r.target), r.note])
     columns = ["solve", "gradient", "y0", "args", "ts", "target", "met", "note"]
-    return f"## Exactness\n\n{_EXACTNESS}\n\n{_table(columns, lines)}"
+    return f"## Exactness\n\n{_EXACTNESS}\n\n{table(columns, lines)}"
 
 
 def cost_part(rows: Sequence[Cost], sizes: Sequence[cost.Size]) -> str:
@@ -111,11 +95,11 @@ def cost_part(rows: Sequence[Cost], sizes: Sequence[cost.Size]) -> str:
             ms = [None if s is None else s * 1e3 for s in (r.seconds, r.fastest, r.slowest)]
             span = NONE if ms[1] is None or ms[2] is None else f"{ms[1]:.1f} to {ms[2]:.1f}"
             target = "" if r.target is None else f"{r.target:g}"
-            times = [_number(ms[0], ".1f"), span, _number(r.ratio, ".2f"), target, _met(r.ratio, r.target)]
-            times.append(_number(r.ratio_again, ".2f"))
+            times = [number(ms[0], ".1f"), span, number(r.ratio, ".2f"), target, met(r.ratio, r.target)]
+            times.append(number(r.ratio_again, ".2f"))
             counts = [NONE if n is None else str(n) for n in (r.nfe, r.backward_nfe, r.checkpoints)]
-            lines.append([r.label, *times, *counts, _number(r.difference, ".0e"), r.note])
-        text += f"\n### {size.describe()}\n\n{_table(columns, lines)}"
+            lines.append([r.label, *times, *counts, number(r.difference, ".0e"), r.note])
+        text += f"\n### {size.describe()}\n\n{table(columns, lines)}"
     return text
 
 
@@ -123,10 +107,10 @@ def recomputation_part(rows: Sequence[Recomputation]) -> str:
     lines = []
     for r in rows:
         over = "" if r.recomputed is None or not r.optimum else f"{r.recomputed / r.optimum:.2f}"
-        counts = [_number(r.recomputed, "g"), _number(r.optimum, "d"), over]
+        counts = [number(r.recomputed, "g"), number(r.optimum, "d"), over]
         lines.append([str(r.steps), str(r.slots), *counts, r.note])
     columns = ["steps N", "checkpoints K", "recomputed steps", "optimum", "ratio", "note"]
-    return f"## Recomputation\n\n{_RECOMPUTATION}\n\n{_table(columns, lines)}"
+    return f"## Recomputation\n\n{_RECOMPUTATION}\n\n{table(columns, lines)}"
 
 
 def page(
@@ -138,16 +122,14 @@ def page(
     quick: bool,
 ) -> str:
     """Markdown: the command, the machine, the figure and all tables."""
-    facts = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in machine.items())
     parts = (
         memory_part(results.memory),
         exactness_part(results.exactness),
         cost_part(results.cost, sizes),
         recomputation_part(results.recomputation),
     )
-    smoke = "A smoke run (--quick): too small and too short for its numbers to say anything.\n\n" if quick else ""
-    head = f"# Gradients\n\n```\n{command}\n```\n\n{smoke}{facts}.\n\n![memory and time of the gradients]({figure})\n"
-    return "\n".join([head, *parts])
+    top = head("Gradients", command, machine, quick, "memory and time of the gradients", figure)
+    return "\n".join([top, *parts])
 
 
 def numbers(results: Results) -> str:

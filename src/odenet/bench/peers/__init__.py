@@ -1,0 +1,1 @@
+"""`odenet bench peers`: the library side by side with others, from the same weights."""

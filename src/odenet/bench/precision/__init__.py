@@ -1,0 +1,1 @@
+"""Work-precision diagrams of this library's methods: error against evaluations and against time."""
