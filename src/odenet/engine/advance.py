@@ -144,8 +144,9 @@ class Clock:
     def _last_of_equal(self) -> Number:
         """For each stop the last one at the same time: what ends there moves with the last."""
         if self.host is None:
-            same = self.times.unsqueeze(-1) == self.times.unsqueeze(-2)
-            return self.count - 1 - same.flip(-1).to(torch.uint8).argmax(-1)
+            index = torch.arange(self.count, device=self.times.device)
+            after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
+            return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
         last = list(range(self.count))
         for i in range(self.count - 2, -1, -1):
             if self.host[i] == self.host[i + 1]:
@@ -179,6 +180,13 @@ class Clock:
             return self.last[stop] if stop < self.count else stop
         first = ((self.times - t.unsqueeze(-1)) * self.sign.unsqueeze(-1) <= 0).sum(-1)
         return torch.where(first < self.count, self._at(self.last, first), first)
+
+    def passed(self, t: Tensor, stop: Tensor) -> Tensor:
+        """`next_stop` for lanes that go to their stop and no further, at a cost that does not grow with the stops."""
+        after = stop + 1
+        after = torch.where(after < self.count, self._at(self.last, after), self.count)
+        there = (self._at(self.times, stop) - t) * self.sign <= 0
+        return torch.where(there & (stop < self.count), after, stop)
 
     def _at(self, values: Tensor, stop: Tensor) -> Tensor:
         """For each lane the value of its stop (of the last one where it has passed them all)."""
@@ -246,7 +254,7 @@ def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> 
         memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
         jumps = accept & move.jumps
         jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
-        stop = clock.next_stop(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
+        stop = clock.passed(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
     else:
         time, memory = (move.time1 if accept else s.time), verdict.memory
         jumps = accept and move.jumps

@@ -17,14 +17,15 @@ from ..methods.base import Field, Step
 from .advance import Clock, Move, State, attempt, nudged
 from .observe import Observer
 from .problem import Problem
-from .record import Record, Rows
+from .record import Given, Record
 
 
 @dataclass(slots=True)
 class Entry:
     """One accepted step: its ends and the choices made in it. With the state at its start they give the step again.
 
-    Lanes that did not accept it have t1 == t0 and stand still. rows: the outputs within it.
+    Lanes that did not accept it have t1 == t0 and stand still. given: the outputs within it. problem: that of the
+    samples that were in the batch.
     """
 
     t0: Number
@@ -34,7 +35,8 @@ class Entry:
     stop: Number
     jumped: Flag
     jumps: Flag
-    rows: Rows | None
+    given: Given | None
+    problem: Problem
 
     def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
         """Both ends as tensors that belong to no graph."""
@@ -128,5 +130,5 @@ class Tape(Observer):
             move.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)
-        rows = self.record.rows_of_last
-        self.entries.append(Entry(move.t0, t1, accept, move.hit, move.stop, move.jumped, jumps, rows))
+        choices = (accept, move.hit, move.stop, move.jumped, jumps)
+        self.entries.append(Entry(move.t0, t1, *choices, self.record.last, move.problem))

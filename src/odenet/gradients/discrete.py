@@ -92,8 +92,8 @@ class StepSweep(Sweep):
 
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:
-        e = self.entries[n]
-        time0, time1 = e.ends(self.q)
-        carry = self.q.method.init(e.field(self.q, time0, time1), time0, y)
-        self.charge(e.accept)
+        e, part = self.entries[n], self.part_of(n)
+        time0, time1 = e.ends(part.q)
+        carry = part.q.method.init(e.field(part.q, time0, time1), time0, y)
+        self.charge(e.accept, part)
         return carry
