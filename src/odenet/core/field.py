@@ -58,11 +58,15 @@ class VectorField:
         other._given = unflatten(other._args, self._args_spec)
         return other
 
-    def narrowed(self, rows: Tensor) -> VectorField | None:
-        """The field of some samples of a batch, with its count going on; None where f does not work on a part of it."""
+    def divisible(self) -> bool:
+        """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
         if self._cut is None and self._first_seen is not None:
             self._cut, self._first_seen = self._ask(*self._first_seen), None
-        if self._cut is None:
+        return self._cut is not None
+
+    def narrowed(self, rows: Tensor) -> VectorField | None:
+        """The field of some samples of a batch, with its count going on; None where f does not work on a part of it."""
+        if not self.divisible() or self._cut is None:
             return None
         other = copy.copy(self)
         other._args = [take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control.base import Memory, Verdict
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
-from ..core.leaves import Leaves, differentiable, select
+from ..core.leaves import Leaves, differentiable, rows, select
 from ..core.norms import all_finite, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
@@ -87,6 +87,14 @@ class Move:
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
+
+
+def not_finite(move: Move) -> Tensor:
+    """Lanes of which a value of the step is not finite: zeros could not be pulled through their graph."""
+    bad = torch.zeros_like(move.accept)
+    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
+        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
+    return bad
 
 
 def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:

@@ -28,6 +28,11 @@ class Tally(NamedTuple):
     rejected: Tensor
 
 
+def worthwhile(rows: int, wanted: int) -> bool:
+    """Whether it is time to go on with the wanted ones of the rows at hand alone."""
+    return rows - wanted > SPARE * rows
+
+
 @final
 class Leaving:
     """Takes samples out of a solve, and puts all of them together at its end."""
@@ -35,9 +40,6 @@ class Leaving:
     def __init__(self, p: Problem) -> None:
         self.possible = p.compact and _takes_some(p)
         self.ended: list[tuple[Tensor, State, Tally]] = []
-
-    def worthwhile(self, rows: int, running: int) -> bool:
-        return self.possible and rows - running > SPARE * rows
 
     def leave(self, p: Problem, s: State, tally: Tally, running: Tensor) -> tuple[Problem, State, Tally] | None:
         """What goes on with the samples that run; None where f does not work on a part of the batch."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..control.base import Verdict
 from ..control.first_step import hairer
 from ..core.lanes import Number
-from ..core.leaves import rows, select
+from ..core.leaves import select
 from ..core.status import Status
-from .advance import Clock, Move, State, attempt, settle
-from .compact import Leaving, Tally
+from .advance import Clock, Move, State, attempt, not_finite, settle
+from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
 from .problem import Problem
 
@@ -123,7 +123,7 @@ class Eager(Driver):
             if bool(spent.any()):
                 s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
                 continue
-            if p.f.checked and leaving.worthwhile(len(running), left):
+            if leaving.possible and p.f.checked and worthwhile(len(running), left):
                 fewer = leaving.leave(p, s, tally, running)
                 if fewer is not None:
                     p, s, tally = fewer
@@ -166,9 +166,7 @@ def without_poison(p: Problem, s: State, move: Move) -> Move:
 
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
-    bad = torch.zeros_like(move.accept)
-    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
-        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
+    bad = not_finite(move)
     if not bool((bad & ~move.accept).any()):
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)

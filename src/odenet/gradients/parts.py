@@ -46,8 +46,10 @@ class Part:
 class Apart:
     """Tensors with a row a sample, of which some rows are elsewhere, being worked on."""
 
-    def __init__(self, values: Bars) -> None:
-        self.all, self.lanes = values, None
+    def __init__(self) -> None:
+        self.all: Bars = []
+        self.lanes: Lanes | None = None
+        self.own: set[int] = set()  # of which of them there is a copy here
 
     def move(self, values: Bars, lanes: Lanes | None) -> Bars:
         """Takes back what became of the rows that are elsewhere, and hands out those of `lanes`.
@@ -55,17 +57,20 @@ class Apart:
         Values that are new (there were none before) are zero for the samples that were here.
         """
         if self.lanes is None:
-            self.all = values
+            self.all, self.own = values, set()
         else:
             kept = self.all or [None] * len(values)
-            self.all = [self._put(whole, x) for whole, x in zip(kept, values, strict=True)]
+            self.all = [self._put(i, whole, x) for i, (whole, x) in enumerate(zip(kept, values, strict=True))]
         self.lanes = lanes
         return [None if x is None else x.index_select(0, lanes.index) for x in self.all] if lanes else self.all
 
-    def _put(self, whole: Tensor | None, x: Tensor | None) -> Tensor | None:
+    def _put(self, i: int, whole: Tensor | None, x: Tensor | None) -> Tensor | None:
         assert self.lanes is not None
         if x is None:
             return whole
+        if i in self.own and whole is not None:
+            return whole.index_copy_(0, self.lanes.index, x)
+        self.own.add(i)
         return self.lanes.spread(x) if whole is None else whole.index_copy(0, self.lanes.index, x)
 
 

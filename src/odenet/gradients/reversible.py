@@ -125,13 +125,13 @@ class Undo(Sweep):
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         self.y, self.z = halves(self._end() if carry is None else carry)
-        self.others = Apart([])
+        self.others = Apart()
 
     @torch.no_grad()
     def _end(self) -> Leaves:
         """The carry at the end once more, for a second backward pass over the same solution."""
         y, carry = self.q.y0, self.method.init(self.q.f, self.q.ts[..., 0], self.q.y0)
-        ends = Apart([])
+        ends = Apart()
         carry = ends.move(list(carry), None)
         for n, e in enumerate(self.entries):
             if e.problem.lanes is not ends.lanes:
@@ -147,7 +147,7 @@ class Undo(Sweep):
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
         """The carry is of its wider dtype in values and of the state's in what is differentiated."""
-        e, method = self.entries[n], self.method
+        (e, _), method = self.taking(n), self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
         y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
@@ -163,7 +163,7 @@ class Undo(Sweep):
         return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        e, own, like = self.entries[n], self.method, self.q.y0
+        (e, _), own, like = self.taking(n), self.method, self.q.y0
         time0, time1 = e.ends(self.q)
         field = e.field(self.q, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2

@@ -37,6 +37,7 @@ class Sweep(ABC):
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.whole = self.part = Part.of(taken.q)
         self.parts: dict[int, Part] = {}
+        self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
         q = self.whole.q
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
         self.shared = Shared((*self.whole.args, *taken.captured))
@@ -74,10 +75,10 @@ class Sweep(ABC):
         self.outputs_wanted = any(b is not None for b in ys_bar)
         self.dense_wanted = any(b is not None for b in dense_bar)
         time_bar = torch.zeros_like(q.direction)
-        self.apart = Apart([]), Apart([]), Apart([])
+        self.apart = Apart(), Apart(), Apart()
         with torch.enable_grad():
             for index in range(len(self.entries) - 1, -1, -1):
-                y_bar, carry_bar, time_bar = self._with(self.part_of(index), y_bar, carry_bar, time_bar)
+                y_bar, carry_bar, time_bar = self._with(self.taking(index)[1], y_bar, carry_bar, time_bar)
                 piece_bar = [None if d is None else d[index] for d in dense_bar]
                 y_bar, carry_bar, time_bar = self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
             y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
@@ -89,14 +90,33 @@ class Sweep(ABC):
         ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
         return (*y_bar, *ts_bars, *self.shared.total)
 
-    def part_of(self, n: int) -> Part:
-        """That of step n."""
+    def segment_of(self, n: int) -> Part:
+        """That of all samples that were in the batch at step n."""
         p = self.entries[n].problem
         if p.lanes is None:
             return self.whole
         if id(p) not in self.parts:
             self.parts[id(p)] = Part.of(p)
         return self.parts[id(p)]
+
+    def taking(self, n: int) -> tuple[Entry, Part]:
+        """Step n and the problem of those samples that take it again."""
+        e = self.entries[n]
+        if e.rows is None:
+            return e, self.segment_of(n)
+        if self.passing is None or self.passing[0] != n:
+            narrowed = self.segment_of(n).q.narrowed(e.rows)
+            assert narrowed is not None  # the tape has asked
+            self.passing = n, e.among(e.rows), Part.of(narrowed)
+        return self.passing[1:]
+
+    def start_of(self, n: int, start: Start) -> Start:
+        """Of the samples that take step n again, from that of all that were in the batch."""
+        rows = self.entries[n].rows
+        if rows is None:
+            return start
+        y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
+        return y, carry
 
     def _with(self, part: Part, y_bar: Bars, carry_bar: Bars, time_bar: Tensor) -> tuple[Bars, Bars, Tensor]:
         """Go on with the samples of a part, and their cotangents; the others' stay as they are."""
@@ -113,8 +133,17 @@ class Sweep(ABC):
     def enter(self, part: Part) -> None:  # noqa: B027
         """Called before other samples are in the batch."""
 
-    def vjp(self, values: Sequence[Tensor], bars: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Bars:
-        """Pull `bars` back to `inputs`; adds what reaches args and captured tensors to `fixed_bar`."""
+    def vjp(
+        self,
+        values: Sequence[Tensor],
+        bars: Sequence[Tensor | None],
+        inputs: Sequence[Tensor],
+        suspect: bool = False,
+    ) -> Bars:
+        """Pull `bars` back to `inputs`; what reaches args and captured tensors is added up.
+
+        suspect: raises PoisonedError, and adds nothing, where the result is not finite.
+        """
         pairs = [(v, cast(b, v.dtype)) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
         if not pairs:
             return [None] * len(inputs)
@@ -128,6 +157,8 @@ class Sweep(ABC):
             allow_unused=True,
             retain_graph=False,
         )
+        if suspect and not all(bool(torch.isfinite(g.sum())) for g in grads if g is not None):
+            raise PoisonedError
         split = len(inputs)
         self.shared.add(grads[split:])
         return list(grads[:split])
@@ -141,12 +172,18 @@ class Sweep(ABC):
     @torch.no_grad()
     def taken_again(self, n: int, start: Start) -> Start:
         """The end of step n from its start; what its evaluations cost is charged to its lanes."""
-        part, e, (y, carry) = self.part_of(n), self.entries[n], start
+        (e, part), (y, carry) = self.taking(n), self.start_of(n, start)
         time0, time1 = e.ends(part.q)
         move = e.again(part.q, time0, time1, y, carry)
         carry1 = after_step(part.q, time1, move.step, e.jumps)
         self.charge(e.accept, part)
-        return select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
+        y, carry = select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
+        rows = self.entries[n].rows
+        if rows is None:
+            return y, carry
+        pairs = zip(start, (y, carry), strict=True)
+        y, carry = (tuple(a.index_copy(0, rows, b) for a, b in zip(*x, strict=True)) for x in pairs)
+        return y, carry
 
     def charge(self, lanes: Flag = True, part: Part | None = None) -> None:
         """Charge these lanes for the evaluations since the last charge."""
@@ -167,7 +204,7 @@ class Sweep(ABC):
         time_bar: Tensor,
         piece_bar: Bars,
     ) -> tuple[Bars, Bars, Tensor]:
-        e = self.entries[index]
+        (e, _), recorded = self.taking(index), False
         local = None if self.graphs is None else self.graphs.take(index)
         if local is None or self.graphs is None:
             self.marker = graph_marker()
@@ -176,6 +213,7 @@ class Sweep(ABC):
             local, y_bar = self.local(index, y_bar, carry_bar)
         else:
             self.marker = self.graphs.marker
+            recorded = True
         move = local.move
         values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
         bars, passed = divided(e.accept, bars)
@@ -191,7 +229,10 @@ class Sweep(ABC):
             values += piece(move)
             bars += piece_bar
         ends = (move.time0, move.time1, *times) if self.times_needed else ()
-        grads = self.vjp(values, bars, (*local.y, *local.carry, *ends))
+        try:
+            grads = self.vjp(values, bars, (*local.y, *local.carry, *ends), recorded and mixed(e.accept))
+        except PoisonedError:
+            return self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
         self.charge(e.accept)
         n, m = len(local.y), len(local.y) + len(local.carry)
         if self.times_needed:
@@ -212,7 +253,7 @@ class Sweep(ABC):
 
     @torch.no_grad()
     def _pulled(self, method: StagewiseMethod, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        e, n = self.entries[index], len(y_bar)
+        (e, _), n = self.taking(index), len(y_bar)
         through, passed = divided(e.accept, [*y_bar, *carry_bar])
         y_new, carry_new = self.pulled(method, index, through[:n], through[n:])
         self.charge(e.accept)
@@ -265,3 +306,12 @@ def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
     none = tuple(torch.zeros_like(b) for b in some)
     through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
     return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+
+
+class PoisonedError(Exception):
+    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
+
+
+def mixed(accept: Flag) -> bool:
+    """Whether some lanes accepted a step and some did not."""
+    return isinstance(accept, Tensor) and not bool(accept.all())
