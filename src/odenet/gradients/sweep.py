@@ -105,7 +105,8 @@ class Sweep(ABC):
         if e.rows is None:
             return e, self.segment_of(n)
         if self.passing is None or self.passing[0] != n:
-            narrowed = self.segment_of(n).q.narrowed(e.rows)
+            with torch.no_grad():  # its args are leaves
+                narrowed = self.segment_of(n).q.narrowed(e.rows)
             assert narrowed is not None  # the tape has asked
             self.passing = n, e.among(e.rows), Part.of(narrowed)
         return self.passing[1:]
