@@ -69,7 +69,8 @@ def solve(
     gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
         most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
         (approximate, constant memory), "gauss" (approximate, no backward drift), or an instance.
-    per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps.
+    per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps. Samples that have
+        ended leave the batch: give what has a row for each sample through args, whose rows go with them.
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.
     on_failure: "raise", or "return" the part that was solved, with `status`.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .capture import Captured, graph_marker
 from .leaves import Leaves, Spec, cast, flatten, new_leaves, unflatten
+from .narrowing import Cut, find_cut, take
 
 
 class VectorField:
@@ -37,6 +38,8 @@ class VectorField:
         self.captured: Captured | None = None
         self.checked = False
         self._grad_inside = False
+        self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
+        self._cut: Cut | None = None
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
@@ -59,6 +62,37 @@ class VectorField:
         other._args = [next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args]
         other._given = unflatten(other._args, self._args_spec)
         return other
+
+    def divisible(self) -> bool:
+        """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
+        if self._cut is None and self._first_seen is not None:
+            self._cut, self._first_seen = self._ask(*self._first_seen), None
+        return self._cut is not None
+
+    def narrowed(self, rows: Tensor) -> VectorField | None:
+        """The field of some samples of a batch, with its count going on; None where f does not work on a part of it."""
+        if not self.divisible() or self._cut is None:
+            return None
+        other = copy.copy(self)
+        other._args = [take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)]
+        other._given = unflatten(other._args, self._args_spec)
+        return other
+
+    @property
+    def cut_args(self) -> tuple[bool, ...]:
+        """For each of the differentiable args, whether a narrowed field has only some rows of it."""
+        cut = self._cut or (False,) * len(self._args)
+        return tuple(c for x, c in zip(self._args, cut, strict=True) if isinstance(x, Tensor) and x.requires_grad)
+
+    def _ask(self, t: Tensor, y: Leaves, slope: Leaves) -> Cut | None:
+        def evaluate(rows: Tensor, cut: Cut) -> Leaves:
+            trial = copy.copy(self)
+            trial._args = [x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)]
+            trial._given = unflatten(trial._args, self._args_spec)
+            return trial(t[rows], tuple(x.index_select(0, rows) for x in y))
+
+        with torch.no_grad():
+            return find_cut(self._args, len(t), evaluate, slope)
 
     def detached(self) -> VectorField:
         """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
@@ -99,6 +133,8 @@ class VectorField:
             self.captured.close()
             out = tuple(x.detach() for x in out)
         self.checked = True
+        if t.ndim:
+            self._first_seen = t.detach(), tuple(x.detach() for x in y), tuple(x.detach() for x in out)
         return out
 
     def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:

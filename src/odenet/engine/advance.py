@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control.base import Memory, Verdict
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
-from ..core.leaves import Leaves, differentiable, select
+from ..core.leaves import Leaves, differentiable, rows, select
 from ..core.norms import all_finite, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
@@ -89,6 +89,14 @@ class Move:
         return self._polynomial
 
 
+def not_finite(move: Move) -> Tensor:
+    """Lanes of which a value of the step is not finite: zeros could not be pulled through their graph."""
+    bad = torch.zeros_like(move.accept)
+    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
+        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
+    return bad
+
+
 def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
     """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
 
@@ -144,8 +152,9 @@ class Clock:
     def _last_of_equal(self) -> Number:
         """For each stop the last one at the same time: what ends there moves with the last."""
         if self.host is None:
-            same = self.times.unsqueeze(-1) == self.times.unsqueeze(-2)
-            return self.count - 1 - same.flip(-1).to(torch.uint8).argmax(-1)
+            index = torch.arange(self.count, device=self.times.device)
+            after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
+            return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
         last = list(range(self.count))
         for i in range(self.count - 2, -1, -1):
             if self.host[i] == self.host[i + 1]:
@@ -179,6 +188,13 @@ class Clock:
             return self.last[stop] if stop < self.count else stop
         first = ((self.times - t.unsqueeze(-1)) * self.sign.unsqueeze(-1) <= 0).sum(-1)
         return torch.where(first < self.count, self._at(self.last, first), first)
+
+    def passed(self, t: Tensor, stop: Tensor) -> Tensor:
+        """`next_stop` for lanes that go to their stop and no further, at a cost that does not grow with the stops."""
+        after = stop + 1
+        after = torch.where(after < self.count, self._at(self.last, after), self.count)
+        there = (self._at(self.times, stop) - t) * self.sign <= 0
+        return torch.where(there & (stop < self.count), after, stop)
 
     def _at(self, values: Tensor, stop: Tensor) -> Tensor:
         """For each lane the value of its stop (of the last one where it has passed them all)."""
@@ -246,7 +262,7 @@ def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> 
         memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
         jumps = accept & move.jumps
         jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
-        stop = clock.next_stop(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
+        stop = clock.passed(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
     else:
         time, memory = (move.time1 if accept else s.time), verdict.memory
         jumps = accept and move.jumps

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..control.base import Verdict
 from ..control.first_step import hairer
 from ..core.lanes import Number
-from ..core.leaves import rows, select
+from ..core.leaves import select
 from ..core.status import Status
-from .advance import Clock, Move, State, attempt, settle
+from .advance import Clock, Move, State, attempt, not_finite, settle
+from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
 from .problem import Problem
 
@@ -112,31 +113,52 @@ class Eager(Driver):
         clock, before = Clock(p), p.f.calls
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
-        accepted, rejected = torch.zeros_like(nfe), torch.zeros_like(nfe)
+        tally, leaving = Tally(nfe, torch.zeros_like(nfe), torch.zeros_like(nfe)), Leaving(p)
         while True:
             running = s.status == Status.RUNNING
-            if not bool(running.any()):
+            left = int(running.sum())
+            if not left:
                 break
-            spent = running & (accepted + rejected >= p.max_steps)
+            spent = running & (tally.accepted + tally.rejected >= p.max_steps)
             if bool(spent.any()):
                 s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
                 continue
-            before = p.f.calls
-            move, verdict = attempt(p, clock, s)
-            nfe = nfe + running * (p.f.calls - before)
-            if torch.is_grad_enabled():
-                move = without_poison(p, s, move)
-            accepted, rejected = accepted + move.accept, rejected + (running & ~move.accept)
-            before = p.f.calls
-            for observer in observers:
-                observer.see(move)
-            seen = p.f.calls - before - move.polynomial_calls
-            nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
-            before = p.f.calls
-            s = settle(p, clock, s, move, verdict)
-            nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
-            del move
-        return Outcome(s, nfe, accepted, rejected)
+            if leaving.possible and p.f.checked and worthwhile(len(running), left):
+                fewer = leaving.leave(p, s, tally, running)
+                if fewer is not None:
+                    p, s, tally = fewer
+                    clock = Clock(p)
+                    running = s.status == Status.RUNNING
+            s, tally = self._one(p, clock, s, tally, running, observers, attempt)
+        s, tally = leaving.whole(p, s, tally)
+        return Outcome(s, tally.nfe, tally.accepted, tally.rejected)
+
+    @staticmethod
+    def _one(
+        p: Problem,
+        clock: Clock,
+        s: State,
+        tally: Tally,
+        running: Tensor,
+        observers: Sequence[Observer],
+        attempt: Attempt,
+    ) -> tuple[State, Tally]:
+        """One attempt of all lanes, seen and settled."""
+        before, nfe = p.f.calls, tally.nfe
+        move, verdict = attempt(p, clock, s)
+        nfe = nfe + running * (p.f.calls - before)
+        if torch.is_grad_enabled():
+            move = without_poison(p, s, move)
+        accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)
+        before = p.f.calls
+        for observer in observers:
+            observer.see(move)
+        seen = p.f.calls - before - move.polynomial_calls
+        nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
+        before = p.f.calls
+        s = settle(p, clock, s, move, verdict)
+        nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
+        return s, Tally(nfe, accepted, rejected)
 
 
 def without_poison(p: Problem, s: State, move: Move) -> Move:
@@ -144,9 +166,7 @@ def without_poison(p: Problem, s: State, move: Move) -> Move:
 
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
-    bad = torch.zeros_like(move.accept)
-    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
-        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
+    bad = not_finite(move)
     if not bool((bad & ~move.accept).any()):
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)

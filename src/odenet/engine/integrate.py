@@ -57,12 +57,12 @@ def integrate(
     if everywhere is not None:
         observers.append(everywhere)
     if request.progress is not None:
-        observers.append(Report(p, request.progress))
+        observers.append(Report(request.progress))
     seeker = None if request.events is None else Seeker(p, request.events, attempt)
     if seeker is not None:
         attempt = seeker.attempt
     if request.callbacks is not None:
-        attempt = request.callbacks.around(attempt)
+        attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample
     outcome = driver.run(p, observers, attempt)
     if seeker is not None and outcome.state.status == Status.EVENT:
         outcome.event = seeker.found

@@ -15,6 +15,18 @@ from ..core.norms import Tolerance
 from ..methods.base import Method
 
 
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """Which samples of a batch of `count` are at hand, in ascending order."""
+
+    index: Tensor
+    count: int
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x at these samples and zeros at the others."""
+        return x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
+
+
 @dataclass(frozen=True)
 class Stops:
     """Times that end a step, in the order of the solve; the last is the end of the solve.
@@ -60,6 +72,9 @@ class Problem:
     y0: leaves in working precision; the leading axis is the batch with `batched`. ts: output times, (T,) or (B, T), in
     the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf. traced: operations
     are being recorded, and no value may be looked at: lanes are tensors, of a joint solve too.
+
+    compact: samples that have ended may leave the batch (engine/compact.py). lanes: those left, where some have; `ts`
+    then has the first and the last time alone.
     """
 
     f: VectorField
@@ -74,6 +89,8 @@ class Problem:
     batched: bool
     max_steps: int
     traced: bool = False
+    compact: bool = True
+    lanes: Lanes | None = None
 
     @property
     def on_host(self) -> bool:
@@ -99,3 +116,28 @@ class Problem:
         stops = Stops(self.stops.times.detach(), self.stops.jumps)
         y0 = tuple(x.detach() for x in self.y0)
         return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)
+
+    def narrowed(self, rows: Tensor) -> Problem | None:
+        """The problem of some of the samples at hand; None where f cannot do without the others."""
+        f, count = self.f.narrowed(rows), len(self.direction)
+        if f is None:
+            return None
+        stops, jumps = self.stops.times.index_select(0, rows), self.stops.jumps
+        return replace(
+            self,
+            f=f,
+            y0=tuple(y.index_select(0, rows) for y in self.y0),
+            ts=torch.stack((self.ts[..., 0], self.ts[..., -1]), -1).index_select(0, rows),
+            stops=Stops(stops, None if jumps is None else jumps.index_select(0, rows)),
+            direction=self.direction.index_select(0, rows),
+            rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
+            atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],
+            lanes=Lanes(rows, count) if self.lanes is None else replace(self.lanes, index=self.lanes.index[rows]),
+        )
+
+
+def _own(tolerance: float | Tensor, y: Tensor, rows: Tensor) -> float | Tensor:
+    """The tolerance of some samples, where it has a row for each of them."""
+    if not isinstance(tolerance, Tensor) or tolerance.ndim < y.ndim or len(tolerance) != len(y):
+        return tolerance
+    return tolerance.index_select(0, rows)

@@ -19,11 +19,19 @@ from .problem import Problem
 Rows = slice | tuple[Tensor, Tensor]  # which outputs: ts[rows], or ts[b, j] per sample
 
 
-def outputs(move: Move, ts: Tensor, rows: Rows) -> Leaves:
-    """The solution at ts[rows], all within the move; stacked on the first axis. The end of a step is exactly its y."""
-    times = ts[rows]
-    joint = isinstance(rows, slice)
-    lane = None if joint else rows[0]
+@dataclass(slots=True)
+class Given:
+    """The outputs that a move gave: ts[rows]. lane: whose each is, among the samples of the move (None: joint)."""
+
+    rows: Rows
+    lane: Tensor | None
+
+
+def outputs(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
+    """The solution at times within the move; stacked on the first axis. The end of a step is exactly its y.
+
+    lane: whose time each is, among the samples of the move; None for a joint solve.
+    """
     end, start = (move.time1, move.time0) if lane is None else (move.time1[lane], move.time0[lane])
     at_end = times.detach() == end.detach()
     if lane is None:
@@ -104,47 +112,71 @@ class Collected:
 class Record(Observer):
     """Collects the solution at every output time.
 
-    `rows_of_last` tells which outputs the last move gave, `evaluations` what the outputs at ts[0] took.
+    `last` tells which outputs the last move gave, `evaluations` what the outputs at ts[0] took.
     """
 
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.collected = Collected()
-        self.rows_of_last: Rows | None = None
+        self.last: Given | None = None
         rows, values, self.evaluations = first_outputs(p, p.ts, p.y0)
         self.collected.keep(rows, values)
+        self.moving = differentiable(p.ts)
         if isinstance(rows, slice):
             self.host = p.ts.detach().tolist()
-            self.moving = differentiable(p.ts)
             self.sign = float(p.direction)
             self.cursor = int(rows.stop)
+        else:
+            self.cursors = torch.bincount(rows[0], minlength=len(p.direction))  # of each sample: its next output
+            self.next = self._time(torch.arange(len(p.direction), device=p.ts.device))
+
+    def see(self, move: Move) -> None:
+        self.last = last = self._given(move)
+        if last is None:
+            return
+        rows = last.rows
+        if isinstance(rows, slice) and not self.moving and self.host[rows.start] == move.t1:  # all of them are the end
+            values = tuple(y.expand(rows.stop - rows.start, *y.shape) for y in move.step.y)
+        else:
+            values = outputs(move, self.p.ts[rows], last.lane)
+        self.collected.keep(rows, values)
+
+    def _given(self, move: Move) -> Given | None:
+        if not isinstance(move.accept, Tensor):
+            if not move.accept:
+                return None
+            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)
+            return Given(slice(first, self.cursor), None) if self.cursor > first else None
+        return self._given_of_lanes(move, move.accept)
 
     def _due(self, t: float, cursor: int) -> int:
         while cursor < len(self.host) and (self.host[cursor] - t) * self.sign <= 0:
             cursor += 1
         return cursor
 
-    def see(self, move: Move) -> None:
-        self.rows_of_last = rows = self._rows(move)
-        if rows is None:
-            return
-        if isinstance(rows, slice) and not self.moving and self.host[rows.start] == move.t1:  # all of them are the end
-            values = tuple(y.expand(rows.stop - rows.start, *y.shape) for y in move.step.y)
-        else:
-            values = outputs(move, self.p.ts, rows)
-        self.collected.keep(rows, values)
+    def _given_of_lanes(self, move: Move, accept: Tensor) -> Given | None:
+        """Looks at the next output of each sample, not at all of them in every step."""
+        lanes, end, sign = move.problem.lanes, move.time1.detach(), move.problem.direction
+        following = self.next if lanes is None else self.next[lanes.index]
+        lane = (accept & ((following - end) * sign <= 0)).nonzero()[:, 0]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        while len(lane):
+            whose = lane if lanes is None else lanes.index[lane]
+            found.append((whose, self.cursors[whose], lane))
+            self.cursors[whose] += 1
+            following = self._time(whose)
+            self.next[whose] = following
+            lane = lane[(following - end[lane]) * sign[lane] <= 0]
+        if not found:
+            return None
+        whose, j, lane = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Given((whose, j), lane)
 
-    def _rows(self, move: Move) -> Rows | None:
-        if not isinstance(move.accept, Tensor):
-            if not move.accept:
-                return None
-            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)
-            return slice(first, self.cursor) if self.cursor > first else None
-        ts, sign = self.p.ts.detach(), self.p.direction[:, None]
-        t0, t1 = move.time0.detach()[:, None], move.time1.detach()[:, None]
-        due = move.accept[:, None] & ((ts - t1) * sign <= 0) & ((ts - t0) * sign > 0)
-        lane, j = due.nonzero(as_tuple=True)
-        return (lane, j) if len(lane) else None
+    def _time(self, whose: Tensor) -> Tensor:
+        """The next output time of some samples; after the last one a time that is never reached."""
+        ts, j = self.p.ts.detach(), self.cursors[whose]
+        over = torch.inf * self.p.direction[whose]
+        return torch.where(j < ts.shape[1], ts[whose, j.clamp(max=ts.shape[1] - 1)], over)
 
     def ys(self) -> Leaves:
         """(T, ...) or (B, T, ...); NaN at times that the solve did not reach."""
@@ -208,9 +240,11 @@ def stacked(parts: list[Leaves], leaves: int) -> Pieces:
 
 
 def piece(move: Move) -> Leaves:
-    """One step of `Pieces`, flat."""
+    """One step of `Pieces`, flat; of samples that are not at hand it has start == end."""
     end = torch.where(move.accept, move.time1, move.time0) if isinstance(move.accept, Tensor) else move.time1
-    return (move.time0, end, *move.y, *(c for cs in move.polynomial() for c in cs))
+    flat = (move.time0, end, *move.y, *(c for cs in move.polynomial() for c in cs))
+    lanes = move.problem.lanes
+    return flat if lanes is None else tuple(lanes.spread(x) for x in flat)
 
 
 @final
@@ -218,13 +252,12 @@ def piece(move: Move) -> Leaves:
 class Report(Observer):
     """Calls the caller back with the fraction of time solved (that of the slowest sample) and the counts so far."""
 
-    p: Problem
     callback: Callable[[float, dict[str, int]], Any]
     accepted: int = field(default=0)
     attempts: int = field(default=0)
 
     def see(self, move: Move) -> None:
-        ts = self.p.ts.detach()
+        ts = move.problem.ts.detach()
         accept = move.accept
         kept = move.time1 if accept is True else move.time0
         t = torch.where(accept, move.time1, move.time0) if isinstance(accept, Tensor) else kept
@@ -232,5 +265,5 @@ class Report(Observer):
         self.accepted += bool(move.accept.any()) if isinstance(move.accept, Tensor) else bool(move.accept)
         span = ts[..., -1] - ts[..., 0]
         fraction = torch.where(span == 0, 1.0, (t.detach() - ts[..., 0]) / span).min()
-        stats = {"nfe": self.p.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}
+        stats = {"nfe": move.problem.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}
         self.callback(float(fraction), stats)

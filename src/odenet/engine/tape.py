@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -14,17 +14,19 @@ from ..control.base import Verdict
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step
-from .advance import Clock, Move, State, attempt, nudged
+from .advance import Clock, Move, State, attempt, not_finite, nudged
+from .compact import worthwhile
 from .observe import Observer
 from .problem import Problem
-from .record import Record, Rows
+from .record import Given, Record
 
 
 @dataclass(slots=True)
 class Entry:
     """One accepted step: its ends and the choices made in it. With the state at its start they give the step again.
 
-    Lanes that did not accept it have t1 == t0 and stand still. rows: the outputs within it.
+    Lanes that did not accept it have t1 == t0 and stand still. given: the outputs within it. problem: that of the
+    samples that were in the batch. rows: those that accepted it, where the others are many and better left out.
     """
 
     t0: Number
@@ -34,7 +36,20 @@ class Entry:
     stop: Number
     jumped: Flag
     jumps: Flag
-    rows: Rows | None
+    given: Given | None
+    problem: Problem
+    rows: Tensor | None = None
+
+    def among(self, rows: Tensor) -> Entry:
+        """The entry of the lanes that accepted the step, without the others."""
+
+        def of(x: Flag) -> Flag:
+            return x.index_select(0, rows) if isinstance(x, Tensor) else x
+
+        given, names = self.given, ("t0", "t1", "accept", "hit", "stop", "jumped", "jumps")
+        if given is not None and given.lane is not None:
+            given = Given(given.rows, torch.searchsorted(rows, given.lane))
+        return replace(self, **{name: of(getattr(self, name)) for name in names}, given=given, rows=None)
 
     def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
         """Both ends as tensors that belong to no graph."""
@@ -118,8 +133,9 @@ class Tape(Observer):
                 return
             t1 = torch.where(accept, move.t1, move.t0)
             jumps = move.jumps & accept if isinstance(move.jumps, Tensor) else move.jumps
-            # a rejected lane of a recorded step has a graph of its own, which must not be pulled through
-            whole = not bool(((move.t1 != move.t0) & ~accept).any()) if move.graph is not None else False
+            rejected = (move.t1 != move.t0) & ~accept
+            # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
+            whole = move.graph is not None and not bool((rejected & not_finite(move)).any())
         elif accept:
             t1, jumps, whole = move.t1, move.jumps, True
         else:
@@ -128,5 +144,10 @@ class Tape(Observer):
             move.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)
-        rows = self.record.rows_of_last
-        self.entries.append(Entry(move.t0, t1, accept, move.hit, move.stop, move.jumped, jumps, rows))
+        choices = (accept, move.hit, move.stop, move.jumped, jumps)
+        entry = Entry(move.t0, t1, *choices, self.record.last, move.problem)
+        if isinstance(accept, Tensor) and move.graph is None and move.problem.compact:
+            rows = accept.nonzero()[:, 0]
+            if worthwhile(len(accept), len(rows)) and move.problem.f.divisible():
+                entry.rows = rows
+        self.entries.append(entry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class CotangentField(ABC):
     def __init__(self, f: VectorField, captured: Leaves) -> None:
         args = f.differentiable_args
         self.f = f.with_args(args)
-        self.fixed = (*args, *captured)
+        self.others, self.fixed = captured, (*args, *captured)
 
     @property
     def calls(self) -> int:
@@ -36,6 +37,15 @@ class CotangentField(ABC):
     def pack(self, leaves: Leaves) -> Leaves:
         """What callbacks see of the backward solve's state."""
         return leaves
+
+    def narrowed(self, rows: Tensor) -> CotangentField | None:
+        """The field of some samples; None where f does not work on a part of the batch."""
+        f = self.f.narrowed(rows)
+        if f is None:
+            return None
+        other = copy.copy(self)
+        other.f, other.fixed = f, (*f.differentiable_args, *self.others)
+        return other
 
     @abstractmethod
     def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves: ...
@@ -89,17 +99,27 @@ class WithState(CotangentField):
 
 @final
 class AlongPath(CotangentField):
-    """d/dt a = -(df/dy)^T a along a given y(t)."""
+    """d/dt a = -(df/dy)^T a along a given y(t).
 
-    def __init__(self, f: VectorField, captured: Leaves, path: Callable[[Tensor], Leaves]) -> None:
+    path: takes the times, and which samples they are of where these are not all.
+    """
+
+    def __init__(self, f: VectorField, captured: Leaves, path: Callable[[Tensor, Tensor | None], Leaves]) -> None:
         super().__init__(f, captured)
         self.path = path
+        self.lanes: Tensor | None = None
+
+    def narrowed(self, rows: Tensor) -> AlongPath | None:
+        other = cast(AlongPath | None, super().narrowed(rows))
+        if other is not None:
+            other.lanes = rows if self.lanes is None else self.lanes[rows]
+        return other
 
     def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        return self.slopes(t, self.path(t), state, nudge)[1]
+        return self.slopes(t, self.path(t, self.lanes), state, nudge)[1]
 
     def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
-        return self.path(t), state
+        return self.path(t, self.lanes), state
 
     def state(self, y: Leaves, a: Leaves) -> Leaves:
         return a

@@ -173,7 +173,8 @@ class Backward:
             y1,
             tuple(torch.zeros_like(y) if b is None else b for y, b in zip(y1, cotangents[n:], strict=True)),
         )
-        self.here, self.silent = reached, all(b is None for b in cotangents[n:])
+        self.reached = self.here = reached
+        self.silent = all(b is None for b in cotangents[n:])
         with torch.no_grad():
             if times_needed:  # y1 moves with the end of the solve where it succeeded
                 last = dot(self.a, self.field.f(self.here, y1), batched)
@@ -188,7 +189,7 @@ class Backward:
                         self._output(i, within[:, i] if batched else True)
                 self._go(where(self.solved, low, self.here))
         a = select(self.solved, self.a, tuple(torch.zeros_like(x) for x in self.a))
-        return (*a, self.ts_bar if times_needed else None, *self.quadrature.total)
+        return (*a, self.ts_bar if times_needed else None, *self.quadrature.total())
 
     def _output(self, i: int, lanes: Flag) -> None:
         """Go back to output i and take its cotangent up."""

@@ -24,7 +24,7 @@ from .base import Gradient, Trajectory, direct
 from .local import Local, attached_step
 from .memory import slots_within, whole_bytes
 from .stages import Evaluations
-from .states import Checkpoints, EveryState, KeptGraphs, States
+from .states import Checkpoints, EveryState, KeptGraphs, Start, States
 from .sweep import Sweep
 from .taped import Taken, taped
 
@@ -79,21 +79,24 @@ class StepSweep(Sweep):
         self.states = states
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
-        e = self.entries[n]
-        return attached_step(self.q, e, *self.leaf_ends(e), *self.states.start(n, self.forwards, self.restart)), y_bar
+        e, _ = self.taking(n)
+        return attached_step(self.q, e, *self.leaf_ends(e), *self._from(n)), y_bar
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        q, e = self.q, self.entries[n]
-        y, carry = self.states.start(n, self.forwards, self.restart)
+        q, (e, _) = self.q, self.taking(n)
+        y, carry = self._from(n)
         time0, time1 = e.ends(q)
         f = Evaluations(e.field(q, time0, time1))
         method.step(f, time0, time1, y, carry)
         return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
+    def _from(self, n: int) -> Start:
+        return self.start_of(n, self.states.start(n, self.forwards, self.restart))
+
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:
-        e = self.entries[n]
-        time0, time1 = e.ends(self.q)
-        carry = self.q.method.init(e.field(self.q, time0, time1), time0, y)
-        self.charge(e.accept)
+        e, part = self.entries[n], self.segment_of(n)
+        time0, time1 = e.ends(part.q)
+        carry = part.q.method.init(e.field(part.q, time0, time1), time0, y)
+        self.charge(e.accept, part)
         return carry

@@ -46,7 +46,7 @@ class Forward(Gradient):
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
         if direct():
             return plain(p, driver, request)
-        q = p.detached()
+        q = replace(p.detached(), compact=False)  # the tangents are those of all samples
         with torch.no_grad():
             record = Record(q)
             tape = Tape(record, None, EveryGraph(), p.times_move)
@@ -121,7 +121,8 @@ class Sensitivities(Observer):
         with torch.enable_grad():
             move, carry1 = self._attached(e, move)
             times = q.ts.detach().requires_grad_(self.times_needed)
-            inner = outputs(move, times, e.rows) if e.rows is not None else ()
+            given = e.given
+            inner = outputs(move, times[given.rows], given.lane) if given is not None else ()
             parts = piece(move) if self.dense else ()
             time1 = self._end(e)
             found = self._jvp(
@@ -130,8 +131,8 @@ class Sensitivities(Observer):
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
         m = n + len(carry1)
-        if e.rows is not None:
-            self.outputs.keep(e.rows, tuple(x.transpose(0, 1) for x in found[m : m + n]))
+        if given is not None:
+            self.outputs.keep(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + n]))
         if self.dense:
             self.pieces.append(tuple(found[m + len(inner) :]))
         self.y = [_select(e.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]

@@ -26,6 +26,7 @@ from ..engine.tape import Entry, Keeper, Tape
 from ..errors import unknown_name
 from .augment import AlongPath
 from .continuous import Backward, ContinuousAdjoint
+from .parts import Part, fewer
 from .states import Start
 
 
@@ -85,9 +86,10 @@ class Path:
             self.sign = float(self.q.direction)
             self.ends = [float(part[1]) * self.sign for part in parts]
 
-    def __call__(self, t: Tensor) -> Leaves:
+    def __call__(self, t: Tensor, lanes: Tensor | None = None) -> Leaves:
         if self.stacked is not None:
-            values = evaluate_pieces(self.stacked, t[:, None], self.q.direction, True)
+            direction = self.q.direction if lanes is None else self.q.direction[lanes]
+            values = evaluate_pieces(self.stacked, t[:, None], direction, True, lanes)
             return tuple(x[:, 0] for x in values)
         flat = self.parts[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
         piece = Pieces.from_flat(flat, self.leaves)
@@ -129,25 +131,32 @@ class BySegments(Backward):
     ) -> None:
         self.path = Path(q)
         super().__init__(how, q, driver, AlongPath(q.f, captured, self.path))
-        self.held, self.stride, self.entries = held, stride, entries
+        self.held, self.stride, self.entries, self.whole = held, stride, entries, Part.of(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
         for k in range(len(self.held) - 1, -1, -1):
             first = k * self.stride
             self.path.enter([])  # those of the segment after it go first
             self.path.enter(self._pieces(first, self.held[k]))
-            yield where(self.solved, self.entries[first].ends(self.q)[0], start)
+            yield where(self.solved, self._start_of(self.entries[first]), start)
         yield start
 
+    def _start_of(self, e: Entry) -> Tensor:
+        """Where a step starts; where the solution ends for samples that had left the batch."""
+        time0, lanes = e.ends(self.q)[0], e.problem.lanes
+        return time0 if lanes is None else self.reached.index_copy(0, lanes.index, time0)
+
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
-        y, carry = start
-        q, parts, before = self.q, [], self.q.f.calls
+        (y, carry), parts, part = start, [], self.whole
+        lanes = self.entries[first].problem.lanes
         for e in self.entries[first : first + self.stride]:
-            time0, time1 = e.ends(q)
-            move = e.again(q, time0, time1, y, carry)
+            y, carry, lanes = *(fewer(x, lanes, e.problem.lanes) for x in (y, carry)), e.problem.lanes
+            if part.q.lanes is not lanes:
+                part = Part.of(e.problem) if lanes else self.whole
+            time0, time1 = e.ends(part.q)
+            move = e.again(part.q, time0, time1, y, carry)
             parts.append(piece(move))
-            carry = select(e.accept, after_step(q, time1, move.step, e.jumps), carry)
+            carry = select(e.accept, after_step(part.q, time1, move.step, e.jumps), carry)
             y = select(e.accept, move.step.y, y)
-            self.nfe = self.nfe + (q.f.calls - before) * (e.accept if isinstance(e.accept, Tensor) else 1)
-            before = q.f.calls
+            self.nfe = part.charge(self.nfe, e.accept)
         return parts

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import cast, final
 
 import torch
-from torch import Tensor
 
 from ..core.dense import evaluate
 from ..core.leaves import select, spread
 from ..engine.advance import Move
 from ..engine.observe import Observer
+from ..methods.base import Bars
 from .augment import CotangentField
-from .base import add
+from .parts import Shared
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
 _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -33,23 +33,29 @@ class Quadrature(Observer):
     def __init__(self, field: CotangentField, order: int) -> None:
         self.field = field
         self.nodes, self.weights = _GAUSS[min(4, (order + 1) // 2)]
-        self.total: list[Tensor | None] = [None] * len(field.fixed)
+        self.shared = Shared(field.fixed)
+
+    def total(self) -> Bars:
+        """For each of the field's fixed tensors."""
+        self.shared.enter(self.field.f, None)
+        return self.shared.total
 
     def see(self, move: Move) -> None:
         if not self.field.fixed:
             return
+        field = cast(CotangentField, move.problem.f)
+        self.shared.enter(field.f, move.problem.lanes)
         accept = move.accept
-        if not (bool(accept.any()) if isinstance(accept, Tensor) else accept):
+        if not (bool(accept.any()) if isinstance(accept, torch.Tensor) else accept):
             return
         length = move.time1 - move.time0
         for node, weight in zip(self.nodes, self.weights, strict=True):
             theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
             state = select(accept, evaluate(move.y, move.polynomial(), theta), move.y)
             time = move.time0 + node * length
-            time = torch.where(accept, time, move.time0) if isinstance(accept, Tensor) else time
-            y, a = self.field.pair(time, state)
+            time = torch.where(accept, time, move.time0) if isinstance(accept, torch.Tensor) else time
+            y, a = field.pair(time, state)
             # the backward solve runs against time: its dt is negative, and the integral runs from t0 to t1
             weighted = tuple(x * spread(-weight * length, x) for x in a)
             weighted = select(accept, weighted, tuple(torch.zeros_like(x) for x in weighted))
-            parts = self.field.towards_fixed(time, y, weighted)
-            self.total = [add(a, b) for a, b in zip(self.total, parts, strict=True)]
+            self.shared.add(field.towards_fixed(time, y, weighted))

@@ -25,6 +25,7 @@ from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
 from .local import Local
+from .parts import Apart, Part, fewer
 from .stages import Evaluations
 from .states import Checkpoints
 from .sweep import Sweep, divided
@@ -78,7 +79,7 @@ class Reversible(Gradient):
                 "Use a coupling nearer to 1, fewer steps, float64, or gradient=Discrete(checkpoints=...).",
                 stacklevel=2,
             )
-            sweep = StepSweep(taken, Checkpoints.at_start(_SLOTS, taken.q))
+            sweep = StepSweep(taken, Checkpoints.at_start(_SLOTS, taken.q, taken.entries))
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
@@ -124,17 +125,29 @@ class Undo(Sweep):
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         self.y, self.z = halves(self._end() if carry is None else carry)
+        self.others = Apart()
 
+    @torch.no_grad()
     def _end(self) -> Leaves:
         """The carry at the end once more, for a second backward pass over the same solution."""
-        start = self.q.y0, self.method.init(self.q.f, self.q.ts[..., 0], self.q.y0)
-        for n in range(len(self.entries)):
-            start = self.forwards(n, start)
-        return start[1]
+        y, carry = self.q.y0, self.method.init(self.q.f, self.q.ts[..., 0], self.q.y0)
+        ends = Apart()
+        carry = ends.move(list(carry), None)
+        for n, e in enumerate(self.entries):
+            if e.problem.lanes is not ends.lanes:
+                y, carry = fewer(y, ends.lanes, e.problem.lanes), ends.move(list(carry), e.problem.lanes)
+            y, carry = self.taken_again(n, (y, tuple(c for c in carry if c is not None)))
+        return tuple(c for c in ends.move(list(carry), None) if c is not None)
+
+    def enter(self, part: Part) -> None:
+        n = len(self.y)
+        moved = self.others.move([*self.y, *self.z], part.q.lanes)
+        found = tuple(x for x in moved if x is not None)
+        self.y, self.z = found[:n], found[n:]
 
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
         """The carry is of its wider dtype in values and of the state's in what is differentiated."""
-        e, method = self.entries[n], self.method
+        (e, _), method = self.taking(n), self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
         y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
@@ -150,7 +163,7 @@ class Undo(Sweep):
         return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        e, own, like = self.entries[n], self.method, self.q.y0
+        (e, _), own, like = self.taking(n), self.method, self.q.y0
         time0, time1 = e.ends(self.q)
         field = e.field(self.q, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2

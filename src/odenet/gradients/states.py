@@ -15,9 +15,10 @@ from ..core.leaves import Leaves
 from ..engine.advance import Move
 from ..engine.problem import Problem
 from ..engine.schedule import OnlineSchedule, split
-from ..engine.tape import GraphKeeper, Keeper
+from ..engine.tape import Entry, GraphKeeper, Keeper
 from .local import Local
 from .memory import nbytes
+from .parts import fewer
 
 Start = tuple[Leaves, Leaves]  # y and the carry
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
@@ -133,12 +134,17 @@ class Shelf:
             self.free = [tuple(block[i] for block in blocks) for i in range(more)]
             self.left -= more
         place = self.free.pop()
-        for to, x in zip(place, leaves, strict=True):
+        for to, x in zip(shaped(place, leaves), leaves, strict=True):
             to.copy_(x)
         return place
 
     def take_back(self, place: Leaves) -> None:
         self.free.append(place)
+
+
+def shaped(place: Leaves, leaves: Leaves) -> Leaves:
+    """The part of a place that leaves take up, of fewer samples than the first ones maybe."""
+    return tuple(to if to.shape == x.shape else to[: len(x)] for to, x in zip(place, leaves, strict=True))
 
 
 @final
@@ -149,14 +155,15 @@ class Checkpoints(States):
         self.slots, self.method_carries = slots, method_carries
         self.shelf = Shelf(slots)
         self.schedule = OnlineSchedule(slots)
-        self.held: dict[int, Start] = {}
+        self.held: dict[int, tuple[Start, Leaves]] = {}  # and their places on the shelf
         self.stack: list[int] | None = None  # the positions held, once the reversal has begun
 
     @staticmethod
-    def at_start(slots: int, p: Problem) -> Checkpoints:
+    def at_start(slots: int, p: Problem, entries: list[Entry]) -> Checkpoints:
         """With the initial state alone, for a method whose carry does not depend on f."""
         states = Checkpoints(slots, method_carries=True)
-        states._hold(0, p.y0, p.method.init(p.f, p.ts[..., 0], p.y0))
+        carry, lanes = p.method.init(p.f, p.ts[..., 0], p.y0), entries[0].problem.lanes
+        states._hold(0, fewer(p.y0, None, lanes), fewer(carry, None, lanes))
         return states
 
     def keep(self, n: int, move: Move) -> None:
@@ -167,19 +174,20 @@ class Checkpoints(States):
             self._hold(n, move.y, move.carry)
 
     def _hold(self, n: int, y: Leaves, carry: Leaves) -> None:
-        kept = self.shelf.put((*y, *(carry if self.method_carries else ())))
-        self.held[n] = kept[: len(y)], kept[len(y) :]
+        leaves = (*y, *(carry if self.method_carries else ()))
+        place = self.shelf.put(leaves)
+        kept = shaped(place, leaves)
+        self.held[n] = (kept[: len(y)], kept[len(y) :]), place
 
     def _drop(self, n: int) -> None:
-        y, carry = self.held.pop(n)
-        self.shelf.take_back((*y, *carry))
+        self.shelf.take_back(self.held.pop(n)[1])
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         stack = self.stack = sorted(self.held) if self.stack is None else self.stack
         while stack[-1] > n:
             self._drop(stack.pop())
         at = stack[-1]
-        y, carry = self.held[at]
+        y, carry = self.held[at][0]
         carry = carry if self.method_carries else restart(at, y)
         while at < n:
             # steps at..n are still to be reversed; `at` has one of the slots that are left to them

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.lanes import Flag
-from ..core.leaves import cast, new_leaves, select
+from ..core.leaves import Leaves, cast, new_leaves, select
 from ..engine.advance import after_step
+from ..engine.problem import Problem
 from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
 from .local import Local
 from .memory import nbytes
+from .parts import Apart, Part, Shared, fewer
 from .states import Start
 from .taped import Taken
 
@@ -32,20 +33,26 @@ class Sweep(ABC):
 
     def __init__(self, taken: Taken, method: Method) -> None:
         """method: the one whose evaluations of f make up a step."""
-        q, needed = taken.q, taken.needed
+        needed = taken.needed
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
-        self.args = q.f.differentiable_args
-        self.q = replace(q, f=q.f.with_args(self.args))
+        self.whole = self.part = Part.of(taken.q)
+        self.parts: dict[int, Part] = {}
+        self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
+        q = self.whole.q
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
-        self.fixed = (*self.args, *taken.captured)
-        self.fixed_bar: Bars = [None] * len(self.fixed)
+        self.shared = Shared((*self.whole.args, *taken.captured))
+        self.ts = q.ts.detach()
         self.ts_bar = torch.zeros_like(q.ts)
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taken.stats["nfe"] * 0
-        self.charged = 0
         self.marker = 0
         large = nbytes(q.y0) >= BY_STAGES
         self.stagewise = method if large and isinstance(method, StagewiseMethod) else None
+
+    @property
+    def q(self) -> Problem:
+        """That of the samples at hand."""
+        return self.part.q
 
     @abstractmethod
     def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
@@ -68,48 +75,120 @@ class Sweep(ABC):
         self.outputs_wanted = any(b is not None for b in ys_bar)
         self.dense_wanted = any(b is not None for b in dense_bar)
         time_bar = torch.zeros_like(q.direction)
+        self.apart = Apart(), Apart(), Apart()
         with torch.enable_grad():
             for index in range(len(self.entries) - 1, -1, -1):
+                y_bar, carry_bar, time_bar = self._with(self.taking(index)[1], y_bar, carry_bar, time_bar)
                 piece_bar = [None if d is None else d[index] for d in dense_bar]
                 y_bar, carry_bar, time_bar = self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
+            y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
             y_bar = self._start(ys_bar, y_bar, carry_bar)
         if not self.entries and dense_bar:  # the constant piece of a solve of no length
             y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
         self.ts_bar[..., 0] += time_bar
         self.stats["backward_nfe"] = self.nfe
         ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
-        return (*y_bar, *ts_bars, *self.fixed_bar)
+        return (*y_bar, *ts_bars, *self.shared.total)
 
-    def vjp(self, values: Sequence[Tensor], bars: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Bars:
-        """Pull `bars` back to `inputs`; adds what reaches args and captured tensors to `fixed_bar`."""
+    def segment_of(self, n: int) -> Part:
+        """That of all samples that were in the batch at step n."""
+        p = self.entries[n].problem
+        if p.lanes is None:
+            return self.whole
+        if id(p) not in self.parts:
+            self.parts[id(p)] = Part.of(p)
+        return self.parts[id(p)]
+
+    def taking(self, n: int) -> tuple[Entry, Part]:
+        """Step n and the problem of those samples that take it again."""
+        e = self.entries[n]
+        if e.rows is None:
+            return e, self.segment_of(n)
+        if self.passing is None or self.passing[0] != n:
+            with torch.no_grad():  # its args are leaves
+                narrowed = self.segment_of(n).q.narrowed(e.rows)
+            assert narrowed is not None  # the tape has asked
+            self.passing = n, e.among(e.rows), Part.of(narrowed)
+        return self.passing[1:]
+
+    def start_of(self, n: int, start: Start) -> Start:
+        """Of the samples that take step n again, from that of all that were in the batch."""
+        rows = self.entries[n].rows
+        if rows is None:
+            return start
+        y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
+        return y, carry
+
+    def _with(self, part: Part, y_bar: Bars, carry_bar: Bars, time_bar: Tensor) -> tuple[Bars, Bars, Tensor]:
+        """Go on with the samples of a part, and their cotangents; the others' stay as they are."""
+        if part is self.part:
+            return y_bar, carry_bar, time_bar
+        self.enter(part)
+        self.part, lanes = part, part.q.lanes
+        self.shared.enter(part.q.f, lanes)
+        bars: tuple[Bars, Bars, Bars] = (y_bar, carry_bar, [time_bar])
+        y_bar, carry_bar, times = (a.move(x, lanes) for a, x in zip(self.apart, bars, strict=True))
+        assert times[0] is not None
+        return y_bar, carry_bar, times[0]
+
+    def enter(self, part: Part) -> None:  # noqa: B027
+        """Called before other samples are in the batch."""
+
+    def vjp(
+        self,
+        values: Sequence[Tensor],
+        bars: Sequence[Tensor | None],
+        inputs: Sequence[Tensor],
+        suspect: bool = False,
+    ) -> Bars:
+        """Pull `bars` back to `inputs`; what reaches args and captured tensors is added up.
+
+        suspect: raises PoisonedError, and adds nothing, where the result is not finite.
+        """
         pairs = [(v, cast(b, v.dtype)) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
         if not pairs:
             return [None] * len(inputs)
         outs = tuple(v for v, _ in pairs)
         if self.q.f.captured is not None:
-            self.q.f.captured.see(outs, (*inputs, *self.args), self.marker)
+            self.q.f.captured.see(outs, (*inputs, *self.part.args), self.marker)
         grads = torch.autograd.grad(
-            outs, (*inputs, *self.fixed), tuple(b for _, b in pairs), allow_unused=True, retain_graph=False
+            outs,
+            (*inputs, *self.part.args, *self.captured),
+            tuple(b for _, b in pairs),
+            allow_unused=True,
+            retain_graph=False,
         )
+        if suspect and not all(bool(torch.isfinite(g.sum())) for g in grads if g is not None):
+            raise PoisonedError
         split = len(inputs)
-        self.fixed_bar = [add(a, b) for a, b in zip(self.fixed_bar, grads[split:], strict=True)]
+        self.shared.add(grads[split:])
         return list(grads[:split])
 
-    @torch.no_grad()
     def forwards(self, n: int, start: Start) -> Start:
-        """The start of step n + 1 from that of step n; what its evaluations cost is charged to its lanes."""
-        q, e, (y, carry) = self.q, self.entries[n], start
-        time0, time1 = e.ends(q)
-        move = e.again(q, time0, time1, y, carry)
-        carry1 = after_step(q, time1, move.step, e.jumps)
-        self.charge(e.accept)
-        return select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
+        """The start of step n + 1 from that of step n."""
+        y, carry = self.taken_again(n, start)
+        here, after = (e.problem.lanes for e in self.entries[n : n + 2])
+        return fewer(y, here, after), fewer(carry, here, after)
 
-    def charge(self, lanes: Flag = True) -> None:
+    @torch.no_grad()
+    def taken_again(self, n: int, start: Start) -> Start:
+        """The end of step n from its start; what its evaluations cost is charged to its lanes."""
+        (e, part), (y, carry) = self.taking(n), self.start_of(n, start)
+        time0, time1 = e.ends(part.q)
+        move = e.again(part.q, time0, time1, y, carry)
+        carry1 = after_step(part.q, time1, move.step, e.jumps)
+        self.charge(e.accept, part)
+        y, carry = select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
+        rows = self.entries[n].rows
+        if rows is None:
+            return y, carry
+        pairs = zip(start, (y, carry), strict=True)
+        y, carry = (tuple(a.index_copy(0, rows, b) for a, b in zip(*x, strict=True)) for x in pairs)
+        return y, carry
+
+    def charge(self, lanes: Flag = True, part: Part | None = None) -> None:
         """Charge these lanes for the evaluations since the last charge."""
-        calls = self.q.f.calls
-        self.nfe = self.nfe + (calls - self.charged) * (lanes if isinstance(lanes, Tensor) else 1)
-        self.charged = calls
+        self.nfe = (part or self.part).charge(self.nfe, lanes)
 
     def leaf_ends(self, e: Entry) -> tuple[Tensor, Tensor]:
         time0, time1 = e.ends(self.q)
@@ -126,7 +205,7 @@ class Sweep(ABC):
         time_bar: Tensor,
         piece_bar: Bars,
     ) -> tuple[Bars, Bars, Tensor]:
-        q, e = self.q, self.entries[index]
+        (e, _), recorded = self.taking(index), False
         local = None if self.graphs is None else self.graphs.take(index)
         if local is None or self.graphs is None:
             self.marker = graph_marker()
@@ -135,41 +214,47 @@ class Sweep(ABC):
             local, y_bar = self.local(index, y_bar, carry_bar)
         else:
             self.marker = self.graphs.marker
+            recorded = True
         move = local.move
         values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
         bars, passed = divided(e.accept, bars)
-        if not self.dense_wanted and (e.rows is None or not self.outputs_wanted):
+        given = e.given if self.outputs_wanted else None
+        if not self.dense_wanted and given is None:
             move.step = move.step._replace(stages=())  # only dense output would want them
-        times = q.ts.detach().requires_grad_(self.times_needed)
-        if e.rows is not None and self.outputs_wanted:
-            values += outputs(move, times, e.rows)
-            bars += [None if b is None else b[e.rows] for b in ys_bar]
+        times: Leaves = ()
+        if given is not None:
+            times = (self.ts[given.rows].requires_grad_(self.times_needed),)
+            values += outputs(move, times[0], given.lane)
+            bars += [None if b is None else b[given.rows] for b in ys_bar]
         if self.dense_wanted:
             values += piece(move)
             bars += piece_bar
-        ends = (move.time0, move.time1, times) if self.times_needed else ()
-        grads = self.vjp(values, bars, (*local.y, *local.carry, *ends))
+        ends = (move.time0, move.time1, *times) if self.times_needed else ()
+        try:
+            grads = self.vjp(values, bars, (*local.y, *local.carry, *ends), recorded and mixed(e.accept))
+        except PoisonedError:
+            return self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
         self.charge(e.accept)
         n, m = len(local.y), len(local.y) + len(local.carry)
         if self.times_needed:
             bar0, bar1 = (add(a, b) for a, b in zip(grads[m : m + 2], local.ends_bar, strict=True))
             time_bar = self.times(e, time_bar, bar0, bar1)
-            ts_bar = grads[m + 2]
-            if ts_bar is not None:
-                self.ts_bar += ts_bar
+            ts_bar = grads[m + 2] if given is not None else None
+            if given is not None and ts_bar is not None:
+                self.ts_bar[given.rows] += ts_bar
         y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
         carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(local.carry), strict=True)]
         return y_new, carry_new, time_bar
 
     def _plain(self, e: Entry) -> bool:
         """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
-        if self.times_needed or self.dense_wanted or (e.rows is not None and self.outputs_wanted):
+        if self.times_needed or self.dense_wanted or (e.given is not None and self.outputs_wanted):
             return False
         return not (bool(e.jumps.any()) if isinstance(e.jumps, Tensor) else e.jumps)
 
     @torch.no_grad()
     def _pulled(self, method: StagewiseMethod, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        e, n = self.entries[index], len(y_bar)
+        (e, _), n = self.taking(index), len(y_bar)
         through, passed = divided(e.accept, [*y_bar, *carry_bar])
         y_new, carry_new = self.pulled(method, index, through[:n], through[n:])
         self.charge(e.accept)
@@ -187,8 +272,9 @@ class Sweep(ABC):
                 return bar0
             return time_bar + bar0 + bar1
         hit = e.accept & e.hit
-        index = e.stop.clamp(max=self.stops_bar.shape[1] - 1)[:, None]
-        self.stops_bar.scatter_add_(1, index, torch.where(hit, time_bar + bar1, zero)[:, None])
+        lanes, index = self.q.lanes, e.stop.clamp(max=self.stops_bar.shape[1] - 1)
+        whose = torch.arange(len(index), device=index.device) if lanes is None else lanes.index
+        self.stops_bar.index_put_((whose, index), torch.where(hit, time_bar + bar1, zero), accumulate=True)
         return torch.where(hit, bar0, time_bar + bar0 + bar1)
 
     def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:
@@ -221,3 +307,12 @@ def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
     none = tuple(torch.zeros_like(b) for b in some)
     through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
     return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+
+
+class PoisonedError(Exception):
+    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
+
+
+def mixed(accept: Flag) -> bool:
+    """Whether some lanes accepted a step and some did not."""
+    return isinstance(accept, Tensor) and not bool(accept.all())
