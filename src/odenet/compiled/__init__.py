@@ -14,12 +14,12 @@ _told: set[str] = set()
 
 def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
-    from .capture import NotCompilable
+    from .capture import NotCompilableError
     from .driver import solve_compiled
 
     try:
         return solve_compiled(p, driver, how, request)
-    except NotCompilable as error:
+    except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

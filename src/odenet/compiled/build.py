@@ -42,20 +42,53 @@ def folder() -> Path:
 
 def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Library:
     """The compiled graph. key: of what it computes; None: it is not found again by another process."""
-    kept = sorted(folder().glob(f"{key}.*.so")) if key is not None else []
-    if kept:
-        outside, inside = kept[0].name.split(".")[1:3]
-        return Library(load(kept[0]), (int(outside), int(inside)))
-    recorded = make()
-    made = compiled(recorded, threads)
-    if key is not None:
-        folder().mkdir(parents=True, exist_ok=True)
-        whole = folder() / f"{key}.{recorded.calls[0]}.{recorded.calls[1]}.so"
-        part = whole.with_suffix(f".{os.getpid()}")
-        shutil.copy(made, part)
-        part.replace(whole)  # whole or not at all, also where two processes do the same
-        made = whole
-    return Library(load(made), recorded.calls)
+    kept = None if key is None else found(key)
+    if kept is None:
+        recorded = make()
+        made = compiled(recorded, threads)
+        kept = (made if key is None else _keep(made, key, recorded)), recorded.calls
+    return Library(load(kept[0]), kept[1])
+
+
+def found(key: str) -> tuple[Path, tuple[int, int]] | None:
+    """A library that this or another process made, and its evaluations of f."""
+    for path in folder().glob(f"{key}.*.so"):
+        outside, inside = path.name.split(".")[1:3]
+        return path, (int(outside), int(inside))
+    return None
+
+
+def _keep(made: Path, key: str, recorded: Recorded) -> Path:
+    folder().mkdir(parents=True, exist_ok=True)
+    whole = folder() / f"{key}.{recorded.calls[0]}.{recorded.calls[1]}.so"
+    part = whole.with_suffix(f".{os.getpid()}")
+    shutil.copy(made, part)
+    return part.replace(whole)  # whole or not at all, also where two processes do the same
+
+
+class Beside:
+    """Makes a library in a process of its own, while this one makes another; it is found on disk afterwards.
+
+    The process is a copy of this one, so it need not load the compiler again. It touches no values of tensors. What
+    goes wrong there goes wrong again here, where somebody sees it.
+    """
+
+    def __init__(self, key: str, make: Callable[[], Recorded], threads: int) -> None:
+        quietly("torch._inductor.compile_fx")
+        self.child = os.fork()
+        if self.child == 0:
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(1, 2)
+                recorded = make()
+                _keep(compiled(recorded, threads), key, recorded)
+            finally:
+                os._exit(0)
+
+    def wait(self) -> None:
+        if self.child:
+            os.waitpid(self.child, 0)
+            self.child = 0
 
 
 def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -93,6 +126,7 @@ def compiled(recorded: Recorded, threads: int) -> Path:
         "cpp.threads": threads,
         "cpp_cache_precompile_headers": False,  # takes longer than it saves a process with few libraries
         "fx_graph_cache": False,  # ours is found without Inductor
+        "compile_threads": 1,  # one file: helpers would only have to be started
     }
     with torch.no_grad(), V.set_fake_mode(recorded.mode), config.patch(options):
         made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)

@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from ..core.leaves import Leaves, Spec, flatten, unflatten
 
 
-class NotCompilable(Exception):
+class NotCompilableError(Exception):
     """Says why a solve cannot be compiled."""
 
 
@@ -111,7 +111,7 @@ def capture(
 ) -> tuple[FieldGraph, list[Tensor]]:
     """f as a graph, and what it uses beside t and y: tensors of args, parameters, what it closes over.
 
-    Raises NotCompilable, or whatever error comes out of f or TorchDynamo.
+    Raises NotCompilableError, or whatever error comes out of f or TorchDynamo.
     """
     _seen.graph = None
     with torch.no_grad():
@@ -119,11 +119,11 @@ def capture(
     graph, inputs = _seen.graph, _seen.inputs
     _seen.inputs = ()
     if graph is None:
-        raise NotCompilable("f has no tensor operation of t or y")
+        raise NotCompilableError("f has no tensor operation of t or y")
     roles, others = [], []
     for x in inputs:
         if not isinstance(x, Tensor):
-            raise NotCompilable(f"f depends on a {type(x).__name__} that changes from call to call")
+            raise NotCompilableError(f"f depends on a {type(x).__name__} that changes from call to call")
         known = [Role("t", 0)] if x is t else [Role("y", i) for i, leaf in enumerate(y) if x is leaf]
         if not known:
             known = [Role("other", len(others))]
@@ -142,7 +142,7 @@ def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> tuple[s
         for i, y in enumerate(tensors):
             if x is y:
                 return where, i
-    raise NotCompilable("f returns something that is not a tensor made of t and y")
+    raise NotCompilableError("f returns something that is not a tensor made of t and y")
 
 
 def _text(module: GraphModule, roles: list[Role], results: list[tuple[str, int]]) -> str | None:

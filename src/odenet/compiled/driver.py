@@ -44,7 +44,7 @@ class Run:
 
 
 def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory:
-    """The trajectory of p. Raises NotCompilable, or an error of whatever compiles, where eager solving is left."""
+    """The trajectory of p. Raises NotCompilableError, or an error of whatever compiles, where eager solving is left."""
     refuse(p, how, request)
     graph, others = captured(p)
     recording = not direct()
@@ -56,7 +56,7 @@ def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) 
     plan = _plan(p, others, differentiable if attached else [False] * len(others), request, attached)
     run = Run(p, plan, graph, [x.detach() for x in others], [])
     with torch.no_grad():
-        outcome = _forward(run)
+        outcome = _forward(run, attached)
         outputs = Outputs(run.p, run.plan, [c.rows for c in run.chunks], [c.tape for c in run.chunks], outcome.state.y)
         ys = outputs.ys()
         pieces = outputs.pieces() if request.dense else None
@@ -87,9 +87,9 @@ def _tensors(tolerances: Sequence[float | Tensor]) -> list[Tensor]:
     return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in tolerances]
 
 
-def _forward(run: Run) -> Outcome:
+def _forward(run: Run, and_back: bool) -> Outcome:
     p, plan = run.p, run.plan
-    library = PLANS.forward(plan, run.graph)
+    library = PLANS.forward(plan, run.graph, and_back)
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)

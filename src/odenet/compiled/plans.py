@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,17 @@ from ..engine.problem import Problem
 from ..gradients import Discrete
 from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
-from .build import Library, library
-from .capture import FieldGraph, NotCompilable, capture
+from .build import Beside, Library, found, library
+from .capture import FieldGraph, NotCompilableError, capture
 from .loops import Plan, backward, forward
 
 TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
 MOST_SLOTS = 4096
+FEW = 4096  # elements of a state or a weight
 
 
 def refuse(p: Problem, how: Gradient, request: Request) -> None:
-    """Raise NotCompilable for what the compiled driver does not do."""
+    """Raise NotCompilableError for what the compiled driver does not do."""
     recording = torch.is_grad_enabled()
     reasons = {
         "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
@@ -47,7 +50,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
     }
     for reason in reasons.values():
         if reason:
-            raise NotCompilable(reason)
+            raise NotCompilableError(reason)
 
 
 def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
@@ -67,24 +70,48 @@ class Plans:
 
     def __init__(self) -> None:
         self.made: dict[Any, Library] = {}
+        self.beside: dict[Any, Beside] = {}
 
-    def forward(self, plan: Plan, graph: FieldGraph) -> Library:
-        return self._made("forward", plan, graph, forward)
+    def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
+        """and_back: the backward library will be wanted too."""
+        place = ("forward", graph, plan, torch.get_num_threads())
+        if place not in self.made:
+            if and_back and hasattr(os, "fork"):
+                self._start_backward(plan, graph)
+            self.made[place] = self._make(place, forward)
+        return self.made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
-        return self._made("backward", plan, graph, backward)
-
-    def _made(self, which: str, plan: Plan, graph: FieldGraph, record: Any) -> Library:
-        threads = torch.get_num_threads()
-        place = (which, graph, plan, threads)
+        place = ("backward", graph, plan, torch.get_num_threads())
         if place not in self.made:
-            text = _text(which, plan, graph, threads)
-            key = None if text is None else hashlib.sha256(text.encode()).hexdigest()
-            self.made[place] = library(key, lambda: record(plan, graph), threads)
+            if place in self.beside:
+                self.beside.pop(place).wait()
+            self.made[place] = self._make(place, backward)
         return self.made[place]
+
+    def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
+        which, graph, plan, threads = place
+        return library(_key(which, plan, graph, threads), lambda: record(plan, graph), _threads(plan, threads))
+
+    def _start_backward(self, plan: Plan, graph: FieldGraph) -> None:
+        place = ("backward", graph, plan, torch.get_num_threads())
+        key = _key(*(place[i] for i in (0, 2, 1, 3)))
+        if place not in self.made and key is not None and found(key) is None:
+            self.beside[place] = Beside(key, lambda: backward(plan, graph), _threads(plan, place[3]))
 
 
 PLANS = Plans()
+
+
+def _threads(plan: Plan, threads: int) -> int:
+    """For loops over a small state one thread is faster than several that have to be woken up."""
+    largest = max(math.prod(look.shape) for look in (*plan.y, *plan.others))
+    return 1 if largest <= FEW else threads
+
+
+def _key(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None:
+    text = _text(which, plan, graph, threads)
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _text(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None:
