@@ -96,8 +96,13 @@ def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
 
 def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves."""
+    complex_state = any(x.is_complex() for x in y)
+    used = [i for i, c in enumerate(coefficients) if c != 0.0]
+    if len(used) == 1 and not complex_state:
+        c, slope = coefficients[used[0]], stages[used[0]]
+        return tuple(torch.addcmul(x, k, h, value=c) for x, k, h in zip(y, slope, dt, strict=True))
     slope = weighted(coefficients, stages)
-    if torch.is_grad_enabled() or forward_mode() or any(x.is_complex() for x in y):
+    if complex_state or torch.is_grad_enabled() or forward_mode():
         return along(y, dt, slope)
     # the sum belongs to no one else: its memory takes the result
     return tuple(torch.addcmul(x, k, h, out=k) for x, k, h in zip(y, slope, dt, strict=True))

@@ -8,6 +8,7 @@ differentiation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from ..control.base import Memory, Verdict
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
 from ..core.leaves import Leaves, differentiable, select
-from ..core.norms import all_finite, rms
+from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
 from .problem import Problem
@@ -219,18 +220,24 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
     if error is None and not p.controller.finite:
         return 0.0 if p.on_host else torch.zeros_like(p.direction)
     if error is None:
-        finite = all_finite(y1, p.batched)
-        return (0.0 if bool(finite) else float("inf")) if p.on_host else torch.where(finite, 0.0, torch.inf)
+        if p.on_host:
+            return 0.0 if finite_on_host(y1) else float("inf")
+        return torch.where(all_finite(y1, p.batched), 0.0, torch.inf)
     size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
     scaled = []
     for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
-        bound = a + r * top
+        if isinstance(r, float) and isinstance(a, float):
+            bound = torch.rsub(top, a, alpha=-r)  # a + r * top, at once
+        else:
+            bound = a + r * top
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
         scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm
     ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
-    ratio = torch.nan_to_num(ratio, nan=torch.inf)
-    return float(ratio) if p.on_host else torch.as_tensor(ratio).to(p.ts.dtype)
+    if p.on_host:
+        ratio = float(ratio)
+        return float("inf") if math.isnan(ratio) else ratio
+    return torch.as_tensor(torch.nan_to_num(ratio, nan=torch.inf)).to(p.ts.dtype)
 
 
 def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
