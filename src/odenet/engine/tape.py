@@ -76,6 +76,10 @@ class GraphKeeper(Keeper):
         """Entered while a step is recorded."""
         return nullcontext()
 
+    def start(self, s: State) -> tuple[Leaves, Leaves]:
+        """What a step from s is attached to: leaves of its own for y and the carry."""
+        return new_leaves(s.y), new_leaves(s.carry)
+
 
 @final
 class Tape(Observer):
@@ -102,8 +106,9 @@ class Tape(Observer):
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
-            y, carry = new_leaves(s.y), new_leaves(s.carry)
-            time = s.time.detach().requires_grad_(self.leaf_times)
+            own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
+            y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
+            time = s.time.detach().requires_grad_(own)
             move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False
         graph = move.step
