@@ -24,7 +24,7 @@ Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
 # Graphs of steps are kept up to this many bytes in all.
-GRAPH_BYTES = 64 * 2**20
+GRAPH_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
 
 
