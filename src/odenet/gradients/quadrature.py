@@ -7,10 +7,13 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..control.base import Controller
 from ..core.dense import evaluate
 from ..core.leaves import select, spread
 from ..engine.advance import Move
 from ..engine.observe import Observer
+from ..methods.base import Method
+from ..methods.explicit import ExplicitRK
 from .augment import CotangentField
 from .base import add
 
@@ -24,6 +27,46 @@ _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
         (0.17392742256872693, 0.32607257743127307, 0.32607257743127307, 0.17392742256872693),
     ),
 }
+
+
+def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Quadrature | StageSum:
+    """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
+    plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
+    if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
+        return StageSum(field, method)
+    return Quadrature(field, method.order)
+
+
+@final
+class StageSum(Observer):
+    """The integral of a^T df/dtheta by the weights of the method itself, from the stages of its steps.
+
+    As if the integral were part of the ODE's state, but for the memory: one more product with each of the evaluations
+    that are made anyway, where `Quadrature` makes its own.
+    """
+
+    def __init__(self, field: CotangentField, method: ExplicitRK) -> None:
+        self.field, self.weights = field, method.tableau.b
+        self.total: list[Tensor | None] = [None] * len(field.fixed)
+        field.parts = [] if field.fixed else None
+
+    def see(self, move: Move) -> None:
+        parts = self.field.parts
+        if parts is None:
+            return
+        self.field.parts = []
+        if not move.accept:
+            return
+        for weight, part in zip(self.weights, parts, strict=True):
+            live = [(j, g) for j, g in enumerate(part) if g is not None]
+            sums = []
+            for j, g in live:
+                total = self.total[j]
+                if total is None:
+                    total = self.total[j] = torch.zeros_like(g)
+                sums.append(total)
+            if sums and weight != 0.0:  # the backward solve runs against time
+                torch._foreach_add_(sums, [g for _, g in live], alpha=weight * (move.t0 - move.t1))
 
 
 @final

@@ -127,7 +127,7 @@ class Sweep(ABC):
         time_bar: Tensor,
         dense_bar: Sequence[Tensor | None],
     ) -> tuple[int, Bars, Bars, Tensor]:
-        """Back through step `index`, and those before it whose kept graphs it is attached to: how many, and the bars."""
+        """Back through step `index`, and those before it that its kept graph is attached to: how many, and the bars."""
         q, e = self.q, self.entries[index]
         chain = [] if self.graphs is None else self.graphs.take(index)
         if not chain or self.graphs is None:
