@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class Captured:
                     continue
                 seen.add(node)
                 if type(node) is _LEAF:
-                    variable = node.variable
+                    variable: Tensor = cast(Any, node).variable
                     if id(variable) not in known:
                         self._leaf(variable)
                 elif node._sequence_nr() <= marker:

@@ -243,8 +243,8 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
     size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
     scaled = []
     for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
-        numbers = isinstance(r, float) and isinstance(a, float)
-        bound = torch.rsub(top, a, alpha=-r) if numbers else a + r * top  # the same: in one operation, and in two
+        # the same in two operations, and in one
+        bound = a + r * top if isinstance(r, Tensor) or isinstance(a, Tensor) else torch.rsub(top, a, alpha=-r)
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
         scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm

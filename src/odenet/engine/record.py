@@ -89,10 +89,12 @@ class Collected:
     def whole(self, ts: Tensor, missing: float) -> Leaves:
         """(T, ...), or (B, T, ...) per sample; `missing` at times that no chunk has."""
         last = self.rows[-1]
+        left = len(ts) - last.stop if isinstance(last, slice) else 0
+        if isinstance(last, slice) and not left:
+            return tuple(torch.cat(pieces) for pieces in zip(*self.chunks, strict=True))
         filler = tuple(torch.full_like(x[:1], missing).detach() for x in self.chunks[0])
         if isinstance(last, slice):
-            left = len(ts) - last.stop
-            parts = [*self.chunks, *([tuple(x.expand(left, *x.shape[1:]) for x in filler)] if left else [])]
+            parts = [*self.chunks, tuple(x.expand(left, *x.shape[1:]) for x in filler)]
             return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
         rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
         lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))

@@ -66,7 +66,8 @@ class StageSum(Observer):
                     total = self.total[j] = torch.zeros_like(g)
                 sums.append(total)
             if sums and weight != 0.0:  # the backward solve runs against time
-                torch._foreach_add_(sums, [g for _, g in live], alpha=weight * (move.t0 - move.t1))
+                grads = [g for _, g in live]
+                torch._foreach_add_(sums, grads, alpha=weight * (move.t0 - move.t1))  # pyright: ignore[reportPrivateImportUsage]
 
 
 @final
