@@ -100,7 +100,7 @@ class Tape(Observer):
         self.entries: list[Entry] = []
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        """An attempt, recorded by autograd from leaves of its own where that is wanted."""
+        """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
         # the first evaluation of f looks for captured tensors and is not a leaf's
         if self.graphs is None or not self.graphs.wants_graph() or not p.f.checked:
             return attempt(p, clock, s)
@@ -108,7 +108,7 @@ class Tape(Observer):
         with torch.enable_grad(), self.graphs.recording(p):
             own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
             y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
-            time = s.time.detach().requires_grad_(own)
+            time = s.time.detach().requires_grad_() if own else s.time
             move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False
         graph = move.step
