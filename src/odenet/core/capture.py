@@ -126,7 +126,7 @@ class Captured:
         while stack:
             for edge in stack.pop().next_functions:
                 node = edge[0]
-                if node is None or node in seen or edge in edges:
+                if node is None or node in seen or (edges and edge in edges):
                     continue
                 seen.add(node)
                 if type(node) is _LEAF:
