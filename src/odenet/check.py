@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -17,6 +19,7 @@ from .events import Event
 from .gradients import GRADIENTS, Gradient
 from .methods import METHODS, Method
 
+_FEW = 64  # times that are looked at quicker in Python
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -71,15 +74,26 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
     flat = out.detach()
-    if not bool(torch.isfinite(flat).all()):
+    finite, ordered = _few_times(flat.tolist()) if flat.ndim == 1 and len(flat) <= _FEW else _many_times(flat)
+    if not finite:
         raise ValueError(f"ts must be finite; got {flat.tolist() if flat.numel() < 20 else 'NaN or infinite entries'}")
-    steps = flat.diff(dim=-1)
-    if not bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all()):
+    if not ordered:
         raise ValueError(
             "ts must increase or decrease throughout (equal neighbours are allowed); got "
             f"{flat.tolist() if flat.numel() < 20 else f'times of shape {tuple(flat.shape)} that turn back'}"
         )
     return out.expand(leaf.shape[0], -1) if per_sample and out.ndim == 1 else out
+
+
+def _few_times(ts: list[float]) -> tuple[bool, bool]:
+    """Whether all are finite, and none turns back: from one copy to Python."""
+    pairs = list(itertools.pairwise(ts))
+    return all(map(math.isfinite, ts)), all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
+
+
+def _many_times(ts: Tensor) -> tuple[bool, bool]:
+    steps = ts.diff(dim=-1)
+    return bool(torch.isfinite(ts).all()), bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all())
 
 
 def _stacked(ts: Any) -> Tensor:

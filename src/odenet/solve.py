@@ -145,8 +145,10 @@ def solve(
 
 def _ends(p: Problem, found: Trajectory) -> Leaves:
     """The last states. Where a solve has no length they are y0, and move with its last time against the first."""
+    if not differentiable(p.ts):
+        return found.y1
     still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
-    if not differentiable(p.ts) or not bool(still.any()):
+    if not bool(still.any()):
         return found.y1
     last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
     return select(still if p.batched else True, last, found.y1)

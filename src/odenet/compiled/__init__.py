@@ -15,7 +15,7 @@ _told: set[str] = set()
 def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
     from .capture import NotCompilableError
-    from .driver import solve_compiled
+    from .solving import solve_compiled
 
     try:
         return solve_compiled(p, driver, how, request)

@@ -96,8 +96,8 @@ def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     entry = _entry(path)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
-        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
-        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # pyright: ignore
+        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))  # pyright: ignore
 
     return run
 

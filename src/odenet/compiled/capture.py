@@ -1,8 +1,8 @@
 """Captures f as a graph of tensor operations, and finds again at every solve the tensors that it uses.
 
-TorchDynamo does both: its guards tell whether the graph still stands for what f does (an attribute that changed, another
-branch), and it lifts every tensor that f reaches, its parameters too, to an input of the graph. One guarded call a
-solve gives graph and tensors; the call computes nothing.
+TorchDynamo does both: its guards tell whether the graph still stands for what f does (an attribute that changed,
+another branch), and it lifts every tensor that f reaches, its parameters too, to an input of the graph. One guarded
+call a solve gives graph and tensors; the call computes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Role:
 
 @dataclass(eq=False)
 class FieldGraph:
-    """f as a graph: inputs in the order of `roles` -> outputs; leaf i of dy/dt is `results[i]` (an output, or an input).
+    """f as a graph: inputs in the order of `roles` -> outputs. Leaf i of dy/dt is `results[i]`, an output or an input.
 
     text: says what the graph computes, the same in any process; None where it holds tensors of its own.
     """

@@ -27,10 +27,10 @@ from .trace import Joined, fake_mode, record, widened, written
 class Plan:
     """What is compiled: all of a solve that is not a tensor handed to it, and how those look.
 
-    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, others: shape, strides, dtype and whether a gradient is wanted, for each
-    leaf and for each tensor that f uses beside t and y. stops: how many times end a step. slots: rows of a tape, 0
-    without one. starts: the states at the starts of the steps have cotangents of their own. dense: a tape holds each
-    step's polynomial too, which has cotangents.
+    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, others: shape, strides, dtype
+    and whether a gradient is wanted, for each leaf and for each tensor that f uses beside t and y. stops: how many
+    times end a step. slots: rows of a tape, 0 without one. starts: the states at the starts of the steps have
+    cotangents of their own. dense: a tape holds each step's polynomial too, which has cotangents.
     """
 
     method: Method = field(compare=False)
@@ -260,7 +260,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
 
         through = select(accept, (*y_bar, *carry_bar), tuple(torch.zeros_like(b) for b in (*y_bar, *carry_bar)))
         passed = select(accept, tuple(torch.zeros_like(b) for b in (*y_bar, *carry_bar)), (*y_bar, *carry_bar))
-        _, pull = torch.func.vjp(step, *y, *carried, *(given[i] for i in wanted))
+        _, pull = torch.func.vjp(step, *y, *carried, *(given[i] for i in wanted))  # pyright: ignore
         pulled = pull((*through, *coefficient_bars))
         if plan.batched:
             pulled = (*(a + b for a, b in zip(pulled, passed, strict=False)), *pulled[len(passed) :])
@@ -281,7 +281,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
             calls[0] = f.calls
             return out
 
-        _, pull = torch.func.vjp(init, *y, *(given[i] for i in wanted))
+        _, pull = torch.func.vjp(init, *y, *(given[i] for i in wanted))  # pyright: ignore
         pulled = pull(tuple(torch.where(first, b, torch.zeros_like(b)) for b in carry_bar))
         return tuple(a + b for a, b in zip((*y_bar, *total), pulled, strict=True))
 

@@ -95,9 +95,10 @@ class Plans:
 
     def _start_backward(self, plan: Plan, graph: FieldGraph) -> None:
         place = ("backward", graph, plan, torch.get_num_threads())
-        key = _key(*(place[i] for i in (0, 2, 1, 3)))
+        which, _, _, threads = place
+        key = _key(which, plan, graph, threads)
         if place not in self.made and key is not None and found(key) is None:
-            self.beside[place] = Beside(key, lambda: backward(plan, graph), _threads(plan, place[3]))
+            self.beside[place] = Beside(key, lambda: backward(plan, graph), _threads(plan, threads))
 
 
 PLANS = Plans()

@@ -1,8 +1,8 @@
 """Matrix products in the graph of a step, rewritten for speed.
 
-A product of a small matrix with weights is written as a broadcast and a sum: Inductor then makes one loop of it and what
-surrounds it, where a call of a library would cost more than the arithmetic. The gradients of one weight from the stages
-of a step, a sum of products, become one product of stacked matrices.
+A product of a small matrix with weights is written as a broadcast and a sum: Inductor then makes one loop of it and
+what surrounds it, where a call of a library would cost more than the arithmetic. The gradients of one weight from the
+stages of a step, a sum of products, become one product of stacked matrices.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,17 @@ def _of_function(f: Any) -> Iterable[tuple[str, Any]]:
         yield ("", f.__wrapped__)
 
 
+def _leaf_node() -> type[Any]:
+    """What ends a graph at a leaf; a look at the type is quicker than one for the attribute that only it has."""
+    with torch.inference_mode(False), torch.enable_grad():
+        node = torch.zeros((), requires_grad=True).view(()).grad_fn
+    assert node is not None
+    return type(node.next_functions[0][0])
+
+
+_LEAF = _leaf_node()
+
+
 def graph_marker() -> int:
     """A point in the order in which autograd nodes are made: nodes of later operations have larger numbers."""
     with torch.enable_grad():
@@ -111,18 +122,20 @@ class Captured:
         for x in outputs:
             if x.grad_fn is None and x.requires_grad and id(x) not in known:
                 self._leaf(x)
+        edges = self._edges
         while stack:
-            for node, number in stack.pop().next_functions:
-                if node is None or (node, number) in self._edges or node in seen:
+            for edge in stack.pop().next_functions:
+                node = edge[0]
+                if node is None or node in seen or (edges and edge in edges):
                     continue
-                variable = getattr(node, "variable", None)
-                if variable is not None:
+                seen.add(node)
+                if type(node) is _LEAF:
+                    variable: Tensor = cast(Any, node).variable
                     if id(variable) not in known:
                         self._leaf(variable)
                 elif node._sequence_nr() <= marker:
-                    raise self._error(f"a tensor computed outside f by {node.name()}, of shape {_shape(node, number)}")
+                    raise self._error(f"a tensor computed outside f by {node.name()}, of shape {_shape(*edge)}")
                 else:
-                    seen.add(node)
                     stack.append(node)
 
     def _leaf(self, tensor: Tensor) -> None:

@@ -43,6 +43,8 @@ class VectorField:
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
+        if self._bare:
+            return cast(leaves[0], self.dtypes[0])
         return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
 
     @property
@@ -148,10 +150,13 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        given = [cast(x, d) for x, d in zip(y, self.dtypes, strict=True)]
-        out = self._f(t, given[0] if self._bare else unflatten(given, self._spec), *self._given)
-        if self._bare and self.checked and isinstance(out, Tensor):
-            return (cast(out, y[0].dtype),)
+        if self._bare and self.checked:
+            x = y[0]
+            out = self._f(t, cast(x, self.dtypes[0]), *self._given)
+            if isinstance(out, Tensor):
+                return (cast(out, x.dtype),)
+        else:
+            out = self._f(t, self.pack(y), *self._given)
         leaves, spec = flatten(out)
         if not self.checked:
             self._check(leaves, spec, y)

@@ -18,13 +18,20 @@ from torch.autograd import forward_ad
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec
 
-flatten = _pytree.tree_flatten
+_BARE = _pytree.tree_flatten(0)[1]
 unflatten = _pytree.tree_unflatten
 tree_map = _pytree.tree_map
 
 
+def flatten(tree: Any) -> tuple[list[Any], Spec]:
+    """The leaves of a pytree, and its structure."""
+    return ([tree], _BARE) if isinstance(tree, Tensor) else _pytree.tree_flatten(tree)
+
+
 def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
     """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare leaf)."""
+    if isinstance(tree, Tensor):
+        return [("", tree)]
     pairs, _ = _pytree.tree_flatten_with_path(tree)
     return [(_pytree.keystr(path), leaf) for path, leaf in pairs]
 
@@ -100,12 +107,30 @@ def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
 
 
 def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
-    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves."""
-    slope = weighted(coefficients, stages)
-    if torch.is_grad_enabled() or forward_mode() or any(x.is_complex() for x in y):
-        return along(y, dt, slope)
-    # the sum belongs to no one else: its memory takes the result
-    return tuple(torch.addcmul(x, k, h, out=k) for x, k, h in zip(y, slope, dt, strict=True))
+    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves.
+
+    Summed as `weighted` does. Tried: slopes side by side and one matrix-vector product, which saves two operations of
+    eight on a small state, and takes half as long again as these on one of 512 x 256.
+    """
+    out: list[Tensor] = []
+    owned = not torch.is_grad_enabled() and not forward_mode()
+    for i, (x, h) in enumerate(zip(y, dt, strict=True)):
+        terms = [(c, stage[i]) for c, stage in zip(coefficients, stages, strict=True) if c != 0.0]
+        if not terms:
+            out.append(x.clone())
+            continue
+        c, total = terms[0]
+        if x.is_complex():
+            out.append(x + weighted([c for c, _ in terms], [(k,) for _, k in terms])[0] * h)
+        elif len(terms) == 1:
+            out.append(torch.addcmul(x, total, h, value=c))
+        else:
+            total = total * c
+            for c, k in terms[1:]:
+                total.add_(k, alpha=c)
+            # the sum belongs to no one else: its memory takes the result
+            out.append(torch.addcmul(x, total, h, out=total) if owned else torch.addcmul(x, total, h))
+    return tuple(out)
 
 
 def scale(dt: Leaves, leaves: Leaves) -> Leaves:

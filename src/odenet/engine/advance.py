@@ -8,6 +8,7 @@ differentiation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from ..control.base import Memory, Verdict
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
 from ..core.leaves import Leaves, differentiable, rows, select
-from ..core.norms import all_finite, rms
+from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
 from .problem import Problem
@@ -211,23 +212,40 @@ def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) 
 
 def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     """Try one step. Lanes that no longer run take one of length zero."""
-    running = s.status == Status.RUNNING
-    left = (clock.target(s.stop) - s.t) * clock.sign
+    target = clock.target(s.stop)
+    left = (target - s.t) * clock.sign
     hit = s.h * p.controller.stretch >= left
-    t1 = where(hit, clock.target(s.stop), s.t + clock.sign * s.h)
-    t1, hit = where(running, t1, s.t), hit & running
+    t1 = where(hit, target, s.t + clock.sign * s.h)
+    lanes = not p.on_host
+    running = True  # as the one lane on the host is, where a step is tried
+    if lanes:
+        running = s.status == Status.RUNNING
+        t1, hit = torch.where(running, t1, s.t), hit & running
     time1 = clock.time(s.stop, hit, t1, s.time, s.t)
     jumps = clock.jumps(s.stop, hit)
     f = nudged(p, s.time, time1, s.jumped, jumps)
     step = p.method.step(f, s.time, time1, s.y, s.carry)
-    with torch.no_grad():
-        error = p.method.error(f, s.time, time1, s.y, step) if p.controller.adaptive else None
-        ratio = error_ratio(p, s.y, step.y, error)
-        verdict = p.controller.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
-    accept = verdict.accept & running
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            verdict = judged(p, f, s, t1, time1, step)
+    else:
+        verdict = judged(p, f, s, t1, time1, step)
+    accept = verdict.accept
+    if lanes:
+        accept, verdict = accept & running, verdict._replace(failed=verdict.failed & running)
     stop = -1 if clock.event_stop is not None and hit else s.stop
-    move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps)
-    return move, verdict._replace(failed=verdict.failed & running)
+    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), verdict
+
+
+def judged(p: Problem, f: Field, s: State, t1: Number, time1: Tensor, step: Step) -> Verdict:
+    """What the controller says to a step from s. Called without grad mode."""
+    control = p.controller
+    if control.adaptive:
+        error = p.method.error(f, s.time, time1, s.y, step)
+        ratio = error_ratio(p, s.y, step.y, error)
+    else:
+        ratio = error_ratio(p, s.y, step.y, None)
+    return control.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
 
 
 def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
@@ -235,43 +253,63 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
     if error is None and not p.controller.finite:
         return 0.0 if p.on_host else torch.zeros_like(p.direction)
     if error is None:
-        finite = all_finite(y1, p.batched)
-        return (0.0 if bool(finite) else float("inf")) if p.on_host else torch.where(finite, 0.0, torch.inf)
+        if p.on_host:
+            return 0.0 if finite_on_host(y1) else float("inf")
+        return torch.where(all_finite(y1, p.batched), 0.0, torch.inf)
     size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
     scaled = []
     for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
-        bound = a + r * top
+        # the same in two operations, and in one
+        bound = a + r * top if isinstance(r, Tensor) or isinstance(a, Tensor) else torch.rsub(top, a, alpha=-r)
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
         scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm
     ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
-    ratio = torch.nan_to_num(ratio, nan=torch.inf)
-    return float(ratio) if p.on_host else torch.as_tensor(ratio).to(p.ts.dtype)
+    if p.on_host:
+        ratio = float(ratio)
+        return float("inf") if math.isnan(ratio) else ratio
+    return torch.as_tensor(torch.nan_to_num(ratio, nan=torch.inf)).to(p.ts.dtype)
 
 
 def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
-    """The state after a move: accepted lanes go on, rejected ones try again smaller, finished and failed ones stay."""
+    """The state after a move: accepted lanes go on, rejected ones try again smaller, finished and failed ones stay.
+
+    A step cut short by a stop says little about the size of the next, which is then not below that asked for before.
+    """
     accept = move.accept
+    if not isinstance(accept, Tensor):
+        return _settled(p, clock, s, move, verdict)
     running = s.status == Status.RUNNING
-    t = where(accept, move.t1, s.t)
-    # a step cut short by a stop says little about the size of the next
-    h = where(accept & move.hit, where(verdict.h < s.h, s.h, verdict.h), verdict.h)
-    step = move.step
-    if isinstance(accept, Tensor):
-        time = torch.where(accept, move.time1, s.time)
-        memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
-        jumps = accept & move.jumps
-        jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
-        stop = clock.passed(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
-    else:
-        time, memory = (move.time1 if accept else s.time), verdict.memory
-        jumps = accept and move.jumps
-        jumped = move.jumps if accept else s.jumped
-        stop = clock.next_stop(t, s.stop) if accept and move.hit else s.stop
-    carry = after_step(p, move.time1, step, jumps) if jumps is not False else step.carry
-    y, carry = select(accept, step.y, s.y), select(accept, carry, s.carry)
-    smallest = 4.0 * _EPS * abs(t)
-    stuck = negate(accept) & running & ((h <= smallest) | (h < 1e-300))
-    status = where(accept & (stop >= clock.count), int(Status.SUCCESS), s.status)
-    status = where(verdict.failed | stuck, int(Status.STEP_UNDERFLOW), status)
+    t = torch.where(accept, move.t1, s.t)
+    h = torch.where(accept & move.hit, torch.where(verdict.h < s.h, s.h, verdict.h), verdict.h)
+    time = torch.where(accept, move.time1, s.time)
+    memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
+    jumps = accept & move.jumps
+    jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
+    stop = clock.passed(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
+    carry = after_step(p, move.time1, move.step, jumps)
+    y, carry = select(accept, move.step.y, s.y), select(accept, carry, s.carry)
+    stuck = ~accept & running & too_small(h, t)
+    status = torch.where(accept & (stop >= clock.count), int(Status.SUCCESS), s.status)
+    status = torch.where(verdict.failed | stuck, int(Status.STEP_UNDERFLOW), status)
     return State(t, time, h, y, carry, memory, stop, jumped, status)
+
+
+def _settled(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
+    """`settle` for the one lane on the host, which runs."""
+    if not move.accept:
+        failed = verdict.failed or too_small(verdict.h, s.t)
+        status = int(Status.STEP_UNDERFLOW) if failed else s.status
+        return s._replace(h=verdict.h, memory=verdict.memory, status=status)
+    step, stop, h, carry = move.step, s.stop, verdict.h, move.step.carry
+    if move.hit:
+        h, stop = max(h, s.h), clock.next_stop(move.t1, stop)
+    if move.jumps:
+        carry = after_step(p, move.time1, step, True)
+    status = int(Status.STEP_UNDERFLOW) if verdict.failed else s.status if stop < clock.count else int(Status.SUCCESS)
+    return State(move.t1, move.time1, h, step.y, carry, verdict.memory, stop, move.jumps, status)
+
+
+def too_small(h: Number, t: Number) -> Flag:
+    """Whether a step of size h would be lost in the rounding of t."""
+    return (h <= 4.0 * _EPS * abs(t)) | (h < 1e-300)

@@ -46,6 +46,8 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
 def refine(p: Problem, outcome: Outcome) -> None:
     """Give each lane that gave up its cause: an f that is not finite, a blow-up, or a true step underflow."""
     s = outcome.state
+    if not isinstance(s.status, Tensor) and s.status in (Status.SUCCESS, Status.EVENT):
+        return
     status = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
     vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
     if not bool(vague.any()):
@@ -84,9 +86,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     """Raise the error of the first lane that failed, if one did. Its message has t, dt, the sample and the cure."""
     refine(p, outcome)
     s = outcome.state
+    if not isinstance(s.status, Tensor) and s.status in (Status.SUCCESS, Status.EVENT):
+        return
     codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
     failed = (codes != Status.SUCCESS).nonzero().flatten().tolist() if p.batched else []
-    if not failed and (p.batched or int(codes) in (Status.SUCCESS, Status.EVENT)):
+    if p.batched and not failed:
         return
     sample = failed[0] if p.batched else None
     status = Status(int(codes[sample] if sample is not None else codes))

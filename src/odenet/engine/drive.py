@@ -54,8 +54,12 @@ def start(p: Problem, clock: Clock) -> State:
     moving = stop < clock.count
     idle = not p.traced and not (bool(moving.any()) if isinstance(moving, Tensor) else moving)
     carry = () if idle else p.method.init(p.f, time, p.y0)
-    h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
-    h = float(h) if p.on_host else h
+    h: Number
+    if p.on_host and (idle or not guessed(p)):
+        h = p.controller.first(1.0)
+    else:
+        h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
+        h = float(h) if p.on_host else h
     status: Number
     if isinstance(h, Tensor):
         code = torch.where(torch.isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
@@ -67,10 +71,15 @@ def start(p: Problem, clock: Clock) -> State:
     return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status)
 
 
+def guessed(p: Problem) -> bool:
+    """Whether the engine chooses the first step size."""
+    return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
+
+
 @torch.no_grad()
 def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tuple[Tensor, ...]) -> Tensor:
     lane = torch.ones_like(p.direction)
-    if p.controller.adaptive and getattr(p.controller, "first_step", None) is None:
+    if guessed(p):
         target = clock.target(stop)
         span = (target if isinstance(target, Tensor) else time.new_tensor(target)) - time
         y0 = tuple(x.detach() for x in p.y0)

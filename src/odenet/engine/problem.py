@@ -105,7 +105,7 @@ class Problem:
     @staticmethod
     def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:
         span = ts.detach()[..., -1] - ts.detach()[..., 0]
-        direction = torch.where(span < 0, -torch.ones_like(span), torch.ones_like(span))
+        direction = torch.where(span < 0, -1.0, 1.0).to(span.dtype)
         stops = Stops.build(ts, direction, controller)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest

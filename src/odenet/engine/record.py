@@ -60,16 +60,17 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
 
     An output there is y0; it moves with its own time, against ts[0].
     """
-    at_start = (ts - ts[..., :1]).detach() * p.direction.unsqueeze(-1) <= 0
     rows: Rows
     calls: Number
     if p.batched:
+        at_start = (ts - ts[..., :1]).detach() * p.direction.unsqueeze(-1) <= 0
         lane, j = at_start.nonzero(as_tuple=True)
         rows, first, values = (lane, j), ts[lane, 0], tuple(y[lane] for y in y0)
         calls = at_start.sum(1) > 1
         needed = differentiable(ts) and bool(calls.any())
     else:
-        count = int(at_start.sum())
+        host = ts.detach().tolist()
+        count = next((i for i, t in enumerate(host) if t != host[0]), len(host))
         rows, first, values = slice(0, count), ts[0], tuple(y.expand(count, *y.shape) for y in y0)
         calls = count > 1
         needed = differentiable(ts) and calls
@@ -96,10 +97,12 @@ class Collected:
     def whole(self, ts: Tensor, missing: float) -> Leaves:
         """(T, ...), or (B, T, ...) per sample; `missing` at times that no chunk has."""
         last = self.rows[-1]
+        left = len(ts) - last.stop if isinstance(last, slice) else 0
+        if isinstance(last, slice) and not left:
+            return tuple(torch.cat(pieces) for pieces in zip(*self.chunks, strict=True))
         filler = tuple(torch.full_like(x[:1], missing).detach() for x in self.chunks[0])
         if isinstance(last, slice):
-            left = len(ts) - last.stop
-            parts = [*self.chunks, *([tuple(x.expand(left, *x.shape[1:]) for x in filler)] if left else [])]
+            parts = [*self.chunks, tuple(x.expand(left, *x.shape[1:]) for x in filler)]
             return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
         rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
         lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))

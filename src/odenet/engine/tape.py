@@ -91,6 +91,10 @@ class GraphKeeper(Keeper):
         """Entered while a step is recorded."""
         return nullcontext()
 
+    def start(self, s: State) -> tuple[Leaves, Leaves]:
+        """What a step from s is attached to: leaves of its own for y and the carry."""
+        return new_leaves(s.y), new_leaves(s.carry)
+
 
 @final
 class Tape(Observer):
@@ -111,14 +115,15 @@ class Tape(Observer):
         self.entries: list[Entry] = []
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        """An attempt, recorded by autograd from leaves of its own where that is wanted."""
+        """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
         # the first evaluation of f looks for captured tensors and is not a leaf's
         if self.graphs is None or not self.graphs.wants_graph() or not p.f.checked:
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
-            y, carry = new_leaves(s.y), new_leaves(s.carry)
-            time = s.time.detach().requires_grad_(self.leaf_times)
+            own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
+            y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
+            time = s.time.detach().requires_grad_() if own else s.time
             move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False
         graph = move.step

@@ -20,6 +20,8 @@ class CotangentField(ABC):
 
     checked = True
     captured = None
+    parts: list[Sequence[Tensor | None]] | None = None
+    """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
 
     def __init__(self, f: VectorField, captured: Leaves) -> None:
         args = f.differentiable_args
@@ -65,8 +67,15 @@ class CotangentField(ABC):
             if not attached:
                 t, y = t.detach(), new_leaves(y)
             y = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
+            marker = 0 if self.parts is None else graph_marker()
             slope = self.f(t, y, nudge)
-            pulled = _grad(slope, y, a, attached)
+            if self.parts is None:
+                pulled = _grad(slope, y, a, attached)
+            else:
+                self.f.see(slope, t, y, marker)
+                pulled = _grad(slope, (*y, *self.fixed), a, attached)
+                self.parts.append(pulled[len(y) :])
+                pulled = pulled[: len(y)]
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
         return (slope if attached else tuple(k.detach() for k in slope)), back
 

@@ -19,7 +19,9 @@ from .base import Gradient, Stats, Trajectory
 
 def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
-    p = replace(p, method=p.method.smooth())
+    smooth = p.method.smooth()
+    if smooth is not p.method:
+        p = replace(p, method=smooth)
     solved = integrate(p, driver, request, Record(p))
     dense = None if solved.pieces is None else interpolator(solved.pieces, p)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))

@@ -29,7 +29,7 @@ from .attach import attach
 from .augment import CotangentField
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
-from .quadrature import Quadrature
+from .quadrature import quadrature
 
 
 @dataclass(eq=False, repr=False)
@@ -142,7 +142,7 @@ class Backward:
         self.options: dict[str, Any] = {
             "method": method, "controller": controller, "max_steps": how.max_steps or q.max_steps,
         }  # fmt: skip
-        self.quadrature = Quadrature(self.field, method.order)
+        self.quadrature = quadrature(self.field, method, controller, q.batched)
         self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:

@@ -6,11 +6,13 @@ from typing import cast, final
 
 import torch
 
+from ..control.base import Controller
 from ..core.dense import evaluate
 from ..core.leaves import select, spread
 from ..engine.advance import Move
 from ..engine.observe import Observer
-from ..methods.base import Bars
+from ..methods.base import Bars, Method
+from ..methods.explicit import ExplicitRK
 from .augment import CotangentField
 from .parts import Shared
 
@@ -24,6 +26,51 @@ _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
         (0.17392742256872693, 0.32607257743127307, 0.32607257743127307, 0.17392742256872693),
     ),
 }
+
+
+def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Quadrature | StageSum:
+    """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
+    plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
+    if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
+        return StageSum(field, method)
+    return Quadrature(field, method.order)
+
+
+@final
+class StageSum(Observer):
+    """The integral of a^T df/dtheta by the weights of the method itself, from the stages of its steps.
+
+    As if the integral were part of the ODE's state, but for the memory: one more product with each of the evaluations
+    that are made anyway, where `Quadrature` makes its own.
+    """
+
+    def __init__(self, field: CotangentField, method: ExplicitRK) -> None:
+        self.field, self.weights = field, method.tableau.b
+        self.sums: Bars = [None] * len(field.fixed)
+        field.parts = [] if field.fixed else None
+
+    def total(self) -> Bars:
+        """For each of the field's fixed tensors."""
+        return self.sums
+
+    def see(self, move: Move) -> None:
+        parts = self.field.parts
+        if parts is None:
+            return
+        self.field.parts = []
+        if not move.accept:
+            return
+        for weight, part in zip(self.weights, parts, strict=True):
+            live = [(j, g) for j, g in enumerate(part) if g is not None]
+            sums = []
+            for j, g in live:
+                total = self.sums[j]
+                if total is None:
+                    total = self.sums[j] = torch.zeros_like(g)
+                sums.append(total)
+            if sums and weight != 0.0:  # the backward solve runs against time
+                grads = [g for _, g in live]
+                torch._foreach_add_(sums, grads, alpha=weight * (move.t0 - move.t1))  # pyright: ignore[reportPrivateImportUsage]
 
 
 @final

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..core.capture import graph_marker
 from ..core.leaves import Leaves
-from ..engine.advance import Move
+from ..engine.advance import Move, State
 from ..engine.problem import Problem
 from ..engine.schedule import OnlineSchedule, split
 from ..engine.tape import Entry, GraphKeeper, Keeper
@@ -25,7 +25,7 @@ Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
 # Graphs of steps are kept up to this many bytes in all.
-GRAPH_BYTES = 64 * 2**20
+GRAPH_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
 
 
@@ -41,6 +41,8 @@ class States(Keeper):
 class KeptGraphs(GraphKeeper):
     """Keeps the graphs of the first steps up to GRAPH_BYTES; such a step need not be taken again.
 
+    Steps of a joint solve that follow one another stay attached: one call of autograd then pulls through all of them.
+    With lanes, some of which may not have taken a step, and where a step's end is a leaf, each is attached to its own.
     marker: taken before the first step, so that nodes of the graphs come after it. A graph is used once and dropped: a
     second backward pass over the same solution takes all steps again.
     """
@@ -49,6 +51,8 @@ class KeptGraphs(GraphKeeper):
         self.left = GRAPH_BYTES
         self.marker = graph_marker()
         self.moves: dict[int, Move] = {}
+        self.joined: set[int] = set()  # steps attached to the one before
+        self.last: Move | None = None  # the last step, where its graph is kept
         self.size: int | None = None
         self.weighed: Weighed | None = None
 
@@ -62,7 +66,14 @@ class KeptGraphs(GraphKeeper):
         self.weighed = Weighed((*p.f.differentiable_args, *captured))
         return self.weighed
 
+    def start(self, s: State) -> Start:
+        last = self.last
+        if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
+            return super().start(s)
+        return last.graph.y, last.graph.carry
+
     def keep(self, n: int, move: Move) -> None:
+        before, self.last = self.last, None
         if move.graph is None:
             return
         if self.weighed is not None:
@@ -72,15 +83,21 @@ class KeptGraphs(GraphKeeper):
         assert self.size is not None
         if self.size <= self.left:
             self.left -= self.size
-            self.moves[n] = move
+            self.moves[n] = self.last = move
+            if before is not None and before.graph is not None and move.y is before.graph.y:
+                self.joined.add(n)
 
-    def take(self, n: int) -> Local | None:
-        """Step n with its graph, where that is there."""
-        move = self.moves.pop(n, None)
-        if move is None or move.graph is None:
-            return None
-        move.step = move.graph
-        return Local(move, move.y, move.carry, move.step.carry)
+    def take(self, n: int) -> list[Local]:
+        """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""
+        chain: list[Local] = []
+        self.last = None
+        while (move := self.moves.pop(n, None)) is not None and move.graph is not None:
+            move.step, move.graph = move.graph, None
+            chain.append(Local(move, move.y, move.carry, move.step.carry))
+            if n not in self.joined:
+                break
+            n -= 1
+        return chain
 
 
 @final

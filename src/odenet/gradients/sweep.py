@@ -77,10 +77,11 @@ class Sweep(ABC):
         time_bar = torch.zeros_like(q.direction)
         self.apart = Apart(), Apart(), Apart()
         with torch.enable_grad():
-            for index in range(len(self.entries) - 1, -1, -1):
-                y_bar, carry_bar, time_bar = self._with(self.taking(index)[1], y_bar, carry_bar, time_bar)
-                piece_bar = [None if d is None else d[index] for d in dense_bar]
-                y_bar, carry_bar, time_bar = self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
+            left = len(self.entries)
+            while left:
+                y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
+                taken, y_bar, carry_bar, time_bar = self._steps(left - 1, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
+                left -= taken
             y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
             y_bar = self._start(ys_bar, y_bar, carry_bar)
         if not self.entries and dense_bar:  # the constant piece of a solve of no length
@@ -196,31 +197,64 @@ class Sweep(ABC):
             return time0, time1
         return time0.detach().requires_grad_(), time1.detach().requires_grad_()
 
-    def _step(
+    def _steps(
         self,
         index: int,
         ys_bar: Sequence[Tensor | None],
         y_bar: Bars,
         carry_bar: Bars,
         time_bar: Tensor,
-        piece_bar: Bars,
-    ) -> tuple[Bars, Bars, Tensor]:
+        dense_bar: Sequence[Tensor | None],
+    ) -> tuple[int, Bars, Bars, Tensor]:
+        """Back through step `index`, and those before it that its kept graph is attached to: how many, and the bars."""
         (e, _), recorded = self.taking(index), False
-        local = None if self.graphs is None else self.graphs.take(index)
-        if local is None or self.graphs is None:
+        chain = [] if self.graphs is None else self.graphs.take(index)
+        if not chain or self.graphs is None:
             self.marker = graph_marker()
             if self.stagewise is not None and self._plain(e):
-                return *self._pulled(self.stagewise, index, y_bar, carry_bar), time_bar
+                return 1, *self._pulled(self.stagewise, index, y_bar, carry_bar), time_bar
             local, y_bar = self.local(index, y_bar, carry_bar)
+            chain = [local]
         else:
             self.marker = self.graphs.marker
             recorded = True
-        move = local.move
-        values, bars = [*move.step.y, *local.carry1], [*y_bar, *(carry_bar or [None] * len(local.carry1))]
+        last, first = chain[0], chain[-1]
+        values, bars = [*last.move.step.y, *last.carry1], [*y_bar, *(carry_bar or [None] * len(last.carry1))]
         bars, passed = divided(e.accept, bars)
-        given = e.given if self.outputs_wanted else None
-        if not self.dense_wanted and given is None:
-            move.step = move.step._replace(stages=())  # only dense output would want them
+        times: Leaves = ()
+        for back, local in enumerate(chain):
+            times = self._inside(index - back, local, ys_bar, dense_bar, values, bars)
+        ends = (first.move.time0, first.move.time1, *times) if self.times_needed else ()
+        try:
+            grads = self.vjp(values, bars, (*first.y, *first.carry, *ends), recorded and mixed(e.accept))
+        except PoisonedError:
+            return self._steps(index, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
+        self.charge(e.accept)
+        n, m = len(first.y), len(first.y) + len(first.carry)
+        if self.times_needed:
+            bar0, bar1 = (add(a, b) for a, b in zip(grads[m : m + 2], first.ends_bar, strict=True))
+            time_bar = self.times(e, time_bar, bar0, bar1)
+            ts_bar = grads[m + 2] if times else None
+            if e.given is not None and ts_bar is not None:
+                self.ts_bar[e.given.rows] += ts_bar
+        y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
+        carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(first.carry), strict=True)]
+        return len(chain), y_new, carry_new, time_bar
+
+    def _inside(
+        self,
+        index: int,
+        local: Local,
+        ys_bar: Sequence[Tensor | None],
+        dense_bar: Sequence[Tensor | None],
+        values: list[Tensor],
+        bars: Bars,
+    ) -> Leaves:
+        """Adds what the solve shows of a step beside its end: outputs within it, and its polynomial.
+
+        Gives the times of those outputs, as a leaf, where there are any.
+        """
+        move, given = local.move, self.taking(index)[0].given if self.outputs_wanted else None
         times: Leaves = ()
         if given is not None:
             times = (self.ts[given.rows].requires_grad_(self.times_needed),)
@@ -228,23 +262,9 @@ class Sweep(ABC):
             bars += [None if b is None else b[given.rows] for b in ys_bar]
         if self.dense_wanted:
             values += piece(move)
-            bars += piece_bar
-        ends = (move.time0, move.time1, *times) if self.times_needed else ()
-        try:
-            grads = self.vjp(values, bars, (*local.y, *local.carry, *ends), recorded and mixed(e.accept))
-        except PoisonedError:
-            return self._step(index, ys_bar, y_bar, carry_bar, time_bar, piece_bar)
-        self.charge(e.accept)
-        n, m = len(local.y), len(local.y) + len(local.carry)
-        if self.times_needed:
-            bar0, bar1 = (add(a, b) for a, b in zip(grads[m : m + 2], local.ends_bar, strict=True))
-            time_bar = self.times(e, time_bar, bar0, bar1)
-            ts_bar = grads[m + 2] if given is not None else None
-            if given is not None and ts_bar is not None:
-                self.ts_bar[given.rows] += ts_bar
-        y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
-        carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(local.carry), strict=True)]
-        return y_new, carry_new, time_bar
+            bars += [None if d is None else d[index] for d in dense_bar]
+        move.step = move.step._replace(stages=())  # only dense output wanted them
+        return times
 
     def _plain(self, e: Entry) -> bool:
         """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""

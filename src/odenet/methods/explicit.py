@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import final
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, moved, recorded, scale, spread_over, weighted
+from ..core.leaves import Leaves, cast, moved, recorded, scale, spread_over, weighted
 from .base import Bars, Field, Stage, StagewiseMethod, Step, Vjp
 from .tableau import Tableau
 
@@ -32,16 +32,19 @@ class ExplicitRK(StagewiseMethod):
         return f(t, y) if self.tableau.fsal else ()
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        table, dt = self.tableau, spread_over(t1 - t0, y)
-        slopes = self._slopes(f, t0, t1, y, dt, carry)
+        table, length = self.tableau, t1 - t0
+        dt = spread_over(length, y)
+        times = _nodes(table.c[1:] if carry else table.c, t0, t1, length, getattr(f, "time_dtype", None))
+        slopes = self._slopes(f, times, y, dt, carry)
         y1 = moved(y, dt, table.b[: len(slopes)], slopes)
         if table.fsal:
-            slopes.append(f(t1, y1))
+            slopes.append(f(times[-1], y1))
         return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
 
     def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
-        dt = spread_over(t1 - t0, y)
-        slopes = self._slopes(f, t0, t1, y, dt, ())
+        length = t1 - t0
+        dt = spread_over(length, y)
+        slopes = self._slopes(f, _nodes(self.tableau.c, t0, t1, length, getattr(f, "time_dtype", None)), y, dt, ())
         return scale(dt, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
     def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
@@ -49,12 +52,13 @@ class ExplicitRK(StagewiseMethod):
         return None if weights is None else scale(spread_over(t1 - t0, y), weighted(weights, self._whole(f, t1, step)))
 
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        table, dt = self.tableau, spread_over(t1 - t0, y)
+        table, length = self.tableau, t1 - t0
+        dt = spread_over(length, y)
         if table.dense is None:
             slope = step.carry or f(t1, step.y)
             return hermite(dt, y, step.y, step.stages[0], slope)
         slopes = self._whole(f, t1, step)
-        for t, row in zip(_nodes(table.extra_c, t0, t1), table.extra_a, strict=True):
+        for t, row in zip(_nodes(table.extra_c, t0, t1, length), table.extra_a, strict=True):
             slopes.append(f(t, moved(y, dt, row, slopes)))
         return tuple(scale(dt, weighted(column, slopes)) for column in zip(*table.dense, strict=True))
 
@@ -94,13 +98,17 @@ class ExplicitRK(StagewiseMethod):
             back = _joined(back, others)
         return back, slope_bar(0) if carried else []
 
-    def _slopes(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, dt: Leaves, carry: Leaves) -> list[Leaves]:
-        """The slopes that the new state is made of: all, but for the last of a first-same-as-last method."""
+    def _slopes(self, f: Field, times: list[Tensor], y: Leaves, dt: Leaves, carry: Leaves) -> list[Leaves]:
+        """The slopes that the new state is made of: all, but for the last of a first-same-as-last method.
+
+        times: of the evaluations, the first of which is not made where it was carried here.
+        """
         table = self.tableau
         count = table.stages - table.fsal
-        slopes = [carry or f(t0, y)]
-        for t, row in zip(_nodes(table.c[1:count], t0, t1), table.a[1:count], strict=True):
-            slopes.append(f(t, moved(y, dt, row, slopes)))
+        later = iter(times)
+        slopes = [carry or f(next(later), y)]
+        for row in table.a[1:count]:
+            slopes.append(f(next(later), moved(y, dt, row, slopes)))
         return slopes
 
     def _kept(self, slopes: list[Leaves]) -> tuple[Leaves, ...]:
@@ -128,16 +136,25 @@ def _joined(some: Bars, others: Bars) -> Bars:
     return [b if a is None else a if b is None else a + b for a, b in zip(some, others, strict=True)]
 
 
-def _nodes(c: tuple[float, ...], t0: Tensor, t1: Tensor) -> list[Tensor]:
-    """t0 + c dt for each c, exact at both ends: t0 + (t1 - t0) may round past t1."""
+def _nodes(
+    c: tuple[float, ...], t0: Tensor, t1: Tensor, length: Tensor, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """t0 + c dt for each c, exact at both ends: t0 + (t1 - t0) may round past t1.
+
+    dtype: that of f's time, which `f` would cast each of them to by itself. None: that of t0.
+    """
     inner = tuple(x for x in c if 0.0 < x < 1.0)
-    if not inner:
-        return [t1 if x == 1.0 else t0 for x in c]
-    if recorded():
-        between = iter([t0 + (t1 - t0) * x for x in inner])
-    else:
+    between: Iterator[Tensor] = iter(())
+    if inner and recorded():
+        times = [t0 + length * x for x in inner]
+        between = iter(times if dtype is None else [cast(t, dtype) for t in times])
+    elif inner:
         fractions = _constant(inner, t0.dtype, t0.device)
-        between = iter((t0.unsqueeze(-1) + (t1 - t0).unsqueeze(-1) * fractions).unbind(-1))
+        first, length = (t0, length) if t0.ndim == 0 else (t0.unsqueeze(-1), length.unsqueeze(-1))
+        times = first + length * fractions
+        between = iter((times if dtype is None else cast(times, dtype)).unbind(-1))
+    if dtype is not None:
+        t0, t1 = cast(t0, dtype) if 0.0 in c else t0, cast(t1, dtype) if 1.0 in c else t1
     return [t0 if x == 0.0 else t1 if x == 1.0 else next(between) for x in c]
 
 
