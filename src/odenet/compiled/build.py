@@ -11,7 +11,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .capture import quietly
-from .loops import Recorded
+from .plan import Recorded
 
 _ENTRY = "inductor_entry_cpp"
 
@@ -67,28 +69,31 @@ def _keep(made: Path, key: str, recorded: Recorded) -> Path:
 
 
 class Beside:
-    """Makes a library in a process of its own, while this one makes another; it is found on disk afterwards.
+    """Makes a library in a thread of its own, while this one makes another.
 
-    The process is a copy of this one, so it need not load the compiler again. It touches no values of tensors. What
-    goes wrong there goes wrong again here, where somebody sees it.
+    While the C++ compiler, a process, works for one of them, Inductor works for the other.
     """
 
-    def __init__(self, key: str, make: Callable[[], Recorded], threads: int) -> None:
-        quietly("torch._inductor.compile_fx")
-        self.child = os.fork()
-        if self.child == 0:
-            try:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(1, 2)
-                recorded = make()
-                _keep(compiled(recorded, threads), key, recorded)
-            finally:
-                os._exit(0)
+    def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
+        # what is not on disk is recorded here: only one thread at a time can record
+        recorded = make() if key is None or found(key) is None else None
+        self.made: list[Library] = []
+        self.error: Exception | None = None
+        again = make if recorded is None else lambda: recorded
+        self.thread = threading.Thread(target=self._run, args=(key, again, threads), daemon=True)
+        self.thread.start()
 
-    def wait(self) -> None:
-        if self.child:
-            os.waitpid(self.child, 0)
-            self.child = 0
+    def _run(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
+        try:
+            self.made.append(library(key, make, threads))
+        except Exception as error:
+            self.error = error
+
+    def wait(self) -> Library:
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+        return self.made[0]
 
 
 def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -113,10 +118,49 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
     return getattr(module, _ENTRY)
 
 
+class _Turns:
+    """Inductor's settings are those of the process, and it works for one thread at a time; the C++ compiler for all."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.changed = threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def of(self, options: dict[str, Any]) -> Iterator[None]:
+        with self.lock:
+            if self.users == 0:
+                self._change(options)
+            self.users += 1
+            try:
+                yield
+            finally:
+                self.users -= 1
+                if self.users == 0:
+                    self.changed.close()
+
+    def _change(self, options: dict[str, Any]) -> None:
+        import torch._inductor.config as config
+        import torch._inductor.cpp_builder as builder
+
+        self.changed.enter_context(config.patch(options))
+        run = builder.run_compile_cmd
+
+        def meanwhile(*args: Any, **kwargs: Any) -> Any:
+            self.lock.release()
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self.lock.acquire()
+
+        builder.run_compile_cmd = meanwhile
+        self.changed.callback(setattr, builder, "run_compile_cmd", run)
+
+
+_turns = _Turns()
+
+
 def compiled(recorded: Recorded, threads: int) -> Path:
     """The library that Inductor and the compiler make."""
     quietly("torch._inductor.compile_fx")
-    import torch._inductor.config as config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.virtualized import V
 
@@ -128,6 +172,6 @@ def compiled(recorded: Recorded, threads: int) -> Path:
         "fx_graph_cache": False,  # ours is found without Inductor
         "compile_threads": 1,  # one file: helpers would only have to be started
     }
-    with torch.no_grad(), V.set_fake_mode(recorded.mode), config.patch(options):
+    with _turns.of(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
         made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)

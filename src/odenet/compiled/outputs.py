@@ -12,7 +12,7 @@ from ..core.dense import evaluate
 from ..core.leaves import Leaves, select, spread
 from ..engine.problem import Problem
 from ..engine.record import Pieces
-from .loops import Plan
+from .plan import Plan
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Outputs:
 
     def _place(self) -> None:
         p, n = self.p, self.n
-        carry = n if self.plan.settings[0].fsal else 0
+        carry = n if self.plan.carries else 0
         ts = p.ts.detach()
         if not self.tapes:
             self.count = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from ..engine.problem import Problem
 from ..gradients import Discrete
 from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
-from .build import Beside, Library, found, library
+from .backward import backward
+from .build import Beside, Library, library
 from .capture import FieldGraph, NotCompilableError, capture
-from .loops import Plan, backward, forward
+from .forward import forward
+from .plan import Plan
 
 TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
 MOST_SLOTS = 4096
@@ -76,7 +77,7 @@ class Plans:
         """and_back: the backward library will be wanted too."""
         place = ("forward", graph, plan, torch.get_num_threads())
         if place not in self.made:
-            if and_back and hasattr(os, "fork"):
+            if and_back:
                 self._start_backward(plan, graph)
             self.made[place] = self._make(place, forward)
         return self.made[place]
@@ -84,9 +85,8 @@ class Plans:
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
         place = ("backward", graph, plan, torch.get_num_threads())
         if place not in self.made:
-            if place in self.beside:
-                self.beside.pop(place).wait()
-            self.made[place] = self._make(place, backward)
+            begun = self.beside.pop(place, None)
+            self.made[place] = self._make(place, backward) if begun is None else begun.wait()
         return self.made[place]
 
     def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
@@ -95,9 +95,9 @@ class Plans:
 
     def _start_backward(self, plan: Plan, graph: FieldGraph) -> None:
         place = ("backward", graph, plan, torch.get_num_threads())
-        which, _, _, threads = place
-        key = _key(which, plan, graph, threads)
-        if place not in self.made and key is not None and found(key) is None:
+        if place not in self.made and place not in self.beside:
+            threads = place[3]
+            key = _key("backward", plan, graph, threads)
             self.beside[place] = Beside(key, lambda: backward(plan, graph), _threads(plan, threads))
 
 

@@ -19,8 +19,8 @@ from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
-from .loops import Look, Plan, powers_of
 from .outputs import Outputs
+from .plan import Look, Plan, powers_of
 from .plans import PLANS, captured, refuse, settings, slots_for
 
 
@@ -99,7 +99,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     memory = tuple(lane for _ in p.controller.memory(1.0))
     t, y = ts[..., 0], tuple(y.detach().contiguous() for y in p.y0)
     fresh, most = torch.tensor(True), torch.tensor(p.max_steps)
-    s = State(t, t, lane, y, y if _carries(plan) else (), memory, zero, False, zero)
+    s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
     attempts, accepted = zero, zero
     while True:
         ends = torch.stack([s.t, ts[..., -1]], -1)
@@ -119,10 +119,6 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         fresh = torch.tensor(False)
     outside, inside = library.calls
     return _outcome(p, s, outside + inside * attempts, accepted, attempts)
-
-
-def _carries(plan: Plan) -> bool:
-    return plan.settings[0].fsal
 
 
 def _tape(plan: Plan, s: State) -> list[Tensor]:
@@ -158,7 +154,7 @@ def _backward(
     library = PLANS.backward(plan, run.graph)
     bars = outputs.bars(cotangents)
     y_bar = [b.contiguous() for b in bars.end]
-    carry_bar = [torch.zeros_like(b) for b in y_bar] if _carries(plan) else []
+    carry_bar = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
     found: dict[int, Tensor] = {}
     needed = [key for key, look in zip(order, plan.others, strict=True) if look.needed]
     count: Number = 0

@@ -1,0 +1,139 @@
+"""What is compiled, and what the graphs of both directions have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ..control.base import Controller
+from ..core.field import VectorField
+from ..core.leaves import Leaves, flatten
+from ..methods.base import Method
+from .capture import FieldGraph
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compiled: all of a solve that is not a tensor handed to it, and how those look.
+
+    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, others: shape, strides, dtype
+    and whether a gradient is wanted, for each leaf and for each tensor that f uses beside t and y. stops: how many
+    times end a step. slots: rows of a tape, 0 without one. starts: the states at the starts of the steps have
+    cotangents of their own. dense: a tape holds each step's polynomial too, which has cotangents.
+    """
+
+    method: Method = field(compare=False)
+    controller: Controller = field(compare=False)
+    settings: tuple[Any, ...]
+    batched: bool
+    dtypes: tuple[torch.dtype, ...]
+    time_dtype: torch.dtype
+    y: tuple[Look, ...]
+    others: tuple[Look, ...]
+    rtol: tuple[Look, ...]
+    atol: tuple[Look, ...]
+    stops: int
+    slots: int
+    starts: bool
+    dense: bool
+
+    @property
+    def carries(self) -> bool:
+        """Whether the method carries a slope from step to step."""
+        return self.settings[0].fsal
+
+    @property
+    def lane(self) -> tuple[int, ...]:
+        return (self.y[0].shape[0],) if self.batched else ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a tensor looks. needed: its gradient is wanted."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    needed: bool = False
+
+    @staticmethod
+    def of(x: Tensor, needed: bool = False) -> Look:
+        return Look(tuple(x.shape), x.stride(), x.dtype, needed)
+
+    def fake(self, mode: Any) -> Tensor:
+        with mode:
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+
+
+@dataclass
+class Recorded:
+    """A graph ready to be compiled. calls: evaluations of f at the start (or end), and in each turn of the loop."""
+
+    module: GraphModule
+    fakes: list[Tensor]
+    mode: Any
+    calls: tuple[int, int]
+
+
+class Values:
+    """Takes groups of values off a flat list, in order."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values, self.at = tuple(values), 0
+
+    def take(self, count: int) -> tuple[Any, ...]:
+        self.at += count
+        return self.values[self.at - count : self.at]
+
+    def one(self) -> Any:
+        return self.take(1)[0]
+
+
+def field_of(plan: Plan, graph: FieldGraph, others: Sequence[Tensor]) -> VectorField:
+    spec = flatten((0,) * len(plan.y))[1]
+    names = [""] * len(plan.y)
+    field = VectorField(lambda t, y: graph(t, y, others), spec, names, plan.dtypes, plan.time_dtype)
+    field.checked = True
+    return field
+
+
+def carry_of(plan: Plan, mode: Any) -> Leaves:
+    """What the method carries from step to step, for its looks."""
+    with mode, torch.no_grad():
+        y = tuple(look.fake(mode) for look in plan.y)
+        t = torch.empty(plan.lane, dtype=torch.float64)
+        return tuple(torch.empty_like(x) for x in plan.method.init(lambda t, y: y, t, y))
+
+
+def powers_of(method: Method) -> int:
+    """How many coefficients the method's polynomial has."""
+    with torch.no_grad():
+        y, t0, t1 = (torch.zeros(1),), torch.zeros(()), torch.ones(())
+        step = method.step(lambda t, y: y, t0, t1, y, method.init(lambda t, y: y, t0, y))
+        return len(method.dense(lambda t, y: y, t0, t1, y, step))
+
+
+def outputs_of(module: GraphModule) -> list[Node]:
+    (output,) = (n for n in module.graph.nodes if n.op == "output")
+    return list(output.args[0])  # pyright: ignore
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def bare(go: GraphModule) -> GraphModule:
+    """The graph with its one output bare, as a loop's condition has it."""
+    (output,) = (n for n in go.graph.nodes if n.op == "output")
+    output.args = (output.args[0][0],)
+    go.recompile()
+    return go
