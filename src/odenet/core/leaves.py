@@ -15,6 +15,8 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .transforms import tracked, transforming, vmapping
+
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec
 
@@ -35,7 +37,9 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def differentiable(x: Tensor) -> bool:
     """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
-    return x.requires_grad or (forward_mode() and forward_ad.unpack_dual(x).tangent is not None)
+    if x.requires_grad or (forward_mode() and forward_ad.unpack_dual(x).tangent is not None):
+        return True
+    return transforming() and tracked(x)
 
 
 def forward_mode() -> bool:
@@ -81,6 +85,9 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
         if not total:
             total = [leaf * c for leaf in stage]
             continue
+        if vmapping():  # the first stages may be the same for all, and no place for the others
+            total = [acc + leaf * c for acc, leaf in zip(total, stage, strict=True)]
+            continue
         for acc, leaf in zip(total, stage, strict=True):
             acc.add_(leaf, alpha=c)  # in place: it belongs to no one yet, and memory freed at once fragments the heap
     return tuple(total) if total else tuple(torch.zeros_like(leaf) for leaf in stages[0])
@@ -97,7 +104,7 @@ def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
 def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves."""
     slope = weighted(coefficients, stages)
-    if torch.is_grad_enabled() or forward_mode() or any(x.is_complex() for x in y):
+    if torch.is_grad_enabled() or forward_mode() or vmapping() or any(x.is_complex() for x in y):
         return along(y, dt, slope)
     # the sum belongs to no one else: its memory takes the result
     return tuple(torch.addcmul(x, k, h, out=k) for x, k, h in zip(y, slope, dt, strict=True))

@@ -19,6 +19,8 @@ from .tableau import Tableau
 class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
 
+    branchless = True
+
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
         self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages

@@ -37,7 +37,7 @@ class NeuralODE(nn.Module):
             dtype = torch.promote_types(real_dtype(leaf.dtype), torch.float32)
             times = torch.as_tensor(times, dtype=torch.float64).to(leaf.device, dtype)
         sol = solve(self.field, y0, times, args=args, **self.solve_options)
-        self.stats = sol.stats
+        self.stats = sol.stats.kept()
         return sol.y1 if ts is None else sol.ys
 
     def extra_repr(self) -> str:
