@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import check
+from . import check, traced
 from .control import Controller
 from .core.field import VectorField
 from .core.leaves import Leaves, differentiable, flatten, real_dtype, select
@@ -33,7 +33,7 @@ from .solution import Solution
 _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-@outside_graphs
+@outside_graphs(traced.solve)
 def solve(
     f: Callable[..., Any],
     y0: Any,

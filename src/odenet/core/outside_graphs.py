@@ -13,20 +13,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, run eagerly where `torch.compile` meets it: the caller's graph breaks there and goes on after it.
+def outside_graphs(inside: Callable[P, R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a function that `torch.compile` and `torch.export` of the caller's model meet.
+
+    There `inside` is called in its place and traced, a part of the caller's graph. Where that gives None the function
+    runs eagerly, and the graph breaks there and goes on after it.
 
     An f that is itself compiled stays so. `torch.compiler.disable` would load the compiler, which takes longer than the
     rest of the library together, so it waits until somebody else has loaded it.
     """
-    disabled: list[Callable[P, R]] = []
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(cast(Any, torch.compiler.disable)(function))
-        return disabled[0](*args, **kwargs)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        disabled: list[Callable[P, R]] = []
 
-    return call
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                found = inside(*args, **kwargs)
+                if found is not None:
+                    return found
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            if not disabled:
+                disabled.append(cast(Any, torch.compiler.disable)(function))
+            return disabled[0](*args, **kwargs)
+
+        return call
+
+    return decorate

@@ -24,6 +24,7 @@ from ..methods.base import Field, Step
 from .problem import Problem
 
 _EPS = 2.0**-52
+_RUNNING = int(Status.RUNNING)  # a number: the compiler does not compare tensors with members of an enum
 
 
 class State(NamedTuple):
@@ -195,7 +196,7 @@ def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) 
 
 def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     """Try one step. Lanes that no longer run take one of length zero."""
-    running = s.status == Status.RUNNING
+    running = s.status == _RUNNING
     left = (clock.target(s.stop) - s.t) * clock.sign
     hit = s.h * p.controller.stretch >= left
     t1 = where(hit, clock.target(s.stop), s.t + clock.sign * s.h)
@@ -236,7 +237,7 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
 def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
     """The state after a move: accepted lanes go on, rejected ones try again smaller, finished and failed ones stay."""
     accept = move.accept
-    running = s.status == Status.RUNNING
+    running = s.status == _RUNNING
     t = where(accept, move.t1, s.t)
     # a step cut short by a stop says little about the size of the next
     h = where(accept & move.hit, where(verdict.h < s.h, s.h, verdict.h), verdict.h)

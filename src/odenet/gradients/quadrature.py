@@ -26,13 +26,18 @@ _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What goes with a solve of this order."""
+    return _GAUSS[min(4, (order + 1) // 2)]
+
+
 @final
 class Quadrature(Observer):
     """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
 
     def __init__(self, field: CotangentField, order: int) -> None:
         self.field = field
-        self.nodes, self.weights = _GAUSS[min(4, (order + 1) // 2)]
+        self.nodes, self.weights = nodes_and_weights(order)
         self.total: list[Tensor | None] = [None] * len(field.fixed)
 
     def see(self, move: Move) -> None:

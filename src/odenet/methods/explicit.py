@@ -135,6 +135,9 @@ def _nodes(c: tuple[float, ...], t0: Tensor, t1: Tensor) -> list[Tensor]:
     inner = tuple(x for x in c if 0.0 < x < 1.0)
     if not inner:
         return [t1 if x == 1.0 else t0 for x in c]
+    if torch.compiler.is_compiling():  # the compiler fuses these, and wants no cache
+        dt = t1 - t0
+        return [t0 if x == 0.0 else t1 if x == 1.0 else t0 + dt * x for x in c]
     fractions = _constant(inner, t0.dtype, t0.device)
     between = iter((t0.unsqueeze(-1) + (t1 - t0).unsqueeze(-1) * fractions).unbind(-1))
     return [t0 if x == 0.0 else t1 if x == 1.0 else next(between) for x in c]
