@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from . import check
 from .control import Controller
 from .core.leaves import real_dtype
+from .core.outside_graphs import exporting
 from .core.plain_field import PlainField
 from .core.status import Status
 from .engine.problem import Problem
 from .engine.traced import Found, find, plan, take
+from .engine.unrolled import host_steps, unrolled
 from .gradients import Adjoint, Backprop, Discrete, Forward, Gradient
 from .gradients.base import Stats
 from .gradients.traced import adjoint
@@ -62,11 +65,13 @@ def solve(
     on_failure: str = "raise",
     progress: Any = False,
     callbacks: Any = None,
+    host_ts: Sequence[float] | None = None,
 ) -> Solution | None:
     """`odenet.solve` as operations alone; None where its options do not allow that.
 
     What needs a value is not checked, and a failure is no error: `ys` and `y1` are NaN from there on, and `status`, a
-    tensor, says why. Counts are tensors too.
+    tensor, says why. Counts are tensors too. host_ts: ts as numbers, where they are known; an export with steps of
+    constant size then has no loop.
     """
     if not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
         return None
@@ -85,15 +90,32 @@ def solve(
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
     p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)  # type: ignore[arg-type]
-    y1, ys, found = _run(p, how, f, tuple(args))
+    host_ts = _numbers(ts) if host_ts is None else host_ts
+    steps = host_steps(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
+    if steps is not None and host_ts is not None:
+        y1, ys = unrolled(p, _rounded(host_ts, given_ts.dtype), steps)
+        count = torch.full((), len(steps))
+        found = Found(y1, p.ts[-1], count * 0, count, count * 0, ys, (), ())
+    else:
+        y1, ys, found = _run(p, how, f, tuple(args))
     zero = found.accepted * 0
     nfe = _evaluations(p, found)
     stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
     return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, None, None, field.pack, None)
 
 
+def _numbers(ts: Any) -> Sequence[float] | None:
+    plain = isinstance(ts, (list, tuple)) and all(isinstance(t, (int, float)) for t in ts)
+    return [float(t) for t in ts] if plain else None
+
+
+def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
+    """The numbers that a tensor of this dtype would hold."""
+    return [struct.unpack("f", struct.pack("f", t))[0] if dtype == torch.float32 else t for t in times]
+
+
 def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
             found = find(p, True, False)
         ok = found.status == int(Status.SUCCESS)
@@ -106,6 +128,11 @@ def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) ->
         found = find(q if p.controller.adaptive else plan(q), False, True)
     y1, ys = take(p, found)
     return y1, ys, found
+
+
+def _asks(p: Any) -> bool:
+    """Whether anything that the solution depends on asks for a gradient; what f closes over too."""
+    return any(x.requires_grad for x in (*p.y0, p.ts, p.stops.times, *p.f(p.ts[0], p.y0)))
 
 
 def _evaluations(p: Problem, found: Found) -> Tensor:

@@ -13,7 +13,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def outside_graphs(inside: Callable[P, R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def exporting() -> bool:
+    """Whether `torch.export` (or the ONNX exporter, which uses it) is recording."""
+    known = getattr(torch.compiler, "is_exporting", None)  # from PyTorch 2.7 on
+    return bool(known()) if known is not None else False
+
+
+def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For a function that `torch.compile` and `torch.export` of the caller's model meet.
 
     There `inside` is called in its place and traced, a part of the caller's graph. Where that gives None the function

@@ -19,7 +19,7 @@ from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.leaves import Leaves, spread
 from ..core.status import Status
 from ..methods.base import Field, Method, Step
-from .advance import Clock, Move, State, attached, attempt, nudged, settle
+from .advance import Clock, Move, State, after_step, attached, attempt, nudged, settle
 from .drive import start
 from .problem import Problem, Stops
 
@@ -86,9 +86,9 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
         if outputs:
             ys = filled(move, p, ys)
         if ends:
-            here = (torch.arange(p.max_steps, device=t.device) == accepted) & move.accept
+            here = accepted.view(1)  # a rejected attempt writes what the next one overwrites
             hit = torch.where(move.hit, stop, -1)
-            tape = (torch.where(here, move.t1, tape[0]), torch.where(here, hit, tape[1]))
+            tape = (tape[0].scatter(0, here, move.t1.view(1)), tape[1].scatter(0, here, hit.view(1)))
         rest = more(move, tuple(rest)) if more is not None else tuple(rest)
         counts = (accepted + move.accept, rejected + ~move.accept)
         head = (after.t, after.h, after.stop, after.status, *counts, *((after.jumped,) if jumps else ()))
@@ -172,10 +172,16 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
         t0 = time0.detach()
         move = Move(p, t0, t1, time0, time1, y, carry, step, accept, hit, stop, jumped, jump)
         ys = filled(move, p, ys) if inner else ys
-        after = _carry_after(p, move) if jumps else step.carry
+        after = after_step(p, time1, step, jump) if jumps else step.carry
+        after = tuple(x.clone() for x in after)  # f may give back a part of its y
         return fresh((i + 1, time1, *((jump,) if jumps else ()), *step.y, *after, *ys), carried)
 
-    out = loop(cond, body, (first, time, *jumped0, *p.y0, *carry, *ys))
+    live = [x for x in (*p.y0, *carry, p.ts, p.stops.times, *p.f(time, p.y0)) if x.requires_grad]
+    anchor = live[0].reshape(-1)[0]
+    anchor = anchor.real if anchor.is_complex() else anchor
+    y0, carry, ys = (_differentiated(xs, anchor) for xs in (p.y0, carry, ys))
+    (time,) = _differentiated((time,), anchor) if clock.tracked else (time,)
+    out = loop(cond, body, (first, time, *jumped0, *y0, *carry, *ys))
     rest = out[2 + jumps :]
     y1 = tuple(rest[:n])
     ok = found.status == _SUCCESS
@@ -184,10 +190,10 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     return y1, ys
 
 
-def _carry_after(p: Problem, move: Move) -> Leaves:
-    from .advance import after_step
-
-    return after_step(p, move.time1, move.step, move.jumps)
+def _differentiated(leaves: Leaves, anchor: Tensor) -> Leaves:
+    """The same values, all attached to a graph: the operator gives no gradient to what begins as a constant."""
+    never = torch.zeros_like(anchor, dtype=torch.bool)
+    return tuple(x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x) for x in leaves)
 
 
 def blank(p: Problem, ts: Tensor, y0: Leaves) -> Leaves:

@@ -156,7 +156,7 @@ class _Both:
         self.dtypes = (*field.dtypes, *field.dtypes)
 
     def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        slope, pull = torch.func.vjp(lambda *y: self.field(t, y, nudge), *state[: self.n])
+        slope, pull = cast(Any, torch.func.vjp(lambda *y: self.field(t, y, nudge), *state[: self.n]))
         return (*slope, *(-x for x in pull(tuple(state[self.n :]))))
 
 
@@ -193,7 +193,7 @@ def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Lea
             theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
             state = evaluate(move.y, polynomial, theta)
             time = move.time0 + node * length
-            _, pull = torch.func.vjp(lambda *x, t=time, y=state: s.parts.field(like, x)(t, y[:n]), *tensors)
+            _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.parts.field(like, x)(t, y[:n]), *tensors))
             found = pull(tuple(state[n:]))
             totals = tuple(
                 total + torch.where(move.accept, -weight * spread(length, g) * g, 0.0)
