@@ -185,6 +185,26 @@ def test_what_cannot_be_traced_breaks_the_graph() -> None:
         torch.compile(run, backend="eager", fullgraph=True)(y)
 
 
+def test_transforms_in_a_compiled_model_break_the_graph() -> None:
+    def run(y: Tensor) -> Tensor:
+        return torch.func.vmap(lambda x: odenet.solve(lambda t, z: -z * z, x, [0.0, 1.0]).y1)(y)
+
+    y = torch.rand(3, 2)
+    torch.testing.assert_close(torch.compile(run, backend="eager")(y), run(y))
+
+
+def test_no_length() -> None:
+    """PyTorch's loop gives a wrong gradient where it takes no turn."""
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def run(y: Tensor) -> Tensor:
+        return odenet.solve(lambda t, y: -y * y, y, [1.0, 1.0]).y1
+
+    y = torch.rand(3, requires_grad=True)
+    assert torch.equal(run(y), y)
+    assert torch.equal(torch.autograd.grad(run(y).sum(), y)[0], torch.ones(3))
+
+
 def test_same_arguments() -> None:
     """The traced entry has the arguments of `solve`, with the same defaults."""
     mine = {k: v.default for k, v in inspect.signature(traced.solve).parameters.items() if k != "host_ts"}

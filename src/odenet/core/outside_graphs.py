@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
+from .transforms import nested
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -34,7 +36,8 @@ def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]]
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.compiler.is_compiling():
+            # the loop operator knows no transforms: a vmap that is compiled breaks the graph too
+            if torch.compiler.is_compiling() and not nested():
                 found = inside(*args, **kwargs)
                 if found is not None:
                     return found

@@ -9,14 +9,19 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def nested() -> bool:
+    """Inside a transform, or one that `torch.compile` is recording."""
+    return _functorch.get_dynamic_layer_stack_depth() > 0
+
+
 def transforming() -> bool:
     """Inside any of `torch.func`'s transforms: its tensors refuse what autograd.Function and in-place results need."""
-    return _functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling()
+    return nested() and not torch.compiler.is_compiling()
 
 
 def vmapping() -> bool:
     """Inside `torch.func.vmap`, which may itself be inside other transforms, or around them."""
-    if _functorch.peek_interpreter_stack() is None or torch.compiler.is_compiling():
+    if not nested() or torch.compiler.is_compiling():
         return False
     levels = _functorch.get_interpreter_stack() or ()
     return any(level.key() == _functorch.TransformType.Vmap for level in levels)

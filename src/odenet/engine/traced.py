@@ -64,7 +64,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
     n, m, k = len(s.y), len(s.carry), len(s.memory)
     zero = torch.zeros_like(s.stop)
     ys = blank(p, p.ts, p.y0) if outputs else ()
-    tape = (p.ts.new_zeros(p.max_steps), torch.full_like(p.ts[:1], -1, dtype=torch.int64).repeat(p.max_steps))
+    tape = (p.ts[:1].repeat(p.max_steps), torch.full_like(p.ts[:1], -1, dtype=torch.int64).repeat(p.max_steps))
     tape = tape if ends else ()
     jumps = p.stops.jumps is not None
     head = (s.t, s.h, s.stop, s.status, zero, zero, *((s.jumped,) if jumps else ()))
@@ -154,7 +154,8 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     jumped0 = (torch.zeros_like(found.status, dtype=torch.bool),) if jumps else ()
 
     def cond(i: Tensor, *_: Tensor) -> Tensor:
-        return i < found.accepted
+        # at least once, if for a step of no length: with no turns at all the operator's gradients are wrong
+        return i < found.accepted.clamp(min=1)
 
     def body(*carried: Tensor) -> Carried:
         i, time0, *rest = carried
@@ -217,7 +218,8 @@ def filled(move: Move, p: Problem, ys: Leaves) -> Leaves:
     now, t0, t1 = ts.detach(), move.t0, move.t1
     due = move.accept & ((now - t1) * sign <= 0) & ((now - t0) * sign > 0)
     at_end = now == t1
-    length = torch.where(move.accept, move.time1 - move.time0, 1.0)
+    length = move.time1 - move.time0
+    length = torch.where(length == 0, 1.0, length)
     theta = torch.where(due, ts - move.time0, 0.0) / length
     coefficients = move.polynomial()
     values = evaluate(move.y, coefficients, tuple(_column(theta, y) for y in move.y))
