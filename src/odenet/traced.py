@@ -75,6 +75,12 @@ def solve(
     """
     if not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
         return None
+    # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
+    moving = isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled()
+    if moving and not isinstance(check.gradient(gradient), Adjoint):
+        return None
+    if any(isinstance(x, Tensor) and x.requires_grad for x in (_given(controller, k) for k in ("step_ts", "jump_ts"))):
+        return None
     _, leaves = check.state(y0, False)
     given_ts = check.times(ts, False, leaves[0])
     solver = check.method(method)
@@ -102,6 +108,10 @@ def solve(
     nfe = _evaluations(p, found)
     stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
     return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, None, None, field.pack, None)
+
+
+def _given(controller: Controller | None, name: str) -> Any:
+    return getattr(controller, name, None)
 
 
 def _numbers(ts: Any) -> Sequence[float] | None:

@@ -78,10 +78,10 @@ def same(model: Model, ts: list[float], backend: str, times: bool, tol: float) -
 @pytest.mark.parametrize(
     ("options", "ts", "times"),
     [
-        ({}, [0.0, 0.3, 0.5, 1.0], True),
+        ({}, [0.0, 0.3, 0.5, 1.0], False),
         ({"method": "dopri5", "gradient": "backprop"}, [1.0, 0.0], False),
-        ({"method": "rk4", "step": 0.3}, [0.0, 0.5, 1.0], True),
-        ({"controller": odenet.PID(jump_ts=[0.4])}, [0.0, 0.2, 1.0], True),
+        ({"method": "rk4", "step": 0.3}, [0.0, 0.5, 1.0], False),
+        ({"controller": odenet.PID(jump_ts=[0.4])}, [0.0, 0.2, 1.0], False),
         ({"gradient": "adjoint"}, [0.0, 0.6, 1.0], True),
         ({"gradient": "adjoint", "method": "rk4", "step": 0.1}, [0.0, 1.0], False),
     ],
@@ -99,7 +99,7 @@ def test_through_aot_autograd(gradient: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"gradient": "adjoint"}, {"method": "rk4", "step": 0.1}], ids=str)
 def test_inductor(options: Any) -> None:
-    same(Model(**options), [0.0, 0.5, 1.0], "inductor", True, 1e-10)
+    same(Model(**options), [0.0, 0.5, 1.0], "inductor", options.get("gradient") == "adjoint", 1e-10)
 
 
 def test_without_grad_and_other_values() -> None:
@@ -183,6 +183,20 @@ def test_what_cannot_be_traced_breaks_the_graph() -> None:
     torch.compiler.reset()
     with pytest.raises(Exception, match=r"torch.compiler.disable|skip"):
         torch.compile(run, backend="eager", fullgraph=True)(y)
+
+
+def test_a_gradient_of_times_breaks_the_graph() -> None:
+    """Inductor gets it wrong through the differentiated loop; the adjoint's own loops give it."""
+
+    def run(ts: Tensor) -> Tensor:
+        return odenet.solve(lambda t, y: -y * t, torch.ones(2, dtype=D), ts).ys.square().sum()
+
+    ts = torch.tensor([0.0, 0.5, 1.0], dtype=D, requires_grad=True)
+    with pytest.raises(Exception, match=r"torch.compiler.disable|skip"):
+        torch.compile(run, backend="eager", fullgraph=True)(ts)
+    torch.compiler.reset()
+    mine = torch.autograd.grad(torch.compile(run, backend="eager")(ts), ts)
+    torch.testing.assert_close(mine, torch.autograd.grad(run(ts), ts))
 
 
 def test_transforms_in_a_compiled_model_break_the_graph() -> None:

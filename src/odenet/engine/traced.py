@@ -31,7 +31,7 @@ class Found(NamedTuple):
     """A solve without a graph.
 
     y: the last state. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
-    and which stop it hit (-1: none), or () likewise; `accepted` of them hold. extra: what `more` summed up.
+    or () likewise; `accepted` of them hold. extra: what `more` summed up.
     """
 
     y: Leaves
@@ -64,7 +64,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
     n, m, k = len(s.y), len(s.carry), len(s.memory)
     zero = torch.zeros_like(s.stop)
     ys = blank(p, p.ts, p.y0) if outputs else ()
-    tape = (p.ts[:1].repeat(p.max_steps), torch.full_like(p.ts[:1], -1, dtype=torch.int64).repeat(p.max_steps))
+    tape = (p.ts[:1].repeat(p.max_steps),)
     tape = tape if ends else ()
     jumps = p.stops.jumps is not None
     head = (s.t, s.h, s.stop, s.status, zero, zero, *((s.jumped,) if jumps else ()))
@@ -79,7 +79,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
         carry, rest = tuple(rest[:m]), rest[m:]
         memory, rest = tuple(rest[:k]), rest[k:]
         ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
-        tape, rest = tuple(rest[: 2 * ends]), rest[2 * ends :]
+        tape, rest = tuple(rest[:ends]), rest[ends:]
         now = State(t, t, h, y, carry, memory, stop, jumped, status)
         move, verdict = attempt(p, clock, now)
         after = settle(p, clock, now, move, verdict)
@@ -87,8 +87,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
             ys = filled(move, p, ys)
         if ends:
             here = accepted.view(1)  # a rejected attempt writes what the next one overwrites
-            hit = torch.where(move.hit, stop, -1)
-            tape = (tape[0].scatter(0, here, move.t1.view(1)), tape[1].scatter(0, here, hit.view(1)))
+            tape = (tape[0].scatter(0, here, move.t1.view(1)),)
         rest = more(move, tuple(rest)) if more is not None else tuple(rest)
         counts = (accepted + move.accept, rejected + ~move.accept)
         head = (after.t, after.h, after.stop, after.status, *counts, *((after.jumped,) if jumps else ()))
@@ -100,7 +99,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
     status = torch.where(status == _RUNNING, int(Status.MAX_STEPS), status)
     y, rest = tuple(rest[:n]), rest[n + m + k :]
     ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
-    return Found(y, t, status, accepted, rejected, ys, tuple(rest[: 2 * ends]), tuple(rest[2 * ends :]))
+    return Found(y, t, status, accepted, rejected, ys, tuple(rest[:ends]), tuple(rest[ends:]))
 
 
 def apart(p: Problem) -> Problem:
@@ -149,7 +148,7 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     m, jumps = len(carry), p.stops.jumps is not None
     inner = len(p.ts) > 2
     ys = blank(p, p.ts, p.y0) if inner else ()
-    ends, stops = found.ends
+    (ends,) = found.ends
     first = torch.zeros_like(found.accepted)
     jumped0 = (torch.zeros_like(found.status, dtype=torch.bool),) if jumps else ()
 
@@ -162,9 +161,11 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
         jumped = rest.pop(0) if jumps else False
         y, rest = tuple(rest[:n]), rest[n:]
         carry, ys = tuple(rest[:m]), tuple(rest[m:])
-        t1, stop = (x.gather(0, i.view(1)).view(()) for x in (ends, stops))
-        hit = stop >= 0
-        stop = stop.clamp(min=0)
+        t1 = ends.gather(0, i.view(1)).view(())
+        # which stop it hit is seen from the time
+        match = p.stops.times.detach() == t1
+        hit = match.any()
+        stop = clock.count - 1 - match.flip(0).to(torch.int64).argmax()
         time1 = attached(p.stops.times, stop, hit, t1, time0) if clock.tracked else t1
         jump = clock.jumps(stop, hit)
         f = nudged(p, time0, time1, jumped, jump)
