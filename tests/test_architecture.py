@@ -16,7 +16,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
 # "solve". `import odenet` itself is a layer: it gathers everything up to nn.
-LAYERS = ("core", "methods", "control", "engine", "gradients", "compiled", "solve", "nn", "odenet", "compat", "bench", "train")
+LAYERS = ("core", "methods", "control", "engine", "gradients", "compiled", "solve", "nn", "odenet", "compat")
+LAYERS += ("bench", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.

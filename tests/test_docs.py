@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of docs/migrate.md run."""
+"""The Python blocks of the README, docs/migrate.md and docs/compiling.md run."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def test_migrate(number: int) -> None:
     imports = [block for block in BLOCKS[:number] if block.lstrip().startswith("import odenet.compat")]
     for block in (BLOCKS[0], *imports, BLOCKS[number]):
         exec(compile(block, f"docs/migrate.md, block {number}", "exec"), names)
+
+
+COMPILING = re.findall(r"```python\n(.*?)```", (DOCS / "compiling.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(COMPILING)))
+def test_compiling(number: int) -> None:
+    exec(compile(COMPILING[number], f"docs/compiling.md, block {number}", "exec"), {})

@@ -14,6 +14,7 @@ from torch import Tensor
 from .control import PID, ConstantStep, Controller
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
+from .core.transforms import every, nested, unwrapped
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
@@ -74,13 +75,15 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
     flat = out.detach()
-    finite, ordered = _few_times(flat.tolist()) if flat.ndim == 1 and len(flat) <= _FEW else _many_times(flat)
+    many = flat.ndim > 1 or len(flat) > _FEW or nested() or torch.compiler.is_compiling()
+    finite, ordered = _many_times(flat) if many else _few_times(flat.tolist())
     if not finite:
-        raise ValueError(f"ts must be finite; got {flat.tolist() if flat.numel() < 20 else 'NaN or infinite entries'}")
+        shown = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
+        raise ValueError(f"ts must be finite; got {shown}")
     if not ordered:
         raise ValueError(
             "ts must increase or decrease throughout (equal neighbours are allowed); got "
-            f"{flat.tolist() if flat.numel() < 20 else f'times of shape {tuple(flat.shape)} that turn back'}"
+            f"{unwrapped(flat).tolist() if flat.numel() < 20 else f'times of shape {tuple(flat.shape)} that turn back'}"
         )
     return out.expand(leaf.shape[0], -1) if per_sample and out.ndim == 1 else out
 
@@ -93,7 +96,7 @@ def _few_times(ts: list[float]) -> tuple[bool, bool]:
 
 def _many_times(ts: Tensor) -> tuple[bool, bool]:
     steps = ts.diff(dim=-1)
-    return bool(torch.isfinite(ts).all()), bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all())
+    return every(torch.isfinite(ts)), every((steps >= 0).all(-1) | (steps <= 0).all(-1))
 
 
 def _stacked(ts: Any) -> Tensor:
@@ -129,7 +132,7 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
                 fits = False
             if not fits:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to y0's {tuple(leaf.shape)}")
-            good = bool(((value >= 0) & torch.isfinite(value)).all()) if not value.is_complex() else False
+            good = every((value >= 0) & torch.isfinite(value)) if not value.is_complex() else False
             out.append(value.to(leaf.device, real_dtype(leaf.dtype)))
         elif _is_real(value):
             good = 0 <= value < float("inf")
@@ -237,3 +240,15 @@ def events(given: Any, per_sample: bool) -> list[Event]:
     if many and per_sample:
         raise ValueError("event with per_sample=True is not available in this version: solve the samples one by one")
     return many
+
+
+def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method) -> None:
+    """Refuse what looks at the values of a solve from outside, inside `torch.func.vmap`."""
+    for name, given in (("event", events), ("callbacks", callbacks), ("progress", progress)):
+        if given:
+            raise ValueError(f"{name} is not available inside torch.func.vmap (nor in jacfwd and jacrev, which use it)")
+    if not solver.branchless:
+        raise ValueError(
+            f"method={solver.name!r} decides on values of the state, which torch.func.vmap does not allow: take an "
+            "explicit Runge-Kutta method such as 'tsit5', or solve with per_sample=True instead of vmap"
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .core.leaves import Leaves
 from .core.status import Status
+from .core.transforms import some
 from .gradients.base import Stats
 
 
@@ -57,7 +58,7 @@ class Solution:
             start, end = start[:, None], end[:, None]
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         slack = 1e-6 * (high - low)  # float32 times round past the ends
-        if bool(((times < low - slack) | (times > high + slack)).any()):
+        if some((times < low - slack) | (times > high + slack)):
             raise ValueError(f"t must lie between ts[0]={start.tolist()} and the time reached, {end.tolist()}")
         # where, not clamp: a clamp halves the gradient of a time that is exactly at an end
         leaves = self._dense(torch.where(times < low, low, torch.where(times > high, high, times)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import check
+from . import check, traced
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.field import VectorField
 from .core.leaves import Leaves, differentiable, flatten, real_dtype, select
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
+from .core.transforms import some, vmapping
 from .engine.callbacks import Callbacks
 from .engine.diagnose import raise_failure, refine
 from .engine.drive import Eager
+from .engine.functional import Functional
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
 from .errors import unknown_name
@@ -31,7 +34,7 @@ from .solution import Solution
 _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-@outside_graphs
+@outside_graphs(traced.solve)
 def solve(
     f: Callable[..., Any],
     y0: Any,
@@ -113,13 +116,17 @@ def solve(
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
     problem, pack = Problem.build(field, working, precise, control, method=solver, **limits), field.pack
+    if vmapping():
+        check.vmapped(events, callbacks, progress, solver)
+        problem = replace(problem, traced=True)
     ending = Ending(events, problem, args) if events else None
     with bar(progress) as report:
         sought = None if ending is None else ending.sought
         request = Request(dense, report, callbacks, sought)
-        trajectory = compiled_or_none(problem, Eager(), how, request) if compile else None
+        driver = Functional() if problem.traced else Eager()
+        trajectory = compiled_or_none(problem, driver, how, request) if compile else None
         if trajectory is None:
-            trajectory = how.run(problem, Eager(), request)
+            trajectory = how.run(problem, driver, request)
     if on_failure == "raise":
         raise_failure(problem, trajectory.outcome, names)
     else:
@@ -148,10 +155,10 @@ def _ends(p: Problem, found: Trajectory) -> Leaves:
     if not differentiable(p.ts):
         return found.y1
     still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
-    if not bool(still.any()):
+    if not some(still):
         return found.y1
     last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
-    return select(still if p.batched else True, last, found.y1)
+    return select(True if p.on_host else still, last, found.y1)
 
 
 def _time_dtype(ts: Tensor, leaves: Leaves) -> torch.dtype:

@@ -93,19 +93,21 @@ def test_layer_is_the_solve() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # dynamo's own too
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
 def test_inside_a_compiled_model(gradient: str) -> None:
-    """`torch.compile` of a model breaks its graph at the solve, and the numbers stay the same."""
+    """`torch.compile` of a model makes one graph of it, solve and all."""
     torch.manual_seed(0)
     layer = NeuralODE(MLPField(4, hidden=(8,)), gradient=gradient)
     model = torch.nn.Sequential(torch.nn.Linear(2, 4), layer, torch.nn.Linear(4, 1))
     x = torch.randn(5, 2)
     out = model(x)
     expected = torch.autograd.grad(out.sum(), tuple(model.parameters()))
-    compiled = torch.compile(model, backend="eager")(x)
-    assert torch.equal(compiled, out) and layer.stats.nfe > 0
+    compiled = torch.compile(model, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled, out)
+    assert layer.stats.nfe > 0
     for a, b in zip(torch.autograd.grad(compiled.sum(), tuple(model.parameters())), expected, strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()
 
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,40 +119,34 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
 
 
 class _Turns:
-    """Inductor's settings are those of the process, and it works for one thread at a time; the C++ compiler for all."""
+    """Inductor works for one thread at a time; the C++ compiler, a process, for all."""
 
     def __init__(self) -> None:
-        self.lock, self.users, self.changed = threading.Lock(), 0, ExitStack()
+        self.lock, self.users = threading.Lock(), 0
+        self.plain: Callable[..., Any] | None = None
 
     @contextmanager
-    def of(self, options: dict[str, Any]) -> Iterator[None]:
+    def mine(self) -> Iterator[None]:
+        import torch._inductor.cpp_builder as builder
+
         with self.lock:
             if self.users == 0:
-                self._change(options)
+                self.plain, builder.run_compile_cmd = builder.run_compile_cmd, self._meanwhile
             self.users += 1
             try:
                 yield
             finally:
                 self.users -= 1
                 if self.users == 0:
-                    self.changed.close()
+                    builder.run_compile_cmd = self.plain
 
-    def _change(self, options: dict[str, Any]) -> None:
-        import torch._inductor.config as config
-        import torch._inductor.cpp_builder as builder
-
-        self.changed.enter_context(config.patch(options))
-        run = builder.run_compile_cmd
-
-        def meanwhile(*args: Any, **kwargs: Any) -> Any:
-            self.lock.release()
-            try:
-                return run(*args, **kwargs)
-            finally:
-                self.lock.acquire()
-
-        builder.run_compile_cmd = meanwhile
-        self.changed.callback(setattr, builder, "run_compile_cmd", run)
+    def _meanwhile(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.plain is not None
+        self.lock.release()
+        try:
+            return self.plain(*args, **kwargs)
+        finally:
+            self.lock.acquire()
 
 
 _turns = _Turns()
@@ -161,6 +155,7 @@ _turns = _Turns()
 def compiled(recorded: Recorded, threads: int) -> Path:
     """The library that Inductor and the compiler make."""
     quietly("torch._inductor.compile_fx")
+    import torch._inductor.config as config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.virtualized import V
 
@@ -172,6 +167,6 @@ def compiled(recorded: Recorded, threads: int) -> Path:
         "fx_graph_cache": False,  # ours is found without Inductor
         "compile_threads": 1,  # one file: helpers would only have to be started
     }
-    with _turns.of(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
+    with _turns.mine(), config.patch(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
         made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)

@@ -9,24 +9,44 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
+from .transforms import nested
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, run eagerly where `torch.compile` meets it: the caller's graph breaks there and goes on after it.
+def exporting() -> bool:
+    """Whether `torch.export` (or the ONNX exporter, which uses it) is recording."""
+    known = getattr(torch.compiler, "is_exporting", None)  # from PyTorch 2.7 on
+    return bool(known()) if known is not None else False
+
+
+def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a function that `torch.compile` and `torch.export` of the caller's model meet.
+
+    There `inside` is called in its place and traced, a part of the caller's graph. Where that gives None the function
+    runs eagerly, and the graph breaks there and goes on after it.
 
     An f that is itself compiled stays so. `torch.compiler.disable` would load the compiler, which takes longer than the
     rest of the library together, so it waits until somebody else has loaded it.
     """
-    disabled: list[Callable[P, R]] = []
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(cast(Any, torch.compiler.disable)(function))
-        return disabled[0](*args, **kwargs)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        disabled: list[Callable[P, R]] = []
 
-    return call
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            # the loop operator knows no transforms: a vmap that is compiled breaks the graph too
+            if torch.compiler.is_compiling() and not nested():
+                found = inside(*args, **kwargs)
+                if found is not None:
+                    return found
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            if not disabled:
+                disabled.append(cast(Any, torch.compiler.disable)(function))
+            return disabled[0](*args, **kwargs)
+
+        return call
+
+    return decorate

@@ -25,6 +25,7 @@ from ..methods.base import Field, Step
 from .problem import Problem
 
 _EPS = 2.0**-52
+_RUNNING = int(Status.RUNNING)  # a number: the compiler does not compare tensors with members of an enum
 
 
 class State(NamedTuple):
@@ -219,7 +220,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     lanes = not p.on_host
     running = True  # as the one lane on the host is, where a step is tried
     if lanes:
-        running = s.status == Status.RUNNING
+        running = s.status == _RUNNING
         t1, hit = torch.where(running, t1, s.t), hit & running
     time1 = clock.time(s.stop, hit, t1, s.time, s.t)
     jumps = clock.jumps(s.stop, hit)
@@ -279,7 +280,7 @@ def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> 
     accept = move.accept
     if not isinstance(accept, Tensor):
         return _settled(p, clock, s, move, verdict)
-    running = s.status == Status.RUNNING
+    running = s.status == _RUNNING
     t = torch.where(accept, move.t1, s.t)
     h = torch.where(accept & move.hit, torch.where(verdict.h < s.h, s.h, verdict.h), verdict.h)
     time = torch.where(accept, move.time1, s.time)

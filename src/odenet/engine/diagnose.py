@@ -9,7 +9,9 @@ from ..core.lanes import Number
 from ..core.leaves import Leaves, along, rows, spread_over
 from ..core.norms import all_finite
 from ..core.status import Status
+from ..core.transforms import plain_view, some, unwrapped, vmapping
 from ..errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .advance import State
 from .drive import Outcome
 from .problem import Problem
 
@@ -50,7 +52,7 @@ def refine(p: Problem, outcome: Outcome) -> None:
         return
     status = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
     vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
-    if not bool(vague.any()):
+    if not some(vague):
         return
     grown = _size(s.y, p.batched) > _HUGE * _size(p.y0, p.batched).clamp(min=1.0)
     finite = _finite_ahead(p, outcome)
@@ -58,7 +60,7 @@ def refine(p: Problem, outcome: Outcome) -> None:
     # a state that overflowed in one step from an ordinary one, with f finite there, is a blow-up as well
     code = torch.where(finite & (status == Status.NON_FINITE), int(Status.BLOW_UP), code)
     code = torch.where(vague, code, status)
-    outcome.state = s._replace(status=code if p.batched else int(code))
+    outcome.state = s._replace(status=int(code) if p.on_host else code)
 
 
 def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
@@ -88,6 +90,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     s = outcome.state
     if not isinstance(s.status, Tensor) and s.status in (Status.SUCCESS, Status.EVENT):
         return
+    if vmapping():
+        return _raise_vmapped(p, s)
     codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
     failed = (codes != Status.SUCCESS).nonzero().flatten().tolist() if p.batched else []
     if p.batched and not failed:
@@ -111,6 +115,22 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause = cause.format(max_steps=p.max_steps, size=size)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _raise_vmapped(p: Problem, s: State) -> None:
+    """The same where lanes are vmapped: the first that failed, in the order in which they lie in memory."""
+    lanes = torch.stack([x.detach().to(s.time.dtype) for x in (s.status, s.time, s.h * p.direction)], -1)
+    with plain_view():
+        found = unwrapped(lanes).reshape(-1, 3).tolist()
+    failed = [i for i, lane in enumerate(found) if int(lane[0]) != Status.SUCCESS]
+    if not failed:
+        return
+    status, t, dt = found[failed[0]]
+    kind, cause, hint = _ERRORS[Status(int(status))]
+    cause = cause.format(max_steps=p.max_steps, size=_HUGE)
+    whose = f", lane {failed[0]} of those that are vmapped" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
+    message = f"The solve failed at t={t!r} (dt={dt:.3g}{whose}): {cause}. Hint: {hint}."
+    raise kind(message, t=t, dt=dt, sample=failed[0], component="y")
 
 
 def _worst(p: Problem, outcome: Outcome, sample: int | None, names: list[str] | None) -> tuple[str, float]:

@@ -12,6 +12,7 @@ from .advance import attempt
 from .callbacks import Callbacks
 from .drive import Attempt, Driver, Outcome
 from .events import Events, Seeker
+from .functional import Lanewise
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
@@ -47,7 +48,7 @@ def integrate(
     p: Problem,
     driver: Driver,
     request: Request,
-    record: Record,
+    record: Record | Lanewise,
     others: Sequence[Observer] = (),
     attempt: Attempt = attempt,
 ) -> Solved:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.lanes import Number
 from ..core.leaves import Leaves, differentiable, select, spread
+from ..core.transforms import some
 from .advance import Move
 from .observe import Observer
 from .problem import Problem
@@ -218,7 +219,7 @@ class Everywhere(Observer):
         self.leaves = 0
 
     def see(self, move: Move) -> None:
-        if bool(move.accept.any()) if isinstance(move.accept, Tensor) else move.accept:
+        if some(move.accept) if isinstance(move.accept, Tensor) else move.accept:
             self.leaves = len(move.y)
             flat = piece(move)
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves
 from ..engine.drive import Driver
+from ..engine.functional import Lanewise
 from ..engine.integrate import Request, integrate
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
@@ -22,7 +23,7 @@ def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
     smooth = p.method.smooth()
     if smooth is not p.method:
         p = replace(p, method=smooth)
-    solved = integrate(p, driver, request, Record(p))
+    solved = integrate(p, driver, request, Lanewise(p) if p.traced else Record(p))
     dense = None if solved.pieces is None else interpolator(solved.pieces, p)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, forward_mode
+from ..core.transforms import transforming, unwrapped, vmapping
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
 from ..engine.problem import Problem
@@ -29,6 +30,10 @@ class Stats(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"stats has {', '.join(self)}; no {name!r}") from None
+
+    def kept(self) -> Stats:
+        """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
+        return Stats({k: unwrapped(v) if isinstance(v, Tensor) else v for k, v in self.items()}) if vmapping() else self
 
     @staticmethod
     def of(outcome: Outcome) -> Stats:
@@ -59,10 +64,10 @@ class Gradient(ABC):
 def direct() -> bool:
     """Whether the solver's own operations are to be run as they are.
 
-    So it is without grad mode, and where forward-mode differentiation is under way (`torch.autograd.forward_ad`,
-    `torch.func.jvp`): tangents then pass through every operation, exactly, whatever the gradient.
+    So it is without grad mode, and where forward-mode differentiation (`torch.autograd.forward_ad`) or a transform of
+    `torch.func` is under way: derivatives then pass through every operation, exactly, whatever the gradient.
     """
-    return not torch.is_grad_enabled() or forward_mode()
+    return not torch.is_grad_enabled() or forward_mode() or transforming()
 
 
 def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

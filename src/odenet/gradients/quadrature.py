@@ -28,6 +28,11 @@ _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What goes with a solve of this order."""
+    return _GAUSS[min(4, (order + 1) // 2)]
+
+
 def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Quadrature | StageSum:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
     plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
@@ -79,7 +84,7 @@ class Quadrature(Observer):
 
     def __init__(self, field: CotangentField, order: int) -> None:
         self.field = field
-        self.nodes, self.weights = _GAUSS[min(4, (order + 1) // 2)]
+        self.nodes, self.weights = nodes_and_weights(order)
         self.shared = Shared(field.fixed)
 
     def total(self) -> Bars:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves, new_leaves, rows, select, spread_over
 from ..core.norms import rms, tolerance_scale
+from ..core.transforms import largest
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
@@ -102,7 +103,7 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     else:
         size = rms(apart, p.batched) / rms(tuple(y.detach() for y in s.y), p.batched).clamp(min=1e-300)
         limit = _APART_CONSTANT
-    worst = float(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf).max())
+    worst = largest(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf))
     if worst > limit:
         unit = "tolerances" if p.controller.adaptive else "of its size"
         warnings.warn(

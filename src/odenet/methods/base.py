@@ -47,6 +47,7 @@ class Method(ABC):
     stages: int = 1  # evaluations of f in a step, about
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
     interpolation: str = "own"
+    branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
     @abstractmethod
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:

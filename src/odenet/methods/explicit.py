@@ -19,6 +19,8 @@ from .tableau import Tableau
 class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
 
+    branchless = True
+
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
         self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
@@ -145,7 +147,7 @@ def _nodes(
     """
     inner = tuple(x for x in c if 0.0 < x < 1.0)
     between: Iterator[Tensor] = iter(())
-    if inner and recorded():
+    if inner and (recorded() or torch.compiler.is_compiling()):  # the compiler fuses these
         times = [t0 + length * x for x in inner]
         between = iter(times if dtype is None else [cast(t, dtype) for t in times])
     elif inner:

@@ -41,6 +41,7 @@ class ReversibleMethod(Method):
         self.base, self.coupling = base, float(coupling)
         self.name, self.order, self.error_order = f"reversible {base.name}", base.order, base.error_order
         self.stages = 2 * base.stages
+        self.branchless = base.branchless
 
     def __repr__(self) -> str:
         return f"ReversibleMethod({self.base.name}, coupling={self.coupling})"

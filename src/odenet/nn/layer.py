@@ -8,7 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from .. import traced
 from ..core.leaves import flatten, real_dtype, tree_map
+from ..core.outside_graphs import exporting
 from ..solve import solve
 
 
@@ -36,8 +38,14 @@ class NeuralODE(nn.Module):
             leaf = flatten(y0)[0][0]
             dtype = torch.promote_types(real_dtype(leaf.dtype), torch.float32)
             times = torch.as_tensor(times, dtype=torch.float64).to(leaf.device, dtype)
+        if exporting():  # a graph keeps nothing, and constant steps between known times need no loop
+            sol = traced.solve(
+                self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
+            )
+            if sol is not None:
+                return sol.y1 if ts is None else sol.ys
         sol = solve(self.field, y0, times, args=args, **self.solve_options)
-        self.stats = sol.stats
+        self.stats = sol.stats.kept()
         return sol.y1 if ts is None else sol.ys
 
     def extra_repr(self) -> str:

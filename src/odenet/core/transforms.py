@@ -1,0 +1,73 @@
+"""`torch.func`: whether a transform is under way, and what is inside the tensors that it wraps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def nested() -> bool:
+    """Inside a transform, or one that `torch.compile` is recording."""
+    return _functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def transforming() -> bool:
+    """Inside any of `torch.func`'s transforms: its tensors refuse what autograd.Function and in-place results need."""
+    return nested() and not torch.compiler.is_compiling()
+
+
+def vmapping() -> bool:
+    """Inside `torch.func.vmap`, which may itself be inside other transforms, or around them."""
+    if not nested() or torch.compiler.is_compiling():
+        return False
+    levels = _functorch.get_interpreter_stack() or ()
+    return any(level.key() == _functorch.TransformType.Vmap for level in levels)
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """The tensor inside all wrappers; the axes that `vmap` hides are its first ones, or wherever they were."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+def plain_view() -> AbstractContextManager[object]:
+    """Where unwrapped tensors can be looked at: outside all transforms."""
+    if not transforming():
+        return nullcontext()
+    # loaded already: whoever started a transform went through it
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
+def every(flags: Tensor) -> bool:
+    """Whether all are true, in whatever is vmapped too."""
+    if torch.compiler.is_compiling():  # a value of the future; it is taken to be as it should
+        return True
+    with plain_view():
+        return bool(unwrapped(flags).all())
+
+
+def some(flags: Tensor) -> bool:
+    """Whether any is true, in whatever is vmapped too."""
+    with plain_view():
+        return bool(unwrapped(flags).any())
+
+
+def largest(x: Tensor) -> float:
+    """The largest entry, of whatever is vmapped too."""
+    with plain_view():
+        return float(unwrapped(x).max())
+
+
+def tracked(x: Tensor) -> bool:
+    """Whether a transform follows x at any level, as far as can be seen: True where it may."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_gradtrackingtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad

@@ -1,0 +1,241 @@
+"""The loop as one operator of a graph: what `torch.compile` and `torch.export` of the caller's own model see.
+
+The steps are found first, detached from all graphs; where a gradient is wanted they are then taken again, known, by a
+second loop that PyTorch differentiates. That loop has no rejected attempts, whose values may not be finite and would
+poison the gradient, and nothing of the step control.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from ..core.dense import Coefficients, evaluate, slope_at_end
+from ..core.leaves import Leaves, spread
+from ..core.status import Status
+from ..methods.base import Field, Method, Step
+from .advance import Clock, Move, State, after_step, attached, attempt, nudged, settle
+from .drive import start
+from .problem import Problem, Stops
+
+Carried = tuple[Tensor, ...]
+_RUNNING, _SUCCESS = int(Status.RUNNING), int(Status.SUCCESS)
+
+
+class Found(NamedTuple):
+    """A solve without a graph.
+
+    y: the last state. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
+    or () likewise; `accepted` of them hold. extra: what `more` summed up.
+    """
+
+    y: Leaves
+    t: Tensor
+    status: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    ys: Leaves
+    ends: tuple[Tensor, ...]
+    extra: Leaves
+
+
+More = Callable[[Move, Leaves], Leaves]
+"""Adds to the leaves what an attempt brings."""
+
+
+def loop(cond: Callable[..., Tensor], body: Callable[..., Carried], carried: Carried) -> Carried:
+    # imported here: the package loads without the compiler
+    from torch._higher_order_ops.while_loop import while_loop
+
+    found: Any = while_loop(cond, body, tuple(x.clone() for x in carried))
+    return tuple(found)
+
+
+def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> Found:
+    """Solve p, traced and detached."""
+    p = apart(p)
+    clock = Clock(p)
+    s = start(p, clock)
+    n, m, k = len(s.y), len(s.carry), len(s.memory)
+    zero = torch.zeros_like(s.stop)
+    ys = blank(p, p.ts, p.y0) if outputs else ()
+    tape = (p.ts[:1].repeat(p.max_steps),)
+    tape = tape if ends else ()
+    jumps = p.stops.jumps is not None
+    head = (s.t, s.h, s.stop, s.status, zero, zero, *((s.jumped,) if jumps else ()))
+
+    def cond(t: Tensor, h: Tensor, stop: Tensor, status: Tensor, accepted: Tensor, rejected: Tensor, *_: Tensor) -> Any:
+        return (status == _RUNNING) & (accepted + rejected < p.max_steps)
+
+    def body(*carried: Tensor) -> Carried:
+        t, h, stop, status, accepted, rejected, *rest = carried
+        jumped = rest.pop(0) if jumps else False
+        y, rest = tuple(rest[:n]), rest[n:]
+        carry, rest = tuple(rest[:m]), rest[m:]
+        memory, rest = tuple(rest[:k]), rest[k:]
+        ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
+        tape, rest = tuple(rest[:ends]), rest[ends:]
+        now = State(t, t, h, y, carry, memory, stop, jumped, status)
+        move, verdict = attempt(p, clock, now)
+        after = settle(p, clock, now, move, verdict)
+        if outputs:
+            ys = filled(move, p, ys)
+        if ends:
+            here = accepted.view(1)  # a rejected attempt writes what the next one overwrites
+            tape = (tape[0].scatter(0, here, move.t1.view(1)),)
+        rest = more(move, tuple(rest)) if more is not None else tuple(rest)
+        counts = (accepted + move.accept, rejected + ~move.accept)
+        head = (after.t, after.h, after.stop, after.status, *counts, *((after.jumped,) if jumps else ()))
+        return fresh((*head, *after.y, *after.carry, *after.memory, *ys, *tape, *rest), carried)
+
+    out = loop(cond, body, (*head, *s.y, *s.carry, *s.memory, *ys, *tape, *extra))
+    t, _, _, status, accepted, rejected, *rest = out
+    rest = rest[jumps:]
+    status = torch.where(status == _RUNNING, int(Status.MAX_STEPS), status)
+    y, rest = tuple(rest[:n]), rest[n + m + k :]
+    ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
+    return Found(y, t, status, accepted, rejected, ys, tuple(rest[:ends]), tuple(rest[ends:]))
+
+
+def apart(p: Problem) -> Problem:
+    """The same problem, with times that share no memory: the operator allows no aliases in what its body sees."""
+    jumps = p.stops.jumps
+    return replace(p, ts=p.ts.clone(), stops=Stops(p.stops.times.clone(), None if jumps is None else jumps.clone()))
+
+
+def fresh(new: Carried, old: Carried) -> Carried:
+    """Of the dtype that they had, and never a tensor that was given: the operator allows no aliases."""
+    return tuple(a.clone() if a is b else a.to(b.dtype) for a, b in zip(new, old, strict=True))
+
+
+def plan(p: Problem) -> Problem:
+    """A problem whose steps are those of p where no error decides them, and which evaluates nothing."""
+    control = copy.copy(p.controller)
+    control.finite = False
+    return replace(p, y0=(), method=Idle(), controller=control)
+
+
+@final
+class Idle(Method):
+    """Steps that move nothing."""
+
+    name, order, error_order = "idle", 1, None
+
+    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
+        return ()
+
+    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
+        return Step((), (), ())
+
+    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+        return None
+
+    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+        return ()
+
+
+def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
+    """y1 and ys of the steps that `found` has, by a loop that is differentiated."""
+    p = apart(p)
+    clock, n = Clock(p), len(p.y0)
+    time = p.ts[0]
+    carry = p.method.init(p.f, time, p.y0)
+    m, jumps = len(carry), p.stops.jumps is not None
+    inner = len(p.ts) > 2
+    ys = blank(p, p.ts, p.y0) if inner else ()
+    (ends,) = found.ends
+    first = torch.zeros_like(found.accepted)
+    jumped0 = (torch.zeros_like(found.status, dtype=torch.bool),) if jumps else ()
+
+    def cond(i: Tensor, *_: Tensor) -> Tensor:
+        # at least once, if for a step of no length: with no turns at all the operator's gradients are wrong
+        return i < found.accepted.clamp(min=1)
+
+    def body(*carried: Tensor) -> Carried:
+        i, time0, *rest = carried
+        jumped = rest.pop(0) if jumps else False
+        y, rest = tuple(rest[:n]), rest[n:]
+        carry, ys = tuple(rest[:m]), tuple(rest[m:])
+        t1 = ends.gather(0, i.view(1)).view(())
+        # which stop it hit is seen from the time
+        match = p.stops.times.detach() == t1
+        hit = match.any()
+        stop = clock.count - 1 - match.flip(0).to(torch.int64).argmax()
+        time1 = attached(p.stops.times, stop, hit, t1, time0) if clock.tracked else t1
+        jump = clock.jumps(stop, hit)
+        f = nudged(p, time0, time1, jumped, jump)
+        step = p.method.step(f, time0, time1, y, carry)
+        accept = torch.ones_like(hit)
+        t0 = time0.detach()
+        move = Move(p, t0, t1, time0, time1, y, carry, step, accept, hit, stop, jumped, jump)
+        ys = filled(move, p, ys) if inner else ys
+        after = after_step(p, time1, step, jump) if jumps else step.carry
+        after = tuple(x.clone() for x in after)  # f may give back a part of its y
+        return fresh((i + 1, time1, *((jump,) if jumps else ()), *step.y, *after, *ys), carried)
+
+    live = [x for x in (*p.y0, *carry, p.ts, p.stops.times, *p.f(time, p.y0)) if x.requires_grad]
+    anchor = live[0].reshape(-1)[0]
+    anchor = anchor.real if anchor.is_complex() else anchor
+    y0, carry, ys = (_differentiated(xs, anchor) for xs in (p.y0, carry, ys))
+    (time,) = _differentiated((time,), anchor) if clock.tracked else (time,)
+    out = loop(cond, body, (first, time, *jumped0, *y0, *carry, *ys))
+    rest = out[2 + jumps :]
+    y1 = tuple(rest[:n])
+    ok = found.status == _SUCCESS
+    y1 = tuple(torch.where(ok, y, torch.nan) for y in y1)
+    ys = tuple(rest[n + m :]) if inner else tuple(torch.stack([a, b]) for a, b in zip(p.y0, y1, strict=True))
+    return y1, ys
+
+
+def _differentiated(leaves: Leaves, anchor: Tensor) -> Leaves:
+    """The same values, all attached to a graph: the operator gives no gradient to what begins as a constant."""
+    never = torch.zeros_like(anchor, dtype=torch.bool)
+    return tuple(x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x) for x in leaves)
+
+
+def blank(p: Problem, ts: Tensor, y0: Leaves) -> Leaves:
+    """(T, ...): the outputs at ts[0], and NaN at the others, for now."""
+    here = (ts - ts[0]).detach() * p.direction <= 0
+    late = ts - ts[0]
+    out = []
+    slope = p.f(ts[0], y0) if ts.requires_grad else None
+    for i, y in enumerate(y0):
+        value = y.expand(len(ts), *y.shape)
+        if slope is not None:  # an output there moves with its own time, against ts[0]
+            value = value + slope[i] * _column(late, y)
+        mask = here.view(-1, *(1,) * y.ndim)
+        out.append(torch.where(mask, value, torch.nan))
+    return tuple(out)
+
+
+def filled(move: Move, p: Problem, ys: Leaves) -> Leaves:
+    """The outputs, with those that lie within the move."""
+    ts, sign = p.ts, p.direction
+    now, t0, t1 = ts.detach(), move.t0, move.t1
+    due = move.accept & ((now - t1) * sign <= 0) & ((now - t0) * sign > 0)
+    at_end = now == t1
+    length = move.time1 - move.time0
+    length = torch.where(length == 0, 1.0, length)
+    theta = torch.where(due, ts - move.time0, 0.0) / length
+    coefficients = move.polynomial()
+    values = evaluate(move.y, coefficients, tuple(_column(theta, y) for y in move.y))
+    out = []
+    ends = tuple(y.unsqueeze(0) for y in move.step.y)
+    if ts.requires_grad:  # y1 moves with the end of the step; an output there moves with its own time
+        late = torch.where(due & at_end, (ts - move.time1) / length.detach(), 0.0)
+        ends = tuple(y + k * _column(late, k) for y, k in zip(ends, slope_at_end(coefficients), strict=True))
+    for value, end, old in zip(values, ends, ys, strict=True):
+        mask = (-1, *(1,) * (old.ndim - 1))
+        new = torch.where(at_end.view(mask), end, value)
+        out.append(torch.where(due.view(mask), new, old))
+    return tuple(out)
+
+
+def _column(lane: Tensor, y: Tensor) -> Tensor:
+    """(T,) to go with (T, *y.shape)."""
+    return spread(lane, y.unsqueeze(0))

@@ -1,0 +1,57 @@
+"""Steps known to the host, one after another in a graph without loops: for exports that other programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.dense import evaluate
+from ..core.leaves import Leaves, spread
+from .advance import Move
+from .problem import Problem
+
+MOST = 256  # steps; a longer graph is a loop
+
+
+def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] | None:
+    """Both ends of every step, where no error, and no tensor, decides them; None where they are not known, or many."""
+    control = p.controller
+    if control.adaptive or control.step_ts is not None or control.jump_ts is not None or control.perturb:
+        return None
+    size = float(control.first(1.0))
+    sign = -1.0 if times[-1] < times[0] else 1.0
+    steps: list[tuple[float, float]] = []
+    t = times[0]
+    for stop in times[1:] if control.every_output else times[-1:]:
+        while (stop - t) * sign > 0.0:
+            left = (stop - t) * sign
+            end = stop if size * control.stretch >= left else t + sign * size
+            steps.append((t, end))
+            t = end
+            if len(steps) > MOST:
+                return None
+    return steps
+
+
+def unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, float]]) -> tuple[Leaves, Leaves]:
+    """y1 and ys."""
+    sign = -1.0 if times[-1] < times[0] else 1.0
+    clock = p.ts[0]
+    y, carry = p.y0, p.method.init(p.f, clock, p.y0)
+    rows: list[Leaves] = [y for t in times if t == times[0]]
+    for t0, t1 in steps:
+        time0, time1 = (torch.full((), t, dtype=clock.dtype, device=clock.device) for t in (t0, t1))
+        step = p.method.step(p.f, time0, time1, y, carry)
+        move = Move(p, t0, t1, time0, time1, y, carry, step, True, False, 0, False, False)
+        for t in times:
+            if (t - t0) * sign > 0.0 and (t - t1) * sign <= 0.0:
+                rows.append(step.y if t == t1 else _between(move, (t - t0) / (t1 - t0)))
+        y, carry = step.y, step.carry
+    return y, tuple(torch.stack(list(x)) for x in zip(*rows, strict=True))
+
+
+def _between(move: Move, theta: float) -> Leaves:
+    where: Tensor = torch.full_like(move.time0, theta)
+    return evaluate(move.y, move.polynomial(), tuple(spread(where, y) for y in move.y))

@@ -1,0 +1,204 @@
+"""The continuous adjoint inside a graph that the caller records: one loop forwards, one for each output backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.dense import evaluate
+from ..core.leaves import Leaves, dot, flatten, spread, unflatten
+from ..core.plain_field import PlainField
+from ..core.status import Status
+from ..engine.advance import Move
+from ..engine.problem import Problem, Stops
+from ..engine.traced import Found, find
+from ..methods.base import Method
+from .adjoint import Adjoint
+from .continuous import _with_norm
+from .quadrature import nodes_and_weights
+
+
+@dataclass
+class Parts:
+    """f with its tensors taken out: those of args, then the parameters of f where it is a module."""
+
+    f: Callable[..., Any]
+    names: list[str]
+    args: list[Any]
+    spec: Any
+    wanted: list[int]  # of args: those that ask for a gradient
+
+    def tensors(self) -> Leaves:
+        own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
+        return (*(self.args[i] for i in self.wanted), *(own[k] for k in self.names))
+
+    def field(self, like: PlainField, tensors: Sequence[Tensor]) -> PlainField:
+        """The field with `tensors` in their places."""
+        args = list(self.args)
+        for i, x in zip(self.wanted, tensors, strict=False):
+            args[i] = x
+        given = tuple(unflatten(args, self.spec))
+        f, params = self.f, dict(zip(self.names, tensors[len(self.wanted) :], strict=True))
+        if params:
+            module = cast(nn.Module, self.f)
+
+            def f(t: Tensor, y: Any, *rest: Any) -> Any:
+                return torch.func.functional_call(module, params, (t, y, *rest))
+
+        return like.with_function(f, given)
+
+
+def parts(f: Callable[..., Any], args: tuple[Any, ...]) -> Parts:
+    flat, spec = flatten(args)
+    wanted = [i for i, x in enumerate(flat) if isinstance(x, Tensor) and x.requires_grad]
+    names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
+    return Parts(f, names, flat, spec, wanted)
+
+
+def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, Found]:
+    """y1, ys and the forward solve."""
+    taken = parts(f, args)
+    like = cast(PlainField, p.f)
+    tensors = taken.tensors()
+    _refuse_closures(p, taken.field(like, tuple(x.detach() for x in tensors)))
+    out = _Adjoint.apply(_Setting(p, how, taken), *p.y0, p.ts, *tensors)
+    n = len(p.y0)
+    ys, y1 = tuple(out[:n]), tuple(out[n : 2 * n])
+    t, status, accepted, rejected = out[2 * n :]
+    return y1, ys, Found(y1, t, status, accepted, rejected, ys, (), ())
+
+
+def _refuse_closures(p: Problem, field: PlainField) -> None:
+    slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
+    if any(k.requires_grad for k in slope):
+        raise RuntimeError(
+            "gradient='adjoint' inside torch.compile: f closes over tensors that ask for a gradient, and it could not "
+            "be given. Make f a torch.nn.Module that owns them, hand them to f through args, or use "
+            "gradient='discrete'."
+        )
+
+
+@dataclass
+class _Setting:
+    p: Problem
+    how: Adjoint
+    parts: Parts
+
+    def problem(self, y0: Leaves, ts: Tensor, tensors: Sequence[Tensor]) -> Problem:
+        p = self.p
+        field: Any = self.parts.field(cast(PlainField, p.f), tensors)
+        stops = Stops.build(ts, p.direction, p.controller)
+        return replace(p, f=field, y0=y0, ts=ts, stops=stops)
+
+
+class _Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, setting: _Setting, *inputs: Tensor) -> tuple[Tensor, ...]:
+        n = len(setting.p.y0)
+        y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
+        found = find(setting.problem(y0, ts, tensors), outputs=True, ends=False)
+        ok = found.status == int(Status.SUCCESS)
+        y1 = tuple(torch.where(ok, y, torch.nan) for y in found.y)
+        ctx.setting = setting
+        ctx.save_for_backward(ts, *found.ys, *tensors)
+        counts = (found.status, found.accepted, found.rejected)
+        ctx.mark_non_differentiable(found.t, *counts)
+        return (*found.ys, *y1, found.t, *counts)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
+        s: _Setting = ctx.setting
+        n = len(s.p.y0)
+        ts, *rest = ctx.saved_tensors
+        ys, tensors = tuple(rest[:n]), tuple(rest[n:])
+        return (None, *_pull(s, ts, ys, tensors, tuple(bars[:n]), tuple(bars[n : 2 * n])))
+
+
+def _pull(
+    s: _Setting, ts: Tensor, ys: Leaves, tensors: Leaves, ys_bar: Leaves, y1_bar: Leaves
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of y0, ts and the tensors."""
+    n, count = len(ys), ts.shape[0]
+    field = s.parts.field(cast(PlainField, s.p.f), tensors)
+    a = y1_bar
+    totals = tuple(torch.zeros_like(x) for x in tensors)
+    ts_bar = [torch.zeros_like(ts[0])] * count
+    for j in range(count - 1, 0, -1):
+        y = tuple(x[j] for x in ys)
+        bar = tuple(b[j] for b in ys_bar)
+        here = tuple(b + c for b, c in zip(bar, y1_bar, strict=True)) if j == count - 1 else bar
+        ts_bar[j] = dot(here, field(ts[j], y), False)
+        a = tuple(x + b for x, b in zip(a, bar, strict=True))
+        p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
+        found = find(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
+        ok = found.status == int(Status.SUCCESS)
+        a = tuple(torch.where(ok, x, torch.nan) for x in found.y[n:])
+        totals = found.extra
+    first = tuple(x[0] for x in ys)
+    ts_bar[0] = -dot(a, field(ts[0], first), False)
+    a = tuple(x + b[0] for x, b in zip(a, ys_bar, strict=True))
+    return (*a, torch.stack(ts_bar).to(ts.dtype), *totals)
+
+
+class _Both:
+    """d/dt (y, a) = (f(t, y), -(df/dy)^T a)."""
+
+    calls = 0
+    checked = True
+    captured = None
+
+    def __init__(self, field: PlainField, n: int) -> None:
+        self.field, self.n = field, n
+        self.dtypes = (*field.dtypes, *field.dtypes)
+
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+        slope, pull = cast(Any, torch.func.vjp(lambda *y: self.field(t, y, nudge), *state[: self.n]))
+        return (*slope, *(-x for x in pull(tuple(state[self.n :]))))
+
+
+def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
+    how, q, n = s.how, s.p, len(y)
+    method = q.method if how.method is None else how.method
+    assert isinstance(method, Method)
+    controller = how.controller or q.controller
+    if callable(how.norm):
+        controller = _with_norm(controller, how.norm)
+    top = torch.stack([x.abs().max().double() for x in a]).amax(0)
+    top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
+    rtol = [x if how.rtol is None else how.rtol for x in (*q.rtol, *q.rtol)]
+    atol: list[Any] = [x if how.atol is None else how.atol for x in (*q.atol, *q.atol)]
+    if how.atol is None:
+        atol[n:] = [x * spread(top, leaf) for x, leaf in zip(q.atol, a, strict=True)]
+    field: Any = _Both(s.parts.field(cast(PlainField, q.f), tensors), n)
+    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": how.max_steps or q.max_steps}
+    p = Problem.build(field, (*y, *a), ts, controller, method=method.interpolated("own"), **limits)
+    return replace(p, traced=True)
+
+
+def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:
+    """Adds the integral of a^T df/dtheta over an accepted step; time runs backwards, so with the other sign."""
+    like, n = cast(PlainField, s.p.f), len(p.y0) // 2
+    nodes, weights = nodes_and_weights(p.method.order)
+
+    def more(move: Move, totals: Leaves) -> Leaves:
+        if not tensors:
+            return totals
+        length = move.time1 - move.time0
+        polynomial = move.polynomial()
+        for node, weight in zip(nodes, weights, strict=True):
+            theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
+            state = evaluate(move.y, polynomial, theta)
+            time = move.time0 + node * length
+            _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.parts.field(like, x)(t, y[:n]), *tensors))
+            found = pull(tuple(state[n:]))
+            totals = tuple(
+                total + torch.where(move.accept, -weight * spread(length, g) * g, 0.0)
+                for total, g in zip(totals, found, strict=True)
+            )
+        return totals
+
+    return more

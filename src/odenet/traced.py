@@ -1,0 +1,153 @@
+"""A solve inside a graph that the caller records: `torch.compile` of a model, `torch.export`."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import check
+from .control import Controller
+from .core.leaves import real_dtype
+from .core.outside_graphs import exporting
+from .core.plain_field import PlainField
+from .core.status import Status
+from .engine.problem import Problem
+from .engine.traced import Found, find, plan, take
+from .engine.unrolled import host_steps, unrolled
+from .gradients import Adjoint, Backprop, Discrete, Forward, Gradient
+from .gradients.base import Stats
+from .gradients.traced import adjoint
+from .methods import Method
+from .solution import Solution
+
+_WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def traceable(
+    method: Any, gradient: Any, per_sample: Any, event: Any, dense: Any, progress: Any, callbacks: Any
+) -> bool:
+    """Whether a solve with these options can be recorded; others break the graph and run between its parts."""
+    solver = check.method(method)
+    how = check.gradient(gradient)
+    if per_sample or dense or progress or callbacks is not None or not solver.branchless:
+        return False
+    if event is not None and event != []:
+        return False
+    if isinstance(how, Discrete):
+        return how.checkpoints is None and how.memory is None
+    if isinstance(how, Adjoint):
+        return how.callbacks is None
+    return isinstance(how, (Backprop, Forward))
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    ts: Any,
+    *,
+    args: tuple[Any, ...] = (),
+    method: str | Method = "tsit5",
+    rtol: Any = 1e-5,
+    atol: Any = 1e-7,
+    step: float | None = None,
+    controller: Controller | None = None,
+    gradient: str | Gradient = "discrete",
+    per_sample: bool = False,
+    event: Any = None,
+    dense: bool = False,
+    compile: bool = False,
+    max_steps: int = 10_000,
+    on_failure: str = "raise",
+    progress: Any = False,
+    callbacks: Any = None,
+    host_ts: Sequence[float] | None = None,
+) -> Solution | None:
+    """`odenet.solve` as operations alone; None where its options do not allow that.
+
+    What needs a value is not checked, and a failure is no error: `ys` and `y1` are NaN from there on, and `status`, a
+    tensor, says why. Counts are tensors too. host_ts: ts as numbers, where they are known; an export with steps of
+    constant size then has no loop.
+    """
+    if not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
+        return None
+    # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
+    moving = isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled()
+    if moving and not isinstance(check.gradient(gradient), Adjoint):
+        return None
+    if any(isinstance(x, Tensor) and x.requires_grad for x in (_given(controller, k) for k in ("step_ts", "jump_ts"))):
+        return None
+    _, leaves = check.state(y0, False)
+    given_ts = check.times(ts, False, leaves[0])
+    solver = check.method(method)
+    control = check.controller(controller, step, solver)
+    how = check.gradient(gradient)
+    working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    relative = check.tolerance("rtol", rtol, y0, working)
+    absolute = check.tolerance("atol", atol, y0, working)
+    dtype = torch.promote_types(given_ts.dtype, torch.float32)
+    for leaf in working:
+        dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
+    field = PlainField(f, y0, tuple(x.dtype for x in leaves), dtype, tuple(args))
+    precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
+    limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
+    p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)  # type: ignore[arg-type]
+    host_ts = _numbers(ts) if host_ts is None else host_ts
+    steps = host_steps(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
+    if steps is not None and host_ts is not None:
+        y1, ys = unrolled(p, _rounded(host_ts, given_ts.dtype), steps)
+        count = torch.full((), len(steps))
+        found = Found(y1, p.ts[-1], count * 0, count, count * 0, ys, (), ())
+    else:
+        y1, ys, found = _run(p, how, f, tuple(args))
+    zero = found.accepted * 0
+    nfe = _evaluations(p, found)
+    stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
+    return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, None, None, field.pack, None)
+
+
+def _given(controller: Controller | None, name: str) -> Any:
+    return getattr(controller, name, None)
+
+
+def _numbers(ts: Any) -> Sequence[float] | None:
+    plain = isinstance(ts, (list, tuple)) and all(isinstance(t, (int, float)) for t in ts)
+    return [float(t) for t in ts] if plain else None
+
+
+def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
+    """The numbers that a tensor of this dtype would hold."""
+    return [struct.unpack("f", struct.pack("f", t))[0] if dtype == torch.float32 else t for t in times]
+
+
+def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if not torch.is_grad_enabled() or not _asks(p):
+        with torch.no_grad():
+            found = find(p, True, False)
+        ok = found.status == int(Status.SUCCESS)
+        return tuple(torch.where(ok, y, torch.nan) for y in found.y), found.ys, found
+    if isinstance(how, Adjoint):
+        return adjoint(p, how, f, args)
+    with torch.no_grad():
+        q = replace(p, y0=tuple(x.detach() for x in p.y0), ts=p.ts.detach())
+        q = replace(q, stops=replace(q.stops, times=q.stops.times.detach()))
+        found = find(q if p.controller.adaptive else plan(q), False, True)
+    y1, ys = take(p, found)
+    return y1, ys, found
+
+
+def _asks(p: Any) -> bool:
+    """Whether anything that the solution depends on asks for a gradient; what f closes over too."""
+    return any(x.requires_grad for x in (*p.y0, p.ts, p.stops.times, *p.f(p.ts[0], p.y0)))
+
+
+def _evaluations(p: Problem, found: Found) -> Tensor:
+    """What the forward solve evaluates: the start, the guess of the first step, and the attempts."""
+    fsal = len(p.method.init(lambda t, y: y, p.ts[0], p.y0)) > 0
+    guess = p.controller.adaptive and getattr(p.controller, "first_step", None) is None
+    once = fsal + guess * (2 - fsal)
+    return (found.accepted + found.rejected) * (p.method.stages - fsal) + once
