@@ -12,8 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .capture import quietly
 from .plan import Recorded
+from .turns import Turns
 
 _ENTRY = "inductor_entry_cpp"
 
@@ -46,7 +46,8 @@ def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Libr
     """The compiled graph. key: of what it computes; None: it is not found again by another process."""
     kept = None if key is None else found(key)
     if kept is None:
-        recorded = make()
+        with _turns.mine():
+            recorded = make()
         made = compiled(recorded, threads)
         kept = (made if key is None else _keep(made, key, recorded)), recorded.calls
     return Library(load(kept[0]), kept[1])
@@ -71,16 +72,14 @@ def _keep(made: Path, key: str, recorded: Recorded) -> Path:
 class Beside:
     """Makes a library in a thread of its own, while this one makes another.
 
-    While the C++ compiler, a process, works for one of them, Inductor works for the other.
+    While the C++ compiler, a process, works for one of them, the other is recorded and lowered.
     """
 
     def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
-        # what is not on disk is recorded here: only one thread at a time can record
-        recorded = make() if key is None or found(key) is None else None
+        quietly("torch._inductor.compile_fx")
         self.made: list[Library] = []
         self.error: Exception | None = None
-        again = make if recorded is None else lambda: recorded
-        self.thread = threading.Thread(target=self._run, args=(key, again, threads), daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(key, make, threads), daemon=True)
         self.thread.start()
 
     def _run(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
@@ -118,38 +117,7 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
     return getattr(module, _ENTRY)
 
 
-class _Turns:
-    """Inductor works for one thread at a time; the C++ compiler, a process, for all."""
-
-    def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
-        self.plain: Callable[..., Any] | None = None
-
-    @contextmanager
-    def mine(self) -> Iterator[None]:
-        import torch._inductor.cpp_builder as builder
-
-        with self.lock:
-            if self.users == 0:
-                self.plain, builder.run_compile_cmd = builder.run_compile_cmd, self._meanwhile
-            self.users += 1
-            try:
-                yield
-            finally:
-                self.users -= 1
-                if self.users == 0:
-                    builder.run_compile_cmd = self.plain
-
-    def _meanwhile(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.plain is not None
-        self.lock.release()
-        try:
-            return self.plain(*args, **kwargs)
-        finally:
-            self.lock.acquire()
-
-
-_turns = _Turns()
+_turns = Turns()
 
 
 def compiled(recorded: Recorded, threads: int) -> Path:
@@ -161,7 +129,6 @@ def compiled(recorded: Recorded, threads: int) -> Path:
 
     options: dict[str, Any] = {
         "cpp_wrapper": True,
-        "cpp.vec_isa_ok": True,  # not tried out by compiling something first
         "cpp.threads": threads,
         "cpp_cache_precompile_headers": False,  # takes longer than it saves a process with few libraries
         "fx_graph_cache": False,  # ours is found without Inductor

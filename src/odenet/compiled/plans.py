@@ -71,34 +71,29 @@ class Plans:
 
     def __init__(self) -> None:
         self.made: dict[Any, Library] = {}
-        self.beside: dict[Any, Beside] = {}
 
     def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
-        """and_back: the backward library will be wanted too."""
-        place = ("forward", graph, plan, torch.get_num_threads())
+        """and_back: the backward library will be wanted too; it is made now, beside this one."""
+        threads = torch.get_num_threads()
+        place, back = ("forward", graph, plan, threads), ("backward", graph, plan, threads)
         if place not in self.made:
-            if and_back:
-                self._start_backward(plan, graph)
+            beside = None
+            if and_back and back not in self.made:
+                beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads))
             self.made[place] = self._make(place, forward)
+            if beside is not None:
+                self.made[back] = beside.wait()
         return self.made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
         place = ("backward", graph, plan, torch.get_num_threads())
         if place not in self.made:
-            begun = self.beside.pop(place, None)
-            self.made[place] = self._make(place, backward) if begun is None else begun.wait()
+            self.made[place] = self._make(place, backward)
         return self.made[place]
 
     def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
-        which, graph, plan, threads = place
-        return library(_key(which, plan, graph, threads), lambda: record(plan, graph), _threads(plan, threads))
-
-    def _start_backward(self, plan: Plan, graph: FieldGraph) -> None:
-        place = ("backward", graph, plan, torch.get_num_threads())
-        if place not in self.made and place not in self.beside:
-            threads = place[3]
-            key = _key("backward", plan, graph, threads)
-            self.beside[place] = Beside(key, lambda: backward(plan, graph), _threads(plan, threads))
+        _, graph, plan, threads = place
+        return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads))
 
 
 PLANS = Plans()
@@ -110,7 +105,7 @@ def _threads(plan: Plan, threads: int) -> int:
     return 1 if largest <= FEW else threads
 
 
-def _key(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None:
+def _key(which: str, graph: FieldGraph, plan: Plan, threads: int) -> str | None:
     text = _text(which, plan, graph, threads)
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
