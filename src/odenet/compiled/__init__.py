@@ -14,7 +14,7 @@ _told: set[str] = set()
 
 def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
-    from .capture import NotCompilableError
+    from .capture import NotCompilableError, told
     from .solving import solve_compiled
 
     try:
@@ -22,7 +22,7 @@ def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request
     except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = told(error)
     if reason not in _told:
         _told.add(reason)
         warnings.warn(f"compile=True: solving without compiled code, as {reason}", stacklevel=3)

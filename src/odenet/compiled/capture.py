@@ -29,6 +29,12 @@ class NotCompilableError(Exception):
     """Says why a solve cannot be compiled."""
 
 
+def told(error: Exception) -> str:
+    """What stopped a compiler, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 @dataclass(frozen=True)
 class Role:
     """What an input of the graph is: "t", "y" (leaf number `index`) or "other" (number `index` of what f reaches)."""

@@ -20,7 +20,7 @@ from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
 from .backward import backward
 from .build import Beside, Library, library
-from .capture import FieldGraph, NotCompilableError, capture
+from .capture import FieldGraph, NotCompilableError, capture, told
 from .forward import forward
 from .plan import Plan
 
@@ -71,6 +71,7 @@ class Plans:
 
     def __init__(self) -> None:
         self.made: dict[Any, Library] = {}
+        self.failed: dict[Any, str] = {}
 
     def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
         """and_back: the backward library will be wanted too; it is made now, beside this one."""
@@ -80,9 +81,11 @@ class Plans:
             beside = None
             if and_back and back not in self.made:
                 beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads))
-            self.made[place] = self._make(place, forward)
-            if beside is not None:
-                self.made[back] = beside.wait()
+            try:
+                self.made[place] = self._make(place, forward)
+            finally:
+                if beside is not None:
+                    self.made[back] = beside.wait()
         return self.made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
@@ -92,6 +95,15 @@ class Plans:
         return self.made[place]
 
     def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
+        if place in self.failed:
+            raise NotCompilableError(self.failed[place])
+        try:
+            return self._made(place, record)
+        except Exception as error:
+            self.failed[place] = told(error)
+            raise
+
+    def _made(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
         _, graph, plan, threads = place
         return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from . import onednn
 from .capture import quietly
 
 aten = torch.ops.aten
@@ -48,6 +49,7 @@ def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
     from torch._functorch.compile_utils import fx_graph_cse
 
     _join_permutations(module.graph)
+    _drop_units(module.graph)
     module = GraphModule(module, fx_graph_cse(module.graph))
     graph, edit = module.graph, _Editor(module.graph, mode)
     places = [n for n in graph.nodes if n.op == "placeholder"][carried:]
@@ -56,8 +58,9 @@ def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
             _stack(node, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
-        if node.target in (aten.mm.default, aten.addmm.default):
-            _broadcast(node, fixed, edit)
+        if node.target in (aten.mm.default, aten.addmm.default) and not _broadcast(node, fixed, edit):
+            _by_onednn(node, edit)
+    _join_permutations(graph)
     graph.eliminate_dead_code()
     module.recompile()
     return module
@@ -76,6 +79,15 @@ def _join_permutations(graph: Graph) -> None:
         if inner.target is aten.permute.default and [inner.args[1][i] for i in axes] == sorted(axes):
             node.replace_all_uses_with(inner.args[0])
     graph.eliminate_dead_code()
+
+
+def _drop_units(graph: Graph) -> None:
+    """x * 1.0 and x / 1.0, as decompositions leave them, are x."""
+    for node in list(graph.nodes):
+        if node.target in (aten.mul.Tensor, aten.div.Tensor) and node.args[1] in (1, 1.0) and not node.kwargs:
+            x = node.args[0]
+            if _value(x).dtype == _value(node).dtype and not isinstance(node.args[1], bool):
+                node.replace_all_uses_with(x)
 
 
 def _plain_sum(node: Any) -> bool:
@@ -158,13 +170,30 @@ def _unchanging(graph: Graph, constant: Sequence[Node]) -> set[Node]:
     return fixed
 
 
-def _broadcast(node: Node, fixed: set[Node], edit: _Editor) -> None:
+def _by_onednn(node: Node, edit: _Editor) -> None:
+    """The product by oneDNN instead of PyTorch's BLAS, where that is faster on this machine."""
+    *bias, left, right = node.args
+    if node.kwargs or not isinstance(left, Node) or not isinstance(right, Node):
+        return
+    a, b = _value(left), _value(right)
+    if a.dtype is not torch.float32 or (bias and _value(bias[0]).ndim != 1):
+        return
+    if not onednn.is_faster(tuple(a.shape), a.stride(), tuple(b.shape), b.stride(), torch.get_num_threads()):
+        return
+    with edit.graph.inserting_before(node):
+        turned = edit(aten.permute.default, right, [1, 0])
+        product = edit(onednn.linear(), left, turned, bias[0] if bias else None)
+    node.replace_all_uses_with(product)
+
+
+def _broadcast(node: Node, fixed: set[Node], edit: _Editor) -> bool:
+    """Write a small product with what stays the same as a sum of products; whether it was one."""
     *bias, left, right = node.args
     if node.kwargs or right not in fixed or not isinstance(left, Node) or not isinstance(right, Node):
-        return
+        return False
     (rows, inner), columns = _value(left).shape, _value(right).shape[1]
     if not 0 < rows * inner * columns <= SMALL or not _value(left).dtype.is_floating_point:
-        return
+        return False
     with edit.graph.inserting_before(node):
         left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
         if inner <= UNROLLED:
@@ -191,6 +220,7 @@ def _broadcast(node: Node, fixed: set[Node], edit: _Editor) -> None:
             whole = edit(aten.clone.default, whole, memory_format=torch.contiguous_format)
             total = edit(aten.add.Tensor, total, whole)
     node.replace_all_uses_with(total)
+    return True
 
 
 def lifted(body: GraphModule, carried: int) -> tuple[GraphModule, GraphModule | None]:
