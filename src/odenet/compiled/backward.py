@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..core.field import VectorField
 from ..core.leaves import Leaves, select
 from .capture import FieldGraph
+from .kept import costly, taken
 from .plan import Plan, Recorded, Values, bare, carry_of, field_of, powers_of
 from .products import rewritten
-from .trace import Joined, fake_mode, record
+from .trace import Joined, fake_mode, record, widened
 
 
 def backward(plan: Plan, graph: FieldGraph) -> Recorded:
@@ -33,7 +37,13 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
         extra += [torch.empty_like(x) for _ in range(back.powers) for x in tape[:n]]
     totals = [others[i] for i in back.wanted]
     carried, start = [rows, *y, *carry, *totals], [*tape[:n], tape[n + len(carry)]]
-    turned = rewritten(record(back.turn, [*carried, *extra, *others, *tape], mode), len(carried), mode)
+    turned = record(back.turn, [*carried, *extra, *others, *tape], mode, unused=plan.keeps)
+    kept = costly(turned, free=len(carried) + len(extra)) if plan.keeps else []
+    shelf = _shelf(plan, kept, mode)
+    tape += shelf
+    turned = widened(turned, shelf)
+    taken(turned, kept)
+    turned = rewritten(turned, len(carried), mode)
     ended = record(back.end, [first, *y, *carry, *totals, *others, *start], mode)
     go = record(lambda i, *x: (i >= 0,), [*carried, *extra, *others, *tape], mode)
     zeros = record(lambda *x: tuple(torch.zeros_like(x[i]) for i in back.wanted), others, mode)
@@ -48,6 +58,12 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     final = whole.then(ended, [first_node, *out, *given, *tapes[:n], tapes[n + len(carry)]])
     calls = (back.calls_at_end, back.calls_in_turn)
     return Recorded(whole.done([*out[: n + len(carry)], *final]), fakes, mode, calls)
+
+
+def _shelf(plan: Plan, kept: list[Node], mode: Any) -> list[Tensor]:
+    with mode:
+        values = [n.meta["val"] for n in kept]
+        return [torch.empty((plan.slots, *x.shape), dtype=x.dtype) for x in values]
 
 
 class _Back:

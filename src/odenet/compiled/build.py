@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -29,10 +30,11 @@ _ENTRY = "inductor_entry_cpp"
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded graph. calls: evaluations of f outside the loop, and in each of its turns."""
+    """A loaded graph; `calls` and `kept` are those of `Recorded`."""
 
     run: Callable[[list[Tensor]], list[Tensor]]
     calls: tuple[int, int]
+    kept: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 def folder() -> Path:
@@ -44,29 +46,36 @@ def folder() -> Path:
 
 def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Library:
     """The compiled graph. key: of what it computes; None: it is not found again by another process."""
-    kept = None if key is None else found(key)
-    if kept is None:
-        with _turns.mine():
-            recorded = make()
-        made = compiled(recorded, threads)
-        kept = (made if key is None else _keep(made, key, recorded)), recorded.calls
-    return Library(load(kept[0]), kept[1])
+    if key is not None and (found := _found(key)) is not None:
+        return found
+    with _turns.mine():
+        recorded = make()
+    path = compiled(recorded, threads)
+    if key is not None:
+        path = _keep(path, key, recorded)
+    return Library(load(path), recorded.calls, recorded.kept)
 
 
-def found(key: str) -> tuple[Path, tuple[int, int]] | None:
-    """A library that this or another process made, and its evaluations of f."""
-    for path in folder().glob(f"{key}.*.so"):
-        outside, inside = path.name.split(".")[1:3]
-        return path, (int(outside), int(inside))
-    return None
+def _found(key: str) -> Library | None:
+    """A library that this or another process made."""
+    facts, path = folder() / f"{key}.json", folder() / f"{key}.so"
+    if not facts.exists():  # it is written last
+        return None
+    told = json.loads(facts.read_text())
+    kept = tuple((tuple(shape), getattr(torch, dtype)) for shape, dtype in told["kept"])
+    return Library(load(path), tuple(told["calls"]), kept)
 
 
 def _keep(made: Path, key: str, recorded: Recorded) -> Path:
     folder().mkdir(parents=True, exist_ok=True)
-    whole = folder() / f"{key}.{recorded.calls[0]}.{recorded.calls[1]}.so"
+    whole = folder() / f"{key}.so"
     part = whole.with_suffix(f".{os.getpid()}")
     shutil.copy(made, part)
-    return part.replace(whole)  # whole or not at all, also where two processes do the same
+    part.replace(whole)  # whole or not at all, also where two processes do the same
+    kept = [(list(shape), str(dtype).removeprefix("torch.")) for shape, dtype in recorded.kept]
+    part.write_text(json.dumps({"calls": list(recorded.calls), "kept": kept}))
+    part.replace(folder() / f"{key}.json")
+    return whole
 
 
 class Beside:

@@ -13,6 +13,7 @@ from ..engine.advance import Clock, State, attempt, settle
 from ..engine.drive import start
 from ..engine.problem import Problem, Stops
 from .capture import FieldGraph
+from .kept import costly, shown
 from .plan import Look, Plan, Recorded, Values, bare, carry_of, contiguous_strides, field_of, outputs_of
 from .products import rewritten
 from .trace import Joined, fake_mode, record, widened, written
@@ -46,15 +47,16 @@ def _state(s: State) -> tuple[Tensor, ...]:
 def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     """The steps of a solve, until it ends or the tape is full.
 
-    Inputs: fresh, max_steps, attempts, accepted; h, status, memory and carry to go on with where not fresh; those of
-    the problem; the tape. Outputs: rows of the tape in use, attempts, accepted, and the state.
+    Inputs: fresh, max_steps, rows of the tape to use, attempts, accepted; h, status, memory and carry to go on with
+    where not fresh; those of the problem; the tape. Outputs: rows in use, attempts, accepted, and the state.
     """
     mode = fake_mode()
     problem = _problem_fakes(plan, mode)
     with mode:
         lane = torch.empty(plan.lane, dtype=torch.float64)
         counts = [torch.empty(plan.lane, dtype=torch.int64) for _ in range(3)]
-        head = [torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64), *counts[:2]]
+        limits = [torch.empty((), dtype=torch.int64) for _ in range(2)]
+        head = [torch.empty((), dtype=torch.bool), *limits, *counts[:2]]
     memory = len(plan.controller.memory(1.0))
     carry = list(carry_of(plan, mode))
     given = [lane, counts[2], *(torch.empty_like(lane) for _ in range(memory)), *carry]
@@ -79,7 +81,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
         x = Values(inputs)
         row, _, attempts, accepted = x.take(4)
         t, h, kept, stop, status = x.one(), x.one(), x.take(memory), x.one(), x.one()
-        y, carried, most = x.take(len(plan.y)), x.take(len(carry)), x.one()
+        y, carried, most, room = x.take(len(plan.y)), x.take(len(carry)), x.one(), x.one()
         p, _ = _problem(plan, graph, x)
         s = State(t, t, h, y, carried, kept, stop, False, status)
         clock = Clock(p)
@@ -99,25 +101,29 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
         row = row + move.accept.any()
         go = (s.status == Status.RUNNING).any()
         if plan.slots:
-            go = go & (row < plan.slots)
+            go = go & (row < room)
         return (row, go, attempts, accepted, *_state(s), *tape)
 
     first = record(begin, [head[0], *given, *problem], mode)
     states = [n.meta["val"] for n in outputs_of(first)][2:]
-    carried = [head[1], head[0], head[2], head[3], *states]
-    turned = rewritten(record(turn, [*carried, head[1], *problem], mode), len(carried), mode)
+    carried = [head[1], head[0], *counts[:2], *states]
+    turned = record(turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
+    kept = costly(turned, free=1) if plan.keeps else []
+    shown(turned, kept)
+    turned = rewritten(turned, len(carried), mode)
     after = [n.meta["val"] for n in outputs_of(turned)][len(carried) :]
     tape = [Look((plan.slots, *x.shape), contiguous_strides((plan.slots, *x.shape)), x.dtype).fake(mode) for x in after]
     # the graph of a turn gets the tape as inputs; it is written, not read
     turned = widened(turned, tape)
     turned = written(turned, len(tape), at=0) if tape else turned
-    go = record(lambda *x: (x[1].clone(),), [*carried, head[1], *problem, *tape], mode)
+    go = record(lambda *x: (x[1].clone(),), [*carried, *limits, *problem, *tape], mode)
     fakes = [*head, *given, *problem, *tape]
     whole = Joined(fakes)
     x = Values(whole.inputs)
-    (fresh, most, attempts, accepted), others = x.take(4), x.take(len(given))
+    (fresh, *bounds, attempts, accepted), others = x.take(5), x.take(len(given))
     rest, tape_nodes = x.take(len(problem)), x.take(len(tape))
     row, going, *state = whole.then(first, [fresh, *others, *rest])
     copies = whole.then(record(lambda *x: x, counts[:2], mode), [attempts, accepted])
-    out = whole.loop(bare(go), turned, [row, going, *copies, *state], [most, *rest, *tape_nodes])
-    return Recorded(whole.done([out[0], *out[2:]]), fakes, mode, (calls[0], calls[1]))
+    out = whole.loop(bare(go), turned, [row, going, *copies, *state], [*bounds, *rest, *tape_nodes])
+    looks = tuple((tuple(x.shape[1:]), x.dtype) for x in tape[len(tape) - len(kept) :])
+    return Recorded(whole.done([out[0], *out[2:]]), fakes, mode, (calls[0], calls[1]), looks)

@@ -12,7 +12,7 @@ from ..core.dense import evaluate
 from ..core.leaves import Leaves, select, spread
 from ..engine.problem import Problem
 from ..engine.record import Pieces
-from .plan import Plan
+from .plan import Plan, powers_of
 
 
 @dataclass
@@ -53,8 +53,9 @@ class Outputs:
         self.starts = tuple(self._column(i) for i in range(n))
         self.t0, self.t1 = self._column(n + carry), self._column(n + carry + 1)
         at = n + carry + 2 + self.plan.batched
+        powers = powers_of(self.plan.method) if self.plan.dense else 0
         self.powers = tuple(
-            tuple(self._column(i + j) for j in range(n)) for i in range(at, len(self.tapes[0]), n)
+            tuple(self._column(i + j) for j in range(n)) for i in range(at, at + n * powers, n)
         )  # fmt: skip
         self.count = len(self.t0)
         sign = p.direction.unsqueeze(-1)

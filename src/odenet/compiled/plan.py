@@ -23,8 +23,9 @@ class Plan:
 
     settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, others: shape, strides, dtype
     and whether a gradient is wanted, for each leaf and for each tensor that f uses beside t and y. stops: how many
-    times end a step. slots: rows of a tape, 0 without one. starts: the states at the starts of the steps have
-    cotangents of their own. dense: a tape holds each step's polynomial too, which has cotangents.
+    times end a step. slots: rows of a tape, 0 without one. keeps: a tape holds large products too. starts: the states
+    at the starts of the steps have cotangents of their own. dense: a tape holds each step's polynomial too, which has
+    cotangents.
     """
 
     method: Method = field(compare=False)
@@ -39,6 +40,7 @@ class Plan:
     atol: tuple[Look, ...]
     stops: int
     slots: int
+    keeps: bool
     starts: bool
     dense: bool
 
@@ -72,12 +74,17 @@ class Look:
 
 @dataclass
 class Recorded:
-    """A graph ready to be compiled. calls: evaluations of f at the start (or end), and in each turn of the loop."""
+    """A graph ready to be compiled.
+
+    calls: evaluations of f at the start (or end), and in each turn of the loop. kept: how a row of what the tape keeps
+    beside states and polynomials looks.
+    """
 
     module: GraphModule
     fakes: list[Tensor]
     mode: Any
     calls: tuple[int, int]
+    kept: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
 
 
 class Values:

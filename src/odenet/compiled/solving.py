@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,14 +23,20 @@ from .capture import FieldGraph
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
 from .plans import PLANS, captured, refuse, settings, slots_for
+from .shelves import Shelf
+
+KEEPING = 64  # rows of a tape that keeps products: its memory is asked for at once
+KEPT_BYTES = 2**28  # of products; later steps compute theirs again
 
 
 @dataclass
 class Chunk:
-    """Rows of a tape that a solve has used."""
+    """Rows of a tape that a solve has used, by which plan, and the products kept beside it."""
 
+    plan: Plan
     rows: int
     tape: list[Tensor]
+    shelf: Shelf
 
 
 @dataclass
@@ -79,7 +86,8 @@ def _plan(p: Problem, others: list[Tensor], wanted: list[bool], request: Request
         y=tuple(Look.of(y.contiguous()) for y in p.y0),
         others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
         rtol=tuple(Look.of(x) for x in _tensors(p.rtol)), atol=tuple(Look.of(x) for x in _tensors(p.atol)),
-        stops=1 << (stops - 1).bit_length(), slots=slots, starts=inner, dense=dense,
+        stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if attached else slots, keeps=attached,
+        starts=inner, dense=dense,
     )  # fmt: skip
 
 
@@ -89,7 +97,7 @@ def _tensors(tolerances: Sequence[float | Tensor]) -> list[Tensor]:
 
 def _forward(run: Run, and_back: bool) -> Outcome:
     p, plan = run.p, run.plan
-    library = PLANS.forward(plan, run.graph, and_back)
+    library, left = PLANS.forward(plan, run.graph, and_back), KEPT_BYTES
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
@@ -103,9 +111,16 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     attempts, accepted = zero, zero
     while True:
         ends = torch.stack([s.t, ts[..., -1]], -1)
-        tape = _tape(plan, s)
-        given = [fresh, most, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
-        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape])
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.kept)
+        room = min(plan.slots, left // size if size else plan.slots)
+        if plan.keeps and not room:
+            plan = replace(plan, keeps=False)
+            library = PLANS.forward(plan, run.graph, and_back)
+            room = plan.slots
+        tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept)
+        bounds = [most, torch.tensor(room)]
+        given = [fresh, *bounds, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
+        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors])
         row, attempts, accepted, t, h = out[:5]
         m, n = 5 + len(memory), len(y)
         s = State(
@@ -113,7 +128,8 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         )
         rows = int(row)
         if plan.slots and rows:
-            run.chunks.append(Chunk(rows, tape))
+            run.chunks.append(Chunk(plan, rows, tape, shelf))
+            left -= rows * size
         if not bool((s.status == Status.RUNNING).any()):
             break
         fresh = torch.tensor(False)
@@ -129,7 +145,8 @@ def _tape(plan: Plan, s: State) -> list[Tensor]:
     accept = [torch.empty(rows + plan.lane, dtype=torch.bool)] if plan.batched else []
     powers = powers_of(plan.method) if plan.dense else 0
     leaves = [x.new_empty((*rows, *x.shape)) for x in (*s.y, *s.carry)]
-    return [*leaves, *lanes, *accept, *(x.new_empty((*rows, *x.shape)) for _ in range(powers) for x in s.y)]
+    polynomials = [x.new_empty((*rows, *x.shape)) for _ in range(powers) for x in s.y]
+    return [*leaves, *lanes, *accept, *polynomials]
 
 
 def _outcome(p: Problem, s: State, nfe: Tensor, accepted: Tensor, attempts: Tensor) -> Outcome:
@@ -151,17 +168,20 @@ def _backward(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     plan, n = run.plan, len(run.p.y0)
-    library = PLANS.backward(plan, run.graph)
     bars = outputs.bars(cotangents)
     y_bar = [b.contiguous() for b in bars.end]
     carry_bar = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
     found: dict[int, Tensor] = {}
     needed = [key for key, look in zip(order, plan.others, strict=True) if look.needed]
     count: Number = 0
+    outside = 0
     used = 2 * n if carry_bar else n
     for k in range(len(run.chunks) - 1, -1, -1):
         chunk, extra = run.chunks[k], bars.rows[k] if bars.rows else []
+        library = PLANS.backward(chunk.plan, run.graph)
         tape = chunk.tape[: used + 2 + plan.batched]
+        taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
+        tape += chunk.shelf.tensors
         out = library.run(
             [torch.tensor(chunk.rows), torch.tensor(k == 0), *y_bar, *carry_bar, *extra, *run.others, *tape]
         )
@@ -170,9 +190,9 @@ def _backward(
             y_bar = ended[:n]
         for key, total in zip(needed, ended[n:], strict=True):
             found[key] = found[key] + total if key in found else total
-        taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
         count = count + library.calls[1] * taken
-    stats["backward_nfe"] = count + library.calls[0] * (count > 0)
+        outside = library.calls[0]
+    stats["backward_nfe"] = count + outside * (count > 0)
     y_bar = [a + b for a, b in zip(y_bar, bars.start, strict=True)] if bars.start else y_bar
     rest = [found.get(id(x)) for x in (*inputs[n + 2 :], *held)]
     return [*y_bar, None, None, *rest]

@@ -30,8 +30,8 @@ def fake_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
 
 
-def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any) -> GraphModule:
-    """`function` as a graph of functional core operations, for inputs like `fakes`."""
+def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, unused: bool = False) -> GraphModule:
+    """`function` as a graph of functional core operations, for inputs like `fakes`; with `unused`, all that it did."""
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -41,7 +41,8 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any) -
         # each a tensor of its own: one that comes twice would be taken for one input
         module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in fakes))
     _part_outputs(module)
-    module.graph.eliminate_dead_code()
+    if not unused:
+        module.graph.eliminate_dead_code()
     module.recompile()
     return module
 
