@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,15 +40,36 @@ def _problem_fakes(plan: Plan, mode: Any) -> list[Tensor]:
     return [ts, stops, direction, *(look.fake(mode) for look in looks)]
 
 
-def _state(s: State) -> tuple[Tensor, ...]:
-    return (s.t, s.h, *s.memory, s.stop, s.status, *s.y, *s.carry)
+class Packed(NamedTuple):
+    """What a loop carries, in few tensors: each costs some calls of the runtime a turn.
+
+    numbers: t, h and the controller's memory. counts: rows in use (the same for all lanes), attempts, accepted, stop,
+    status.
+    """
+
+    go: Tensor
+    numbers: Tensor
+    counts: Tensor
+    leaves: Leaves
+
+    @staticmethod
+    def of(s: State, row: Tensor, attempts: Tensor, accepted: Tensor, go: Tensor) -> tuple[Tensor, ...]:
+        numbers = torch.stack([s.t, s.h, *s.memory])
+        counts = torch.stack([row.expand_as(attempts), attempts, accepted, s.stop, s.status])
+        return (go, numbers, counts, *s.y, *s.carry)
+
+    def state(self, n: int) -> State:
+        """n: leaves of y."""
+        t, h, *memory = self.numbers.unbind(0)
+        stop, status = self.counts[3], self.counts[4]
+        return State(t, t, h, self.leaves[:n], self.leaves[n:], tuple(memory), stop, False, status)
 
 
 def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     """The steps of a solve, until it ends or the tape is full.
 
     Inputs: fresh, max_steps, rows of the tape to use, attempts, accepted; h, status, memory and carry to go on with
-    where not fresh; those of the problem; the tape. Outputs: rows in use, attempts, accepted, and the state.
+    where not fresh; those of the problem; the tape. Outputs: those of `Packed` but `go`.
     """
     mode = fake_mode()
     problem = _problem_fakes(plan, mode)
@@ -62,7 +83,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     given = [lane, counts[2], *(torch.empty_like(lane) for _ in range(memory)), *carry]
     calls = [0, 0]
 
-    def begin(fresh: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def begin(fresh: Tensor, attempts: Tensor, accepted: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         x = Values(rest)
         h, status, kept, carried = x.one(), x.one(), x.take(memory), x.take(len(carry))
         p, _ = _problem(plan, graph, x)
@@ -75,24 +96,24 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             carry=tuple(torch.where(fresh, a, b) for a, b in zip(s.carry, carried, strict=True)),
         )
         go = (s.status == Status.RUNNING).any()
-        return (torch.zeros((), dtype=torch.int64), go, *_state(s))
+        return Packed.of(s, torch.zeros((), dtype=torch.int64), attempts, accepted, go)
 
     def turn(*inputs: Tensor) -> tuple[Tensor, ...]:
         x = Values(inputs)
-        row, _, attempts, accepted = x.take(4)
-        t, h, kept, stop, status = x.one(), x.one(), x.take(memory), x.one(), x.one()
-        y, carried, most, room = x.take(len(plan.y)), x.take(len(carry)), x.one(), x.one()
+        packed = Packed(x.one(), x.one(), x.one(), x.take(len(plan.y) + len(carry)))
+        most, room = x.take(2)
         p, _ = _problem(plan, graph, x)
-        s = State(t, t, h, y, carried, kept, stop, False, status)
+        s, attempts, accepted = packed.state(len(plan.y)), packed.counts[1], packed.counts[2]
+        row = packed.counts[0].flatten()[0]
         clock = Clock(p)
         move, verdict = attempt(p, clock, s)
         tape: list[Tensor] = []
         if plan.slots:
-            t1 = torch.where(move.accept, move.t1, t)
-            tape = [*y, *carried, t, t1, *([move.accept] if plan.batched else [])]
+            t1 = torch.where(move.accept, move.t1, s.t)
+            tape = [*s.y, *s.carry, s.t, t1, *([move.accept] if plan.batched else [])]
             if plan.dense:
                 tape += [c for cs in move.polynomial() for c in cs]
-        attempts = attempts + (status == Status.RUNNING)
+        attempts = attempts + (s.status == Status.RUNNING)
         accepted = accepted + move.accept
         s = settle(p, clock, s, move, verdict)
         calls[1] = p.f.calls
@@ -102,11 +123,10 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
         go = (s.status == Status.RUNNING).any()
         if plan.slots:
             go = go & (row < room)
-        return (row, go, attempts, accepted, *_state(s), *tape)
+        return (*Packed.of(s, row, attempts, accepted, go), *tape)
 
-    first = record(begin, [head[0], *given, *problem], mode)
-    states = [n.meta["val"] for n in outputs_of(first)][2:]
-    carried = [head[1], head[0], *counts[:2], *states]
+    first = record(begin, [head[0], *counts[:2], *given, *problem], mode)
+    carried = [n.meta["val"] for n in outputs_of(first)]
     turned = record(turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
     kept = costly(turned, free=1) if plan.keeps else []
     shown(turned, kept)
@@ -115,15 +135,14 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     tape = [Look((plan.slots, *x.shape), contiguous_strides((plan.slots, *x.shape)), x.dtype).fake(mode) for x in after]
     # the graph of a turn gets the tape as inputs; it is written, not read
     turned = widened(turned, tape)
-    turned = written(turned, len(tape), at=0) if tape else turned
-    go = record(lambda *x: (x[1].clone(),), [*carried, *limits, *problem, *tape], mode)
+    turned = written(turned, len(tape), lambda x: x[2].flatten()[:1]) if tape else turned
+    go = record(lambda *x: (x[0].clone(),), [*carried, *limits, *problem, *tape], mode)
     fakes = [*head, *given, *problem, *tape]
     whole = Joined(fakes)
     x = Values(whole.inputs)
     (fresh, *bounds, attempts, accepted), others = x.take(5), x.take(len(given))
     rest, tape_nodes = x.take(len(problem)), x.take(len(tape))
-    row, going, *state = whole.then(first, [fresh, *others, *rest])
-    copies = whole.then(record(lambda *x: x, counts[:2], mode), [attempts, accepted])
-    out = whole.loop(bare(go), turned, [row, going, *copies, *state], [*bounds, *rest, *tape_nodes])
+    begun = whole.then(first, [fresh, attempts, accepted, *others, *rest])
+    out = whole.loop(bare(go), turned, begun, [*bounds, *rest, *tape_nodes])
     looks = tuple((tuple(x.shape[1:]), x.dtype) for x in tape[len(tape) - len(kept) :])
-    return Recorded(whole.done([out[0], *out[2:]]), fakes, mode, (calls[0], calls[1]), looks)
+    return Recorded(whole.done(out[1:]), fakes, mode, (calls[0], calls[1]), looks)

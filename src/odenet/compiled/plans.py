@@ -18,6 +18,7 @@ from ..engine.problem import Problem
 from ..gradients import Discrete
 from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
+from ..methods.tableau import Tableau
 from .backward import backward
 from .build import Beside, Library, library
 from .capture import FieldGraph, NotCompilableError, capture, told
@@ -56,8 +57,8 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
 
 def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
     """f of this problem as a graph, and the tensors it uses beside t and y."""
-    t = cast(p.ts.detach()[..., 0], p.f.time_dtype).clone()
-    y = tuple(cast(x.detach(), d).clone() for x, d in zip(p.y0, p.f.dtypes, strict=True))
+    t = cast(p.ts.detach()[..., 0], p.f.time_dtype)
+    y = tuple(cast(x.detach(), d) for x, d in zip(p.y0, p.f.dtypes, strict=True))  # objects that nobody else holds
     return capture(*p.f.parts, t, y)
 
 
@@ -135,7 +136,23 @@ def settings(p: Problem) -> tuple[Any, ...]:
     """What method and controller are, as values that can be compared; times that end a step are no part of a graph."""
     assert isinstance(p.method, ExplicitRK)
     control = tuple(sorted((k, v) for k, v in vars(p.controller).items() if k not in ("step_ts", "jump_ts")))
-    return (p.method.tableau, p.method.interpolation, type(p.controller).__name__, control)
+    return (_Coefficients(p.method.tableau), p.method.interpolation, type(p.controller).__name__, control)
+
+
+class _Coefficients:
+    """A tableau that is quick to hash."""
+
+    def __init__(self, tableau: Tableau) -> None:
+        self.tableau, self.fsal = tableau, tableau.fsal
+
+    def __hash__(self) -> int:
+        return hash(self.tableau.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Coefficients) and (self.tableau is other.tableau or self.tableau == other.tableau)
+
+    def __repr__(self) -> str:
+        return repr(self.tableau)
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
+from .forward import Packed
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
 from .plans import PLANS, captured, refuse, settings, slots_for
@@ -92,7 +93,14 @@ def _plan(p: Problem, others: list[Tensor], wanted: list[bool], request: Request
 
 
 def _tensors(tolerances: Sequence[float | Tensor]) -> list[Tensor]:
-    return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in tolerances]
+    return [x if isinstance(x, Tensor) else _constant(float(x)) for x in tolerances]
+
+
+@lru_cache(maxsize=256, typed=True)  # 1, 1.0 and True are three tensors
+def _constant(value: bool | int | float) -> Tensor:
+    """A number for a library to read; making a tensor takes longer than many an operation on it."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def _forward(run: Run, and_back: bool) -> Outcome:
@@ -102,11 +110,11 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
     rest = [stops.contiguous(), p.direction, *_tensors(p.rtol), *_tensors(p.atol)]
-    lane = torch.ones_like(p.direction)
-    zero = torch.zeros_like(lane, dtype=torch.int64)
+    lane = torch.ones_like(p.direction) if p.batched else _constant(1.0)
+    zero = torch.zeros_like(lane, dtype=torch.int64) if p.batched else _constant(0)
     memory = tuple(lane for _ in p.controller.memory(1.0))
     t, y = ts[..., 0], tuple(y.detach().contiguous() for y in p.y0)
-    fresh, most = torch.tensor(True), torch.tensor(p.max_steps)
+    fresh, most = _constant(True), _constant(p.max_steps)
     s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
     attempts, accepted = zero, zero
     while True:
@@ -118,21 +126,18 @@ def _forward(run: Run, and_back: bool) -> Outcome:
             library = PLANS.forward(plan, run.graph, and_back)
             room = plan.slots
         tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept)
-        bounds = [most, torch.tensor(room)]
+        bounds = [most, _constant(room)]
         given = [fresh, *bounds, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
         out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors])
-        row, attempts, accepted, t, h = out[:5]
-        m, n = 5 + len(memory), len(y)
-        s = State(
-            t, t, h, tuple(out[m + 2 : m + 2 + n]), tuple(out[m + 2 + n :]), tuple(out[5:m]), out[m], False, out[m + 1]
-        )
-        rows = int(row)
+        packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
+        s, (row, attempts, accepted) = packed.state(len(y)), packed.counts[:3]
+        rows = int(row.flatten()[0])
         if plan.slots and rows:
             run.chunks.append(Chunk(plan, rows, tape, shelf))
             left -= rows * size
         if not bool((s.status == Status.RUNNING).any()):
             break
-        fresh = torch.tensor(False)
+        fresh = _constant(False)
     outside, inside = library.calls
     return _outcome(p, s, outside + inside * attempts, accepted, attempts)
 
@@ -182,9 +187,7 @@ def _backward(
         tape = chunk.tape[: used + 2 + plan.batched]
         taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
         tape += chunk.shelf.tensors
-        out = library.run(
-            [torch.tensor(chunk.rows), torch.tensor(k == 0), *y_bar, *carry_bar, *extra, *run.others, *tape]
-        )
+        out = library.run([_constant(chunk.rows), _constant(k == 0), *y_bar, *carry_bar, *extra, *run.others, *tape])
         y_bar, carry_bar, ended = out[:n], out[n:used], out[used:]
         if k == 0:
             y_bar = ended[:n]

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .capture import quietly
 from .products import lifted
+from .softplus import softplus
 
 Fakes = Sequence[Tensor]
 _VIEWS = {
@@ -37,7 +38,8 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
 
     with torch.no_grad(), mode:
         pure = torch.func.functionalize(lambda *x: tuple(function(*x)))
-        recorded = make_fx(pure, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)
+        usual = select_decomp_table()
+        recorded = make_fx(pure, decomposition_table=usual | _ours(usual), _allow_non_fake_inputs=True)
         # each a tensor of its own: one that comes twice would be taken for one input
         module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in fakes))
     _part_outputs(module)
@@ -45,6 +47,16 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
         module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _ours(usual: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    operation = torch.ops.aten.softplus.default
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        made = softplus(*args, **kwargs)
+        return usual[operation](*args, **kwargs) if made is NotImplemented else made
+
+    return {operation: either} if operation in usual else {}
 
 
 def _part_outputs(module: GraphModule) -> None:
@@ -132,8 +144,25 @@ def widened(module: GraphModule, more: Sequence[Tensor]) -> GraphModule:
     return module
 
 
-def written(body: GraphModule, count: int, at: int) -> GraphModule:
-    """The graph with its last `count` outputs written into its last `count` inputs instead, at the row input `at` says.
+def _views(graph: Graph, places: Sequence[Node], of: Callable[[Sequence[Tensor]], Tensor]) -> Node:
+    """A view of an input of a graph, put into it."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    fakes = [n.meta["val"] for n in places]
+    small = make_fx(lambda *x: of(x), _allow_non_fake_inputs=True)(*fakes)
+    known = dict(zip((n for n in small.graph.nodes if n.op == "placeholder"), places, strict=True))
+    for node in small.graph.nodes:
+        if node.op == "output":
+            return known[node.args[0]]
+        if node.op != "placeholder":
+            known[node] = graph.node_copy(node, lambda n: known[n])
+    raise AssertionError("a graph without an output")
+
+
+def written(body: GraphModule, count: int, row_of: Callable[[Sequence[Tensor]], Tensor]) -> GraphModule:
+    """The graph with its last `count` outputs written into its last `count` inputs instead, at a row.
+
+    row_of: that row, one number (1,), from the graph's inputs; views alone.
 
     What a loop takes down stays where it is: values that a loop hands from turn to turn are copied at every turn.
     """
@@ -142,8 +171,7 @@ def written(body: GraphModule, count: int, at: int) -> GraphModule:
     (output,) = (n for n in graph.nodes if n.op == "output")
     results = list(output.args[0])
     with graph.inserting_before(output):
-        row = graph.call_function(torch.ops.aten.unsqueeze.default, (places[at], 0))
-        row.meta["val"] = places[at].meta["val"].unsqueeze(0)
+        row = _views(graph, places, row_of)
         for tape, value in zip(places[-count:], results[-count:], strict=True):
             lifted = graph.call_function(torch.ops.aten.unsqueeze.default, (value, 0))
             lifted.meta["val"] = value.meta["val"].unsqueeze(0)
