@@ -80,6 +80,8 @@ def solve(
     event: an `Event`, or a list of them: the first to happen ends the solve (with per_sample=False). `sol.event` has
         which, t and y; `sol.y1` is the state there, and `sol.ys` NaN at times after it.
     progress: True for a bar (needs tqdm), or a callable (fraction, stats).
+    compile: True: solve and exact gradient by machine code that is compiled at first use (some seconds) and kept; what
+        does not compile is solved as without, with one warning that says why. docs/compiling.md.
     callbacks: `Callbacks`, called around each attempted step.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.

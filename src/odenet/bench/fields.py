@@ -34,7 +34,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Problem:
-    """A field with its weights. ts: (T,) in float32. The loss is the mean of the squares of y at ts[1:]."""
+    """A field with its weights. ts: (T,) in float32. The loss is the sum of the squares of y at ts[1:]."""
 
     field: Field
     f: Any

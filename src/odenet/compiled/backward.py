@@ -56,8 +56,8 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     last, sums = whole.then(begun, [count, *bars]), whole.then(zeros, given)
     out = whole.loop(bare(go), turned, [*last, *sums], [*rest, *given, *tapes])[1:]
     final = whole.then(ended, [first_node, *out, *given, *tapes[:n], tapes[n + len(carry)]])
-    calls = (back.calls_at_end, back.calls_in_turn)
-    return Recorded(whole.done([*out[: n + len(carry)], *final]), fakes, mode, calls)
+    calls, looks = (back.calls_at_end, back.calls_in_turn), tuple((tuple(x.shape[1:]), x.dtype) for x in shelf)
+    return Recorded(whole.done([*out[: n + len(carry)], *final]), fakes, mode, calls, looks)
 
 
 def _shelf(plan: Plan, kept: list[Node], mode: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from ..engine.drive import start
 from ..engine.problem import Problem, Stops
 from .capture import FieldGraph
 from .kept import costly, shown
-from .plan import Look, Plan, Recorded, Values, bare, carry_of, contiguous_strides, field_of, outputs_of
+from .plan import Look, Plan, Recorded, Values, as_if_pulled, bare, carry_of, contiguous_strides, field_of, outputs_of
 from .products import rewritten
 from .trace import Joined, fake_mode, record, widened, written
 
@@ -24,8 +24,9 @@ def _problem(plan: Plan, graph: FieldGraph, x: Values) -> tuple[Problem, Leaves]
     n = len(plan.y)
     ts, stops, direction = x.take(3)
     rtol, atol, y0, others = x.take(n), x.take(n), x.take(n), x.take(len(plan.others))
+    f = as_if_pulled(plan, graph) if plan.keeps else graph
     p = Problem(
-        field_of(plan, graph, others), y0, ts, Stops(stops, None), direction, plan.method, plan.controller, rtol, atol,
+        field_of(plan, f, others), y0, ts, Stops(stops, None), direction, plan.method, plan.controller, rtol, atol,
         plan.batched, 0, traced=True,
     )  # fmt: skip
     return p, others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -107,6 +107,22 @@ def field_of(plan: Plan, graph: FieldGraph, others: Sequence[Tensor]) -> VectorF
     field = VectorField(lambda t, y: graph(t, y, others), spec, names, plan.dtypes, plan.time_dtype)
     field.checked = True
     return field
+
+
+def as_if_pulled(plan: Plan, graph: FieldGraph) -> FieldGraph:
+    """f, evaluated as where its VJP is wanted: PyTorch takes some products apart in another way there."""
+    wanted = [i for i, look in enumerate(plan.others) if look.needed]
+
+    def call(t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
+        def f(*inputs: Tensor) -> Leaves:
+            every = list(others)
+            for i, x in zip(wanted, inputs[len(y) :], strict=True):
+                every[i] = x
+            return graph(t, inputs[: len(y)], every)
+
+        return torch.func.vjp(f, *y, *(others[i] for i in wanted))[0]
+
+    return cast(FieldGraph, call)
 
 
 def carry_of(plan: Plan, mode: Any) -> Leaves:

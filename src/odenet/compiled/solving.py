@@ -106,6 +106,8 @@ def _constant(value: bool | int | float) -> Tensor:
 def _forward(run: Run, and_back: bool) -> Outcome:
     p, plan = run.p, run.plan
     library, left = PLANS.forward(plan, run.graph, and_back), KEPT_BYTES
+    if plan.keeps and PLANS.backward(plan, run.graph).kept != library.kept:
+        left = 0  # both directions must see the same products
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)

@@ -60,7 +60,7 @@ def torch_runs(
 
     def train() -> Pass:
         ys, stats = solve()
-        grads = torch.autograd.grad(ys.square().mean(), inputs)
+        grads = torch.autograd.grad(ys.square().sum(), inputs)
         if cuda:
             torch.cuda.synchronize()
         ys = ys.detach()
