@@ -31,6 +31,8 @@ class NotCompilableError(Exception):
 
 def told(error: Exception) -> str:
     """What stopped a compiler, in one line."""
+    if isinstance(error, NotCompilableError):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -73,6 +75,7 @@ class _Graph:
     """A graph as TorchDynamo hands it over. Calling it takes its inputs down and gives stand-ins for its outputs."""
 
     def __init__(self, module: GraphModule, example_inputs: Sequence[Any]) -> None:
+        _refuse_effects(module)
         self.module = module
         (output,) = (n for n in module.graph.nodes if n.op == "output")
         self.stand_ins = [torch.empty(0) for _ in output.args[0]]
@@ -83,6 +86,35 @@ class _Graph:
         return self.stand_ins
 
 
+def _refuse_effects(module: GraphModule) -> None:
+    """Raise NotCompilableError where f does more than compute: a call of it that computes nothing would do that too.
+
+    Raised while TorchDynamo still records, so that nothing has been done yet.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+
+    effects = InstructionTranslator.current_tx().output.side_effects
+    changed = (x for x in effects.id_to_variable.values() if effects.is_modified(x))
+    if any(not isinstance(x.mutation_type, (AttributeMutationNew, ValueMutationNew)) for x in changed):
+        raise NotCompilableError(
+            "f changes something outside of it: an attribute, a list, a global or nonlocal variable"
+        )
+    for node in module.graph.nodes:
+        # the stand-in that f was traced with counts what changed it
+        if node.op == "placeholder" and getattr(node.meta.get("example_value"), "_version", 0) > 0:
+            raise NotCompilableError(IN_PLACE)
+
+
+@dataclass
+class _Failure:
+    """Why an f could not be captured. It is tried again ever more rarely: something about it may have changed."""
+
+    reason: str
+    count: int
+    rest: int
+
+
 def quietly(module: str) -> None:
     """Import part of PyTorch's compiler; loading it warns of what PyTorch itself is to change."""
     if module not in sys.modules:
@@ -91,7 +123,11 @@ def quietly(module: str) -> None:
             importlib.import_module(module)
 
 
+IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does in training)"
+LONGEST_REST = 1024  # solves from one try to the next
+
 _seen = _Seen()
+_failures: dict[Any, _Failure] = {}
 _calls: dict[Any, Callable[..., list[Any]]] = {}
 _lock = threading.Lock()
 
@@ -112,6 +148,27 @@ def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
         return _calls[key]
 
 
+def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
+    """The guarded call; after a failure the next ones are spared for a while, as each takes as long as the first."""
+    unbound = f.__func__ if inspect.ismethod(f) else f
+    key = getattr(unbound, "__code__", None) or id(f)
+    failure = _failures.get(key)
+    if failure is not None and failure.rest > 0:
+        failure.rest -= 1
+        raise NotCompilableError(failure.reason)
+    try:
+        with torch.enable_grad():  # else the graph would not tell where f itself turns gradients off
+            out = _guarded(f)(f, spec, args, t, *y)
+    except Exception as error:
+        inner = getattr(error, "inner_exception", None)
+        reason = told(inner if isinstance(inner, NotCompilableError) else error)
+        count = 1 if failure is None else failure.count + 1
+        _failures[key] = _Failure(reason, count, min(2**count, LONGEST_REST))
+        raise NotCompilableError(reason) from error
+    _failures.pop(key, None)
+    return out
+
+
 def capture(
     f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves
 ) -> tuple[FieldGraph, list[Tensor]]:
@@ -120,8 +177,7 @@ def capture(
     Raises NotCompilableError, or whatever error comes out of f or TorchDynamo.
     """
     _seen.graph = None
-    with torch.no_grad():
-        out = _guarded(f)(f, spec, args, t, *y)
+    out = _traced(f, spec, args, t, y)
     graph, inputs = _seen.graph, _seen.inputs
     _seen.inputs = ()
     if graph is None:

@@ -48,6 +48,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
         "tangent": forward_mode() and "forward-mode derivatives pass through",
         "device": any(x.device.type != "cpu" for x in p.y0) and "the state is not on a CPU",
         "dtype": any(x.is_complex() for x in p.y0) and "the state is complex",
+        "autocast": torch.is_autocast_enabled("cpu") and "autocast chooses f's dtypes",
         "empty": any(x.numel() == 0 for x in p.y0) and "the state is empty",
     }
     for reason in reasons.values():
@@ -78,6 +79,9 @@ class Plans:
         """and_back: the backward library will be wanted too; it is made now, beside this one."""
         threads = torch.get_num_threads()
         place, back = ("forward", graph, plan, threads), ("backward", graph, plan, threads)
+        for wanted in (place, back) if and_back else (place,):
+            if wanted in self.failed:
+                raise NotCompilableError(self.failed[wanted])
         if place not in self.made:
             beside = None
             if and_back and back not in self.made:
@@ -86,7 +90,7 @@ class Plans:
                 self.made[place] = self._make(place, forward)
             finally:
                 if beside is not None:
-                    self.made[back] = beside.wait()
+                    self._awaited(back, beside)
         return self.made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
@@ -94,6 +98,13 @@ class Plans:
         if place not in self.made:
             self.made[place] = self._make(place, backward)
         return self.made[place]
+
+    def _awaited(self, place: tuple[str, FieldGraph, Plan, int], beside: Beside) -> None:
+        try:
+            self.made[place] = beside.wait()
+        except Exception as error:
+            self.failed[place] = told(error)
+            raise
 
     def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
         if place in self.failed:
@@ -129,7 +140,8 @@ def _text(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None
         return None
     rest = [(k, repr(v)) for k, v in vars(plan).items() if k not in ("method", "controller")]
     capability = torch.backends.cpu.get_cpu_capability()
-    return repr((which, graph.text, rest, threads, torch.__version__, capability, _own_source()))
+    surroundings = (threads, torch.get_default_dtype(), torch.__version__, capability)
+    return repr((which, graph.text, rest, surroundings, _own_source()))
 
 
 def settings(p: Problem) -> tuple[Any, ...]:

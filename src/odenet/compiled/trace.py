@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from .capture import quietly
+from .capture import IN_PLACE, NotCompilableError, quietly
 from .products import lifted
 from .softplus import softplus
 
@@ -42,6 +42,7 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
         recorded = make_fx(pure, decomposition_table=usual | _ours(usual), _allow_non_fake_inputs=True)
         # each a tensor of its own: one that comes twice would be taken for one input
         module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in fakes))
+    _refuse_effects(module)
     _part_outputs(module)
     if not unused:
         module.graph.eliminate_dead_code()
@@ -57,6 +58,15 @@ def _ours(usual: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]
         return usual[operation](*args, **kwargs) if made is NotImplemented else made
 
     return {operation: either} if operation in usual else {}
+
+
+def _refuse_effects(module: GraphModule) -> None:
+    """Raise NotCompilableError for what a step that is taken again would do differently, or once more."""
+    for node in module.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise NotCompilableError("f draws random numbers (as Dropout does in training)")
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            raise NotCompilableError(IN_PLACE)
 
 
 def _part_outputs(module: GraphModule) -> None:

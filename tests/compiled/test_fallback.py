@@ -1,0 +1,182 @@
+"""What cannot be compiled is solved eagerly, right, with one warning that says why."""
+
+import warnings
+
+import pytest
+import torch
+
+import odenet
+from compiled.sides import field_of, solved
+
+ENDS = [0.0, 1.0]
+
+
+def falls_back(f, y0, params=(), *, reason, compare=True, solves=3, **options):
+    """Several solves: eager results, and one warning among them."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(solves):
+            a, ga = solved(f, y0, ENDS, params, **options)
+    told = [str(w.message) for w in seen]
+    assert len(told) == 1, told
+    assert told[0].startswith("compile=True: solving without compiled code, as ")
+    assert reason in told[0]
+    if compare:
+        b, gb = solved(f, y0, ENDS, params, compile=False, **options)
+        torch.testing.assert_close(a.ys, b.ys, rtol=0, atol=0, equal_nan=True)
+        assert all(torch.equal(x, y) for x, y in zip(ga, gb, strict=True))
+
+
+def branching(w, b):
+    return lambda t, y: y @ w - b if float(y.sum()) > 0 else y @ w + b
+
+
+def if_positive(w, b):
+    return lambda t, y: y @ w - b if y.sum() > 0 else y @ w + b
+
+
+def printing(w, b):
+    def f(t, y):
+        print(end="")
+        return y @ w + b
+
+    return f
+
+
+@pytest.mark.parametrize("make", [branching, if_positive, printing])
+def test_what_does_not_trace(make, params, y0):
+    falls_back(make(*params), y0, params, reason="")
+
+
+def test_what_does_not_trace_is_not_tried_at_every_solve(params, y0, monkeypatch):
+    falls_back(if_positive(*params), y0, params, reason="")
+    tried = []
+    monkeypatch.setattr("odenet.compiled.capture._guarded", lambda f: tried.append(f) or 1 / 0)
+    monkeypatch.setattr("odenet.compiled._told", {"all"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(100):
+            odenet.solve(if_positive(*params), y0, ENDS, compile=True)
+    assert len(tried) <= 6
+
+
+def test_what_fails_to_compile_is_not_tried_again(params, y0, monkeypatch):
+    tried = []
+
+    def refuse(*_):
+        tried.append(1)
+        raise OSError("no space left")
+
+    monkeypatch.setattr("odenet.compiled.build.compiled", refuse)
+    falls_back(lambda t, y: torch.sin(y @ params[0]) - params[1], y0, params, reason="OSError: no space left", solves=4)
+    assert len(tried) == 2  # forward and backward
+
+
+def test_a_backward_pass_that_fails_to_compile_alone(params, y0, monkeypatch):
+    def refuse(*_):
+        raise OSError("no backward")
+
+    monkeypatch.setattr("odenet.compiled.plans.backward", refuse)
+    f = lambda t, y: torch.sin(y * params[1])  # noqa: E731
+    monkeypatch.setattr("odenet.compiled.build.compiled", lambda *_: odenet.compiled.build.Path("none"))
+    monkeypatch.setattr("odenet.compiled.build.load", lambda path: None)
+    monkeypatch.setattr("odenet.compiled.build._keep", lambda path, *_: path)
+    falls_back(f, y0, params[1:], reason="OSError: no backward")
+
+
+def test_random_numbers(params, y0):
+    options = {"reason": "random numbers", "compare": False, "method": "rk4", "step": 0.25}
+    falls_back(lambda t, y: y @ params[0] * torch.rand_like(y), y0, params[:1], **options)
+
+
+def test_dropout(params, y0):
+    drop, options = torch.nn.Dropout(0.5), {"compare": False, "method": "rk4", "step": 0.25}
+    falls_back(lambda t, y: drop(y @ params[0]), y0, params[:1], reason="random numbers", **options)
+
+
+def test_a_buffer_changed_in_place(y0):
+    norm = torch.nn.BatchNorm1d(3).double()
+    falls_back(lambda t, y: norm(y), y0, list(norm.parameters()), reason="in place")
+    assert norm.num_batches_tracked > 10  # by eager solves alone
+
+
+def test_a_buffer_changed_by_its_function(y0):
+    mean, variance = torch.zeros(3).double(), torch.ones(3).double()
+    f = lambda t, y: torch.nn.functional.batch_norm(y, mean, variance, training=True)  # noqa: E731
+    falls_back(f, y0, reason="in place")
+    assert mean.abs().max() > 0
+
+
+class Counting:
+    def __init__(self):
+        self.calls, self.seen = 0, []
+
+    def __call__(self, t, y):
+        self.calls += 1
+        return -y
+
+
+class Noting(Counting):
+    def __call__(self, t, y):
+        self.seen.append(t)
+        return -y
+
+
+@pytest.mark.parametrize("kind", [Counting, Noting])
+def test_what_f_changes_outside_of_it(kind, y0):
+    f = kind()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        sol = odenet.solve(f, y0, ENDS, compile=True)
+    assert "f changes something outside of it" in str(seen[0].message) and len(seen) == 1
+    assert f.calls + len(f.seen) == sol.stats.nfe
+
+
+def test_a_nonlocal_variable(y0):
+    calls = 0
+
+    def f(t, y):
+        nonlocal calls
+        calls += 1
+        return -y
+
+    falls_back(f, y0, reason="f changes something outside of it")
+    assert calls > 30
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("gradient='adjoint' is not 'discrete'", {"gradient": "adjoint"}),
+        ("progress and callbacks", {"callbacks": odenet.Callbacks()}),
+        ("f jumps", {"controller": odenet.PID(jump_ts=[0.5])}),
+        ("is not an explicit one", {"method": "implicit_midpoint", "step": 0.1}),
+        ("number of checkpoints is bounded", {"gradient": odenet.Discrete(checkpoints=3)}),
+    ],
+)
+def test_options_that_are_not_compiled(reason, options, params, y0):
+    falls_back(field_of(*params), y0, params, reason=reason, **options)
+
+
+def test_an_event(params, y0):
+    event = odenet.Event(lambda t, y: t - 0.5)
+    falls_back(field_of(*params), y0, params, reason="an event", event=event, loss=lambda sol: sol.y1.sum())
+
+
+def test_times_that_ask_for_a_gradient(y0):
+    ts = torch.tensor(ENDS, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(UserWarning, match="ts asks for a gradient"):
+        sol = odenet.solve(lambda t, y: -y, y0, ts, compile=True)
+    (grad,) = torch.autograd.grad(sol.ys[-1].sum(), ts)
+    torch.testing.assert_close(grad[1], -sol.y1.sum())
+
+
+def test_a_complex_state(y0):
+    with pytest.warns(UserWarning, match="the state is complex"):
+        sol = odenet.solve(lambda t, y: 1j * y, y0 + 0j, ENDS, compile=True)
+    torch.testing.assert_close(sol.y1, y0 * torch.exp(torch.tensor(1j)), rtol=1e-3, atol=1e-3)
+
+
+def test_autocast(params, y0):
+    with torch.autocast("cpu"), pytest.warns(UserWarning, match="autocast"):
+        odenet.solve(field_of(*params), y0, ENDS, compile=True)
