@@ -20,6 +20,7 @@ from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
+from .choice import convolves, refuse_slower
 from .forward import Packed
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
@@ -55,6 +56,16 @@ def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) 
     """The trajectory of p. Raises NotCompilableError, or an error of whatever compiles, where eager solving is left."""
     refuse(p, how, request)
     graph, others = captured(p)
+
+    def way(p: Problem, driver: Driver, request: Request) -> Trajectory:
+        return _solved(p, graph, others, driver, request)
+
+    if convolves(graph):
+        refuse_slower(graph, p, driver, how, others, way)
+    return way(p, driver, request)
+
+
+def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver, request: Request) -> Trajectory:
     recording = not direct()
     differentiable = [recording and x.requires_grad for x in others]
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)

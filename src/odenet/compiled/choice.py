@@ -1,0 +1,64 @@
+"""Whether compiled code is the faster one, measured where that is not known: for fields that convolve.
+
+Convolutions are calls of the same library either way. Inductor may order memory in another way around them, and on CPUs
+that was seen to cost more than the rest gains. So both ways are taken at the first use of such a plan, twice each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import new_leaves
+from ..engine.drive import Driver
+from ..engine.integrate import Request
+from ..engine.problem import Problem
+from ..gradients.base import Gradient, Trajectory
+from .capture import FieldGraph, NotCompilableError
+
+_judged: dict[tuple[Any, ...], str | None] = {}
+
+Way = Callable[[Problem, Driver, Request], Trajectory]
+
+
+def refuse_slower(
+    graph: FieldGraph, p: Problem, driver: Driver, how: Gradient, others: Sequence[Tensor], compiled: Way
+) -> None:
+    """Raise NotCompilableError where eager code was faster for this f, method and shapes."""
+    shapes = tuple(y.shape for y in p.y0)
+    place = (graph, p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
+    if place not in _judged:
+        _judged[place] = _judge(p, driver, how, others, compiled)
+    reason = _judged[place]
+    if reason is not None:
+        raise NotCompilableError(reason)
+
+
+def convolves(graph: FieldGraph) -> bool:
+    return any("conv" in str(getattr(node.target, "__name__", node.target)) for node in graph.module.graph.nodes)
+
+
+def _judge(p: Problem, driver: Driver, how: Gradient, others: Sequence[Tensor], compiled: Way) -> str | None:
+    recording = torch.is_grad_enabled()
+    y0 = new_leaves(p.y0) if recording else p.y0
+    q = replace(p, y0=y0)
+    wanted = [*y0, *(x for x in others if x.requires_grad)]
+
+    def taken(way: Way) -> float:
+        start = time.perf_counter()
+        done = way(q, driver, Request())
+        if recording:
+            torch.autograd.grad([y.sum() for y in done.y1], wanted, allow_unused=True)
+        return time.perf_counter() - start
+
+    for way in (compiled, how.run):
+        taken(way)
+    ours, eager = (min(taken(way) for _ in range(2)) for way in (compiled, how.run))
+    if ours <= eager:
+        return None
+    return f"f's convolutions are faster without it here ({1e3 * eager:.1f} ms against {1e3 * ours:.1f})"
