@@ -29,7 +29,6 @@ def _empty_caches(folder: str) -> dict[str, str]:
     return {
         "TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"),
         "TRITON_CACHE_DIR": str(root / "triton"),
-        "ODENET_CACHE_DIR": str(root / "odenet"),
         "XDG_CACHE_HOME": str(root / "xdg"),
         "JAX_COMPILATION_CACHE_DIR": str(root / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

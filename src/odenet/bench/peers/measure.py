@@ -21,7 +21,7 @@ from .odenet_side import EAGER
 from .rows import Row, Times
 from .runs import Contender
 
-LONGEST = 40.0  # seconds of the turns of one kind on one field
+LONGEST = 25.0  # seconds of the turns of one kind on one field
 FINER = 1e-3  # the reference's tolerance, in units of the field's
 
 

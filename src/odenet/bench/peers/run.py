@@ -15,6 +15,7 @@ from .floor import Floor
 from .rows import Row
 from .targets import targets
 
+WEIGHED = ("wide", "conv", "long")  # fields on which memory is measured
 PRECISION = "work_precision"  # beside the fields' names, in `only`
 
 
@@ -42,10 +43,12 @@ def _apart(rows: list[Row], field: Field, s: Settings, tell: Tell) -> list[Row]:
     for done, i in enumerate(jobs):
         tell(f"{field.name}, starts and memory", done, len(jobs))
         contender = contenders.by_label(rows[i].label)
-        starts, note = (
-            child.cold(field, contender, s.seed, s.device, s.quick) if contender.compiled or s.quick else ({}, "")
-        )
-        grown, reason = child.memory(field, contender, s.seed, s.device, s.quick)
+        starts, note = {}, ""
+        if s.quick or (contender.compiled and field.mlp):
+            starts, note = child.cold(field, contender, s.seed, s.device, s.quick)
+        grown, reason = None, ""
+        if s.quick or field.name in WEIGHED:
+            grown, reason = child.memory(field, contender, s.seed, s.device, s.quick)
         notes = "; ".join(n for n in (rows[i].note, note, reason) if n)
         rows[i] = replace(rows[i], **starts, memory=grown, note=notes)
     if jobs:

@@ -21,7 +21,7 @@ _HOW = (
     "factors, norms and first steps of their own. `per_sample`, torchode and diffrax's vmap choose steps for each "
     "sample, the others for the whole batch. A training step is a forward pass and a backward pass to y0 and all "
     "weights; the loss is the sum of the squares of y at the output times after the first. Median and range, in ms, "
-    "of turns that the contenders take one after the other (seven, or fewer where they take over 40 seconds); "
+    "of turns that the contenders take one after the other (seven, or fewer where they take over 25 seconds); "
     "compiling and the first calls are not in them.\n\n"
     "Floor: nfe times one evaluation of f for a forward pass; for a training step accepted steps times stages times "
     "f and its vector-Jacobian product on top. Both evaluated eagerly in the same turns; counts of `odenet, eager` "
