@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiled.sides import field_of, same, solved
 
 import odenet
+from compiled.sides import field_of, same, solved
 
 SOURCE = Path(__file__).parents[2] / "src"
 ENDS, MORE = [0.0, 2.0], [0.0, 0.0, 0.5, 1.1, 1.1, 2.0]
@@ -149,7 +149,8 @@ def test_another_process_finds_the_libraries(params, y0, tmp_path):
     ids=["rk4", "dopri8", "heun", "pid", "tolerances", "dense"],
 )
 def test_options(options, params, y0):
-    same(field_of(*params), y0, MORE, params, **options)
+    # compiled code evaluates f for the polynomial of every step, eager code for those with an output inside
+    same(field_of(*params), y0, MORE, params, counted=options.get("method") not in ("dopri8", "heun"), **options)
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_args(y0):
 @pytest.mark.slow
 def test_a_dict_as_state(y0):
     f = lambda t, y: {"x": y["v"], "v": -torch.sin(y["x"]) * y["v"].sum()}  # noqa: E731
-    same(f, {"x": y0, "v": y0[0].clone()}, MORE)
+    same(f, {"x": y0, "v": y0 * 0.5}, MORE)
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_gradients_that_f_turns_off(params, y0):
 @pytest.mark.slow
 def test_a_number_read_from_a_tensor(params, y0):
     """It is a constant for the gradient, and another at every call."""
-    same(lambda t, y: (y @ params[0] + params[1]) * y.tanh().mean().item(), y0, ENDS, params)
+    same(lambda t, y: torch.tanh(y @ params[0] + params[1]) * (0.1 * y**2).mean().item(), y0, ENDS, params)
 
 
 class Switch:

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from compiled.sides import field_of, solved
 
 import odenet
+from compiled.sides import field_of, solved
 
 ENDS = [0.0, 1.0]
 
@@ -28,7 +28,7 @@ def falls_back(f, y0, params=(), *, reason, compare=True, solves=3, **options):
 
 
 def branching(w, b):
-    return lambda t, y: y @ w - b if float(y.sum()) > 0 else y @ w + b
+    return lambda t, y: y @ w - b if float(y.detach().sum()) > 0 else y @ w + b
 
 
 def if_positive(w, b):
