@@ -28,7 +28,7 @@ def falls_back(f, y0, params=(), *, reason, compare=True, solves=3, **options):
 
 
 def branching(w, b):
-    return lambda t, y: y @ w - b if float(y.sum()) > 0 else y @ w + b
+    return lambda t, y: y @ w - b if float(y.detach().sum()) > 0 else y @ w + b
 
 
 def if_positive(w, b):
@@ -82,6 +82,11 @@ def test_a_backward_pass_that_fails_to_compile_alone(params, y0, monkeypatch):
     monkeypatch.setattr("odenet.compiled.build.load", lambda path: None)
     monkeypatch.setattr("odenet.compiled.build._keep", lambda path, *_: path)
     falls_back(f, y0, params[1:], reason="OSError: no backward")
+
+
+def test_a_number_read_from_a_tensor(params, y0):
+    f = lambda t, y: torch.tanh(y @ params[0] + params[1]) * y.detach().square().mean().item()  # noqa: E731
+    falls_back(f, y0, params, reason="f reads a number from a tensor")
 
 
 def test_random_numbers(params, y0):
@@ -180,3 +185,30 @@ def test_a_complex_state(y0):
 def test_autocast(params, y0):
     with torch.autocast("cpu"), pytest.warns(UserWarning, match="autocast"):
         odenet.solve(field_of(*params), y0, ENDS, compile=True)
+
+
+class Annealed:
+    def __init__(self):
+        self.factor = 1.0
+
+    def __call__(self, t, y):
+        return -self.factor * y
+
+
+@pytest.mark.slow
+def test_an_attribute_that_changes_all_the_time(y0, monkeypatch):
+    """TorchDynamo gives up after a few values."""
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    f, found = Annealed(), []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for i in range(5):
+            f.factor = 0.5 + 0.1 * i
+            found.append(solved(f, y0, ENDS, compile=True)[1][0])
+    told = [str(w.message) for w in seen if str(w.message).startswith("compile=True")]
+    assert len(told) == 1 and "recompile" in told[0].lower(), told
+    for i in range(5):
+        f.factor = 0.5 + 0.1 * i
+        torch.testing.assert_close(found[i], solved(f, y0, ENDS, compile=False)[1][0], rtol=1e-10, atol=1e-10)

@@ -13,7 +13,8 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -101,6 +102,8 @@ def _refuse_effects(module: GraphModule) -> None:
             "f changes something outside of it: an attribute, a list, a global or nonlocal variable"
         )
     for node in module.graph.nodes:
+        if isinstance(node.meta.get("example_value"), (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise NotCompilableError("f reads a number from a tensor (item, tolist)")  # Inductor would round it
         # the stand-in that f was traced with counts what changed it
         if node.op == "placeholder" and getattr(node.meta.get("example_value"), "_version", 0) > 0:
             raise NotCompilableError(IN_PLACE)
@@ -148,6 +151,17 @@ def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
         return _calls[key]
 
 
+@contextmanager
+def _about_leaves() -> Iterator[None]:
+    """Without a warning: TorchDynamo looks for .grad of every tensor that f reaches, computed ones too.
+
+    For the first call of a code only: leaving `catch_warnings` makes Python forget which warnings it has shown.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
 def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
     """The guarded call; after a failure the next ones are spared for a while, as each takes as long as the first."""
     unbound = f.__func__ if inspect.ismethod(f) else f
@@ -157,8 +171,11 @@ def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor,
         failure.rest -= 1
         raise NotCompilableError(failure.reason)
     try:
-        with torch.enable_grad():  # else the graph would not tell where f itself turns gradients off
-            out = _guarded(f)(f, spec, args, t, *y)
+        known = len(_calls)
+        call = _guarded(f)
+        # enabled, else the graph would not tell where f itself turns gradients off
+        with torch.enable_grad(), _about_leaves() if len(_calls) > known else nullcontext():
+            out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)
         reason = told(inner if isinstance(inner, NotCompilableError) else error)
