@@ -48,7 +48,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"per_sample": 1}, TypeError, "per_sample must be"),
     ({"y0": torch.tensor(1.0), "per_sample": True}, ValueError, "per_sample=True needs"),
     ({"dense": "yes"}, TypeError, "dense must be"),
-    ({"compile": True}, ValueError, "compile=True"),
+    ({"compile": "yes"}, TypeError, "compile must be True or False"),
     ({"event": 3}, TypeError, "event=Event"),
     ({"max_steps": 0}, ValueError, "max_steps.*0"),
     ({"max_steps": 1.5}, TypeError, "max_steps.*1.5"),

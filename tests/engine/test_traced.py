@@ -88,7 +88,9 @@ def same(model: Model, ts: list[float], backend: str, times: bool, tol: float) -
     ids=["tsit5", "dopri5", "rk4", "jump", "adjoint", "adjoint-rk4"],
 )
 def test_one_graph(options: Any, ts: list[float], times: bool) -> None:
-    same(Model(**options), ts, "eager", times, 1e-10)
+    # an eager adjoint with constant rk4 steps integrates the parameters' gradient by rk4's own weights, to their order
+    own = options.get("gradient") == "adjoint" and "step" in options
+    same(Model(**options), ts, "eager", times, 1e-5 if own else 1e-10)
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "adjoint"])

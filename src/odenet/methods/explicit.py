@@ -147,7 +147,7 @@ def _nodes(
     """
     inner = tuple(x for x in c if 0.0 < x < 1.0)
     between: Iterator[Tensor] = iter(())
-    if inner and (recorded() or torch.compiler.is_compiling()):  # the compiler fuses these
+    if inner and (torch.compiler.is_compiling() or recorded()):  # the compiler fuses these
         times = [t0 + length * x for x in inner]
         between = iter(times if dtype is None else [cast(t, dtype) for t in times])
     elif inner:
