@@ -20,7 +20,7 @@ from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
-from .choice import convolves, refuse_slower
+from .choice import refuse_slower
 from .forward import Packed
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
@@ -60,8 +60,7 @@ def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) 
     def way(p: Problem, driver: Driver, request: Request) -> Trajectory:
         return _solved(p, graph, others, driver, request)
 
-    if convolves(graph):
-        refuse_slower(graph, p, driver, how, others, way)
+    refuse_slower(graph, p, driver, how, others, way)
     return way(p, driver, request)
 
 
@@ -131,7 +130,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
     attempts, accepted = zero, zero
     while True:
-        ends = torch.stack([s.t, ts[..., -1]], -1)
+        ends = ts.contiguous() if s.t is t and ts.shape[-1] == 2 else torch.stack([s.t, ts[..., -1]], -1)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.kept)
         room = min(plan.slots, left // size if size else plan.slots)
         if plan.keeps and not room:
@@ -143,16 +142,16 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         given = [fresh, *bounds, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
         out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors])
         packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
-        s, (row, attempts, accepted) = packed.state(len(y)), packed.counts[:3]
-        rows = int(row.flatten()[0])
+        counts = packed.counts
+        one = counts[:, 0] if p.batched else counts
+        rows, *_, status = one.tolist()
         if plan.slots and rows:
             run.chunks.append(Chunk(plan, rows, tape, shelf))
             left -= rows * size
-        if not bool((s.status == Status.RUNNING).any()):
-            break
+        if status != Status.RUNNING and not (p.batched and bool((counts[4] == Status.RUNNING).any())):
+            return _outcome(p, packed, library.calls)
+        s, attempts, accepted = packed.state(len(y)), counts[1], counts[2]
         fresh = _constant(False)
-    outside, inside = library.calls
-    return _outcome(p, s, outside + inside * attempts, accepted, attempts)
 
 
 def _tape(plan: Plan, s: State) -> list[Tensor]:
@@ -167,13 +166,17 @@ def _tape(plan: Plan, s: State) -> list[Tensor]:
     return [*leaves, *lanes, *accept, *polynomials]
 
 
-def _outcome(p: Problem, s: State, nfe: Tensor, accepted: Tensor, attempts: Tensor) -> Outcome:
+def _outcome(p: Problem, packed: Packed, calls: tuple[int, int]) -> Outcome:
+    """calls: evaluations at the start and in each attempt."""
+    n = len(p.y0)
     if p.batched:
-        moved = attempts > 0
-        return Outcome(s, torch.where(moved, nfe, 0), accepted, attempts - accepted)
-    host = s._replace(t=float(s.t), h=float(s.h), status=int(s.status), stop=int(s.stop))
-    some = int(attempts) > 0
-    return Outcome(host, int(nfe) * some, int(accepted), int(attempts) - int(accepted))
+        _, attempts, accepted, _, _ = packed.counts
+        nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
+        return Outcome(packed.state(n), nfe, accepted, attempts - accepted)
+    (_, attempts, accepted, stop, status), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
+    y, carry = packed.leaves[:n], packed.leaves[n:]
+    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
+    return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
 
 def _backward(

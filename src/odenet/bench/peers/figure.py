@@ -32,6 +32,7 @@ def _panel(axes: Axes, field: Field, rows: Sequence[Row], floor: Floor | None) -
     if drawn:
         axes.set_xlim(min(drawn) / 2, max(drawn) * 2)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_title(field.name, loc="right", fontsize=10)
     legend(axes)
 
@@ -42,7 +43,7 @@ def draw(rows: Sequence[Row], fields: Sequence[Field], floors: Mapping[str, Floo
     down = max(1, math.ceil(len(fields) / across))
     figure = Figure(figsize=(8 * across, 4.2 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flat
-    for axes, field in zip(panels, fields, strict=False):
+    for field, axes in zip(fields, panels, strict=False):  # in this order: none of the panels is lost
         _panel(axes, field, [r for r in rows if r.field == field.name], floors.get(field.name))
     for axes in panels:  # those that are left
         axes.set_axis_off()
