@@ -196,11 +196,13 @@ class Annealed:
 
 
 @pytest.mark.slow
-def test_an_attribute_that_changes_all_the_time(y0, monkeypatch):
+def test_an_attribute_that_changes_all_the_time(y0, request):
     """TorchDynamo gives up after a few values."""
     import torch._dynamo
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    limits = torch._dynamo.config.patch(recompile_limit=2)  # monkeypatch would leave the setting deleted
+    limits.__enter__()
+    request.addfinalizer(lambda: limits.__exit__(None, None, None))
     f, found = Annealed(), []
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
