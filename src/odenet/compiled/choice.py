@@ -22,6 +22,8 @@ from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
 from .capture import FieldGraph, NotCompilableError
 
+NOTHING = 2e-3  # seconds: a solve this short says little about longer ones with the same f
+
 _judged: dict[tuple[Any, ...], str | None] = {}
 
 Way = Callable[[Problem, Driver, Request], Trajectory]
@@ -64,6 +66,6 @@ def _judge(
     for way in (compiled, how.run):
         taken(way)
     ours, eager = (min(taken(way) for _ in range(2)) for way in (compiled, how.run))
-    if ours <= chance * eager:
+    if ours <= chance * eager or ours - eager < NOTHING:
         return None
     return f"eager code is faster for this f here ({1e3 * eager:.1f} ms against {1e3 * ours:.1f})"
