@@ -95,7 +95,8 @@ def not_finite(move: Move) -> Tensor:
     """Lanes of which a value of the step is not finite: zeros could not be pulled through their graph."""
     bad = torch.zeros_like(move.accept)
     for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
-        bad = bad | ~rows(torch.isfinite(leaf.detach())).all(1)
+        finite = torch.isfinite(leaf.detach())
+        bad = bad | ~(rows(finite).all(1) if move.problem.batched else finite.all())
     return bad
 
 

@@ -16,6 +16,7 @@ from ..control.first_step import hairer
 from ..core.lanes import Number
 from ..core.leaves import select
 from ..core.status import Status
+from ..core.transforms import some
 from .advance import Clock, Move, State, attempt, not_finite, settle
 from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
@@ -157,7 +158,7 @@ class Eager(Driver):
         move, verdict = attempt(p, clock, s)
         nfe = nfe + running * (p.f.calls - before)
         if torch.is_grad_enabled():
-            move = without_poison(p, s, move)
+            move = without_poison(p, move)
         accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)
         before = p.f.calls
         for observer in observers:
@@ -170,13 +171,13 @@ class Eager(Driver):
         return s, Tally(nfe, accepted, rejected)
 
 
-def without_poison(p: Problem, s: State, move: Move) -> Move:
+def without_poison(p: Problem, move: Move) -> Move:
     """The move again, with rejected lanes standing still, where a rejected lane has a value that is not finite.
 
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
     bad = not_finite(move)
-    if not bool((bad & ~move.accept).any()):
+    if not some(bad & ~move.accept):
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)
     step = p.method.step(p.f, move.time0, time1, move.y, move.carry)

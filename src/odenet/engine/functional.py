@@ -7,18 +7,17 @@ looks through the transforms at what holds for any lane or for all: whether to g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from ..core.dense import evaluate, slope_at_end
-from ..core.leaves import Leaves, differentiable, rows, select, spread
+from ..core.leaves import Leaves, differentiable, select, spread
 from ..core.status import Status
 from ..core.transforms import some
 from .advance import Clock, Move, attempt, settle
-from .drive import Attempt, Driver, Outcome, start
+from .drive import Attempt, Driver, Outcome, start, without_poison
 from .observe import Observer
 from .problem import Problem
 
@@ -43,7 +42,7 @@ class Functional(Driver):
             if not some(move.accept):  # nothing of the move is used, and so nothing of it stays in a graph
                 move.time1, move.step = move.time0, move.step._replace(y=move.y, carry=move.carry)
             else:
-                move = _without_poison(p, move)
+                move = without_poison(p, move)
                 before = p.f.calls
                 for observer in observers:
                     observer.see(move)
@@ -55,19 +54,6 @@ class Functional(Driver):
             del move
         status = torch.where(s.status == Status.RUNNING, int(Status.MAX_STEPS), s.status)
         return Outcome(s._replace(status=status), nfe, accepted, rejected)
-
-
-def _without_poison(p: Problem, move: Move) -> Move:
-    """`without_poison` of the eager driver, where it takes a look through the transforms to know."""
-    bad = torch.zeros_like(move.accept)
-    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
-        finite = torch.isfinite(leaf.detach())
-        bad = bad | ~(rows(finite).all(1) if p.batched else finite.all())
-    if not some(bad & ~move.accept):
-        return move
-    time1 = torch.where(move.accept, move.time1, move.time0)
-    step = p.method.step(p.f, move.time0, time1, move.y, move.carry)
-    return replace(move, time1=time1, step=step._replace(y=select(move.accept, step.y, move.y)))
 
 
 @final
