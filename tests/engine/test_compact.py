@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -149,3 +150,16 @@ def test_a_million_samples() -> None:
     w = k.detach().double()
     assert k.grad is not None
     torch.testing.assert_close(k.grad.double(), w.cos() - w.sin(), rtol=0.0, atol=2e-2)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+def test_dense_output_of_a_sample_of_no_length(gradient: str) -> None:
+    """It leaves the batch before the first step, and its solution is its first state all the same."""
+    y0 = torch.tensor([[2.0], [3.0], [5.0]], dtype=D, requires_grad=True)
+    ts = torch.tensor([[1.0, 1.0], [0.0, 2.0], [1.0, 1.0]], dtype=D)
+    sol = odenet.solve(lambda t, y: -y, y0, ts, per_sample=True, dense=True, rtol=1e-9, atol=1e-9, gradient=gradient)
+    middle = sol(torch.tensor([[1.0], [1.0], [1.0]], dtype=D))
+    expected = torch.tensor([[2.0], [3.0 * math.exp(-1)], [5.0]], dtype=D)
+    torch.testing.assert_close(middle.detach()[:, 0], expected, rtol=1e-7, atol=1e-7)
+    (g,) = torch.autograd.grad(middle.sum(), y0)
+    torch.testing.assert_close(g, torch.tensor([[1.0], [math.exp(-1)], [1.0]], dtype=D), rtol=1e-6, atol=1e-6)

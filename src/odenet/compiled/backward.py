@@ -28,7 +28,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     mode, back = fake_mode(), _Back(plan, graph)
     n, y = back.n, [look.fake(mode) for look in plan.y]
     others, carry = [look.fake(mode) for look in plan.others], list(carry_of(plan, mode))
-    with mode:
+    with mode, plan.device:
         rows, first = torch.empty((), dtype=torch.int64), torch.empty((), dtype=torch.bool)
         lanes = [torch.empty((plan.slots, *plan.lane), dtype=torch.float64) for _ in range(2)]
         accept = [torch.empty((plan.slots, *plan.lane), dtype=torch.bool)] if plan.batched else []
@@ -57,13 +57,13 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     out = whole.loop(bare(go), turned, [*last, *sums], [*rest, *given, *tapes])[1:]
     final = whole.then(ended, [first_node, *out, *given, *tapes[:n], tapes[n + len(carry)]])
     calls, looks = (back.calls_at_end, back.calls_in_turn), tuple((tuple(x.shape[1:]), x.dtype) for x in shelf)
-    return Recorded(whole.done([*out[: n + len(carry)], *final]), fakes, mode, calls, looks)
+    return Recorded(whole.done([*out[: n + len(carry)], *final]), fakes, mode, calls, looks, counted=True)
 
 
 def _shelf(plan: Plan, kept: list[Node], mode: Any) -> list[Tensor]:
     with mode:
         values = [n.meta["val"] for n in kept]
-        return [torch.empty((plan.slots, *x.shape), dtype=x.dtype) for x in values]
+        return [x.new_empty((plan.slots, *x.shape)) for x in values]
 
 
 class _Back:

@@ -13,14 +13,16 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from .blocks import Blocks
 from .capture import quietly
 from .plan import Recorded
 from .turns import Turns
@@ -30,9 +32,12 @@ _ENTRY = "inductor_entry_cpp"
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded graph; `calls` and `kept` are those of `Recorded`."""
+    """A loaded graph; `calls` and `kept` are those of `Recorded`.
 
-    run: Callable[[list[Tensor]], list[Tensor]]
+    run: takes tensors, and the number of turns where it is known.
+    """
+
+    run: Callable[[list[Tensor], int | None], list[Tensor]]
     calls: tuple[int, int]
     kept: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
@@ -54,6 +59,25 @@ def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Libr
     if key is not None:
         path = _keep(path, key, recorded)
     return Library(load(path), recorded.calls, recorded.kept)
+
+
+def queued(make: Callable[[], Recorded]) -> Library:
+    """The graph for a device that works through a queue. Inductor's own cache serves other processes."""
+    quietly("torch._inductor.compile_fx")
+    import torch._inductor.config as config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.virtualized import V
+
+    def one(part: GraphModule, fakes: Sequence[Tensor], mode: Any) -> Callable[[list[Tensor]], list[Tensor]]:
+        if not any(n.op == "call_function" for n in part.graph.nodes):
+            return lambda tensors: list(part(*tensors))
+        with _turns.mine(), config.patch(compile_threads=1), torch.no_grad(), V.set_fake_mode(mode):
+            made: Any = compile_fx_inner(part, fakes)
+        return lambda tensors: list(made(tensors))
+
+    with _turns.mine():
+        recorded = make()
+    return Library(Blocks(recorded, one).run, recorded.calls, recorded.kept)
 
 
 def _found(key: str) -> Library | None:
@@ -109,11 +133,11 @@ class Beside:
         return self.made[0]
 
 
-def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+def load(path: Path) -> Callable[[list[Tensor], int | None], list[Tensor]]:
     """The library as a function. Its entry takes and gives handles of tensors; PyTorch turns tensors into those."""
     entry = _entry(path)
 
-    def run(tensors: list[Tensor]) -> list[Tensor]:
+    def run(tensors: list[Tensor], turns: int | None = None) -> list[Tensor]:  # the loop counts them itself
         handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # pyright: ignore
         return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))  # pyright: ignore
 

@@ -56,11 +56,17 @@ def _judge(
     q = replace(p, y0=y0)
     wanted = [*y0, *(x for x in others if x.requires_grad)]
 
+    def awaited() -> None:
+        if y0[0].device.type == "cuda":
+            torch.cuda.synchronize(y0[0].device)
+
     def taken(way: Way) -> float:
+        awaited()
         start = time.perf_counter()
         done = way(q, driver, Request())
         if recording:
             torch.autograd.grad([y.sum() for y in done.y1], wanted, allow_unused=True)
+        awaited()
         return time.perf_counter() - start
 
     for way in (compiled, how.run):

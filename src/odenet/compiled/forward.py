@@ -14,7 +14,7 @@ from ..engine.drive import start
 from ..engine.problem import Problem, Stops
 from .capture import FieldGraph
 from .kept import costly, shown
-from .plan import Look, Plan, Recorded, Values, as_if_pulled, bare, carry_of, contiguous_strides, field_of, outputs_of
+from .plan import Plan, Recorded, Values, as_if_pulled, bare, carry_of, field_of, outputs_of
 from .products import rewritten
 from .trace import Joined, fake_mode, record, widened, written
 
@@ -33,7 +33,7 @@ def _problem(plan: Plan, graph: FieldGraph, x: Values) -> tuple[Problem, Leaves]
 
 
 def _problem_fakes(plan: Plan, mode: Any) -> list[Tensor]:
-    with mode:
+    with mode, plan.device:
         ts = torch.empty((*plan.lane, 2), dtype=torch.float64)
         stops = torch.empty((*plan.lane, plan.stops), dtype=torch.float64)
         direction = torch.empty(plan.lane, dtype=torch.float64)
@@ -74,7 +74,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     """
     mode = fake_mode()
     problem = _problem_fakes(plan, mode)
-    with mode:
+    with mode, plan.device:
         lane = torch.empty(plan.lane, dtype=torch.float64)
         counts = [torch.empty(plan.lane, dtype=torch.int64) for _ in range(3)]
         limits = [torch.empty((), dtype=torch.int64) for _ in range(2)]
@@ -97,7 +97,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             carry=tuple(torch.where(fresh, a, b) for a, b in zip(s.carry, carried, strict=True)),
         )
         go = (s.status == Status.RUNNING).any()
-        return Packed.of(s, torch.zeros((), dtype=torch.int64), attempts, accepted, go)
+        return Packed.of(s, torch.zeros((), dtype=torch.int64, device=plan.device), attempts, accepted, go)
 
     def turn(*inputs: Tensor) -> tuple[Tensor, ...]:
         x = Values(inputs)
@@ -133,7 +133,8 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     shown(turned, kept)
     turned = rewritten(turned, len(carried), mode)
     after = [n.meta["val"] for n in outputs_of(turned)][len(carried) :]
-    tape = [Look((plan.slots, *x.shape), contiguous_strides((plan.slots, *x.shape)), x.dtype).fake(mode) for x in after]
+    with mode:
+        tape = [x.new_empty((plan.slots, *x.shape)) for x in after]
     # the graph of a turn gets the tape as inputs; it is written, not read
     turned = widened(turned, tape)
     turned = written(turned, len(tape), lambda x: x[2].flatten()[:1]) if tape else turned

@@ -53,6 +53,10 @@ class Plan:
     def lane(self) -> tuple[int, ...]:
         return (self.y[0].shape[0],) if self.batched else ()
 
+    @property
+    def device(self) -> torch.device:
+        return self.y[0].device
+
 
 @dataclass(frozen=True)
 class Look:
@@ -61,15 +65,16 @@ class Look:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
     needed: bool = False
 
     @staticmethod
     def of(x: Tensor, needed: bool = False) -> Look:
-        return Look(tuple(x.shape), x.stride(), x.dtype, needed)
+        return Look(tuple(x.shape), x.stride(), x.dtype, x.device, needed)
 
     def fake(self, mode: Any) -> Tensor:
         with mode:
-            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
 
 @dataclass
@@ -77,7 +82,7 @@ class Recorded:
     """A graph ready to be compiled.
 
     calls: evaluations of f at the start (or end), and in each turn of the loop. kept: how a row of what the tape keeps
-    beside states and polynomials looks.
+    beside states and polynomials looks. counted: the caller knows how often the loop turns.
     """
 
     module: GraphModule
@@ -85,6 +90,7 @@ class Recorded:
     mode: Any
     calls: tuple[int, int]
     kept: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
+    counted: bool = False
 
 
 class Values:
@@ -129,7 +135,7 @@ def carry_of(plan: Plan, mode: Any) -> Leaves:
     """What the method carries from step to step, for its looks."""
     with mode, torch.no_grad():
         y = tuple(look.fake(mode) for look in plan.y)
-        t = torch.empty(plan.lane, dtype=torch.float64)
+        t = torch.empty(plan.lane, dtype=torch.float64, device=plan.device)
         return tuple(torch.empty_like(x) for x in plan.method.init(lambda t, y: y, t, y))
 
 
@@ -144,14 +150,6 @@ def powers_of(method: Method) -> int:
 def outputs_of(module: GraphModule) -> list[Node]:
     (output,) = (n for n in module.graph.nodes if n.op == "output")
     return list(output.args[0])  # pyright: ignore
-
-
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def bare(go: GraphModule) -> GraphModule:

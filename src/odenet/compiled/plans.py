@@ -20,7 +20,7 @@ from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
 from ..methods.tableau import Tableau
 from .backward import backward
-from .build import Beside, Library, library
+from .build import Beside, Library, library, queued
 from .capture import FieldGraph, NotCompilableError, capture, told
 from .forward import forward
 from .plan import Plan
@@ -46,9 +46,9 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
         and "the number of checkpoints is bounded",
         "times": recording and p.times_move and "ts asks for a gradient",
         "tangent": forward_mode() and "forward-mode derivatives pass through",
-        "device": any(x.device.type != "cpu" for x in p.y0) and "the state is not on a CPU",
+        "device": p.y0[0].device.type not in ("cpu", "cuda") and f"the state is on {p.y0[0].device}",
         "dtype": any(x.is_complex() for x in p.y0) and "the state is complex",
-        "autocast": torch.is_autocast_enabled("cpu") and "autocast chooses f's dtypes",
+        "autocast": torch.is_autocast_enabled(p.y0[0].device.type) and "autocast chooses f's dtypes",
         "empty": any(x.numel() == 0 for x in p.y0) and "the state is empty",
     }
     for reason in reasons.values():
@@ -60,7 +60,15 @@ def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
     """f of this problem as a graph, and the tensors it uses beside t and y."""
     t = cast(p.ts.detach()[..., 0], p.f.time_dtype)
     y = tuple(cast(x.detach(), d) for x, d in zip(p.y0, p.f.dtypes, strict=True))  # objects that nobody else holds
-    return capture(*p.f.parts, t, y)
+    graph, others = capture(*p.f.parts, t, y)
+    if any(x.device != t.device for x in others):
+        raise NotCompilableError("f uses tensors of another device than the state's")
+    return graph, others
+
+
+def looped(device: torch.device) -> bool:
+    """Whether a loop there is one library, with its condition in it; else it is run in blocks from the host."""
+    return device.type == "cpu"
 
 
 def slots_for(y: Leaves, powers: int) -> int:
@@ -84,7 +92,7 @@ class Plans:
                 raise NotCompilableError(self.failed[wanted])
         if place not in self.made:
             beside = None
-            if and_back and back not in self.made:
+            if and_back and back not in self.made and looped(plan.device):
                 beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads))
             try:
                 self.made[place] = self._make(place, forward)
@@ -117,6 +125,8 @@ class Plans:
 
     def _made(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
         _, graph, plan, threads = place
+        if not looped(plan.device):
+            return queued(lambda: record(plan, graph))
         return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads))
 
 

@@ -7,7 +7,7 @@ stages of a step, a sum of products, become one product of stacked matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from . import onednn
 from .capture import quietly
+from .edit import Editor
 
 aten = torch.ops.aten
 
 SMALL = 2**15  # multiplications of a product that is written as a broadcast
 UNROLLED = 8  # terms of a sum that are written one by one
 STACKED = 2**18  # elements of stacked matrices: larger ones cost more to stack than one product saves
-
-
-class _Editor:
-    """Puts operations into a graph, with their fake results."""
-
-    def __init__(self, graph: Graph, mode: Any) -> None:
-        self.graph, self.mode = graph, mode
-
-    def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
-        node = self.graph.call_function(operation, args, kwargs)
-
-        def fake(x: Any) -> Any:
-            if isinstance(x, Node):
-                return x.meta["val"]
-            return [fake(i) for i in x] if isinstance(x, (list, tuple)) else x
-
-        with torch.no_grad(), self.mode:
-            node.meta["val"] = operation(*fake(args), **kwargs)
-        return node
 
 
 def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
@@ -51,14 +33,16 @@ def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
     _join_permutations(module.graph)
     _drop_units(module.graph)
     module = GraphModule(module, fx_graph_cse(module.graph))
-    graph, edit = module.graph, _Editor(module.graph, mode)
+    graph, edit = module.graph, Editor(module.graph, mode)
     places = [n for n in graph.nodes if n.op == "placeholder"][carried:]
     for node in reversed(list(graph.nodes)):
         if node.target is aten.add.Tensor and not _is_sum_inside(node):
             _stack(node, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
-        if node.target in (aten.mm.default, aten.addmm.default) and not _broadcast(node, fixed, edit):
+        if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu":
+            continue
+        if not _broadcast(node, fixed, edit):
             _by_onednn(node, edit)
     _join_permutations(graph)
     graph.eliminate_dead_code()
@@ -112,7 +96,7 @@ def _terms(node: Node) -> list[Node]:
     return found
 
 
-def _stack(root: Node, edit: _Editor) -> None:
+def _stack(root: Node, edit: Editor) -> None:
     """Sum of products of transposed matrices, or of sums over rows -> one of each, of stacked matrices."""
     if not _plain_sum(root):
         return
@@ -170,7 +154,7 @@ def _unchanging(graph: Graph, constant: Sequence[Node]) -> set[Node]:
     return fixed
 
 
-def _by_onednn(node: Node, edit: _Editor) -> None:
+def _by_onednn(node: Node, edit: Editor) -> None:
     """The product by oneDNN instead of PyTorch's BLAS, where that is faster on this machine."""
     *bias, left, right = node.args
     if node.kwargs or not isinstance(left, Node) or not isinstance(right, Node):
@@ -186,7 +170,7 @@ def _by_onednn(node: Node, edit: _Editor) -> None:
     node.replace_all_uses_with(product)
 
 
-def _broadcast(node: Node, fixed: set[Node], edit: _Editor) -> bool:
+def _broadcast(node: Node, fixed: set[Node], edit: Editor) -> bool:
     """Write a small product with what stays the same as a sum of products; whether it was one."""
     *bias, left, right = node.args
     if node.kwargs or right not in fixed or not isinstance(left, Node) or not isinstance(right, Node):

@@ -91,42 +91,45 @@ def _plan(p: Problem, others: list[Tensor], wanted: list[bool], request: Request
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.controller.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
-    stops = p.stops.times.shape[-1]
+    stops, device = p.stops.times.shape[-1], p.direction.device
     return Plan(
         p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
         y=tuple(Look.of(y.contiguous()) for y in p.y0),
         others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
-        rtol=tuple(Look.of(x) for x in _tensors(p.rtol)), atol=tuple(Look.of(x) for x in _tensors(p.atol)),
+        rtol=tuple(Look.of(x) for x in _tensors(p.rtol, device)),
+        atol=tuple(Look.of(x) for x in _tensors(p.atol, device)),
         stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if attached else slots, keeps=attached,
         starts=inner, dense=dense,
     )  # fmt: skip
 
 
-def _tensors(tolerances: Sequence[float | Tensor]) -> list[Tensor]:
-    return [x if isinstance(x, Tensor) else _constant(float(x)) for x in tolerances]
+def _tensors(tolerances: Sequence[float | Tensor], device: torch.device) -> list[Tensor]:
+    return [x if isinstance(x, Tensor) else _constant(float(x), device) for x in tolerances]
 
 
 @lru_cache(maxsize=256, typed=True)  # 1, 1.0 and True are three tensors
-def _constant(value: bool | int | float) -> Tensor:
+def _constant(value: bool | int | float, device: torch.device) -> Tensor:
     """A number for a library to read; making a tensor takes longer than many an operation on it."""
     with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        # filled, as copying it from the host would wait for the device
+        dtype = torch.float64 if isinstance(value, float) else torch.int64 if type(value) is int else torch.bool
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _forward(run: Run, and_back: bool) -> Outcome:
-    p, plan = run.p, run.plan
+    p, plan, device = run.p, run.plan, run.plan.device
     library, left = PLANS.forward(plan, run.graph, and_back), KEPT_BYTES
     if plan.keeps and PLANS.backward(plan, run.graph).kept != library.kept:
         left = 0  # both directions must see the same products
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
-    rest = [stops.contiguous(), p.direction, *_tensors(p.rtol), *_tensors(p.atol)]
-    lane = torch.ones_like(p.direction) if p.batched else _constant(1.0)
-    zero = torch.zeros_like(lane, dtype=torch.int64) if p.batched else _constant(0)
+    rest = [stops.contiguous(), p.direction, *_tensors(p.rtol, device), *_tensors(p.atol, device)]
+    lane = torch.ones_like(p.direction) if p.batched else _constant(1.0, device)
+    zero = torch.zeros_like(lane, dtype=torch.int64) if p.batched else _constant(0, device)
     memory = tuple(lane for _ in p.controller.memory(1.0))
     t, y = ts[..., 0], tuple(y.detach().contiguous() for y in p.y0)
-    fresh, most = _constant(True), _constant(p.max_steps)
+    fresh, most = _constant(True, device), _constant(p.max_steps, device)
     s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
     attempts, accepted = zero, zero
     while True:
@@ -137,10 +140,10 @@ def _forward(run: Run, and_back: bool) -> Outcome:
             plan = replace(plan, keeps=False)
             library = PLANS.forward(plan, run.graph, and_back)
             room = plan.slots
-        tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept)
-        bounds = [most, _constant(room)]
+        tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept, device)
+        bounds = [most, _constant(room, device)]
         given = [fresh, *bounds, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
-        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors])
+        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors], None)
         packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
         counts = packed.counts
         one = counts[:, 0] if p.batched else counts
@@ -151,7 +154,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         if status != Status.RUNNING and not (p.batched and bool((counts[4] == Status.RUNNING).any())):
             return _outcome(p, packed, library.calls)
         s, attempts, accepted = packed.state(len(y)), counts[1], counts[2]
-        fresh = _constant(False)
+        fresh = _constant(False, device)
 
 
 def _tape(plan: Plan, s: State) -> list[Tensor]:
@@ -159,7 +162,7 @@ def _tape(plan: Plan, s: State) -> list[Tensor]:
         return []
     rows = (plan.slots,)
     lanes = [s.t.new_empty(rows + plan.lane) for _ in range(2)]
-    accept = [torch.empty(rows + plan.lane, dtype=torch.bool)] if plan.batched else []
+    accept = [torch.empty(rows + plan.lane, dtype=torch.bool, device=plan.device)] if plan.batched else []
     powers = powers_of(plan.method) if plan.dense else 0
     leaves = [x.new_empty((*rows, *x.shape)) for x in (*s.y, *s.carry)]
     polynomials = [x.new_empty((*rows, *x.shape)) for _ in range(powers) for x in s.y]
@@ -203,7 +206,8 @@ def _backward(
         tape = chunk.tape[: used + 2 + plan.batched]
         taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
         tape += chunk.shelf.tensors
-        out = library.run([_constant(chunk.rows), _constant(k == 0), *y_bar, *carry_bar, *extra, *run.others, *tape])
+        counts = [_constant(chunk.rows, plan.device), _constant(k == 0, plan.device)]
+        out = library.run([*counts, *y_bar, *carry_bar, *extra, *run.others, *tape], chunk.rows)
         y_bar, carry_bar, ended = out[:n], out[n:used], out[used:]
         if k == 0:
             y_bar = ended[:n]

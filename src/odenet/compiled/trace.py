@@ -41,7 +41,7 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
         usual = select_decomp_table()
         recorded = make_fx(pure, decomposition_table=usual | _ours(usual), _allow_non_fake_inputs=True)
         # each a tensor of its own: one that comes twice would be taken for one input
-        module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in fakes))
+        module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in fakes))
     _refuse_effects(module)
     _part_outputs(module)
     if not unused:

@@ -124,6 +124,7 @@ class Eager(Driver):
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
         tally, leaving = Tally(nfe, torch.zeros_like(nfe), torch.zeros_like(nfe)), Leaving(p)
+        awaited = any(observer.starts_whole for observer in observers)
         while True:
             running = s.status == Status.RUNNING
             left = int(running.sum())
@@ -133,13 +134,14 @@ class Eager(Driver):
             if bool(spent.any()):
                 s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
                 continue
-            if leaving.possible and p.f.checked and worthwhile(len(running), left):
+            if leaving.possible and not awaited and p.f.checked and worthwhile(len(running), left):
                 fewer = leaving.leave(p, s, tally, running)
                 if fewer is not None:
                     p, s, tally = fewer
                     clock = Clock(p)
                     running = s.status == Status.RUNNING
             s, tally = self._one(p, clock, s, tally, running, observers, attempt)
+            awaited = awaited and not bool(tally.accepted.any())
         s, tally = leaving.whole(p, s, tally)
         return Outcome(s, tally.nfe, tally.accepted, tally.rejected)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from .advance import Move
 
 
 class Observer(ABC):
-    """Sees every move of a solve, in order, rejected ones too."""
+    """Sees every move of a solve, in order, rejected ones too.
+
+    starts_whole: no sample leaves the batch before a step has been accepted; the first one seen has all samples.
+    """
+
+    starts_whole: ClassVar[bool] = False
 
     @abstractmethod
     def see(self, move: Move) -> None: ...

@@ -22,10 +22,11 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool,
         end, start = pieces.end.detach(), pieces.start.detach()
         if lanes is not None:
             end, start = end[:, lanes], start[:, lanes]
-        reaches = (end != start).unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
+        moves = end != start
+        reaches = moves.unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
         first = reaches.to(torch.uint8).argmax(0)
-        # past the last step taken (by rounding, or after a failure) the last one serves
-        last = len(end) - 1 - (end != start).to(torch.uint8).flip(0).argmax(0)
+        # past the last step taken (by rounding, or after a failure) the last one serves; of none taken, the first row
+        last = torch.where(moves.any(0), len(end) - 1 - moves.to(torch.uint8).flip(0).argmax(0), 0)
         index = torch.where(reaches.any(0), first, last[:, None].expand_as(first))
         whose = torch.arange(t.shape[0], device=t.device) if lanes is None else lanes
         place = (index, whose[:, None].expand_as(index))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -213,6 +213,8 @@ class Pieces:
 @final
 class Everywhere(Observer):
     """Keeps the local polynomial of every accepted step."""
+
+    starts_whole: ClassVar[bool] = True  # a sample that never moves has its state from there
 
     def __init__(self) -> None:
         self.parts: list[Leaves] = []

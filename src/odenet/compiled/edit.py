@@ -1,0 +1,28 @@
+"""Puts operations into a graph that was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+
+class Editor:
+    """Puts operations into a graph, with their fake results."""
+
+    def __init__(self, graph: Graph, mode: Any) -> None:
+        self.graph, self.mode = graph, mode
+
+    def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        node = self.graph.call_function(operation, args, kwargs)
+
+        def fake(x: Any) -> Any:
+            if isinstance(x, Node):
+                return x.meta["val"]
+            return [fake(i) for i in x] if isinstance(x, (list, tuple)) else x
+
+        with torch.no_grad(), self.mode:
+            node.meta["val"] = operation(*fake(args), **kwargs)
+        return node

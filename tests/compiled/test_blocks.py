@@ -1,0 +1,158 @@
+"""The driver for a device that works through a queue, run on the CPU: values, looks at values, launches, memory."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import odenet
+from compiled.sides import field_of, same, solved
+from odenet.compiled import blocks, plans, replay
+from odenet.compiled.backward import backward
+from odenet.compiled.capture import capture
+from odenet.compiled.forward import forward
+from odenet.compiled.plan import Look, Plan
+from odenet.compiled.plans import Plans, settings
+from odenet.control import PID
+from odenet.core.leaves import flatten
+from odenet.engine.problem import Problem
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def queued(monkeypatch):
+    """As on a GPU: no loop is a library of its own, and nothing was compiled or judged yet."""
+    monkeypatch.setattr(plans, "looped", lambda device: False)
+    monkeypatch.setattr("odenet.compiled.solving.PLANS", Plans())
+    monkeypatch.setattr("odenet.compiled.solving.refuse_slower", lambda *_: None)
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """CUDA graphs with a stand-in that launches again from Python; what it gives counts the launches by graph."""
+    launches: list[str] = []
+
+    def captured(work, device):
+        work()  # as a capture does before
+        launches.append("captured")
+
+        def again():
+            launches.append("replayed")
+            work()
+
+        return again
+
+    monkeypatch.setattr(replay, "captured", captured)
+    monkeypatch.setattr(blocks, "pays", lambda tensors: True)
+    return launches
+
+
+OUTPUTS = [0.0, 0.3, 0.31, 1.0, 2.5]
+CASES = {
+    "ends": ([0.0, 2.0], {}),
+    "outputs": (OUTPUTS, {}),
+    "backwards": (OUTPUTS[::-1], {}),
+    "per sample": (OUTPUTS, {"per_sample": True}),
+    "fixed": ([0.0, 1.0], {"method": "rk4", "step": 0.05}),
+    "dense": (OUTPUTS, {"dense": True}),
+}
+
+
+@pytest.mark.parametrize("name", ["ends", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "ends")])
+def test_as_eager(name, params, y0):
+    ts, options = CASES[name]
+    same(field_of(*params) if name != "per sample" else rowwise(*params), y0, ts, params, **options)
+
+
+def rowwise(w, b):
+    return lambda t, y: torch.tanh(y @ w + b) * torch.cos(t)[:, None]
+
+
+@pytest.mark.parametrize("name", ["outputs", pytest.param("per sample", marks=pytest.mark.slow)])
+def test_replayed_as_eager(name, params, y0, replayed):
+    """Twice, as the second solve finds the memory of the first in the graphs; the first one's results stay."""
+    ts, options = CASES[name]
+    f = field_of(*params) if name != "per sample" else rowwise(*params)
+    first, _ = solved(f, y0, ts, params, **options)
+    kept = first.ys.detach().clone()
+    same(f, 2 * y0, ts, params, **options)
+    assert torch.equal(first.ys, kept)
+
+
+def test_many_tapes(params, y0, monkeypatch):
+    """A solve longer than a tape: the guard of a full tape, and the state handed from tape to tape."""
+    monkeypatch.setattr("odenet.compiled.solving.KEEPING", 4)
+    same(field_of(*params), y0, [0.0, 4.0], params, rtol=1e-9, atol=1e-9)
+
+
+def looks(work):
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        work()
+    return sum(e.count for e in seen.key_averages() if e.key == "aten::_local_scalar_dense")
+
+
+def test_one_look_a_block(params, y0):
+    """Forward; backward the number of steps is known. Both solves fit on one tape."""
+    f = field_of(*params)
+
+    def counted(tolerance):
+        found = []
+
+        def forward():
+            start = y0.clone().requires_grad_()
+            found.append(odenet.solve(f, start, [0.0, 3.0], rtol=tolerance, atol=tolerance, compile=True))
+
+        forward()
+        there = looks(forward)
+        back = looks(lambda: torch.autograd.grad(found[-1].y1.sum(), params))
+        stats = found[-1].stats
+        return stats.accepted + stats.rejected, there, back
+
+    (few, first, back), (many, second, also_back) = counted(1e-4), counted(1e-9)
+    assert many > few + 3 * blocks.TURNS
+
+    def whole(n):
+        return -(-n // blocks.TURNS)
+
+    assert second - first == whole(many) - whole(few)
+    assert back == also_back == 0
+
+
+def test_one_launch_a_block(params, y0, replayed):
+    f = field_of(*params)
+    solved(f, y0, [0.0, 3.0], params, rtol=1e-9, atol=1e-9)  # captures
+    replayed.clear()
+    sol, _ = solved(f, y0, [0.0, 3.0], params, rtol=1e-9, atol=1e-9)
+    steps = sol.stats.accepted
+    there = -(-(steps + sol.stats.rejected) // blocks.TURNS)
+    back = steps // blocks.TURNS + steps % blocks.TURNS
+    assert steps < 64  # one tape
+    assert replayed == ["replayed"] * (there + back)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_nothing_on_the_host(batched, params):
+    """Recorded for another device than the CPU, with meta for it: every operation is there, and none looks."""
+    w, b = (p.detach().to("meta").requires_grad_() for p in params)
+    y0 = torch.empty(4, 3, dtype=F64, device="meta")
+    lane = (4,) if batched else ()
+    t = torch.empty(lane, dtype=F64, device="meta")
+    f = rowwise(w, b) if batched else field_of(w, b)
+    graph, others = capture(f, flatten(y0)[1], (), t, (y0,))
+    method, controller = odenet.methods.METHODS["dopri5"], PID()
+    p = Problem(
+        None, (y0,), t, None, t, method, controller, [1e-6], [1e-6], batched, 100  # pyright: ignore
+    )  # fmt: skip
+    number = Look((), (), F64, y0.device)
+    plan = Plan(
+        method, controller, settings(p), batched, (F64,), F64, y=(Look.of(y0),),
+        others=tuple(Look.of(x, True) for x in others), rtol=(number,), atol=(number,), stops=1, slots=8, keeps=True,
+        starts=True, dense=True,
+    )  # fmt: skip
+    for made in (forward(plan, graph), backward(plan, graph)):
+        before, go, body, after, _, _ = blocks.parted(made.module)
+        turn = body if made.counted else blocks.guarded(body, go, made.mode)
+        for part in (before, turn, after):
+            nodes = [n for n in part.graph.nodes if n.op not in ("output", "get_attr")]
+            assert {x.device.type for n in nodes for x in torch.utils._pytree.tree_leaves(n.meta["val"])} == {"meta"}
+            assert not any("local_scalar" in str(n.target) for n in nodes)
