@@ -74,7 +74,7 @@ class Replays:
     def _fill(self, carried: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         given = [*carried, *(x for i, x in enumerate(others) if i not in self.written)]
         mine = [*self.carried, *(x for i, x in enumerate(self.others) if i not in self.written)]
-        torch._foreach_copy_(mine, given)  # one launch for all of a kind
+        torch._foreach_copy_(mine, given)  # pyright: ignore  # one launch for all of a kind
 
     def _work(self, turns: int) -> None:
         carried = self.carried
