@@ -11,6 +11,7 @@ from torch.fx import Node
 from ..core.field import VectorField
 from ..core.leaves import Leaves, select
 from .capture import FieldGraph
+from .columns import all_arranged, all_by_rows, tape_of
 from .kept import costly, taken
 from .plan import Plan, Recorded, Values, bare, carry_of, field_of, powers_of
 from .products import rewritten
@@ -32,7 +33,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
         rows, first = torch.empty((), dtype=torch.int64), torch.empty((), dtype=torch.bool)
         lanes = [torch.empty((plan.slots, *plan.lane), dtype=torch.float64) for _ in range(2)]
         accept = [torch.empty((plan.slots, *plan.lane), dtype=torch.bool)] if plan.batched else []
-        tape = [torch.empty((plan.slots, *x.shape), dtype=x.dtype) for x in (*y, *carry)] + lanes + accept
+        tape = [tape_of(x, plan.slots, plan.columns) for x in (*y, *carry)] + lanes + accept
         extra = [torch.empty_like(x) for x in tape[: n * plan.starts]]
         extra += [torch.empty_like(x) for _ in range(back.powers) for x in tape[:n]]
     totals = [others[i] for i in back.wanted]
@@ -43,7 +44,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     tape += shelf
     turned = widened(turned, shelf)
     taken(turned, kept)
-    turned = rewritten(turned, len(carried), mode)
+    turned = rewritten(turned, len(carried), mode, plan.columns)
     ended = record(back.end, [first, *y, *carry, *totals, *others, *start], mode)
     go = record(lambda i, *x: (i >= 0,), [*carried, *extra, *others, *tape], mode)
     zeros = record(lambda *x: tuple(torch.zeros_like(x[i]) for i in back.wanted), others, mode)
@@ -85,13 +86,14 @@ class _Back:
     def turn(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One step back."""
         plan, n, x = self.plan, self.n, Values(inputs)
-        i, bars, total = x.one(), x.take(n + self.carry), x.take(len(self.wanted))
+        i, bars, total = x.one(), all_by_rows(x.take(n + self.carry)), x.take(len(self.wanted))
         extra, others = x.take(n * plan.starts + n * self.powers), x.take(len(plan.others))
         row = i.unsqueeze(0)
         at = Values([t.index_select(0, row).squeeze(0) for t in x.values[x.at :]])
-        y, carry, t0, t1 = at.take(n), at.take(self.carry), at.one(), at.one()
+        y, carry = (all_by_rows(at.take(count)) for count in (n, self.carry))
+        t0, t1 = at.one(), at.one()
         extras = Values([t.index_select(0, row).squeeze(0) for t in extra])
-        start_bars, coefficient_bars = extras.take(n * plan.starts), extras.take(self.powers * n)
+        start_bars, coefficient_bars = (all_by_rows(extras.take(count)) for count in (n * plan.starts, self.powers * n))
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             x = Values(inputs)
@@ -116,14 +118,14 @@ class _Back:
         if plan.starts:
             new_y = tuple(a + b for a, b in zip(new_y, start_bars, strict=True))
         sums = tuple(a + b for a, b in zip(total, pulled[n + self.carry :], strict=True))
-        return (i - 1, *new_y, *pulled[n : n + self.carry], *sums)
+        return (i - 1, *all_arranged((*new_y, *pulled[n : n + self.carry]), plan.columns), *sums)
 
     def end(self, first: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Through the first carry, where row 0 is the first step."""
         n, x = self.n, Values(inputs)
-        y_bar, carry_bar, total = x.take(n), x.take(self.carry), x.take(len(self.wanted))
-        others = x.take(len(self.plan.others))
-        y, t0 = tuple(t[0] for t in x.take(n)), x.one()[0]
+        y_bar, carry_bar = all_by_rows(x.take(n)), all_by_rows(x.take(self.carry))
+        total, others = x.take(len(self.wanted)), x.take(len(self.plan.others))
+        y, t0 = all_by_rows(tuple(t[0] for t in x.take(n))), x.one()[0]
         if not self.carry:
             return (*y_bar, *total)
 

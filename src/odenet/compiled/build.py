@@ -49,13 +49,13 @@ def folder() -> Path:
     return base / "odenet"
 
 
-def library(key: str | None, make: Callable[[], Recorded], threads: int) -> Library:
+def library(key: str | None, make: Callable[[], Recorded], threads: int, thorough: bool) -> Library:
     """The compiled graph. key: of what it computes; None: it is not found again by another process."""
     if key is not None and (found := _found(key)) is not None:
         return found
     with _turns.mine():
         recorded = make()
-    path = compiled(recorded, threads)
+    path = compiled(recorded, threads, thorough)
     if key is not None:
         path = _keep(path, key, recorded)
     return Library(load(path), recorded.calls, recorded.kept)
@@ -108,7 +108,7 @@ class Beside:
     While the C++ compiler, a process, works for one of them, the other is recorded and lowered.
     """
 
-    def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
+    def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int, thorough: bool) -> None:
         self.made: list[Library] = []
         self.error: Exception | None = None
         self.thread: threading.Thread | None = None
@@ -116,12 +116,12 @@ class Beside:
             self.made.append(found)
             return
         quietly("torch._inductor.compile_fx")
-        self.thread = threading.Thread(target=self._run, args=(key, make, threads), daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(key, make, threads, thorough), daemon=True)
         self.thread.start()
 
-    def _run(self, key: str | None, make: Callable[[], Recorded], threads: int) -> None:
+    def _run(self, *wanted: Any) -> None:
         try:
-            self.made.append(library(key, make, threads))
+            self.made.append(library(*wanted))
         except Exception as error:
             self.error = error
 
@@ -158,7 +158,7 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
 _turns = Turns()
 
 
-def compiled(recorded: Recorded, threads: int) -> Path:
+def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:
     """The library that Inductor and the compiler make."""
     quietly("torch._inductor.compile_fx")
     import torch._inductor.config as config
@@ -172,6 +172,6 @@ def compiled(recorded: Recorded, threads: int) -> Path:
         "fx_graph_cache": False,  # ours is found without Inductor
         "compile_threads": 1,  # one file: helpers would only have to be started
     }
-    with _turns.mine(), config.patch(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
+    with _turns.mine(thorough), config.patch(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
         made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)

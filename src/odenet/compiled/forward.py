@@ -13,6 +13,7 @@ from ..engine.advance import Clock, State, attempt, settle
 from ..engine.drive import start
 from ..engine.problem import Problem, Stops
 from .capture import FieldGraph
+from .columns import all_arranged, all_by_rows, tape_of
 from .kept import costly, shown
 from .plan import Plan, Recorded, Values, as_if_pulled, bare, carry_of, field_of, outputs_of
 from .products import rewritten
@@ -23,7 +24,7 @@ def _problem(plan: Plan, graph: FieldGraph, x: Values) -> tuple[Problem, Leaves]
     """The problem from its tensors: ts, stops, direction, rtol, atol, y0, others. And the others."""
     n = len(plan.y)
     ts, stops, direction = x.take(3)
-    rtol, atol, y0, others = x.take(n), x.take(n), x.take(n), x.take(len(plan.others))
+    rtol, atol, y0, others = x.take(n), x.take(n), all_by_rows(x.take(n)), x.take(len(plan.others))
     f = as_if_pulled(plan, graph) if plan.keeps else graph
     p = Problem(
         field_of(plan, f, others), y0, ts, Stops(stops, None), direction, plan.method, plan.controller, rtol, atol,
@@ -54,10 +55,10 @@ class Packed(NamedTuple):
     leaves: Leaves
 
     @staticmethod
-    def of(s: State, row: Tensor, attempts: Tensor, accepted: Tensor, go: Tensor) -> tuple[Tensor, ...]:
+    def of(s: State, row: Tensor, attempts: Tensor, accepted: Tensor, go: Tensor, columns: bool) -> tuple[Tensor, ...]:
         numbers = torch.stack([s.t, s.h, *s.memory])
         counts = torch.stack([row.expand_as(attempts), attempts, accepted, s.stop, s.status])
-        return (go, numbers, counts, *s.y, *s.carry)
+        return (go, numbers, counts, *all_arranged((*s.y, *s.carry), columns))
 
     def state(self, n: int) -> State:
         """n: leaves of y."""
@@ -86,7 +87,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
 
     def begin(fresh: Tensor, attempts: Tensor, accepted: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         x = Values(rest)
-        h, status, kept, carried = x.one(), x.one(), x.take(memory), x.take(len(carry))
+        h, status, kept, carried = x.one(), x.one(), x.take(memory), all_by_rows(x.take(len(carry)))
         p, _ = _problem(plan, graph, x)
         s = start(p, Clock(p))
         calls[0] = p.f.calls
@@ -97,11 +98,13 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             carry=tuple(torch.where(fresh, a, b) for a, b in zip(s.carry, carried, strict=True)),
         )
         go = (s.status == Status.RUNNING).any()
-        return Packed.of(s, torch.zeros((), dtype=torch.int64, device=plan.device), attempts, accepted, go)
+        return Packed.of(
+            s, torch.zeros((), dtype=torch.int64, device=plan.device), attempts, accepted, go, plan.columns
+        )
 
     def turn(*inputs: Tensor) -> tuple[Tensor, ...]:
         x = Values(inputs)
-        packed = Packed(x.one(), x.one(), x.one(), x.take(len(plan.y) + len(carry)))
+        packed = Packed(x.one(), x.one(), x.one(), all_by_rows(x.take(len(plan.y) + len(carry))))
         most, room = x.take(2)
         p, _ = _problem(plan, graph, x)
         s, attempts, accepted = packed.state(len(plan.y)), packed.counts[1], packed.counts[2]
@@ -114,6 +117,7 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             tape = [*s.y, *s.carry, s.t, t1, *([move.accept] if plan.batched else [])]
             if plan.dense:
                 tape += [c for cs in move.polynomial() for c in cs]
+            tape = list(all_arranged(tape, plan.columns))
         attempts = attempts + (s.status == Status.RUNNING)
         accepted = accepted + move.accept
         s = settle(p, clock, s, move, verdict)
@@ -124,17 +128,17 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
         go = (s.status == Status.RUNNING).any()
         if plan.slots:
             go = go & (row < room)
-        return (*Packed.of(s, row, attempts, accepted, go), *tape)
+        return (*Packed.of(s, row, attempts, accepted, go, plan.columns), *tape)
 
     first = record(begin, [head[0], *counts[:2], *given, *problem], mode)
     carried = [n.meta["val"] for n in outputs_of(first)]
     turned = record(turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
     kept = costly(turned, free=1) if plan.keeps else []
     shown(turned, kept)
-    turned = rewritten(turned, len(carried), mode)
+    turned = rewritten(turned, len(carried), mode, plan.columns)
     after = [n.meta["val"] for n in outputs_of(turned)][len(carried) :]
     with mode:
-        tape = [x.new_empty((plan.slots, *x.shape)) for x in after]
+        tape = [tape_of(x, plan.slots, plan.columns) for x in after]
     # the graph of a turn gets the tape as inputs; it is written, not read
     turned = widened(turned, tape)
     turned = written(turned, len(tape), lambda x: x[2].flatten()[:1]) if tape else turned

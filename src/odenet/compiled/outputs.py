@@ -12,6 +12,7 @@ from ..core.dense import evaluate
 from ..core.leaves import Leaves, select, spread
 from ..engine.problem import Problem
 from ..engine.record import Pieces
+from .columns import tape_of
 from .plan import Plan, powers_of
 
 
@@ -204,7 +205,7 @@ class Outputs:
         for rows in self.rows:
             parts = []
             for c in columns:
-                whole = c.new_empty((self.plan.slots, *c.shape[1:]))
+                whole = tape_of(c[0], self.plan.slots, self.plan.columns)
                 whole[:rows] = c[at : at + rows]
                 parts.append(whole)
             chunks.append(parts)

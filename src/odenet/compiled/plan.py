@@ -25,7 +25,7 @@ class Plan:
     and whether a gradient is wanted, for each leaf and for each tensor that f uses beside t and y. stops: how many
     times end a step. slots: rows of a tape, 0 without one. keeps: a tape holds large products too. starts: the states
     at the starts of the steps have cotangents of their own. dense: a tape holds each step's polynomial too, which has
-    cotangents.
+    cotangents. columns: states are held column by column.
     """
 
     method: Method = field(compare=False)
@@ -43,6 +43,7 @@ class Plan:
     keeps: bool
     starts: bool
     dense: bool
+    columns: bool
 
     @property
     def carries(self) -> bool:

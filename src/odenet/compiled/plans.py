@@ -93,7 +93,7 @@ class Plans:
         if place not in self.made:
             beside = None
             if and_back and back not in self.made and looped(plan.device):
-                beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads))
+                beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
             try:
                 self.made[place] = self._make(place, forward)
             finally:
@@ -127,7 +127,7 @@ class Plans:
         _, graph, plan, threads = place
         if not looped(plan.device):
             return queued(lambda: record(plan, graph))
-        return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads))
+        return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads), plan.batched)
 
 
 PLANS = Plans()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from . import onednn
+from . import columns, onednn
 from .capture import quietly
 from .edit import Editor
 
@@ -25,8 +25,11 @@ UNROLLED = 8  # terms of a sum that are written one by one
 STACKED = 2**18  # elements of stacked matrices: larger ones cost more to stack than one product saves
 
 
-def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
-    """The graph of one turn of a loop with its products rewritten. Inputs after the `carried` stay the same."""
+def rewritten(module: GraphModule, carried: int, mode: Any, by_columns: bool) -> GraphModule:
+    """The graph of one turn of a loop with its products rewritten. Inputs after the `carried` stay the same.
+
+    by_columns: states are held that way (columns.py); products go from column to column then.
+    """
     quietly("torch._inductor.test_operators")
     from torch._functorch.compile_utils import fx_graph_cse
 
@@ -37,17 +40,22 @@ def rewritten(module: GraphModule, carried: int, mode: Any) -> GraphModule:
     places = [n for n in graph.nodes if n.op == "placeholder"][carried:]
     for node in reversed(list(graph.nodes)):
         if node.target is aten.add.Tensor and not _is_sum_inside(node):
-            _stack(node, edit)
+            _stack(node, edit, by_columns)
+    if by_columns:
+        for node in list(graph.nodes):
+            if node.target is aten.cat.default:
+                columns.joined(node, edit)
+        for place in places:
+            columns.turned(place, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
         if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu":
             continue
-        if not _broadcast(node, fixed, edit):
+        if not _broadcast(node, fixed, edit, by_columns):
             _by_onednn(node, edit)
     _join_permutations(graph)
     graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    return GraphModule(module, fx_graph_cse(graph))  # each stage has prepared the same weights
 
 
 def _value(node: Any) -> Tensor:
@@ -96,7 +104,7 @@ def _terms(node: Node) -> list[Node]:
     return found
 
 
-def _stack(root: Node, edit: Editor) -> None:
+def _stack(root: Node, edit: Editor, by_columns: bool) -> None:
     """Sum of products of transposed matrices, or of sums over rows -> one of each, of stacked matrices."""
     if not _plain_sum(root):
         return
@@ -109,9 +117,15 @@ def _stack(root: Node, edit: Editor) -> None:
     with edit.graph.inserting_before(root):
         made: list[Node] = []
         if len(products) > 1 and _fits(products):
-            left = edit(aten.cat.default, [p.args[0].args[0] for p in products])  # pyright: ignore
-            right = edit(aten.cat.default, [p.args[1] for p in products])
-            made.append(edit(aten.mm.default, edit(aten.permute.default, left, [1, 0]), right))
+            if by_columns:
+                left = edit(aten.cat.default, [p.args[0] for p in products], 1)
+                right = edit(aten.cat.default, [edit(aten.permute.default, p.args[1], [1, 0]) for p in products], 1)
+                right = edit(aten.permute.default, right, [1, 0])
+            else:
+                left = edit(aten.cat.default, [p.args[0].args[0] for p in products])  # pyright: ignore
+                left = edit(aten.permute.default, left, [1, 0])
+                right = edit(aten.cat.default, [p.args[1] for p in products])
+            made.append(edit(aten.mm.default, left, right))
         else:
             rest += products
         if len(sums) > 1 and sum(_value(s.args[0]).numel() for s in sums) <= STACKED:
@@ -170,14 +184,19 @@ def _by_onednn(node: Node, edit: Editor) -> None:
     node.replace_all_uses_with(product)
 
 
-def _broadcast(node: Node, fixed: set[Node], edit: Editor) -> bool:
+def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> bool:
     """Write a small product with what stays the same as a sum of products; whether it was one."""
     *bias, left, right = node.args
     if node.kwargs or right not in fixed or not isinstance(left, Node) or not isinstance(right, Node):
         return False
-    (rows, inner), columns = _value(left).shape, _value(right).shape[1]
-    if not 0 < rows * inner * columns <= SMALL or not _value(left).dtype.is_floating_point:
+    (rows, inner), width = _value(left).shape, _value(right).shape[1]
+    most = columns.LARGE if by_columns else SMALL
+    if not 0 < rows * inner * width <= most or not _value(left).dtype.is_floating_point:
         return False
+    if by_columns and rows >= columns.FEW:
+        with edit.graph.inserting_before(node):
+            node.replace_all_uses_with(_from_columns(left, right, bias, edit))
+        return True
     with edit.graph.inserting_before(node):
         left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
         if inner <= UNROLLED:
@@ -200,11 +219,40 @@ def _broadcast(node: Node, fixed: set[Node], edit: Editor) -> bool:
             total = edit(aten.sum.dim_IntList, product, [2])
         if bias:
             # spread over all rows once and for all, so that what follows is one loop over all elements
-            whole = edit(aten.expand.default, bias[0], [rows, columns])
+            whole = edit(aten.expand.default, bias[0], [rows, width])
             whole = edit(aten.clone.default, whole, memory_format=torch.contiguous_format)
             total = edit(aten.add.Tensor, total, whole)
     node.replace_all_uses_with(total)
     return True
+
+
+def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) -> Node:
+    """The product as a sum of columns, each times a number."""
+    inner = _value(left).shape[1]
+    turned = edit(aten.permute.default, left, [1, 0])
+    turned = edit(torch.ops.prims.inductor_force_stride_order.default, turned, [_value(left).shape[0], 1])
+    weights = edit(aten.permute.default, right, [1, 0])
+    if inner <= UNROLLED:
+        total = None
+        for k in range(inner):
+            weight, column = (
+                edit(aten.slice.Tensor, weights, 1, k, k + 1),
+                edit(aten.slice.Tensor, turned, 0, k, k + 1),
+            )
+            term = edit(aten.mul.Tensor, column, weight)
+            total = term if total is None else edit(aten.add.Tensor, total, term)
+        assert total is not None
+    else:
+        if not _value(weights).is_contiguous():
+            weights = edit(aten.clone.default, weights, memory_format=torch.contiguous_format)
+        product = edit(
+            aten.mul.Tensor, edit(aten.unsqueeze.default, weights, 2), edit(aten.unsqueeze.default, turned, 0)
+        )
+        total = edit(aten.sum.dim_IntList, product, [1])
+    if bias:
+        by_column = bias[0] if _value(bias[0]).ndim > 1 else edit(aten.unsqueeze.default, bias[0], 0)
+        total = edit(aten.add.Tensor, total, edit(aten.permute.default, by_column, [1, 0]))
+    return edit(aten.permute.default, total, [1, 0])
 
 
 def lifted(body: GraphModule, carried: int) -> tuple[GraphModule, GraphModule | None]:

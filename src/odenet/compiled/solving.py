@@ -21,6 +21,7 @@ from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
 from .choice import refuse_slower
+from .columns import all_arranged, all_by_rows, in_columns, tape_of
 from .forward import Packed
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
@@ -71,7 +72,7 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver,
     given = {id(x) for x in p.f.differentiable_args}
     held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
     attached = recording and any(x.requires_grad for x in (*inputs, *held))
-    plan = _plan(p, others, differentiable if attached else [False] * len(others), request, attached)
+    plan = _plan(p, graph, others, differentiable if attached else [False] * len(others), request, attached)
     run = Run(p, plan, graph, [x.detach() for x in others], [])
     with torch.no_grad():
         outcome = _forward(run, attached)
@@ -87,19 +88,22 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver,
     return unpacked(p, values, solved, stats)
 
 
-def _plan(p: Problem, others: list[Tensor], wanted: list[bool], request: Request, attached: bool) -> Plan:
+def _plan(
+    p: Problem, graph: FieldGraph, others: list[Tensor], wanted: list[bool], request: Request, attached: bool
+) -> Plan:
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.controller.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
+    columns = in_columns([y.shape for y in p.y0], graph.module)
     stops, device = p.stops.times.shape[-1], p.direction.device
     return Plan(
         p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
-        y=tuple(Look.of(y.contiguous()) for y in p.y0),
+        y=tuple(Look.of(y) for y in all_arranged(p.y0, columns)),
         others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
         rtol=tuple(Look.of(x) for x in _tensors(p.rtol, device)),
         atol=tuple(Look.of(x) for x in _tensors(p.atol, device)),
         stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if attached else slots, keeps=attached,
-        starts=inner, dense=dense,
+        starts=inner, dense=dense, columns=columns,
     )  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     lane = torch.ones_like(p.direction) if p.batched else _constant(1.0, device)
     zero = torch.zeros_like(lane, dtype=torch.int64) if p.batched else _constant(0, device)
     memory = tuple(lane for _ in p.controller.memory(1.0))
-    t, y = ts[..., 0], tuple(y.detach().contiguous() for y in p.y0)
+    t, y = ts[..., 0], all_arranged([y.detach() for y in p.y0], plan.columns)
     fresh, most = _constant(True, device), _constant(p.max_steps, device)
     s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
     attempts, accepted = zero, zero
@@ -164,8 +168,8 @@ def _tape(plan: Plan, s: State) -> list[Tensor]:
     lanes = [s.t.new_empty(rows + plan.lane) for _ in range(2)]
     accept = [torch.empty(rows + plan.lane, dtype=torch.bool, device=plan.device)] if plan.batched else []
     powers = powers_of(plan.method) if plan.dense else 0
-    leaves = [x.new_empty((*rows, *x.shape)) for x in (*s.y, *s.carry)]
-    polynomials = [x.new_empty((*rows, *x.shape)) for _ in range(powers) for x in s.y]
+    leaves = [tape_of(x, plan.slots, plan.columns) for x in (*s.y, *s.carry)]
+    polynomials = [tape_of(x, plan.slots, plan.columns) for _ in range(powers) for x in s.y]
     return [*leaves, *lanes, *accept, *polynomials]
 
 
@@ -177,7 +181,7 @@ def _outcome(p: Problem, packed: Packed, calls: tuple[int, int]) -> Outcome:
         nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
         return Outcome(packed.state(n), nfe, accepted, attempts - accepted)
     (_, attempts, accepted, stop, status), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
-    y, carry = packed.leaves[:n], packed.leaves[n:]
+    y, carry = all_by_rows(packed.leaves[:n]), packed.leaves[n:]
     s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
     return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
@@ -193,8 +197,8 @@ def _backward(
 ) -> Sequence[Tensor | None]:
     plan, n = run.plan, len(run.p.y0)
     bars = outputs.bars(cotangents)
-    y_bar = [b.contiguous() for b in bars.end]
-    carry_bar = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
+    y_bar: Sequence[Tensor] = all_arranged(bars.end, plan.columns)
+    carry_bar: Sequence[Tensor] = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
     found: dict[int, Tensor] = {}
     needed = [key for key, look in zip(order, plan.others, strict=True) if look.needed]
     count: Number = 0

@@ -204,6 +204,8 @@ class Clock:
 
     def _at(self, values: Tensor, stop: Tensor) -> Tensor:
         """For each lane the value of its stop (of the last one where it has passed them all)."""
+        if self.count == 1:
+            return values[..., 0]
         return values.gather(-1, stop.clamp(max=self.count - 1).unsqueeze(-1)).squeeze(-1)
 
 
