@@ -51,13 +51,24 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
 
 
 def _ours(usual: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    operation = torch.ops.aten.softplus.default
+    def either(operation: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(*args: Any, **kwargs: Any) -> Any:
+            made = ours(*args, **kwargs)
+            theirs = usual.get(operation)
+            return theirs(*args, **kwargs) if made is NotImplemented and theirs is not None else made
 
-    def either(*args: Any, **kwargs: Any) -> Any:
-        made = softplus(*args, **kwargs)
-        return usual[operation](*args, **kwargs) if made is NotImplemented else made
+        return apply
 
-    return {operation: either} if operation in usual else {}
+    own = {torch.ops.aten.softplus.default: softplus, torch.ops.aten.bmm.default: _folded}
+    return {operation: either(operation, ours) for operation, ours in own.items()}
+
+
+def _folded(left: Tensor, right: Tensor) -> Any:
+    """Products of many matrices with one and the same, as one product: a library would compute them one by one."""
+    count, rows, inner = left.shape
+    if right.stride(0) != 0 or count < 2:
+        return NotImplemented
+    return torch.mm(left.reshape(count * rows, inner), right[0]).view(count, rows, right.shape[2])
 
 
 def _refuse_effects(module: GraphModule) -> None:
