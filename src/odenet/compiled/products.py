@@ -120,12 +120,12 @@ def _stack(root: Node, edit: Editor, by_columns: bool) -> None:
             if by_columns:
                 left = edit(aten.cat.default, [p.args[0] for p in products], 1)
                 right = edit(aten.cat.default, [edit(aten.permute.default, p.args[1], [1, 0]) for p in products], 1)
-                right = edit(aten.permute.default, right, [1, 0])
+                made.append(_of_columns(left, right, edit))
             else:
                 left = edit(aten.cat.default, [p.args[0].args[0] for p in products])  # pyright: ignore
                 left = edit(aten.permute.default, left, [1, 0])
                 right = edit(aten.cat.default, [p.args[1] for p in products])
-            made.append(edit(aten.mm.default, left, right))
+                made.append(edit(aten.mm.default, left, right))
         else:
             rest += products
         if len(sums) > 1 and sum(_value(s.args[0]).numel() for s in sums) <= STACKED:
@@ -139,6 +139,16 @@ def _stack(root: Node, edit: Editor, by_columns: bool) -> None:
         for term in [*rest, *made[1:]]:
             total = edit(aten.add.Tensor, term, total)
     root.replace_all_uses_with(total)
+
+
+def _of_columns(left: Node, right: Node, edit: Editor) -> Node:
+    """Each column with each: a library would wake its threads for the little that this is."""
+    (m, rows), n = _value(left).shape, _value(right).shape[0]
+    if m * n * rows > columns.LARGE or not _value(left).dtype.is_floating_point:
+        return edit(aten.mm.default, left, edit(aten.permute.default, right, [1, 0]))
+    left, right = (edit(torch.ops.prims.inductor_force_stride_order.default, x, [rows, 1]) for x in (left, right))
+    pairs = edit(aten.mul.Tensor, edit(aten.unsqueeze.default, left, 1), edit(aten.unsqueeze.default, right, 0))
+    return edit(aten.sum.dim_IntList, pairs, [2])
 
 
 def products_axes(node: Node) -> tuple[Any, ...]:

@@ -95,6 +95,7 @@ def _plan(
     dense = (inner and not p.controller.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
     columns = in_columns([y.shape for y in p.y0], graph.module)
+    keeps = attached and not columns  # small products are computed again in no time
     stops, device = p.stops.times.shape[-1], p.direction.device
     return Plan(
         p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
@@ -102,7 +103,7 @@ def _plan(
         others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
         rtol=tuple(Look.of(x) for x in _tensors(p.rtol, device)),
         atol=tuple(Look.of(x) for x in _tensors(p.atol, device)),
-        stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if attached else slots, keeps=attached,
+        stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if keeps else slots, keeps=keeps,
         starts=inner, dense=dense, columns=columns,
     )  # fmt: skip
 
