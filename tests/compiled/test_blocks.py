@@ -147,7 +147,7 @@ def test_nothing_on_the_host(batched, params):
     plan = Plan(
         method, controller, settings(p), batched, (F64,), F64, y=(Look.of(y0),),
         others=tuple(Look.of(x, True) for x in others), rtol=(number,), atol=(number,), stops=1, slots=8, keeps=True,
-        starts=True, dense=True,
+        starts=True, dense=True, columns=False,
     )  # fmt: skip
     for made in (forward(plan, graph), backward(plan, graph)):
         before, go, body, after, _, _ = blocks.parted(made.module)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..core.leaves import Leaves, Spec, flatten, unflatten
+from .collecting import paused
 
 
 class NotCompilableError(Exception):
@@ -145,7 +146,8 @@ def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
     key = getattr(unbound, "__code__", None) or type(f)
     with _lock:
         if key not in _calls:
-            quietly("torch._dynamo")
+            with paused():
+                quietly("torch._dynamo")
             own = FunctionType(_call.__code__.replace(co_name=f"_call_{len(_calls)}"), _call.__globals__)
             _calls[key] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)  # pyright: ignore
         return _calls[key]
@@ -157,7 +159,7 @@ def _about_leaves() -> Iterator[None]:
 
     For the first call of a code only: leaving `catch_warnings` makes Python forget which warnings it has shown.
     """
-    with warnings.catch_warnings():
+    with paused(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         yield
 

@@ -9,6 +9,7 @@ programs, which takes 2 s: PyTorch knows it.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from typing import Any
 import torch
 
 from .capture import quietly
+from .collecting import paused
 from .hoist import hoisted
+
+SOON = 0.1  # seconds after which the C++ compiler is running
 
 
 class Turns:
@@ -28,6 +32,7 @@ class Turns:
         self.run: Callable[..., Any] | None = None
         self.instructions: Callable[..., Any] | None = None
         self.load: Any = None
+        self.waiting = 0  # for the C++ compiler
         self.own = threading.local()  # of a thread in its turn; another may compile for itself meanwhile
 
     @contextmanager
@@ -38,7 +43,7 @@ class Turns:
         from torch._inductor import codecache
 
         cache: Any = codecache.CppPythonBindingsCodeCache
-        with self.lock:
+        with paused(), self.lock:
             if self.users == 0:
                 self.run, builder.run_compile_cmd = builder.run_compile_cmd, self._meanwhile
                 self.instructions = isa.valid_vec_isa_list
@@ -61,11 +66,21 @@ class Turns:
         level = getattr(self.own, "level", None)
         if level is None:
             return self.run(command, cwd)
+        self.waiting += 1
         self.lock.release()
+        tidying = threading.Timer(SOON, self._tidy)
+        tidying.start()
         try:
             return self.run(command.replace(" -O3 ", level), cwd)
         finally:
+            tidying.cancel()
             self.lock.acquire()
+            self.waiting -= 1
+
+    def _tidy(self) -> None:
+        """What Inductor has left behind is collected while everybody waits for the C++ compiler."""
+        if self.waiting == self.users:
+            gc.collect()
 
 
 def _known_instructions(isa: Any) -> Callable[[], list[Any]]:
