@@ -1,4 +1,4 @@
-"""Whether compiled code is the faster one: measured at the first use of each f, method and shape, both ways twice.
+"""Whether compiled code is the faster one: measured at the first use of each f, method and shape.
 
 Most compiled solves are several times as fast. Convolutions are calls of the same library either way, and Inductor may
 order memory around them in a way that costs more than the rest gains; and it may compute an intermediate anew for each
@@ -22,6 +22,7 @@ from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
 from .capture import FieldGraph, NotCompilableError
 
+CLEARLY = 1.5
 NOTHING = 2e-3  # seconds: a solve this short says little about longer ones with the same f
 
 _judged: dict[tuple[Any, ...], str | None] = {}
@@ -69,9 +70,12 @@ def _judge(
         awaited()
         return time.perf_counter() - start
 
-    for way in (compiled, how.run):
-        taken(way)
-    ours, eager = (min(taken(way) for _ in range(2)) for way in (compiled, how.run))
+    taken(compiled)  # loads, or compiles
+    ours, eager = taken(compiled), taken(how.run)
+    if CLEARLY * ours <= eager:  # a first eager call takes longer than the next ones, though not by so much
+        return None
+    ours = min(ours, taken(compiled))
+    eager = min(taken(how.run) for _ in range(2))
     if ours <= chance * eager or ours - eager < NOTHING:
         return None
     return f"eager code is faster for this f here ({1e3 * eager:.1f} ms against {1e3 * ours:.1f})"
