@@ -47,6 +47,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
         "times": recording and p.times_move and "ts asks for a gradient",
         "tangent": forward_mode() and "forward-mode derivatives pass through",
         "device": p.y0[0].device.type not in ("cpu", "cuda") and f"the state is on {p.y0[0].device}",
+        "devices": any(x.device != p.y0[0].device for x in p.y0) and "the state is on several devices",
         "dtype": any(x.is_complex() for x in p.y0) and "the state is complex",
         "autocast": torch.is_autocast_enabled(p.y0[0].device.type) and "autocast chooses f's dtypes",
         "empty": any(x.numel() == 0 for x in p.y0) and "the state is empty",

@@ -8,6 +8,7 @@ stages of a step, a sum of products, become one product of stacked matrices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -213,12 +214,7 @@ def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> 
             flat = right if _value(right).is_contiguous() else edit(
                 aten.clone.default, right, memory_format=torch.contiguous_format
             )  # fmt: skip
-            total = None
-            for k in range(inner):
-                column = edit(aten.slice.Tensor, left, 1, k, k + 1)
-                term = edit(aten.mul.Tensor, column, edit(aten.slice.Tensor, flat, 0, k, k + 1))
-                total = term if total is None else edit(aten.add.Tensor, total, term)
-            assert total is not None
+            total = _pairwise(edit, (left, 1), (flat, 0), inner)
         else:
             turned = edit(aten.permute.default, right, [1, 0])
             if not _value(turned).is_contiguous():
@@ -236,6 +232,20 @@ def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> 
     return True
 
 
+def _pairwise(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], count: int) -> Node:
+    """The sum of products of slices, each of both along the axis that is given with it."""
+    (a, along), (b, across) = left, right
+    terms = (
+        edit(
+            aten.mul.Tensor,
+            edit(aten.slice.Tensor, a, along, k, k + 1),
+            edit(aten.slice.Tensor, b, across, k, k + 1),
+        )
+        for k in range(count)
+    )
+    return reduce(lambda total, term: edit(aten.add.Tensor, total, term), terms)
+
+
 def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) -> Node:
     """The product as a sum of columns, each times a number."""
     inner = _value(left).shape[1]
@@ -243,15 +253,7 @@ def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) ->
     turned = edit(torch.ops.prims.inductor_force_stride_order.default, turned, [_value(left).shape[0], 1])
     weights = edit(aten.permute.default, right, [1, 0])
     if inner <= UNROLLED:
-        total = None
-        for k in range(inner):
-            weight, column = (
-                edit(aten.slice.Tensor, weights, 1, k, k + 1),
-                edit(aten.slice.Tensor, turned, 0, k, k + 1),
-            )
-            term = edit(aten.mul.Tensor, column, weight)
-            total = term if total is None else edit(aten.add.Tensor, total, term)
-        assert total is not None
+        total = _pairwise(edit, (turned, 0), (weights, 1), inner)
     else:
         if not _value(weights).is_contiguous():
             weights = edit(aten.clone.default, weights, memory_format=torch.contiguous_format)

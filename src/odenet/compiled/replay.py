@@ -33,7 +33,7 @@ def captured(work: Callable[[], None], device: torch.device) -> Callable[[], Non
             work()  # once before: libraries set themselves up at their first call
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             work()
     return graph.replay
 
