@@ -1,5 +1,11 @@
 """What is taken out of a loop's code, and what stays in it."""
 
+from pathlib import Path
+
+import pytest
+import torch
+
+import odenet
 from odenet.compiled.hoist import hoisted
 
 VIEW = (
@@ -74,3 +80,25 @@ def test_a_handle_that_each_use_would_free() -> None:
 def test_nothing_else_changes() -> None:
     text = "void f() {\n    kernel(a);\n}\n    while (1) {\n        never closed\n"
     assert hoisted(text) == text
+
+
+@pytest.mark.slow
+def test_what_inductor_writes_is_as_expected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else solves would be right, and slow."""
+    seen: list[tuple[str, str]] = []
+
+    def watched(source: str) -> str:
+        seen.append((source, hoisted(source)))
+        return seen[-1][1]
+
+    def handles(source: str) -> int:
+        return source.split("while (1) {")[1].split("\n    }\n")[0].count("_handle;")
+
+    monkeypatch.setattr("odenet.compiled.turns.hoisted", watched)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    y0, w = torch.randn(17, 2, requires_grad=True), torch.randn(2, 20)
+    odenet.solve(lambda t, y: torch.tanh(y @ w) @ w.mT - y, y0, [0.0, 1.0], compile=True).y1.sum().backward()
+    assert len(seen) == 2
+    for before, after in seen:
+        assert handles(before) > 40
+        assert handles(after) < handles(before) / 2
