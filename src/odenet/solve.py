@@ -13,7 +13,7 @@ from . import check, traced
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.field import VectorField
-from .core.leaves import Leaves, differentiable, flatten, real_dtype, select
+from .core.leaves import Leaves, differentiable, flatten, in_working_precision, select, time_dtype
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
 from .core.transforms import some, vmapping
@@ -30,8 +30,6 @@ from .gradients.base import Trajectory
 from .methods import Method
 from .progress import bar
 from .solution import Solution
-
-_WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 @outside_graphs(traced.solve)
@@ -108,13 +106,13 @@ def solve(
     control = check.controller(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
-    working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    working = in_working_precision(leaves)
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
     check.reachable(relative, absolute, control)
     args = check.arguments(args)
     dtypes = tuple(x.dtype for x in leaves)
-    field = VectorField(f, flatten(y0)[1], names, dtypes, _time_dtype(given_ts, working), args)
+    field = VectorField(f, flatten(y0)[1], names, dtypes, time_dtype(given_ts, working), args)
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
     problem, pack = Problem.build(field, working, precise, control, method=solver, **limits), field.pack
@@ -161,14 +159,6 @@ def _ends(p: Problem, found: Trajectory) -> Leaves:
         return found.y1
     last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
     return select(True if p.on_host else still, last, found.y1)
-
-
-def _time_dtype(ts: Tensor, leaves: Leaves) -> torch.dtype:
-    """What f's t has: the dtype of ts, never less precise than the state or float32."""
-    dtype = torch.promote_types(ts.dtype, torch.float32)
-    for leaf in leaves:
-        dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
-    return dtype
 
 
 def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import check
 from .control import Controller
-from .core.leaves import real_dtype
+from .core.leaves import in_working_precision, time_dtype
 from .core.outside_graphs import exporting
 from .core.plain_field import PlainField
 from .core.status import Status
@@ -24,8 +24,6 @@ from .gradients.base import Stats
 from .gradients.traced import adjoint
 from .methods import Method
 from .solution import Solution
-
-_WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def traceable(
@@ -86,16 +84,14 @@ def solve(
     solver = check.method(method)
     control = check.controller(controller, step, solver)
     how = check.gradient(gradient)
-    working = tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    working = in_working_precision(leaves)
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
-    dtype = torch.promote_types(given_ts.dtype, torch.float32)
-    for leaf in working:
-        dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
-    field = PlainField(f, y0, tuple(x.dtype for x in leaves), dtype, tuple(args))
+    dtypes = tuple(x.dtype for x in leaves)
+    field: Any = PlainField(f, y0, dtypes, time_dtype(given_ts, working), tuple(args))  # as much of a field as it needs
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
-    p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)  # type: ignore[arg-type]
+    p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)
     host_ts = _numbers(ts) if host_ts is None else host_ts
     steps = host_steps(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
     if steps is not None and host_ts is not None:

@@ -35,15 +35,14 @@ class Blocks:
 
     def __init__(self, recorded: Recorded, compiler: Compiler) -> None:
         before, go, body, after, carried, others = parted(recorded.module)
-        self.inputs, self.others = len(recorded.fakes), others
-        self.at = len(carried)
+        self.others, self.at = others, len(carried)
         turn = body if recorded.counted else guarded(body, go, recorded.mode)
-        self.written = tuple(i - self.at for i in written_inputs(turn))
+        written = tuple(i - self.at for i in written_inputs(turn))
         looks = [[n.meta["val"] for n in part.graph.nodes if n.op == "placeholder"] for part in (before, turn, after)]
         self.before, self.turn, self.after = (
             compiler(part, fakes, recorded.mode) for part, fakes in zip((before, turn, after), looks, strict=True)
         )
-        self.replays = Replays(self.turn, self.at, self.written)
+        self.replays = Replays(self.turn, written)
 
     def run(self, tensors: list[Tensor], turns: int | None = None) -> list[Tensor]:
         """turns: how many, where that is known; else there is one look at a value a block."""

@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 
 from ..core.leaves import Leaves, Spec, flatten, unflatten
 from .collecting import paused
+from .columns import largest_product
 
 
 class NotCompilableError(Exception):
@@ -51,13 +52,15 @@ class Role:
 class FieldGraph:
     """f as a graph: inputs in the order of `roles` -> outputs. Leaf i of dy/dt is `results[i]`, an output or an input.
 
-    text: says what the graph computes, the same in any process; None where it holds tensors of its own.
+    text: says what the graph computes, the same in any process; None where it holds tensors of its own. largest:
+    multiplications of its largest matrix product.
     """
 
     module: GraphModule
     roles: list[Role]
     results: list[tuple[str, int]]
     text: str | None
+    largest: float
 
     def __call__(self, t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
         given = {"t": [t], "y": y, "other": others}
@@ -80,6 +83,7 @@ class _Graph:
         _refuse_effects(module)
         self.module = module
         (output,) = (n for n in module.graph.nodes if n.op == "output")
+        self.largest = largest_product(module)
         self.stand_ins = [torch.empty(0) for _ in output.args[0]]
         self.fields: dict[tuple[Role, ...], FieldGraph] = {}
 
@@ -213,7 +217,7 @@ def capture(
     field = graph.fields.get(tuple(roles))
     if field is None:
         results = [_origin(x, graph.stand_ins, inputs) for x in out]
-        field = FieldGraph(graph.module, roles, results, _text(graph.module, roles, results))
+        field = FieldGraph(graph.module, roles, results, _text(graph.module, roles, results), graph.largest)
         graph.fields[tuple(roles)] = field
     return field, others
 

@@ -1,4 +1,4 @@
-"""States of few columns are held column by column: vector instructions then work on many rows at a time.
+"""States of few columns are held column-major: vector instructions then work on many rows at a time.
 
 Row by row, two numbers of a row would be a vector of sixteen places, and a product would add across a vector. Where f
 has large products, which a library computes, rows stay rows.
@@ -28,9 +28,9 @@ def few(shape: Sequence[int]) -> bool:
     return len(shape) == 2 and shape[1] < FEW <= shape[0]
 
 
-def in_columns(shapes: Sequence[Sequence[int]], f: GraphModule) -> bool:
-    """Whether a solve with leaves of these shapes holds them by columns."""
-    return all(map(few, shapes)) and all(_product(n) <= LARGE for n in f.graph.nodes)
+def largest_product(f: GraphModule) -> float:
+    """Multiplications of the largest matrix product in f's graph."""
+    return max(map(_product, f.graph.nodes), default=0)
 
 
 def _product(node: Node) -> float:
@@ -65,7 +65,7 @@ def tape_of(x: Tensor, rows: int, columns: bool) -> Tensor:
     return torch.empty((rows, *x.shape), dtype=x.dtype, device=x.device)
 
 
-def joined(node: Node, edit: Editor) -> None:
+def concatenated(node: Node, edit: Editor) -> None:
     """Columns put side by side, as an array of columns: Inductor would make one of rows."""
     value, parts = node.meta["val"], node.args[0]
     axis: Any = node.args[1] if len(node.args) > 1 else 0
@@ -76,7 +76,7 @@ def joined(node: Node, edit: Editor) -> None:
         node.replace_all_uses_with(edit(aten.permute.default, made, [1, 0]))
 
 
-def turned(place: Node, edit: Editor) -> None:
+def transposed(place: Node, edit: Editor) -> None:
     """An input that stays the same at every turn, as an array of columns: it is copied once."""
     if not few(place.meta["val"].shape) or not place.users:
         return

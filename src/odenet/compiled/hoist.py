@@ -19,7 +19,6 @@ _MADE = re.compile(r"\s*(?:auto|RAIIAtenTensorHandle) (\w+)\b")
 _MOVE = re.compile(r"\s*(?:auto )?(\w+) = std::move\((.*)\);")
 _ONCE = re.compile(r"\bRAIIAtenTensorHandle\((tmp_\w+)\)")
 _ALWAYS = "static constexpr int64_t"
-_OWNER = "const RAIIAtenTensorHandle"
 
 
 def hoisted(source: str) -> str:
@@ -31,20 +30,19 @@ def hoisted(source: str) -> str:
             out.append(lines[i])
             i += 1
         else:
-            out += _loop(lines[i], _owned(lines[i + 1 : end]), lines[end])
+            out += _loop(lines[i], lines[i + 1 : end], lines[end])
             i = end + 1
     return "\n".join(out)
 
 
-def _owned(body: list[str]) -> list[str]:
-    """The body with an owner for handles made before the loop: Inductor has each use of one free it."""
+def _owned(body: list[str]) -> tuple[list[str], list[str]]:
+    """Owners for handles made before the loop, and the body with them: Inductor has each use of one free it."""
     text = "\n".join(body)
     made_here = set(re.findall(r"AtenTensorHandle (tmp_\w+);", text))
     names = [name for name in dict.fromkeys(_ONCE.findall(text)) if name not in made_here]
     for name in names:
         text = text.replace(f"RAIIAtenTensorHandle({name})", f"{name}_owner")
-    # before the loop, as declarations of constants are
-    return [*(f"{_OWNER} {name}_owner({name});" for name in names), *text.split("\n")]
+    return [f"RAIIAtenTensorHandle {name}_owner({name});" for name in names], text.split("\n")
 
 
 def _end(lines: Sequence[str], start: int) -> int | None:
@@ -53,16 +51,16 @@ def _end(lines: Sequence[str], start: int) -> int | None:
 
 
 def _loop(opening: str, body: list[str], closing: str) -> list[str]:
+    before, body = _owned(body)
     kept = _handed_on(body)  # what a turn hands to the next one is made anew at each
     varying = {m.group(1) for line in body if (m := _MOVE.match(line))}
-    before: list[str] = []
     inside: list[str] = []
     out_of_it: set[str] = set()
     i = 0
     while i < len(body):
         line, handle = body[i], _HANDLE.match(body[i])
         three = body[i : i + 3]
-        if line.lstrip().startswith((_ALWAYS, _OWNER)):
+        if line.lstrip().startswith(_ALWAYS):
             before.append(line)
         elif (
             handle and len(three) == 3 and three[2].strip() == f"RAIIAtenTensorHandle {handle[1]}({handle[1]}_handle);"

@@ -45,9 +45,9 @@ def rewritten(module: GraphModule, carried: int, mode: Any, by_columns: bool) ->
     if by_columns:
         for node in list(graph.nodes):
             if node.target is aten.cat.default:
-                columns.joined(node, edit)
+                columns.concatenated(node, edit)
         for place in places:
-            columns.turned(place, edit)
+            columns.transposed(place, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
         if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu":
@@ -148,8 +148,7 @@ def _of_columns(left: Node, right: Node, edit: Editor) -> Node:
     if m * n * rows > columns.LARGE or not _value(left).dtype.is_floating_point:
         return edit(aten.mm.default, left, edit(aten.permute.default, right, [1, 0]))
     left, right = (edit(torch.ops.prims.inductor_force_stride_order.default, x, [rows, 1]) for x in (left, right))
-    pairs = edit(aten.mul.Tensor, edit(aten.unsqueeze.default, left, 1), edit(aten.unsqueeze.default, right, 0))
-    return edit(aten.sum.dim_IntList, pairs, [2])
+    return _contracted(edit, (left, 1), (right, 0), 2)
 
 
 def products_axes(node: Node) -> tuple[Any, ...]:
@@ -211,18 +210,10 @@ def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> 
     with edit.graph.inserting_before(node):
         left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
         if inner <= UNROLLED:
-            flat = right if _value(right).is_contiguous() else edit(
-                aten.clone.default, right, memory_format=torch.contiguous_format
-            )  # fmt: skip
-            total = _pairwise(edit, (left, 1), (flat, 0), inner)
+            total = _pairwise(edit, (left, 1), (_without_gaps(right, edit), 0), inner)
         else:
-            turned = edit(aten.permute.default, right, [1, 0])
-            if not _value(turned).is_contiguous():
-                turned = edit(aten.clone.default, turned, memory_format=torch.contiguous_format)
-            product = edit(
-                aten.mul.Tensor, edit(aten.unsqueeze.default, left, 1), edit(aten.unsqueeze.default, turned, 0)
-            )
-            total = edit(aten.sum.dim_IntList, product, [2])
+            transposed = _without_gaps(edit(aten.permute.default, right, [1, 0]), edit)
+            total = _contracted(edit, (left, 1), (transposed, 0), 2)
         if bias:
             # spread over all rows once and for all, so that what follows is one loop over all elements
             whole = edit(aten.expand.default, bias[0], [rows, width])
@@ -230,6 +221,16 @@ def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> 
             total = edit(aten.add.Tensor, total, whole)
     node.replace_all_uses_with(total)
     return True
+
+
+def _without_gaps(x: Node, edit: Editor) -> Node:
+    return x if _value(x).is_contiguous() else edit(aten.clone.default, x, memory_format=torch.contiguous_format)
+
+
+def _contracted(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], axis: int) -> Node:
+    """The sum over an axis of the product of two matrices, each spread along the axis that is given with it."""
+    spread = (edit(aten.unsqueeze.default, x, along) for x, along in (left, right))
+    return edit(aten.sum.dim_IntList, edit(aten.mul.Tensor, *spread), [axis])
 
 
 def _pairwise(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], count: int) -> Node:
@@ -255,12 +256,7 @@ def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) ->
     if inner <= UNROLLED:
         total = _pairwise(edit, (turned, 0), (weights, 1), inner)
     else:
-        if not _value(weights).is_contiguous():
-            weights = edit(aten.clone.default, weights, memory_format=torch.contiguous_format)
-        product = edit(
-            aten.mul.Tensor, edit(aten.unsqueeze.default, weights, 2), edit(aten.unsqueeze.default, turned, 0)
-        )
-        total = edit(aten.sum.dim_IntList, product, [1])
+        total = _contracted(edit, (_without_gaps(weights, edit), 2), (turned, 0), 1)
     if bias:
         by_column = bias[0] if _value(bias[0]).ndim > 1 else edit(aten.unsqueeze.default, bias[0], 0)
         total = edit(aten.add.Tensor, total, edit(aten.permute.default, by_column, [1, 0]))

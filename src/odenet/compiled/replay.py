@@ -41,8 +41,8 @@ def captured(work: Callable[[], None], device: torch.device) -> Callable[[], Non
 class Replays:
     """Graphs of a turn by their number of turns, over memory that they share."""
 
-    def __init__(self, turn: Turn, carried: int, written: Sequence[int]) -> None:
-        self.turn, self.count, self.written = turn, carried, written
+    def __init__(self, turn: Turn, written: Sequence[int]) -> None:
+        self.turn, self.written = turn, written
         self.carried: list[Tensor] = []
         self.others: list[Tensor] = []
         self.graphs: dict[int, Callable[[], None]] = {}

@@ -21,7 +21,7 @@ from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
 from .choice import refuse_slower
-from .columns import all_arranged, all_by_rows, in_columns, tape_of
+from .columns import LARGE, all_arranged, all_by_rows, few, tape_of
 from .forward import Packed
 from .outputs import Outputs
 from .plan import Look, Plan, powers_of
@@ -94,7 +94,7 @@ def _plan(
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.controller.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
-    columns = in_columns([y.shape for y in p.y0], graph.module)
+    columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
     keeps = attached and not columns  # small products are computed again in no time
     stops, device = p.stops.times.shape[-1], p.direction.device
     return Plan(

@@ -42,6 +42,22 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
+_WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def in_working_precision(leaves: Sequence[Tensor]) -> Leaves:
+    """What the engine computes with: never less than float32."""
+    return tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+
+
+def time_dtype(ts: Tensor, leaves: Sequence[Tensor]) -> torch.dtype:
+    """What f's t has: the dtype of ts, never less precise than the state or float32."""
+    dtype = torch.promote_types(ts.dtype, torch.float32)
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
+    return dtype
+
+
 def differentiable(x: Tensor) -> bool:
     """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
     if x.requires_grad or (forward_mode() and forward_ad.unpack_dual(x).tangent is not None):
