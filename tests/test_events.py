@@ -11,7 +11,7 @@ from torch import Tensor
 
 import odenet
 from odenet import Event
-from odenet.core.roots import first_root, nodes
+from odenet.core.roots import first_roots, nodes
 
 D = torch.float64
 GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
@@ -135,7 +135,7 @@ def test_second_derivatives_up_to_a_fixed_time() -> None:
     [
         (lambda t, y: y[0], {}, TypeError, "event must be an Event.*event=Event"),
         (Event(lambda t, y: 1.0), {}, TypeError, "must return a tensor of real numbers; got float"),
-        (Event(lambda t, y: y[0]), {"per_sample": True}, ValueError, "per_sample=True is not available"),
+        (Event(lambda t, y: y.sum()), {"per_sample": True}, ValueError, r"a row a sample.*shape \(2,\).*got \(\)"),
     ],
 )
 def test_wrong_events(event: Any, more: dict[str, Any], kind: type[Exception], says: str) -> None:
@@ -154,6 +154,8 @@ def test_first_roots() -> None:
     """Of random sines and of narrow dips, against a fine search."""
     generator = torch.Generator().manual_seed(0)
     fine = torch.linspace(0, 1, 20001, dtype=D)
+    cases: list[tuple[Any, float]] = []
+    samples: list[list[float]] = []
     for i in range(300):
         a, p, o, r = torch.rand(4, dtype=D, generator=generator).tolist()
         dip = 10 ** (-1 - 2 * p)
@@ -170,9 +172,20 @@ def test_first_roots() -> None:
         if float(values[0]) == 0.0:
             continue
         changes = (values[:-1] * values[1:] < 0).nonzero()
-        root = first_root(lambda x: float(g(x)), [float(g(x)) for x in nodes()], 0, math.copysign(1, float(values[0])))
-        if len(changes) == 0:
-            assert root is None or abs(float(g(root.where))) < 1e-12
-        else:
-            assert root is not None and root.where == pytest.approx(float(fine[changes[0, 0]]), abs=6e-5)
-            assert abs(float(g(root.where))) < 1e-12
+        cases.append((g, float(fine[changes[0, 0]]) if len(changes) else math.inf))
+        samples.append([float(g(x)) for x in nodes()])
+
+    def all_of_them(x: Tensor, live: Tensor) -> Tensor:
+        return torch.stack([g(a) for (g, _), a in zip(cases, x, strict=True)])
+
+    first = torch.tensor(samples, dtype=D)
+    zero = torch.zeros(len(cases), dtype=D)
+    found = first_roots(all_of_them, first, zero, first[:, 0].sign(), zero, zero == 0)
+    for (g, true), where in zip(cases, found.where.tolist(), strict=True):
+        assert where == pytest.approx(true, abs=6e-5) or (math.isinf(true) and abs(float(g(where))) < 1e-12)
+        assert math.isinf(where) or abs(float(g(where))) < 1e-12
+    one_way = first_roots(all_of_them, first, zero + 1, first[:, 0].sign(), zero, zero == 0)
+    both = torch.isfinite(found.where) & found.rising
+    assert torch.equal(one_way.where[both], found.where[both]) and bool(one_way.rising[both].all())
+    others = torch.isfinite(one_way.where) & ~both
+    assert bool((one_way.where[others] > found.where[others]).all()) and bool(others.any())

@@ -232,13 +232,11 @@ def arguments(args: Any) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def events(given: Any, per_sample: bool) -> list[Event]:
+def events(given: Any) -> list[Event]:
     many = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     for one in many:
         if not isinstance(one, Event):
             raise TypeError(f"event must be an Event or a list of them; got {one!r}: write event=Event(fn)")
-    if many and per_sample:
-        raise ValueError("event with per_sample=True is not available in this version: solve the samples one by one")
     return many
 
 

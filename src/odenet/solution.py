@@ -22,8 +22,9 @@ class Solution:
     ts: the output times, (T,), or (B, T) with per_sample. ys: the state at ts, in y0's structure and dtype, with the
     leading axis T, or (B, T, ...) with per_sample; NaN at times that a failed solve did not reach. y1: the last state
     reached. stats: nfe, accepted, rejected, backward_nfe, by key or as attributes; ints, or (B,) with per_sample.
-    status: a `Status`, or its codes as a (B,) tensor. event: which event ended the solve,
-    its time t and the state y there; None where none did.
+    status: a `Status`, or its codes as a (B,) tensor. event: the last event that happened (the one that ended the
+    solve, where the status says so): which, t and y; per sample (B,), with -1 and NaN where none did; else None where
+    none did. hits: all events in their order, with an axis for them; see `odenet.events.Hit`. None without events.
     """
 
     ts: Tensor
@@ -32,6 +33,7 @@ class Solution:
     stats: Stats
     status: Status | Tensor
     event: Any = None
+    hits: Any = None
     _dense: Callable[[Tensor], Leaves] | None = field(default=None, repr=False)
     _pack: Callable[[Leaves], Any] = field(default=lambda leaves: leaves, repr=False)
     _limits: tuple[Tensor, Tensor] | None = field(default=None, repr=False)

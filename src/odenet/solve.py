@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,17 +20,21 @@ from .core.status import Status
 from .core.transforms import some, vmapping
 from .engine.callbacks import Callbacks
 from .engine.diagnose import raise_failure, refine
-from .engine.drive import Eager
+from .engine.drive import Eager, Outcome
 from .engine.functional import Functional
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
 from .errors import unknown_name
-from .events import Ending, Hit
+from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory
+from .hybrid import Hybrid
 from .methods import Method
 from .progress import bar
 from .solution import Solution
+
+Judge = Callable[[Problem, Outcome], None]
+"""Gives the failures of a solve their causes, or raises them."""
 
 
 @outside_graphs(traced.solve)
@@ -75,8 +80,9 @@ def solve(
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.
     on_failure: "raise", or "return" the part that was solved, with `status`.
-    event: an `Event`, or a list of them: the first to happen ends the solve (with per_sample=False). `sol.event` has
-        which, t and y; `sol.y1` is the state there, and `sol.ys` NaN at times after it.
+    event: an `Event`, or a list of them; with per_sample each sample has its own. A terminal one ends the solve:
+        `sol.y1` is the state there, and `sol.ys` NaN at times after it. `sol.event` is the last that happened, with
+        which, t and y; `sol.hits` are all.
     progress: True for a bar (needs tqdm), or a callable (fraction, stats).
     compile: True: solve and exact gradient by machine code that is compiled at first use (some seconds) and kept; what
         does not compile is solved as without, with one warning that says why. docs/compiling.md.
@@ -92,7 +98,7 @@ def solve(
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
     compile = check.flag("compile", compile)
-    events = check.events(event, per_sample)
+    events = check.events(event)
     per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
     if on_failure not in ("raise", "return"):
         raise unknown_name("on_failure", str(on_failure), ("raise", "return"))
@@ -119,35 +125,40 @@ def solve(
     if vmapping():
         check.vmapped(events, callbacks, progress, solver)
         problem = replace(problem, traced=True)
-    ending = Ending(events, problem, args) if events else None
+    judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
+    driver, last, hits = Functional() if problem.traced else Eager(), None, None
+
+    def run(p: Problem, request: Request) -> Trajectory:
+        compiled = compiled_or_none(p, driver, how, request) if compile else None
+        found = how.run(p, driver, request) if compiled is None else compiled
+        judge(p, found.outcome)
+        return found
+
     with bar(progress) as report:
-        sought = None if ending is None else ending.sought
-        request = Request(dense, report, callbacks, sought)
-        driver = Functional() if problem.traced else Eager()
-        trajectory = compiled_or_none(problem, driver, how, request) if compile else None
-        if trajectory is None:
-            trajectory = how.run(problem, driver, request)
-    if on_failure == "raise":
-        raise_failure(problem, trajectory.outcome, names)
-    else:
-        refine(problem, trajectory.outcome)
-    final = trajectory.outcome.state
+        request = Request(dense, report, callbacks)
+        if events:
+            trajectory, last, hits = Hybrid(problem, events, args, run, request).journey()
+        else:
+            trajectory = run(problem, request)
+    final, y1 = trajectory.outcome.state, trajectory.y1 if events else _ends(problem, trajectory)
     status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
-    y1, hit = _ends(problem, trajectory), None
-    if ending is not None and trajectory.outcome.event is not None:
-        which, time, y1 = ending.at_event(trajectory.outcome.event, y1)
-        hit = Hit(which, time.to(given_ts.dtype), pack(y1))
     return Solution(
         given_ts,
         pack(trajectory.ys),
         pack(y1),
         trajectory.stats,
         status,
-        hit,
+        _told(last, given_ts),
+        _told(hits, given_ts),
         trajectory.dense,
         pack,
         (problem.ts.detach()[..., 0], final.time.detach()) if dense else None,
     )
+
+
+def _told(hit: Hit | None, ts: Tensor) -> Hit | None:
+    """The hit with times in the dtype of ts."""
+    return None if hit is None else hit._replace(t=hit.t.to(ts.dtype))
 
 
 def _ends(p: Problem, found: Trajectory) -> Leaves:

@@ -103,7 +103,7 @@ def solve(
     zero = found.accepted * 0
     nfe = _evaluations(p, found)
     stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
-    return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, None, None, field.pack, None)
+    return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, _pack=field.pack)
 
 
 def _given(controller: Controller | None, name: str) -> Any:

@@ -1,19 +1,22 @@
-"""Roots of functions of one variable on [0, 1]: how to find the first of them, also where two lie close together."""
+"""Roots of many functions of one variable on [0, 1]: the first of each, also where two lie close together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-Function = Callable[[float], float]
+Function = Callable[[Tensor, Tensor], Tensor]
+"""(points, wanted) -> values: one point for each function; only those that are wanted are looked at."""
 
 NODES = 9  # samples of a function on a step: its Chebyshev polynomial of degree 8
 _FINE = 96  # intervals on which the sign of that polynomial is looked at
 _DOUBT = 0.05  # an extremum within this part of the samples' range is looked at itself
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @cache
@@ -23,7 +26,7 @@ def nodes() -> tuple[float, ...]:
 
 
 @cache
-def _fine() -> tuple[tuple[float, ...], torch.Tensor]:
+def _fine() -> tuple[Tensor, Tensor]:
     """Points, and the matrix that takes samples at the nodes to the values of their polynomial there.
 
     By the barycentric formula: J.-P. Berrut, L. N. Trefethen, Barycentric Lagrange interpolation, SIAM Review 46
@@ -39,117 +42,132 @@ def _fine() -> tuple[tuple[float, ...], torch.Tensor]:
             continue
         terms = [w / (point - node) for w, node in zip(weights, x, strict=True)]
         rows.append([term / sum(terms) for term in terms])
-    return tuple(points), torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(points, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
 
 
-class Root(NamedTuple):
-    """where: in (0, 1]. rising: the function goes from negative to positive there."""
+class Roots(NamedTuple):
+    """where: in (0, 1], infinite where there is none. rising: the function goes from negative to positive there."""
 
-    where: float
-    rising: bool
+    where: Tensor
+    rising: Tensor
 
 
-def first_root(g: Function, samples: Sequence[float], direction: int, sign: float) -> Root | None:
-    """The first crossing of g in (0, 1], given its samples at `nodes()`.
+def first_roots(
+    g: Function, samples: Tensor, direction: Tensor, sign: Tensor, left: Tensor, ends_at_zero: Tensor
+) -> Roots:
+    """The first crossing of each function in (0, 1], given its samples at `nodes()` on the last axis.
 
-    direction: +1 for crossings from negative to positive, -1 for the others, 0 for both. sign: that of g before 0,
-    where g(0) itself may be zero. A crossing needs both signs: a touch is none. What the samples' polynomial says is
+    All else has one number for each function. direction: +1 for crossings from negative to positive, -1 for the others,
+    0 for both. sign: that of the function before `left`, where its value may be zero; 0: not looked at. A crossing
+    needs both signs: a touch is none, but for a zero at 1 where `ends_at_zero`. What the samples' polynomial says is
     checked by g itself.
     """
-    points, interpolate = _fine()
-    values = (interpolate @ torch.tensor(samples, dtype=torch.float64)).tolist()
-    doubt = _DOUBT * (max(samples) - min(samples))
-    seen: dict[float, float] = dict(zip(nodes(), samples, strict=True))
-
-    def true(x: float) -> float:
-        if x not in seen:
-            seen[x] = g(x)
-        return seen[x]
-
-    left, i = points[0], 0
-    while i < len(points) - 1:
-        i += 1
-        right = points[i]
-        crosses = values[i] * sign < 0 or (values[i] == 0.0 and i == len(points) - 1)
-        valley = i < len(points) - 1 and abs(values[i]) <= doubt and _turns(values, i, sign)
-        if not crosses and not valley:
+    points, interpolate = (x.to(samples.device) for x in _fine())
+    values, index = samples @ interpolate.mT, torch.arange(len(points), device=samples.device)
+    near = values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))
+    at_end = (values[..., -1] == 0) & ends_at_zero
+    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(at_end)
+    passed, live = torch.searchsorted(points, left, right=True) - 1, sign != 0
+    while True:
+        signed = values * sign.unsqueeze(-1)
+        crosses, valley = signed < 0, torch.zeros_like(near)
+        crosses[..., -1] |= at_end
+        inner = signed[..., 1:-1]
+        valley[..., 1:-1] = near[..., 1:-1] & (inner <= signed[..., :-2]) & (inner <= signed[..., 2:])
+        seen = (crosses | valley) & (index > passed.unsqueeze(-1)) & live.unsqueeze(-1)
+        live = seen.any(-1)
+        if not bool(live.any()):
+            return Roots(where, rising)
+        i = seen.to(torch.uint8).argmax(-1)
+        by_sign = crosses.gather(-1, i.unsqueeze(-1)).squeeze(-1)
+        begin = torch.where(by_sign, left, torch.maximum(left, points[(i - 1).clamp(min=0)]))
+        right = _beyond(g, sign, begin, points[i], points[(i + 1).clamp(max=len(points) - 1)], live, at_end)
+        found = live & torch.isfinite(right)
+        passed = torch.where(live, i, passed)
+        if not bool(found.any()):
             continue
-        if true(right) * sign >= 0 and not (right == 1.0 and true(right) == 0.0):
-            begin, end = left if crosses else points[i - 1], points[min(i + 1, len(points) - 1)]
-            low = _lowest(lambda x, side=sign: side * true(x), begin, right, end)
-            if low is None:
-                continue
-            right = low
-        start = max((x for x, value in seen.items() if x < right and value * sign > 0 and x >= left), default=left)
-        where = _refined(true, start, right, sign) if true(right) != 0.0 else right
-        rising = sign < 0
-        if direction == 0 or (direction > 0) == rising:
-            return Root(where, rising)
-        sign, left = -sign, right
-        while i < len(points) - 1 and points[i] < right:
-            i += 1
-    return None
+        right = torch.where(found, right, 1.0)
+        root = _refined(g, _nearest(samples, sign, left, right), right, sign, found)
+        good = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
+        where, rising = torch.where(good, root, where), torch.where(good, sign < 0, rising)
+        live, turned = live & ~good, found & ~good
+        left, sign = torch.where(turned, right, left), torch.where(turned, -sign, sign)
+        passed = torch.where(turned, torch.searchsorted(points, right), passed)
 
 
-def _turns(values: Sequence[float], i: int, sign: float) -> bool:
-    """Whether |values| have a local minimum at i, on the side of `sign`."""
-    return sign * values[i] <= sign * values[i - 1] and sign * values[i] <= sign * values[i + 1]
+def _nearest(samples: Tensor, sign: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The last node between left and right where the function has `sign`; left where there is none."""
+    x = torch.tensor(nodes(), dtype=samples.dtype, device=samples.device)
+    fits = (x < right.unsqueeze(-1)) & (x >= left.unsqueeze(-1)) & (samples * sign.unsqueeze(-1) > 0)
+    return torch.maximum(left, torch.where(fits, x, 0.0).amax(-1))
 
 
-def _lowest(g: Function, left: float, middle: float, right: float) -> float | None:
-    """A point of [left, right] where g is negative, by golden section; None where its minimum is not."""
-    ratio = (math.sqrt(5) - 1) / 2
-    a, b = left, right
-    c, d = b - ratio * (b - a), a + ratio * (b - a)
-    for x in (middle, c, d):
-        if g(x) < 0:
-            return x
+def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, live: Tensor, at_end: Tensor) -> Tensor:
+    """A point of [a, b] where the function has the other sign: `middle`, or by golden section; NaN where there is none.
+
+    The search ends where the values in the bracket differ by less than the smallest of them, and so hide no zero.
+    """
+    value = g(middle, live) * sign
+    good = live & ((value < 0) | ((middle == 1.0) & (value == 0) & at_end))
+    found, live = torch.where(good, middle, torch.nan), live & ~good
+    if not bool(live.any()):
+        return found
+    c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+    ends = torch.maximum(g(a, live) * sign, g(b, live) * sign)
+    at_c, at_d = g(c, live) * sign, g(d, live) * sign
+    for point, value in ((d, at_d), (c, at_c)):
+        found = torch.where(live & (value < 0), point, found)
+    live = live & ~torch.isfinite(found)
     for _ in range(40):
-        if g(c) < g(d):
-            b, d = d, c
-            c = b - ratio * (b - a)
-            new = c
-        else:
-            a, c = c, d
-            d = a + ratio * (b - a)
-            new = d
-        if g(new) < 0:
-            return new
-        if b - a < 1e-9:
+        least = torch.minimum(at_c, at_d)
+        live = live & (b - a >= 1e-9) & (torch.maximum(ends, torch.maximum(at_c, at_d)) - least >= least)
+        if not bool(live.any()):
             break
-    return None
+        lower = at_c < at_d
+        ends = torch.where(lower, at_d, at_c)  # the one of the bracket's ends that is new; the other is no lower
+        a, b = torch.where(lower, a, c), torch.where(lower, d, b)
+        new = torch.where(lower, b - _GOLDEN * (b - a), a + _GOLDEN * (b - a))
+        value = g(new, live) * sign
+        c, d = torch.where(lower, new, d), torch.where(lower, c, new)
+        at_c, at_d = torch.where(lower, value, at_d), torch.where(lower, at_c, value)
+        found = torch.where(live & (value < 0), new, found)
+        live = live & ~torch.isfinite(found)
+    return found
 
 
-def _refined(g: Function, a: float, b: float, sign: float) -> float:
-    """The root between a, where g has `sign` (or is zero at the very start), and b, where it has the other.
+def _refined(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> Tensor:
+    """The root between a, where the function has `sign` (or is zero at the very start), and b, where it has the other.
 
     T. R. Chandrupatla, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
     using derivatives, Advances in Engineering Software 28 (1997), 145-149.
     """
-    fa, fb = g(a), g(b)
-    if fa * sign <= 0:
-        fa = math.copysign(1e-300, sign)
-    c, fc, part, best = a, fa, 0.5, b
+    fa, fb = g(a, live), g(b, live)
+    fa = torch.where(fa * sign <= 0, torch.copysign(torch.full_like(sign, 1e-300), sign), fa)
+    done = ~live | (fb == 0)
+    best, part = b, torch.full_like(a, 0.5)
     a, b, fa, fb = b, a, fb, fa
+    c, fc = b, fb
     for _ in range(100):
         x = a + part * (b - a)
-        fx = g(x)
-        if fx == 0.0:
-            return x
-        if (fx > 0) == (fa > 0):
-            c, fc = a, fa
-        else:
-            c, fc, b, fb = b, fb, a, fa
+        fx = g(x, ~done)
+        best = torch.where(done, best, torch.where(fx == 0, x, best))
+        done = done | (fx == 0)
+        same = (fx > 0) == (fa > 0)
+        c, fc, b, fb = (torch.where(same, u, v) for u, v in ((a, b), (fa, fb), (b, a), (fb, fa)))
         a, fa = x, fx
-        best = a if abs(fa) < abs(fb) else b
-        tolerance = 2e-16 + 4e-16 * abs(best)
-        least = tolerance / abs(b - c) if b != c else 1.0
-        if least > 0.5:
-            return best
-        xi, phi = (a - b) / (c - b) if c != b else 1.0, (fa - fb) / (fc - fb) if fc != fb else 1.0
-        if phi * phi < xi and (1 - phi) ** 2 < 1 - xi and fa != fb and fc != fb and fc != fa and c != a:
-            part = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
-        else:
-            part = 0.5
-        part = min(max(part, least), 1 - least)
+        best = torch.where(done, best, torch.where(fa.abs() < fb.abs(), a, b))
+        least = (2e-16 + 4e-16 * best.abs()) / torch.where(b == c, 1e-300, (b - c).abs())
+        done = done | (least > 0.5)
+        if bool(done.all()):
+            break
+        part = _between(a, b, c, fa, fb, fc)
+        part = torch.minimum(torch.maximum(part, least), 1 - least)
+        part = torch.where(torch.isfinite(part), part, 0.5)
     return best
+
+
+def _between(a: Tensor, b: Tensor, c: Tensor, fa: Tensor, fb: Tensor, fc: Tensor) -> Tensor:
+    """Where between a and b to look next: by inverse quadratic interpolation where it can be trusted, else halfway."""
+    xi, phi = (a - b) / (c - b), (fa - fb) / (fc - fb)
+    part = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+    return torch.where((phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi) & torch.isfinite(part), part, 0.5)

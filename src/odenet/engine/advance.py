@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Move:
     """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
 
     stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
-    ends the solve with this move.
+    ends the solve (of these lanes) with this move.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
     """
 
@@ -68,7 +68,7 @@ class Move:
     stop: Number
     jumped: Flag
     jumps: Flag
-    ends: bool = False
+    ends: Flag = False
     asked: Flag = False
     polynomial_calls: int = 0
     graph: Step | None = None
@@ -138,19 +138,27 @@ class Clock:
         self.times = p.stops.times.detach()
         self.tracked = differentiable(p.stops.times)
         self.host = self.times.tolist() if p.on_host else None
-        self.host_jumps = p.stops.jumps.tolist() if p.on_host and p.stops.jumps is not None else None
+        self.jumps_there: Any = p.stops.jumps if p.stops.jumps is None or not p.on_host else p.stops.jumps.tolist()
         self.sign: Number = float(p.direction) if p.on_host else p.direction
         self.count = self.times.shape[-1]
         self.last = self._last_of_equal()
         self.leaves = False  # the end of a step is a leaf that asks for its gradient
-        self.event_stop: Number = None
+        self.cut_lanes: Flag = None  # lanes of which the next time to hit is that of an event
 
-    def cut(self, stop: int, t: float) -> None:
-        """End the step at hand at t, the time of an event, in place of the next time to hit (of a joint solve)."""
-        assert self.host is not None
-        self.event_stop, self.host[stop] = stop, t
-        if self.host_jumps is not None:
-            self.host_jumps[stop] = False
+    def cut(self, lanes: Flag, stop: Number, t: Number) -> None:
+        """Of these lanes: end the step at hand at t, the time of an event, in place of the next time to hit."""
+        if self.host is not None:
+            self.cut_lanes, self.host[stop] = True, t
+            if self.jumps_there is not None:
+                self.jumps_there[stop] = False
+            return
+        if self.cut_lanes is None:  # the times are the problem's own until then
+            self.cut_lanes, self.times = torch.zeros_like(lanes), self.times.clone()
+            self.jumps_there = None if self.jumps_there is None else self.jumps_there.clone()
+        rows = lanes.nonzero()[:, 0]
+        self.cut_lanes[rows], self.times[rows, stop[rows]] = True, t[rows]
+        if self.jumps_there is not None:
+            self.jumps_there[rows, stop[rows]] = False
 
     def _last_of_equal(self) -> Number:
         """For each stop the last one at the same time: what ends there moves with the last."""
@@ -173,18 +181,27 @@ class Clock:
         return self._at(self.times, stop)
 
     def jumps(self, stop: Number, hit: Flag) -> Flag:
-        if self.p.stops.jumps is None:
+        if self.jumps_there is None:
             return False
-        if self.host_jumps is not None:
-            return hit and self.host_jumps[stop]
-        return hit & self._at(self.p.stops.jumps, stop)
+        if self.host is not None:
+            return hit and self.jumps_there[stop]
+        return hit & self._at(self.jumps_there, stop)
 
     def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
         """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
-        if not self.tracked or (hit is True and stop == self.event_stop):
+        if not self.tracked or (hit is True and self.cut_lanes):
             time1 = t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
             return time1.detach().requires_grad_() if self.leaves else time1
-        return attached(self.p.stops.times, stop, hit, t1, time0)
+        time1 = attached(self.p.stops.times, stop, hit, t1, time0)
+        if isinstance(self.cut_lanes, Tensor):
+            time1 = torch.where(self.cut_lanes & hit, t1, time1)
+        return time1
+
+    def stop_hit(self, stop: Number, hit: Flag) -> Number:
+        """`stop`, or -1 where it is the time of an event that a step hits."""
+        if isinstance(self.cut_lanes, Tensor):
+            return torch.where(self.cut_lanes & hit, -1, stop)
+        return -1 if self.cut_lanes and hit else stop
 
     def next_stop(self, t: Number, stop: Number) -> Number:
         """Index of the first stop after t, the last one of several at that time."""
@@ -240,7 +257,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     accept = verdict.accept
     if lanes:
         accept, verdict = accept & running, verdict._replace(failed=verdict.failed & running)
-    stop = -1 if clock.event_stop is not None and hit else s.stop
+    stop = s.stop if clock.cut_lanes is None else clock.stop_hit(s.stop, hit)
     return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), verdict
 
 

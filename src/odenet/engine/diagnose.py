@@ -93,7 +93,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     if vmapping():
         return _raise_vmapped(p, s)
     codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
-    failed = (codes != Status.SUCCESS).nonzero().flatten().tolist() if p.batched else []
+    good = (codes == Status.SUCCESS) | (codes == Status.EVENT)
+    failed = (~good).nonzero().flatten().tolist() if p.batched else []
     if p.batched and not failed:
         return
     sample = failed[0] if p.batched else None

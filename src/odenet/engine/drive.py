@@ -27,14 +27,28 @@ Attempt = Callable[[Problem, Clock, State], tuple[Move, Verdict]]
 
 
 @dataclass
+class Found:
+    """The events that ended a solve, for each of its L lanes (one, where they share their steps).
+
+    t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
+    those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,).
+    """
+
+    t: Tensor
+    value: Tensor
+    signs: Tensor
+    zero: Tensor
+
+
+@dataclass
 class Outcome:
-    """The end of a solve. Counts are ints, or (B,) tensors per sample. event: time and number of what ended it."""
+    """The end of a solve. Counts are ints, or (B,) tensors per sample. found: the events that ended it."""
 
     state: State
     nfe: Count
     accepted: Count
     rejected: Count
-    event: tuple[float, int] | None = None
+    found: Found | None = None
 
 
 class Driver(ABC):
@@ -105,7 +119,7 @@ class Eager(Driver):
         s = start(p, clock)
         accepted = attempts = 0
         while s.status == Status.RUNNING:
-            if attempts >= p.max_steps:
+            if attempts + p.spent >= p.max_steps:
                 s = s._replace(status=int(Status.MAX_STEPS))
                 break
             move, verdict = attempt(p, clock, s)
@@ -130,7 +144,7 @@ class Eager(Driver):
             left = int(running.sum())
             if not left:
                 break
-            spent = running & (tally.accepted + tally.rejected >= p.max_steps)
+            spent = running & (tally.accepted + tally.rejected + p.spent >= p.max_steps)
             if bool(spent.any()):
                 s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
                 continue
@@ -169,6 +183,8 @@ class Eager(Driver):
         nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
         before = p.f.calls
         s = settle(p, clock, s, move, verdict)
+        if isinstance(move.ends, Tensor):
+            s = s._replace(status=torch.where(move.ends, int(Status.EVENT), s.status))
         nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
         return s, Tally(nfe, accepted, rejected)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.leaves import Leaves
-from ..core.status import Status
 from .advance import attempt
 from .callbacks import Callbacks
 from .drive import Attempt, Driver, Outcome
@@ -62,11 +61,13 @@ def integrate(
     seeker = None if request.events is None else Seeker(p, request.events, attempt)
     if seeker is not None:
         attempt = seeker.attempt
+        if p.batched and p.compact and not seeker.events.values.divisible(p):
+            p = replace(p, compact=False)
     if request.callbacks is not None:
         attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample
     outcome = driver.run(p, observers, attempt)
-    if seeker is not None and outcome.state.status == Status.EVENT:
-        outcome.event = seeker.found
+    if seeker is not None:
+        outcome.found = seeker.found
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
     return Solved(record.ys(), outcome.state.y, pieces, outcome)

@@ -70,8 +70,9 @@ class Problem:
     """One initial value problem, or B independent ones with `batched`.
 
     y0: leaves in working precision; the leading axis is the batch with `batched`. ts: output times, (T,) or (B, T), in
-    the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf. traced: operations
-    are being recorded, and no value may be looked at: lanes are tensors, of a joint solve too.
+    the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf. spent: steps of
+    max_steps that were attempted before, (B,) per sample. traced: operations are being recorded, and no value may be
+    looked at: lanes are tensors, of a joint solve too.
 
     compact: samples that have ended may leave the batch (engine/compact.py). lanes: those left, where some have; `ts`
     then has the first and the last time alone.
@@ -88,6 +89,7 @@ class Problem:
     atol: Tolerance
     batched: bool
     max_steps: int
+    spent: int | Tensor = 0
     traced: bool = False
     compact: bool = True
     lanes: Lanes | None = None
@@ -132,6 +134,7 @@ class Problem:
             direction=self.direction.index_select(0, rows),
             rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
             atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],
+            spent=self.spent.index_select(0, rows) if isinstance(self.spent, Tensor) else self.spent,
             lanes=Lanes(rows, count) if self.lanes is None else replace(self.lanes, index=self.lanes.index[rows]),
         )
 

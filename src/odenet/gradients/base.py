@@ -35,6 +35,25 @@ class Stats(dict[str, Any]):
         """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
         return Stats({k: unwrapped(v) if isinstance(v, Tensor) else v for k, v in self.items()}) if vmapping() else self
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        for total in self.__dict__.get("totals", ()):
+            total()
+
+    @staticmethod
+    def joined(parts: list[Stats]) -> Stats:
+        """The sums over solves one after another; a backward pass of one of them counts here as well."""
+        whole = Stats(parts[0])
+
+        def total() -> None:
+            for key in ("nfe", "accepted", "rejected", "backward_nfe"):
+                dict.__setitem__(whole, key, sum(part[key] for part in parts[1:]) + parts[0][key])
+
+        total()
+        for part in parts:
+            part.__dict__["totals"] = (total,)
+        return whole
+
     @staticmethod
     def of(outcome: Outcome) -> Stats:
         zero = outcome.nfe * 0

@@ -163,7 +163,9 @@ class Backward:
         direction = q.direction[:, None] if batched else q.direction
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
         beyond = (ts - (reached[:, None] if batched else reached)) * direction > 0
-        self.solved: Flag = status == Status.SUCCESS if isinstance(status, Tensor) else True
+        self.solved: Flag = True
+        if isinstance(status, Tensor):
+            self.solved = (status == Status.SUCCESS) | (status == Status.EVENT)
         if isinstance(self.solved, Tensor):  # a sample that failed has no backward solve, and a gradient of zero
             reached = torch.where(self.solved, reached, ts[:, 0])
             beyond = beyond | ~self.solved[:, None]

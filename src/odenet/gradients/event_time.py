@@ -12,37 +12,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..core.lanes import Flag
 from ..core.leaves import Leaves, dot, new_leaves
 
 Value = Callable[[Tensor, Leaves], Tensor]
-"""(t, y) -> the one number of the event function that was zero."""
+"""(t, y) -> the one number of the event function that was zero; a lane, where samples have events of their own."""
 
 
-def with_event_time(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> tuple[Tensor, Leaves]:
-    """`time` (0-d) and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
+def with_event_time(value: Value, time: Tensor, y: Leaves, slope: Leaves, lanes: Flag = True) -> tuple[Tensor, Leaves]:
+    """`time` and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
 
+    time: 0-d, or (B,) where `lanes` says which samples have an event; the others' stay as they are.
     Derivatives of the first order; f and the rate of g count as constants in what a second one would need.
     """
     time = time.detach()
     rate = _rate(value, time, y, slope)
+    if isinstance(lanes, Tensor):
+        rate = torch.where(lanes, rate, torch.inf)  # which divides their part away
     out = _EventTime.apply(value(time, y), rate, time, [k.detach() for k in slope], *y)
     return out[0], tuple(out[1:])
 
 
 def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
-    """dg/dt along the solution."""
+    """dg/dt along the solution. The value of a sample depends on that sample alone."""
+    batched = time.ndim == 1
     with torch.enable_grad():
         t, at = time.detach().requires_grad_(), new_leaves(y)
         g = value(t, at)
         if not g.requires_grad:
             return torch.zeros_like(time)
-        by_t, *by_y = torch.autograd.grad(g, (t, *at), allow_unused=True)
+        by_t, *by_y = torch.autograd.grad(g.sum(), (t, *at), allow_unused=True)
     rate = torch.zeros_like(time) if by_t is None else by_t
     for d, k in zip(by_y, slope, strict=True):
         if d is not None:
-            rate = rate + dot((d,), (k.detach(),), False).to(rate.dtype)
+            rate = rate + dot((d,), (k.detach(),), batched).to(rate.dtype)
     return rate
 
 
@@ -54,11 +58,15 @@ class _EventTime(torch.autograd.Function):
         return (time.clone(), *(x.clone() for x in y))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True: the time of an event has first derivatives only; take Event(constant_time=True), "
+                "whose time is a constant, for higher ones"
+            )
         time_bar, *y_bar = bars
         total = torch.zeros_like(ctx.rate) if time_bar is None else time_bar.to(ctx.rate.dtype)
         for bar, k in zip(y_bar, ctx.slope, strict=True):
             if bar is not None:
-                total = total + dot((bar,), (k,), False).to(total.dtype)
+                total = total + dot((bar,), (k,), ctx.rate.ndim == 1).to(total.dtype)
         return (-total / ctx.rate).to(ctx.dtype).reshape(ctx.shape), None, None, None, *y_bar

@@ -153,8 +153,9 @@ class Sensitivities(Observer):
             if e.hit and e.stop < 0:  # the time of an event is a constant
                 return torch.zeros_like(self.time)
             return self.stops[..., e.stop] if e.hit else self.time
-        index = e.stop.clamp(max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
-        return torch.where(e.hit, self.stops.gather(-1, index)[..., 0], self.time)
+        index = e.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
+        there = torch.where(e.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
+        return torch.where(e.hit, there, self.time)
 
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:
         """Tangents (P, ...) of `values`, from those of `inputs` and of what all steps share."""

@@ -292,9 +292,10 @@ class Sweep(ABC):
                 return bar0
             return time_bar + bar0 + bar1
         hit = e.accept & e.hit
-        lanes, index = self.q.lanes, e.stop.clamp(max=self.stops_bar.shape[1] - 1)
+        lanes, index = self.q.lanes, e.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
         whose = torch.arange(len(index), device=index.device) if lanes is None else lanes.index
-        self.stops_bar.index_put_((whose, index), torch.where(hit, time_bar + bar1, zero), accumulate=True)
+        through = torch.where(hit & (e.stop >= 0), time_bar + bar1, zero)  # the time of an event is a constant
+        self.stops_bar.index_put_((whose, index), through, accumulate=True)
         return torch.where(hit, bar0, time_bar + bar0 + bar1)
 
     def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ....control.first_step import hairer
-from ....core.roots import first_root, nodes
+from ....core.roots import first_roots, nodes
 from .. import inputs as _inputs
 from .. import methods as _methods
 
@@ -179,6 +179,11 @@ def find_event(interp_fn: Any, sign0: Tensor, t0: Tensor, t1: Tensor, event_fn: 
         t = t0 + x * (t1 - t0)
         return float(event_fn(t, interp_fn(t)))
 
-    root = first_root(value, [value(x) for x in nodes()], 0, float(sign0))
-    t = t1 if root is None else t0 + root.where * (t1 - t0)
+    def values(x: Tensor, live: Tensor) -> Tensor:
+        return x.new_tensor([value(float(x))])
+
+    zero = torch.zeros(1, dtype=torch.float64)
+    samples = zero.new_tensor([[value(x) for x in nodes()]])
+    where = float(first_roots(values, samples, zero, zero + float(sign0), zero, zero == 0).where)
+    t = t1 if math.isinf(where) else t0 + where * (t1 - t0)
     return t, interp_fn(t)

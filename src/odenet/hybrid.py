@@ -1,0 +1,301 @@
+"""A solve with events: one solve from each event to the next, joined.
+
+Each is an ordinary solve, from the state after the event and from its time, both attached to what decides them: so
+every gradient comes by the chain rule, whatever its kind. Per sample all take part in each solve, those that have come
+to their end with one of no length, which costs nothing (engine/compact.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .control import Controller
+from .core.leaves import Leaves, select, tree_map
+from .core.status import Status
+from .engine.advance import State
+from .engine.drive import Found, Outcome
+from .engine.events import Events
+from .engine.integrate import Progress, Request
+from .engine.problem import Problem
+from .engine.record import Collected
+from .errors import SolveError
+from .events import Event, Hit, Watched, stacked_hits
+from .gradients.base import Stats, Trajectory
+
+Run = Callable[[Problem, Request], Trajectory]
+"""One solve, differentiable; raises its failure where that is asked for."""
+
+
+@dataclass
+class Leg:
+    """One of the solves: from `start` to `end`, lanes, of those samples that were `going`."""
+
+    found: Trajectory
+    start: Tensor
+    end: Tensor
+    going: Tensor
+
+
+class Journey(NamedTuple):
+    """What a solve with events gives. hits: all of them. last: that of each sample; None where one has none."""
+
+    trajectory: Trajectory
+    last: Hit | None
+    hits: Hit
+
+
+class Hybrid:
+    """Solves p from event to event."""
+
+    def __init__(self, p: Problem, events: list[Event], args: tuple[Any, ...], run: Run, request: Request) -> None:
+        self.p, self.run, self.request = p, run, request
+        self.watched = Watched(events, p, args)
+        self.events = self.watched.events
+        self.controller = _settled(p.controller, p.ts)
+        lanes, device = self.lanes(p.direction), p.ts.device
+        count = len(lanes)
+        self.counts = torch.zeros((count, len(events)), dtype=torch.int64, device=device)
+        self.most = torch.tensor([e.max_hits or 2**62 for e in events], device=device)
+        self.last_hit = torch.tensor([e.last_hit for e in events], device=device)
+        self.directions = torch.tensor([events[i].direction for i in self.watched.owner.tolist()], device=device)
+        self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
+        self.collected = Collected()
+        self.legs: list[Leg] = []
+        self.hits: list[Hit] = []
+
+    def lanes(self, x: Any) -> Tensor:
+        """A number of each lane as a tensor (L,)."""
+        if self.p.batched:
+            return x
+        return x.reshape(1) if isinstance(x, Tensor) else torch.tensor([x], device=self.p.ts.device)
+
+    def journey(self) -> Journey:
+        p, going = self.p, torch.ones_like(self.cursor, dtype=torch.bool)
+        signs = self._as_rows(self.watched.first).sign()
+        quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
+        whole: State | None = None
+        while True:
+            leg = self._solve(p, going, signs, quiet)
+            outcome = leg.found.outcome
+            whole = self._joined(whole, outcome.state, leg)
+            spent = spent + self.lanes(outcome.accepted + outcome.rejected)
+            found = outcome.found
+            assert found is not None
+            happened = going & (found.value >= 0) & (self.lanes(outcome.state.status) == Status.EVENT)
+            if not bool(happened.any()):
+                break
+            which, time, there = self._note(found, happened, leg.found.y1)
+            ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
+            stays, going = happened & ended, happened & ~ended
+            whole = self._at_events(whole, stays, time, there)
+            if not bool(going.any()):
+                break
+            time, y, signs, quiet = self._after(found, going, which, leg.found.y1, time, there)
+            whole = self._at_events(whole, going, time, y)
+            p = self._next(going, time, y, spent if self.p.batched else int(spent))
+        return self._whole(whole)
+
+    def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Leg:
+        wanted = (self.counts < self.most)[:, self.watched.owner] & going.unsqueeze(-1)
+        events = Events(self.watched, self.directions, wanted, signs, quiet)
+        request = replace(self.request, events=events, progress=self._progress(p))
+        try:
+            found = self.run(p, request)
+        except SolveError as error:
+            if self.hits:
+                last = self.hits[-1]
+                error.add_note(
+                    f"{len(self.hits)} events had happened before, the last one at t="
+                    f"{last.t.detach().reshape(-1).nan_to_num(-torch.inf).max():.9g}. Events that pile up towards a "
+                    "time (a ball that comes to rest) have no end: give a terminal event, or max_hits."
+                )
+            raise
+        leg = Leg(found, self.lanes(p.ts.detach()[..., 0]), self.lanes(found.outcome.state.time.detach()), going)
+        self._keep_outputs(p, leg)
+        self.legs.append(leg)
+        return leg
+
+    def _keep_outputs(self, p: Problem, leg: Leg) -> None:
+        """The outputs of a solve that are asked for: its times are the start and those still to come."""
+        ts, offset = self.p.ts.detach(), 1 if self.legs else 0
+        if not self.p.batched:
+            first = int(self.cursor)
+            reached = int((((ts - leg.end) * self.p.direction) <= 0).sum())
+            if reached > first:
+                rows = slice(first, reached)
+                self.collected.keep(rows, tuple(y[offset : offset + reached - first] for y in leg.found.ys))
+                self.cursor[0] = reached
+            return
+        index = torch.arange(ts.shape[1], device=ts.device)
+        reached = (ts - leg.end.unsqueeze(1)) * self.p.direction.unsqueeze(1) <= 0
+        lane, j = (reached & (index >= self.cursor.unsqueeze(1)) & leg.going.unsqueeze(1)).nonzero(as_tuple=True)
+        column = offset + j - self.cursor[lane]
+        self.collected.keep((lane, j), tuple(y[lane, column] for y in leg.found.ys))
+        self.cursor = torch.where(leg.going, torch.maximum(self.cursor, reached.sum(1)), self.cursor)
+
+    def _note(self, found: Found, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
+        """Write the hits down: which event each is (-1: none), its time and the state there, attached."""
+        value = torch.where(happened, found.value, -1)
+        which = torch.where(happened, self.watched.owner[value.clamp(min=0)], -1)
+        self.counts.scatter_add_(1, which.clamp(min=0).unsqueeze(-1), happened.unsqueeze(-1).long())
+        end = torch.where(happened, found.t, self.legs[-1].end)
+        if self.p.batched:
+            time, there = self.watched.at_event(value, end, y1)
+            nan = tuple(torch.full_like(y, torch.nan) for y in y1)
+            shown = torch.where(happened, time, torch.nan), select(happened, there, nan)
+            self.hits.append(Hit(which, shown[0], self.p.f.pack(shown[1])))
+        else:
+            time, there = self.watched.at_event(value[0], end[0], y1)
+            self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
+        return which, time, there
+
+    def _after(
+        self, found: Found, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
+    ) -> tuple[Tensor, Leaves, Tensor, Tensor]:
+        """Time and state to go on from, and the signs of all values there; see `Events`.
+
+        An event that resets nothing leaves the solution as it is: it goes on from its fixed time.
+        """
+        resets = torch.tensor([e.reset is not None for e in self.events], device=which.device)[which] & going
+        fixed = time.detach()
+        if self.p.batched:
+            y, time = select(resets, there, y1), torch.where(resets, time, fixed)
+        else:
+            y, time = (there, time) if bool(resets) else (y1, fixed)
+        for number in sorted(set(which[resets].tolist())):
+            y = self.watched.reset(number, resets & (which == number), time, y)
+        signs, value = found.signs.clone(), found.value.clamp(min=0).unsqueeze(-1)
+        quiet = torch.zeros_like(signs).scatter(-1, value, found.zero.unsqueeze(-1))
+        if bool(resets.any()):
+            with torch.no_grad():
+                before, after = (self._as_rows(self.watched(time, x)) for x in (there, y))
+            unknown = (quiet > 0) & (after.abs() <= quiet)
+            fresh = torch.where(unknown, 0.0, torch.where((after == before) & (quiet == 0), signs, after.sign()))
+            signs = torch.where(resets.unsqueeze(-1), fresh, signs)
+            quiet = torch.where(resets.unsqueeze(-1) & ~unknown, 0.0, quiet)
+        return time, y, signs, quiet
+
+    def _next(self, going: Tensor, time: Tensor, y: Leaves, spent: Any) -> Problem:
+        """The problem from here on; samples that have ended stand still, beside one that goes on."""
+        p = self.p
+        if p.batched:
+            last = p.ts.shape[1] - 1
+            width = max(1, int((last + 1 - self.cursor[going]).max()))
+            index = self.cursor.unsqueeze(1) + torch.arange(width, device=p.ts.device)
+            ts = torch.cat([time.unsqueeze(1), p.ts.gather(1, index.clamp(max=last))], 1)
+            one = int(going.to(torch.uint8).argmax())
+            ts = torch.where(going.unsqueeze(1), ts, time[one].detach())
+            y = select(going, y, tuple(x[one].detach().expand_as(x) for x in y))
+        else:
+            ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
+        return Problem.build(
+            p.f, y, ts, self.controller, method=p.method, rtol=p.rtol, atol=p.atol, max_steps=p.max_steps, spent=spent,
+            compact=p.compact,
+        )  # fmt: skip
+
+    def _joined(self, whole: State | None, s: State, leg: Leg) -> State:
+        """Where all lanes stand, after a solve of some of them."""
+        s = s._replace(y=leg.found.y1)
+        if whole is None or not self.p.batched:
+            return s
+        on = leg.going
+        return s._replace(
+            t=torch.where(on, s.t, whole.t),
+            time=torch.where(on, s.time, whole.time),
+            h=torch.where(on, s.h, whole.h),
+            y=select(on, s.y, whole.y),
+            status=torch.where(on, s.status, whole.status),
+        )
+
+    def _at_events(self, whole: State, lanes: Tensor, time: Tensor, y: Leaves) -> State:
+        """The state with these lanes standing at events."""
+        if self.p.batched:
+            return whole._replace(y=select(lanes, y, whole.y), time=torch.where(lanes, time.detach(), whole.time))
+        return whole._replace(y=y, time=time.detach()) if bool(lanes) else whole
+
+    def _whole(self, whole: State) -> Journey:
+        stats = Stats.joined([leg.found.stats for leg in self.legs])
+        last = self.legs[-1].found.outcome
+        outcome = Outcome(whole, stats["nfe"], stats["accepted"], stats["rejected"], last.found)
+        ys = self.collected.whole(self.p.ts, torch.nan)
+        dense = self._dense if self.request.dense else None
+        time = self.p.ts.detach()[..., 0]
+        hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
+        return Journey(Trajectory(ys, whole.y, dense, outcome, stats), self._last(hits), hits)
+
+    def _last(self, hits: Hit) -> Hit | None:
+        if not self.p.batched:
+            return self.hits[-1] if self.hits else None
+        if not self.hits:
+            which = torch.full_like(self.cursor, -1)
+            nan = tuple(torch.full_like(y, torch.nan) for y in self.p.y0)
+            return Hit(which, torch.full_like(self.p.direction, torch.nan), self.p.f.pack(nan))
+        rows, count = torch.arange(len(self.cursor), device=self.cursor.device), self.counts.sum(1)
+        place = (rows, (count - 1).clamp(min=0))  # the first of a sample without hits is NaN
+        return Hit(hits.which[place], hits.t[place], tree_map(lambda y: y[place], hits.y))
+
+    def _dense(self, t: Tensor) -> Leaves:
+        """The solution at t, (m,) or (B, m): of the solve that has it; at the time of an event of the one before."""
+        sign = self.p.direction
+        if not self.p.batched:
+            ends = torch.stack([leg.end[0] for leg in self.legs]) * sign
+            which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
+            place = torch.empty_like(which)
+            parts, count = [], 0
+            for k in sorted(set(which.tolist())):
+                rows = (which == k).nonzero()[:, 0]
+                parts.append(self._of_leg(k, t[rows]))
+                place[rows] = count + torch.arange(len(rows), device=rows.device)
+                count += len(rows)
+            return tuple(torch.cat(xs)[place] for xs in zip(*parts, strict=True))
+        out: Leaves | None = None
+        for k, leg in enumerate(self.legs):
+            low, high, sign = (x.unsqueeze(1) for x in (leg.start, leg.end, self.p.direction))
+            inside = leg.going.unsqueeze(1) & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
+            if out is not None and not bool(inside.any()):
+                continue
+            before, after = (t.detach() - low) * sign < 0, (t.detach() - high) * sign > 0
+            values = self._of_leg(k, torch.where(before, low, torch.where(after, high, t)))
+            out = values if out is None else select(inside, values, out)
+        assert out is not None
+        return out
+
+    def _of_leg(self, k: int, t: Tensor) -> Leaves:
+        dense = self.legs[k].found.dense
+        assert dense is not None
+        return dense(t)
+
+    def _progress(self, p: Problem) -> Progress | None:
+        report = self.request.progress
+        if report is None or p is self.p:
+            return report
+        left, whole = ((q.ts[..., -1] - q.ts[..., 0]).detach().abs() for q in (p, self.p))
+        rest = float((left / whole.clamp(min=1e-300)).max())
+        stats = [leg.found.stats for leg in self.legs]
+        before = {k: sum(int(self.lanes(s[k]).sum()) for s in stats) for k in ("accepted", "rejected")}
+
+        def onwards(fraction: float, counts: dict[str, int]) -> None:
+            report(1.0 - rest * (1.0 - fraction), counts | {k: counts[k] + n for k, n in before.items()})
+
+        return onwards
+
+    def _as_rows(self, values: Tensor) -> Tensor:
+        return (values if self.p.batched else values.unsqueeze(0)).double()
+
+
+def _settled(controller: Controller, ts: Tensor) -> Controller:
+    """The controller with times that it makes of all output times."""
+    if not callable(controller.step_ts) and not callable(controller.jump_ts):
+        return controller
+    other = copy.copy(controller)
+    for name in ("step_ts", "jump_ts"):
+        given = getattr(controller, name)
+        if callable(given):
+            setattr(other, name, torch.as_tensor(given(ts), dtype=ts.dtype, device=ts.device))
+    return other
