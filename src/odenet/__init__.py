@@ -4,7 +4,15 @@ from . import nn
 from .control import PID, ConstantStep, Grid
 from .core.status import Status
 from .engine.callbacks import Callbacks
-from .errors import BlowUpError, ConvergenceWarning, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from .errors import (
+    BlowUpError,
+    ConvergenceWarning,
+    MaxStepsError,
+    NonFiniteError,
+    PileUpError,
+    SolveError,
+    StepUnderflowError,
+)
 from .events import Event
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
 from .report import GradientReport, GradientRow, gradient_report
@@ -30,6 +38,7 @@ __all__ = [
     "Grid",
     "MaxStepsError",
     "NonFiniteError",
+    "PileUpError",
     "Reversible",
     "Solution",
     "SolveError",

@@ -34,6 +34,10 @@ class StepUnderflowError(SolveError):
     """The step size fell below the resolution of time with everything finite."""
 
 
+class PileUpError(SolveError):
+    """Events of a reset follow one another ever faster, towards a time that no solve gets beyond."""
+
+
 class CaptureError(RuntimeError):
     """f closes over something whose gradient cannot be given with the choice of `gradient`."""
 

@@ -31,6 +31,11 @@ from .gradients.base import Stats, Trajectory
 Run = Callable[[Problem, Request], Trajectory]
 """One solve, differentiable; raises its failure where that is asked for."""
 
+Judge = Callable[[Problem, Outcome], None]
+"""Gives failures their causes; raises them where that is asked for."""
+
+_GAPS = 8  # between events of one kind, that shrink by one ratio where they pile up
+
 
 @dataclass
 class Leg:
@@ -53,8 +58,10 @@ class Journey(NamedTuple):
 class Hybrid:
     """Solves p from event to event."""
 
-    def __init__(self, p: Problem, events: list[Event], args: tuple[Any, ...], run: Run, request: Request) -> None:
-        self.p, self.run, self.request = p, run, request
+    def __init__(
+        self, p: Problem, events: list[Event], args: tuple[Any, ...], run: Run, judge: Judge, request: Request
+    ) -> None:
+        self.p, self.run, self.judge, self.request = p, run, judge, request
         self.watched = Watched(events, p, args)
         self.events = self.watched.events
         self.controller = _settled(p.controller, p.ts)
@@ -65,6 +72,7 @@ class Hybrid:
         self.last_hit = torch.tensor([e.last_hit for e in events], device=device)
         self.directions = torch.tensor([events[i].direction for i in self.watched.owner.tolist()], device=device)
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
+        self.times = torch.full((count, len(self.directions), _GAPS + 1), torch.nan, dtype=p.ts.dtype, device=device)
         self.collected = Collected()
         self.legs: list[Leg] = []
         self.hits: list[Hit] = []
@@ -92,8 +100,13 @@ class Hybrid:
                 break
             which, time, there = self._note(found, happened, leg.found.y1)
             ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
-            stays, going = happened & ended, happened & ~ended
+            piled = self._piled_up(found, happened) & ~ended
+            stays, going = happened & (ended | piled), happened & ~ended & ~piled
             whole = self._at_events(whole, stays, time, there)
+            if bool(piled.any()):
+                status = torch.where(piled, int(Status.PILE_UP), self.lanes(whole.status))
+                whole = whole._replace(status=status if self.p.batched else int(status))
+                self.judge(p, replace(outcome, state=whole))
             if not bool(going.any()):
                 break
             time, y, signs, quiet = self._after(found, going, which, leg.found.y1, time, there)
@@ -112,8 +125,7 @@ class Hybrid:
                 last = self.hits[-1]
                 error.add_note(
                     f"{len(self.hits)} events had happened before, the last one at t="
-                    f"{last.t.detach().reshape(-1).nan_to_num(-torch.inf).max():.9g}. Events that pile up towards a "
-                    "time (a ball that comes to rest) have no end: give a terminal event, or max_hits."
+                    f"{float(last.t.detach().reshape(-1).nan_to_num(-torch.inf).max()):.9g}."
                 )
             raise
         leg = Leg(found, self.lanes(p.ts.detach()[..., 0]), self.lanes(found.outcome.state.time.detach()), going)
@@ -154,6 +166,27 @@ class Hybrid:
             time, there = self.watched.at_event(value[0], end[0], y1)
             self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
         return which, time, there
+
+    def _piled_up(self, found: Found, happened: Tensor) -> Tensor:
+        """Lanes of which events of one kind tend towards a time before the end.
+
+        Beyond it there is no solution. That time is told from the ratio of gaps, while the solution between the events
+        is still well above rounding errors: its size goes with the square of a gap.
+        """
+        rows = happened.nonzero()[:, 0]
+        value = found.value[rows]
+        self.times[rows, value] = torch.cat([self.times[rows, value, 1:], found.t[rows].unsqueeze(1)], 1)
+        gaps = self.times[rows, value].diff(dim=1).abs()
+        ratios = gaps[:, 1:] / gaps[:, :-1]
+        shrinks = (ratios.amax(1) < 0.999) & (ratios.amax(1) < 1.1 * ratios.amin(1))
+        ratio = ratios.mean(1)
+        rest = gaps[:, -1] * ratio / (1 - ratio)
+        start, end = (self.lanes(self.p.ts.detach()[..., i])[rows] for i in (0, -1))
+        left, elapsed = (end - found.t[rows]).abs(), (found.t[rows] - start).abs()
+        near = 30 * max(torch.finfo(d).eps for d in self.p.f.dtypes) ** 0.5
+        piled = torch.zeros_like(happened)
+        piled[rows] = shrinks & (rest < left) & (rest < near * elapsed)
+        return piled
 
     def _after(
         self, found: Found, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves

@@ -137,7 +137,7 @@ def solve(
     with bar(progress) as report:
         request = Request(dense, report, callbacks)
         if events:
-            trajectory, last, hits = Hybrid(problem, events, args, run, request).journey()
+            trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
     final, y1 = trajectory.outcome.state, trajectory.y1 if events else _ends(problem, trajectory)

@@ -15,3 +15,4 @@ class Status(IntEnum):
     BLOW_UP = 3
     STEP_UNDERFLOW = 4
     EVENT = 5
+    PILE_UP = 6

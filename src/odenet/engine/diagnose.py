@@ -10,7 +10,7 @@ from ..core.leaves import Leaves, along, rows, spread_over
 from ..core.norms import all_finite
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
-from ..errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
+from ..errors import BlowUpError, MaxStepsError, NonFiniteError, PileUpError, SolveError, StepUnderflowError
 from .advance import State
 from .drive import Outcome
 from .problem import Problem
@@ -40,6 +40,12 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
         "the step size fell below the resolution of time",
         "rtol and atol ask for more than the dtype holds, or f jumps here: loosen them, use float64, or give the time "
         "of the jump in PID(jump_ts=...)",
+    ),
+    Status.PILE_UP: (
+        PileUpError,
+        "events pile up: the gaps between them shrink like a geometric series, and end before the solve does",
+        "give a terminal event (say, on the speed of a ball that comes to rest), or max_hits, or a reset to a state "
+        "that stays where it is",
     ),
 }
 

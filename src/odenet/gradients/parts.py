@@ -83,7 +83,8 @@ def fewer(y: Leaves, outer: Lanes | None, inner: Lanes | None) -> Leaves:
 class Shared:
     """The sum of cotangents of args and captured tensors over the steps.
 
-    An arg that is cut to the samples at hand has its cotangents put back when other samples come.
+    An arg that is cut to the samples at hand has its cotangents put back when other samples come. Each row goes on from
+    its own sum, so that the order of adding, and with it the last bit, does not depend on who else is in the batch.
     """
 
     def __init__(self, fixed: Sequence[Tensor]) -> None:
@@ -102,8 +103,13 @@ class Shared:
                 assert self.lanes is not None
                 whole, self.here[i] = self.total[i], None
                 whole = torch.zeros_like(self.fixed[i]) if whole is None else whole
-                self.total[i] = whole.index_add(0, self.lanes.index, bar)
+                self.total[i] = whole.index_copy(0, self.lanes.index, bar)
         self.lanes, self.cut = lanes, () if lanes is None else f.cut_args
+        for i, cut in enumerate(self.cut):
+            whole = self.total[i]
+            if cut and whole is not None:
+                assert lanes is not None
+                self.here[i] = whole.index_select(0, lanes.index)
 
     def add(self, parts: Sequence[Tensor | None]) -> None:
         for i, part in enumerate(parts):
