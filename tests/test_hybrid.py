@@ -415,6 +415,7 @@ def test_a_failing_sample_leaves_the_events_of_others_alone() -> None:
         return torch.where(a > 1.5, y * y, a.expand_as(y))
 
     event = Event(lambda t, y, a: y - 1.0, direction=1, reset=lambda t, y, a: torch.where(a > 1.5, y + 4.0, y - 1.0))
+    keep = torch.tensor([0, 2])
     for gradient in GRADIENTS:
         a = torch.tensor([0.7, 2.0, 1.1], dtype=D, requires_grad=True)
         y0 = torch.tensor([0.1, 0.2, 0.3], dtype=D, requires_grad=True)
@@ -422,17 +423,17 @@ def test_a_failing_sample_leaves_the_events_of_others_alone() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if gradient == "reversible" else "error")  # it tells that sample 1 is off
             sol = odenet.solve(f, y0, [0.0, 6.0], args=(a,), **options)
+            mine = torch.autograd.grad(sol.y1[keep].sum() + sol.event.t[keep].sum(), (y0, a), retain_graph=True)
         assert sol.status.tolist() == [Status.SUCCESS, Status.BLOW_UP, Status.SUCCESS]
-        keep = torch.tensor([0, 2])
         others = odenet.solve(f, y0[keep], [0.0, 6.0], args=(a[keep],), **options)
         assert torch.equal(sol.ys[keep], others.ys)
         assert torch.equal(sol.hits.t[keep].nan_to_num(-1.0), others.hits.t.nan_to_num(-1.0))
-        mine = torch.autograd.grad(sol.y1[keep].sum() + sol.event.t[keep].sum(), (y0, a))
         true = torch.autograd.grad(others.y1.sum() + others.event.t.sum(), (y0, a))
         for x, y in zip(mine, true, strict=True):
             assert float(x[1]) == 0.0
-            # autograd adds up what reaches a narrowed `a` first; the other gradients add step by step
-            order = 1e-15 if gradient == "backprop" else 0.0
+            # autograd adds up what reaches a narrowed `a` first, and `reversible` takes all steps again where one sample
+            # cannot be undone; the other gradients are the same to the last bit
+            order = 1e-15 if gradient in ("backprop", "reversible") else 0.0
             torch.testing.assert_close(x[keep], y[keep], rtol=order, atol=order)
 
 

@@ -126,6 +126,7 @@ class Undo(Sweep):
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         self.y, self.z = halves(self._end() if carry is None else carry)
+        self.size = self._size(self.y)
         self.others = Apart()
 
     @torch.no_grad()
@@ -205,17 +206,26 @@ class Undo(Sweep):
         return y_bar, (grads[-2], grads[-1]) if self.times_needed else (None, None)
 
     def lost(self) -> float:
-        """The largest difference between the reconstructed and the true initial state, relative to it (each sample)."""
+        """The largest difference between the reconstructed and the true initial state of a sample.
+
+        Relative to the larger one of the initial and the last state: from a start of rounding errors alone, such as a
+        reset to zero may leave, nothing can be lost.
+        """
         q = self.q
         if not self.entries:
             return 0.0
-        size, miss = torch.zeros_like(q.direction), torch.zeros_like(q.direction)
+        size, miss = torch.maximum(self._size(q.y0), self.size), torch.zeros_like(q.direction)
         for true, *found in zip(q.y0, self.y, self.z, strict=True):
-            size = torch.maximum(size, _top(true, q.batched))
             for x in found:
                 miss = torch.maximum(miss, _top(x - true, q.batched))
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
+
+    def _size(self, y: Leaves) -> Tensor:
+        size = torch.zeros_like(self.q.direction)
+        for x in y:
+            size = torch.maximum(size, _top(x, self.q.batched).to(size.dtype))
+        return size
 
 
 def _top(x: Tensor, batched: bool) -> Tensor:
