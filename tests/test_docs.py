@@ -1,4 +1,4 @@
-"""The Python blocks of the README, docs/migrate.md and docs/compiling.md run."""
+"""The Python blocks of the README, docs/migrate.md, docs/events.md and docs/compiling.md run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def test_migrate(number: int) -> None:
     imports = [block for block in BLOCKS[:number] if block.lstrip().startswith("import odenet.compat")]
     for block in (BLOCKS[0], *imports, BLOCKS[number]):
         exec(compile(block, f"docs/migrate.md, block {number}", "exec"), names)
+
+
+EVENTS = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(1, len(EVENTS)))
+def test_events(number: int) -> None:
+    exec(compile(EVENTS[number], f"docs/events.md, block {number}", "exec"), {})
 
 
 COMPILING = re.findall(r"```python\n(.*?)```", (DOCS / "compiling.md").read_text(encoding="utf-8"), re.DOTALL)
