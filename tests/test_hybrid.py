@@ -149,6 +149,10 @@ def test_a_ball_that_comes_to_rest_is_no_silent_fall() -> None:
     torch.testing.assert_close(
         sol.y1[1], true_ball(h[1], args[0], e[1], torch.zeros((), dtype=D), torch.tensor(20.0, dtype=D))[1]
     )
+    rough = odenet.solve(
+        fall, y0.float(), [0.0, 20.0], on_failure="return", **(options | {"args": tuple(x.float() for x in args)})
+    )  # fmt: skip
+    assert rough.status.tolist() == [Status.PILE_UP, Status.SUCCESS]
     in_time = odenet.solve(fall, y0[:1], [0.0, 5.7], **(options | {"args": (args[0], e[:1])}))
     assert in_time.status.tolist() == [Status.SUCCESS]
     slow = Event(lambda t, y, g, e: (y[..., 1] ** 2 / 2 + g * y[..., 0]) - 1e-2, direction=-1)  # energy: at a bounce

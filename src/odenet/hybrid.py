@@ -73,6 +73,7 @@ class Hybrid:
         self.directions = torch.tensor([events[i].direction for i in self.watched.owner.tolist()], device=device)
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
         self.times = torch.full((count, len(self.directions), _GAPS + 1), torch.nan, dtype=p.ts.dtype, device=device)
+        self.peaks = torch.zeros((count, len(self.directions)), dtype=p.ts.dtype, device=device)
         self.collected = Collected()
         self.legs: list[Leg] = []
         self.hits: list[Hit] = []
@@ -170,8 +171,8 @@ class Hybrid:
     def _piled_up(self, found: Found, happened: Tensor) -> Tensor:
         """Lanes of which events of one kind tend towards a time before the end.
 
-        Beyond it there is no solution. That time is told from the ratio of gaps, while the solution between the events
-        is still well above rounding errors: its size goes with the square of a gap.
+        Beyond it there is no solution. That time is told from the ratio of gaps, when what the event function reaches
+        between them comes near the rounding errors of what it has been.
         """
         rows = happened.nonzero()[:, 0]
         value = found.value[rows]
@@ -181,11 +182,12 @@ class Hybrid:
         shrinks = (ratios.amax(1) < 0.999) & (ratios.amax(1) < 1.1 * ratios.amin(1))
         ratio = ratios.mean(1)
         rest = gaps[:, -1] * ratio / (1 - ratio)
-        start, end = (self.lanes(self.p.ts.detach()[..., i])[rows] for i in (0, -1))
-        left, elapsed = (end - found.t[rows]).abs(), (found.t[rows] - start).abs()
-        near = 30 * max(torch.finfo(d).eps for d in self.p.f.dtypes) ** 0.5
+        end = self.lanes(self.p.ts.detach()[..., -1])[rows]
+        self.peaks[rows, value] = torch.maximum(self.peaks[rows, value], found.peak[rows])
+        small = min(1e-2, 1e4 * max(torch.finfo(d).eps for d in self.p.f.dtypes))
+        lost = found.peak[rows] < small * self.peaks[rows, value]
         piled = torch.zeros_like(happened)
-        piled[rows] = shrinks & (rest < left) & (rest < near * elapsed)
+        piled[rows] = shrinks & lost & (rest < (end - found.t[rows]).abs())
         return piled
 
     def _after(

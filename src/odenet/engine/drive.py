@@ -31,13 +31,15 @@ class Found:
     """The events that ended a solve, for each of its L lanes (one, where they share their steps).
 
     t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
-    those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,).
+    those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,). peak:
+    how large it was since the start, (L,).
     """
 
     t: Tensor
     value: Tensor
     signs: Tensor
     zero: Tensor
+    peak: Tensor
 
 
 @dataclass

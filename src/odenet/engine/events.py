@@ -70,11 +70,13 @@ class Seeker:
         self.value = torch.full((count,), -1, dtype=torch.int64, device=lane.device)
         self.polished = self.value >= 0
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
+        self.peaks = torch.zeros_like(self.quiet)
         self.last = _silenced(self._values(p, p.ts[..., 0], p.y0), self.quiet)
 
     @property
     def found(self) -> Found:
-        return Found(self.t, self.value, self.after, self.zero)
+        peak = self.peaks.gather(-1, self.value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return Found(self.t, self.value, self.after, self.zero, peak)
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         rows = _rows(p)
@@ -121,6 +123,7 @@ class Seeker:
         at_end = torch.where(end != 0, end.sign(), signs)
         self._put("signs", rows, lanes, at_end)
         self._put("last", rows, lanes, end)
+        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], column.abs().amax(-1)))
         self._put("quiet", rows, lanes, torch.where(end != 0, 0.0, quiet))
         if bool(found.any()):
             self._place(p, path, move, rows, found, roots.where, roots.rising, signs, value, column)
