@@ -401,6 +401,13 @@ def test_what_events_close_over_has_a_row_for_each_sample() -> None:
     assert torch.equal(given.stats.accepted, closed.stats.accepted)
 
 
+def test_a_value_that_jumps_across_zero() -> None:
+    """Without a rate, the time is that of the jump."""
+    event = Event(lambda t, y: torch.where(t < 0.7, -0.3, 2.0), terminal=False)
+    sol = odenet.solve(lambda t, y: -y, torch.ones(1, dtype=D), [0.0, 3.0], event=event)
+    assert sol.hits.t.tolist() == pytest.approx([0.7], abs=1e-12)
+
+
 def test_own_times_and_no_length() -> None:
     ts = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.2, 0.4], [5.0, 5.2, 5.2]], dtype=D)
     decay = Event(lambda t, y: y - 0.5, terminal=False, reset=lambda t, y: torch.ones_like(y))

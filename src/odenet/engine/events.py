@@ -20,6 +20,7 @@ from .problem import Problem
 
 _EPS = 2.0**-52
 _ROUNDING = 64 * _EPS  # of the values on a step: a value below that is zero
+_JUMP = 1e-3  # of the values on a step: one that is further from zero at its root has jumped across it
 _APART = 1e-3  # of a step: where the rate of a value is measured around its root
 _CLOSE = tuple(8.0**-k for k in range(6, 0, -1))  # of the first node: where to look for the sign just after an event
 
@@ -165,8 +166,8 @@ class Seeker:
         t = self.t[rows] - left / self.rate[rows]
         sign, least = (limit - t0).sign(), 8 * _EPS * torch.maximum(t0.abs(), limit.abs())
         inside = torch.isfinite(t) & ((t - t0) * sign >= least) & ((limit - t) * sign >= 0)
-        again = lanes & ~self.polished[rows] & inside & (left.abs() > _ROUNDING * self.scale[rows])
-        again = again & (t != self.t[rows])
+        size = left.abs() / self.scale[rows]
+        again = lanes & ~self.polished[rows] & inside & (size > _ROUNDING) & (size < _JUMP) & (t != self.t[rows])
         self._put("t", rows, again, t)
         self._put("polished", rows, again, again)
         return again
