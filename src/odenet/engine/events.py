@@ -271,7 +271,9 @@ def _rows(p: Problem) -> Tensor:
 
 def _lanes(x: Number | Flag, p: Problem) -> Tensor:
     """A number or flag of each lane as a tensor (L,)."""
-    return x.detach() if p.batched else torch.tensor([x], device=p.direction.device)
+    if p.batched:
+        return x.detach()
+    return torch.tensor([x], dtype=torch.bool if isinstance(x, bool) else p.ts.dtype, device=p.ts.device)
 
 
 def _as_lanes(values: Tensor, batched: bool) -> Tensor:
