@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from command_line import call, refused
-from odenet.train import runner
+from odenet.train import files, runner
 from odenet.train.data import Batches, load, read_idx
 from odenet.train.problems import UserError
 from odenet.train.tasks import Settings
@@ -92,14 +92,14 @@ def test_no_room_for_files(tmp_path: Path, limit: int) -> None:
 
 def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.md"
-    runner.write(path, "good")
+    files.write(path, "good")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left"):
-        runner.write(path, "new")
+        files.write(path, "new")
     assert path.read_text() == "good" and [p.name for p in tmp_path.iterdir()] == ["results.md"]
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from ..errors import unknown_name
 from ..nn.classifier import KINDS
+from .interrupt import Stopped, stoppable, stopped
 from .problems import UserError
 
 _EXTRA = 'the command line needs the extra "train": pip install "torch-odenet[train]"'
+
+_BROUGHT = {"filelock", "lightning", "sklearn", "matplotlib", "rich", "pooch", "tensorboard"}
 
 try:
     import typer
@@ -160,7 +163,7 @@ def bench(
     from ..bench.fields import FIELDS
     from ..bench.peers import run as peers
     from ..bench.progress import shown
-    from .runner import write
+    from .files import write
 
     if name not in NAMES:
         raise UserError(str(unknown_name("name", name, NAMES)))
@@ -184,27 +187,33 @@ def bench(
 
 
 def main() -> None:
-    """Entry point: a mistake of the user ends in one line on stderr and exit code 2."""
+    """Entry point: a mistake of the user ends in one line on stderr and exit code 2; Ctrl-C too, and exit code 130."""
     try:
-        app()
+        with stoppable():
+            _end(app)
+    except Stopped as stop:  # at the very end
+        _interrupted(stop.signum)
+
+
+def _end(command: Callable[[], None]) -> None:
+    try:
+        command()
     except UserError as error:
         print(f"odenet: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in {
-            "lightning",
-            "sklearn",
-            "matplotlib",
-            "rich",
-            "pooch",
-            "tensorboard",
-        }:
+    except BaseException as error:
+        signum = stopped()
+        if signum is not None:
+            _interrupted(signum)
+        if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in _BROUGHT:
             raise
         print(f"odenet: {_EXTRA} ({error.name} is missing)", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("odenet: interrupted; the last checkpoint is intact, go on with --resume", file=sys.stderr)
-        sys.exit(130)
+
+
+def _interrupted(signum: int) -> NoReturn:
+    print("odenet: interrupted; every file is whole, a training run goes on with --resume", file=sys.stderr)
+    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

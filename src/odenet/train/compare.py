@@ -11,11 +11,11 @@ from rich.console import Console
 
 from ..nn import Classifier
 from ..nn.classifier import KINDS
-from . import plots, report
+from . import checkpoint, files, lock, plots, report
 from .data import Batches, ImageData
 from .measure import cost
 from .problems import UserError
-from .runner import history, train, write
+from .runner import history, prepare, train
 from .tasks import Settings, Task
 
 
@@ -23,12 +23,23 @@ def run(
     kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, device: str, command: str
 ) -> list[Path]:
     """Everything of `odenet compare`; gives the files it wrote."""
-    if resume and not (out / "settings.json").exists():
+    if resume and not any((out / name).exists() for name in (lock.NAME, "settings.json")):
         raise UserError(f"--resume: {out} holds no run; leave --resume out to start one, or give its --out")
-    if not resume and any((out / kind / "last.ckpt").exists() for kind in kinds):
+    with lock.hold(out):
+        return _run(kinds, data, s, out, resume, device, command)
+
+
+def _run(
+    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, device: str, command: str
+) -> list[Path]:
+    if not resume and any(checkpoint.exists(out / kind) for kind in kinds):
         raise UserError(f"--out {out} holds a run already: add --resume to go on with it, or choose another --out")
+    if resume:
+        for kind in kinds:  # what cannot be taken up is refused before anything is written
+            prepare(kind, data, s, out, resume, device)
+    files.clean(out, *(out / kind for kind in kinds))
     say = Console(stderr=True).print
-    write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
+    files.write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
     tasks: dict[str, Task] = {}
     for kind in kinds:
         start = time.perf_counter()
@@ -38,13 +49,13 @@ def run(
     for kind, task in tasks.items():
         net = _net(task)
         rows.append(report.Row(kind, test_error(net, data), cost(net, data, s.batch_size, 2 if s.quick else 5)))
-    files = [out / "settings.json"]
-    files += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / "last.ckpt")]
-    files += report.save(rows, out)
+    written = [out / "settings.json"]
+    written += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / checkpoint.LAST)]
+    written += report.save(rows, out)
     report.show(rows, f"{data.name}: {len(data.test)} test images")
     drawn = figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
-    files += [report.page(rows, s, command, drawn, out), *drawn]
-    return [f for f in files if f.exists()]
+    written += [report.page(rows, s, command, drawn, out), *drawn]
+    return [f for f in written if f.exists()]
 
 
 def _net(task: Task) -> Classifier:
@@ -65,12 +76,12 @@ def figures(nets: dict[str, Classifier], data: ImageData, s: Settings, out: Path
     """Draw what the trained nets allow."""
     batch = min(s.batch_size, 32 if s.quick else 128)
     first = next(iter(nets.values()))
-    files = [
+    drawn = [
         plots.training({k: history(out, k) for k in nets}, out / "training.png"),
         plots.memory(first, data, s.channels, batch, out / "memory.png", s.quick),
     ]
     if "odenet" in nets:
         net = nets["odenet"]
-        files.append(plots.trade_off(net, data, min(batch, 32), s.method, out / "trade_off.png", s.quick))
-        files.append(plots.trajectories(net, data, out / "trajectories.png"))
-    return files
+        drawn.append(plots.trade_off(net, data, min(batch, 32), s.method, out / "trade_off.png", s.quick))
+        drawn.append(plots.trajectories(net, data, out / "trajectories.png"))
+    return drawn

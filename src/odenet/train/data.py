@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,16 @@ class ImageData:
     def small(self) -> ImageData:
         """A few images of each split, for a smoke run."""
         return ImageData(self.name, self.train.head(128), self.val.head(64), self.test.head(64), self.shift)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and labels: what tells a resumed run that the data are those it began with."""
+        digest = hashlib.sha256(f"{self.name} {self.shift}".encode())
+        for split in (self.train, self.val, self.test):
+            for part in (split.images, split.labels):
+                digest.update(f" {tuple(part.shape)} {part.dtype} ".encode())
+                digest.update(np.ascontiguousarray(part.numpy()).data)
+        return digest.hexdigest()
 
 
 def load(name: str, data_dir: Path | None) -> ImageData:
@@ -148,7 +161,7 @@ def read_idx(path: Path) -> np.ndarray:
     axes = _MAGIC[magic]
     header = 4 + 4 * axes
     shape = struct.unpack(f">{axes}I", data[4:header]) if len(data) >= header else (-1,)
-    if len(data) - header != int(np.prod(shape)):
+    if len(data) - header != math.prod(shape):
         raise UserError(f"{path} is cut short or damaged: {len(data)} bytes for shape {shape}; fetch it anew")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 

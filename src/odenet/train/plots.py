@@ -20,8 +20,8 @@ from ..nn import Classifier, NeuralODE, classifier
 from ..nn.classifier import KINDS
 from ..solve import solve
 from .data import ImageData
+from .files import write
 from .measure import block_memory
-from .runner import write
 
 mpl.use("Agg")
 _COLOURS = {"resnet": "#444444", "rknet": "#d1495b", "odenet": "#00798c"}

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..nn.classifier import KINDS
+from .files import write
 from .measure import Cost
-from .runner import write
 from .tasks import Settings
 
 COLUMNS = (

@@ -1,0 +1,101 @@
+"""Ctrl-C and SIGTERM: the command ends at once, but never between two halves of a change on disk."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_QUIET = 5.0  # seconds in which a further signal is taken for an impatient second Ctrl-C, and ignored
+
+
+class Stopped(BaseException):
+    """The command was told to stop.
+
+    Not a KeyboardInterrupt, for which Lightning and typer have ends of their own. signum: by which signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class _Signals:
+    """What came in. depth: of `held`. waiting: a signal that came in meanwhile."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.waiting: int | None = None
+        self.seen: tuple[int, float] | None = None
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.recent() is not None:
+            return
+        if self.depth:
+            self.waiting = signum
+            return
+        self.stop(signum)
+
+    def stop(self, signum: int) -> None:
+        self.waiting, self.seen = None, (signum, time.monotonic())
+        raise Stopped(signum)
+
+    def recent(self) -> int | None:
+        """The signal that is being handled."""
+        return self.seen[0] if self.seen and time.monotonic() - self.seen[1] < _QUIET else None
+
+
+_signals = _Signals()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes in meanwhile takes effect at the end."""
+    _signals.depth += 1
+    try:
+        yield
+    finally:
+        _signals.depth -= 1
+        if not _signals.depth and _signals.waiting is not None:
+            _signals.stop(_signals.waiting)
+
+
+def stopped() -> int | None:
+    """The signal that is ending this command.
+
+    An exception that left C code may have another type than the `Stopped` that was raised in it.
+    """
+    return _signals.recent()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped` inside, once; a second one, while the first is handled, does nothing."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    _signals.__init__()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, _signals.handle) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    hook = sys.unraisablehook
+
+    def again(given: Any) -> None:
+        """A finaliser or a callback swallowed the exception: send the signal once more, from outside of it."""
+        if not issubclass(given.exc_type, Stopped):
+            hook(given)
+            return
+        _signals.seen = None
+        threading.Timer(0.02, signal.raise_signal, (given.exc_value.signum,)).start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
