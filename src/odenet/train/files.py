@@ -16,15 +16,24 @@ _PARTIAL = ".odenet.partial"
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
-def write(path: Path, content: str | bytes, cure: str = "free space or choose --out") -> None:
-    """Write a file whole or not at all. Raises UserError, with the cure, where the system refuses."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write(path: Path, content: str | bytes, then: str = "or choose --out") -> None:
+    """Write a file whole or not at all. Raises UserError where the system refuses; `then` ends its message."""
     try:
         with held():  # a Ctrl-C waits for the rename, a matter of milliseconds
             lock.check(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(stage(path, content), path)
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror or error}): {cure}") from None
+        lock.check(path)  # a folder that is gone is told as that
+        raise UserError(f"{path} could not be written ({error.strerror or error}): {cure(error)} {then}") from None
+
+
+def cure(error: Exception) -> str:
+    """What the user can do about it."""
+    return "free space" if getattr(error, "errno", None) in _FULL else "make the folder writable"
 
 
 def stage(path: Path, content: str | bytes) -> Path:

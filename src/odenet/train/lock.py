@@ -68,7 +68,7 @@ def check(path: Path) -> None:
             continue
         try:
             ours = _identity(folder / NAME) == identity
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             ours = False
         if not ours:
             raise UserError(f"{folder} was removed or replaced while this run was at work in it: start the run anew")

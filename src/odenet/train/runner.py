@@ -18,9 +18,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from . import lock
 from .checkpoint import BEFORE, LAST, Found, Keeper, Origin, expected, find
 from .data import ImageData
-from .files import write
+from .files import cure, write
 from .problems import UserError
 from .tasks import ImageModule, Settings, Task, build
 
@@ -52,7 +53,7 @@ class History(L.Callback):
         table = csv.DictWriter(text, columns)
         table.writeheader()
         table.writerows(self.rows)
-        write(self.path, text.getvalue())
+        write(self.path, text.getvalue(), "and go on with --resume")
 
 
 def history(out: Path, kind: str) -> list[dict[str, float]]:
@@ -94,8 +95,9 @@ class EpochCheckpoint(Checkpoint):
         try:
             trainer.save_checkpoint(self.path)
         except (OSError, RuntimeError) as error:
+            lock.check(self.path)
             raise UserError(
-                f"{self.path} could not be saved ({error}): {kept(self.path)}; free space and go on with --resume"
+                f"{self.path} could not be saved ({error}): {kept(self.path)}; {cure(error)} and go on with --resume"
             ) from None
 
 
@@ -170,9 +172,10 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
             run.trainer.fit(task, datamodule=run.module, ckpt_path=found.path if found else None, weights_only=True)
     except OSError as error:
+        lock.check(folder)
         raise UserError(
-            f"{folder} could not be written ({error.strerror or error}): {kept(last)}; free space and go on with "
-            "--resume"
+            f"{folder} could not be written ({error.strerror or error}): {kept(last)}; {cure(error)} and go "
+            "on with --resume"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if found is None or run.saver.started:

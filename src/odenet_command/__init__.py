@@ -1,0 +1,22 @@
+"""The program `odenet`. A package of its own, so that it is at work before `import odenet` loads torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    os.write(2, b"odenet: interrupted\n")
+    os._exit(128 + signum)
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it in one line also in the seconds of its imports, when no file is open yet."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _leave)
+    from odenet.train import cli
+
+    cli.main()
