@@ -14,8 +14,9 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it in one line also in the seconds of its imports, when no file is open yet."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _leave)
     from odenet.train import cli
 

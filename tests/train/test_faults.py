@@ -112,6 +112,19 @@ def test_every_moment(kind: str, nursery: Nursery, undisturbed: Path, tmp_path: 
         fault(nursery, undisturbed, tmp_path / str(number), kind, number)
 
 
+@pytest.mark.slow
+def test_kill_between_the_nets(nursery: Nursery, tmp_path: Path) -> None:
+    """`odenet compare`, killed at every seventh call: in each net's training, between them, in the figures."""
+    words = ("compare", "digits", "--quick", "--epochs", 2)
+    whole = nursery.run(tmp_path, *words, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    for number in range(1, whole.calls + 1, 7):
+        out = tmp_path / str(number)
+        assert nursery.run(tmp_path, *words, "--out", out, fault="kill", at=number).code == -signal.SIGKILL
+        resumed(nursery, tmp_path, out, *words)
+        assert_same(tmp_path / "whole", out)
+
+
 @pytest.mark.parametrize("number", [0, 19, 20, 22])
 def test_fall_back_and_kill(number: int, nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
     """The last checkpoint is damaged; the run that goes on from the one before is killed while it replaces it."""

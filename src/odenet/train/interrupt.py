@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the command ends at once, but never between two halves of a change on disk."""
+"""Ctrl-C, SIGTERM and SIGHUP: the command ends at once, but never between two halves of a change on disk."""
 
 from __future__ import annotations
 
@@ -75,12 +75,16 @@ def stopped() -> int | None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` inside, once; a second one, while the first is handled, does nothing."""
+    """SIGINT, SIGTERM and SIGHUP raise `Stopped` inside, once; a second one, while the first is handled, does nothing.
+
+    For a program's whole work: after one of them all stay ignored, until the process has ended.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
     _signals.__init__()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last: a terminal that is closed; Windows has none
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {s: signal.signal(s, _signals.handle) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
     hook = sys.unraisablehook
 
@@ -97,5 +101,5 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, handler in before.items():  # stopped: the process ends, and no further signal is to disturb that
+            signal.signal(signum, handler if _signals.recent() is None else signal.SIG_IGN)
