@@ -44,8 +44,18 @@ class Ended:
             assert part in lines[0], self.err
 
 
+# As the installed program; signals as in a terminal, also where the tests were started with some of them ignored.
+_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from odenet_command import main
+main()
+"""
+
+
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "odenet.train.cli", *map(str, words)]
+    return [sys.executable, "-c", _PROGRAM, *map(str, words)]
 
 
 def environment() -> dict[str, str]:

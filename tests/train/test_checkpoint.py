@@ -264,6 +264,13 @@ def test_wrong_content_is_refused(name: str, out: Path, data: ImageData) -> None
     refused(out, data, words)
 
 
+def test_a_name_cannot_reach_the_terminal(out: Path, data: ImageData) -> None:
+    """Control characters in a hostile file are not printed."""
+    last = alone(out)
+    last.write_bytes(archive(b"\x80\x02cos\nsystem\x1b[2J\x07\n.", last.read_bytes()))
+    refused(out, data, r"system\?\[2J\?, which was not run")
+
+
 @pytest.mark.parametrize("state", [[1], torch.ones(2), "text", None, {}])
 def test_another_thing_is_refused(state: Any, out: Path, data: ImageData) -> None:
     alone(out).write_bytes(checkpoint.sealed(state))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,15 +234,17 @@ def test_data_that_change(nursery: Nursery, tmp_path: Path) -> None:
 
 
 def test_interrupted_at_the_start() -> None:
-    """Ctrl-C while torch is being imported."""
-    code = "import sys; print(flush=True); from odenet_command import main; sys.argv = ['odenet', '--help']; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    """Ctrl-C while torch is being imported: as soon as the program has set its handlers, which takes no time."""
+    words = command("--help")
+    words[2] = words[2].replace(
+        "main()", "real = signal.signal; signal.signal = lambda *a: print(real(*a), flush=True); main()"
     )
-    assert process.stdout is not None and process.stdout.readline() == "\n"
-    time.sleep(0.3)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None
+    for _ in ("SIGINT", "SIGTERM", "SIGHUP"):
+        assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (130, "", "odenet: interrupted\n")
 
 
@@ -254,7 +256,17 @@ def test_interrupt_in_a_real_run(nursery: Nursery, undisturbed: Path, tmp_path: 
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and err.count("\n") == 1 and "go" in err and not partial(tmp_path), err
     resumed(nursery, tmp_path, tmp_path / "run")
     assert_same(undisturbed, tmp_path / "run")
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    here = Path(__file__).parent
+    page = (here.parent.parent / "docs" / "training.md").read_text()
+    tests = "".join(path.read_text() for path in here.glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)(?:\[(\w+)\])?`", page)
+    assert len(named) > 20
+    for name, case in named:
+        assert f"def {name}(" in tests and f'"{case}"' in tests + '""', (name, case)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from odenet.train import checkpoint
 from train.runs import assert_same, command, environment, partial, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-_PROGRAM = [sys.executable, "-c", "from odenet_command import main; main()"]
 
 
 def _seed() -> int:
@@ -69,7 +66,7 @@ def test_stopped_at_random_moments(words: tuple[object, ...], tmp_path: Path) ->
         out, runs = tmp_path / f"run{runs}", runs + 1
         for _ in range(chance.randint(1, 3)):
             resume = ["--resume"] if out.exists() else []
-            if _once([*_PROGRAM, *map(str, words), "--quick", "--out", str(out), *resume], chance, longest, out):
+            if _once(command(*words, "--quick", "--out", out, *resume), chance, longest, out):
                 break
             stops += 1
         resume = ["--resume"] if out.exists() else []

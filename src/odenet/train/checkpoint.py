@@ -45,7 +45,10 @@ _CODES = {
 
 
 class DamagedError(Exception):
-    """Why a file is no checkpoint of this run, in a few words."""
+    """Why a file is no checkpoint of this run, in a few words: of the file, so only what a terminal can show."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in reason))
 
 
 def sealed(state: dict[str, Any]) -> bytes:
