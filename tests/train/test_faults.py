@@ -113,6 +113,7 @@ def test_every_moment(kind: str, nursery: Nursery, undisturbed: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_kill_between_the_nets(nursery: Nursery, tmp_path: Path) -> None:
     """`odenet compare`, killed at every seventh call: in each net's training, between them, in the figures."""
     words = ("compare", "digits", "--quick", "--epochs", 2)

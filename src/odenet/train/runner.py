@@ -94,7 +94,7 @@ class EpochCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         try:
             trainer.save_checkpoint(self.path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             lock.check(self.path)
             raise UserError(
                 f"{self.path} could not be saved ({error}): {kept(self.path)}; {cure(error)} and go on with --resume"
