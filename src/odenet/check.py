@@ -15,6 +15,7 @@ from .control import PID, ConstantStep, Controller
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.transforms import every, nested, unwrapped
+from .core.units import refuse_units
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
@@ -22,6 +23,12 @@ from .methods import METHODS, Method
 
 _FEW = 64  # times that are looked at quicker in Python
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def field(f: Any) -> None:
+    if not callable(f):
+        raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
+    refuse_units(f)
 
 
 def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:

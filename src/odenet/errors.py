@@ -42,6 +42,10 @@ class CaptureError(RuntimeError):
     """f closes over something whose gradient cannot be given with the choice of `gradient`."""
 
 
+class WrappedFieldError(RuntimeError):
+    """f talks to other processes at every evaluation: a part of it is wrapped by DistributedDataParallel or FSDP."""
+
+
 class ConvergenceWarning(UserWarning):
     """An iteration inside a step ended before it converged; the solve goes on."""
 

@@ -28,6 +28,7 @@ from .errors import unknown_name
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory
+from .gradients.unmoved import with_zeros
 from .hybrid import Hybrid
 from .methods import Method
 from .progress import bar
@@ -95,8 +96,7 @@ def solve(
     >>> bool((sol.y1 - torch.exp(torch.tensor(-1.0))).abs().max() < 1e-6)
     True
     """
-    if not callable(f):
-        raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
+    check.field(f)
     compile = check.flag("compile", compile)
     events = check.events(event)
     per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
@@ -130,7 +130,7 @@ def solve(
 
     def run(p: Problem, request: Request) -> Trajectory:
         compiled = compiled_or_none(p, driver, how, request) if compile else None
-        found = how.run(p, driver, request) if compiled is None else compiled
+        found = with_zeros(p, how.run(p, driver, request) if compiled is None else compiled)
         judge(p, found.outcome)
         return found
 

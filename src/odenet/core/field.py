@@ -12,6 +12,7 @@ from torch import Tensor
 from .capture import Captured, graph_marker
 from .leaves import Leaves, Spec, cast, flatten, new_leaves, unflatten
 from .narrowing import Cut, find_cut, take
+from .units import no_units
 
 
 class VectorField:
@@ -164,7 +165,8 @@ class VectorField:
 
     def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
         try:
-            return self._evaluate(t, y)
+            with no_units():
+                return self._evaluate(t, y)
         except RuntimeError as error:
             if "dtype" in str(error):
                 error.add_note(

@@ -1,0 +1,48 @@
+"""A solve that took no step: what f would have used has the gradient zero there, and not none.
+
+A process whose samples need no step (no time to cross, a failure at the start) takes part in what all processes do with
+the gradients; one that had none to give would leave the others waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.capture import named_tensors
+from ..core.transforms import some
+from ..engine.problem import Problem
+from .base import Trajectory, direct
+
+
+def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
+    """`found`, differentiable by everything that f reaches, should no step have been accepted."""
+    accepted = found.outcome.accepted
+    if direct() or p.traced or (some(accepted > 0) if isinstance(accepted, Tensor) else accepted > 0):
+        return found
+    reached = {id(x): x for x in p.f.differentiable_args}
+    reached |= {key: x for key, (_, x) in named_tensors(p.f.parts[0]).items()}
+    if not reached:
+        return found
+    n, values = len(found.ys), _Reached.apply(len(reached), *reached.values(), *found.ys, *found.y1)
+    return replace(found, ys=tuple(values[:n]), y1=tuple(values[n:]))
+
+
+class _Reached(torch.autograd.Function):
+    """Copies of what follows the first `reached` tensors; the gradient of those is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, reached: int, *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.looks = [(x.shape, x.dtype, x.device) for x in given[:reached]]
+        ctx.set_materialize_grads(False)
+        return tuple(x.clone() for x in given[reached:])
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
+        zeros: Sequence[Tensor] = [torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks]
+        needed = ctx.needs_input_grad[1 : 1 + len(zeros)]
+        return (None, *(x if wanted else None for x, wanted in zip(zeros, needed, strict=True)), *bars)
