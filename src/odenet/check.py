@@ -25,7 +25,8 @@ _FEW = 64  # times that are looked at quicker in Python
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
-def field(f: Any) -> None:
+def function(f: Any) -> None:
+    """Whether f can be called, and that in several processes as often as each likes."""
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
     refuse_units(f)

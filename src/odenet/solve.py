@@ -96,7 +96,7 @@ def solve(
     >>> bool((sol.y1 - torch.exp(torch.tensor(-1.0))).abs().max() < 1e-6)
     True
     """
-    check.field(f)
+    check.function(f)
     compile = check.flag("compile", compile)
     events = check.events(event)
     per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
