@@ -544,3 +544,19 @@ def test_second_derivatives_through_the_time_are_refused() -> None:
         )  # fmt: skip
         with pytest.raises(RuntimeError, match=r"first derivatives only.*constant_time=True"):
             torch.autograd.grad(sol.event.t, k, create_graph=True)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("start", "span"), [(1e6, 2.0), (1.0, 1e-6), (-1e9, 1e-3)])
+def test_times_keep_their_digits_far_from_zero(start: float, span: float, per_sample: bool) -> None:
+    """A ramp that starts again three times, far from t=0 for its length; and a value of the time alone that jumps."""
+    ts = torch.tensor([start, start + span], dtype=D)
+    length = float(ts[1] - ts[0])
+    ramp = Event(lambda t, y: y - 0.3, reset=lambda t, y: 0 * y)
+    step = Event(lambda t, y: torch.where(t - start < 0.5 * length, -1.0, 1.0).expand(y.shape), terminal=False)
+    sol = odenet.solve(
+        lambda t, y: torch.ones_like(y) / length, torch.zeros(1, dtype=D), ts, event=[ramp, step], per_sample=per_sample
+    )  # fmt: skip
+    late = ((sol.hits.t - start) / length).flatten()
+    expected = torch.tensor([0.3, 0.5, 0.6, 0.9], dtype=D)
+    torch.testing.assert_close(late, expected, rtol=0, atol=20 * 2.0**-52 * abs(start) / length)
