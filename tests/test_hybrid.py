@@ -560,3 +560,27 @@ def test_times_keep_their_digits_far_from_zero(start: float, span: float, per_sa
     late = ((sol.hits.t - start) / length).flatten()
     expected = torch.tensor([0.3, 0.5, 0.6, 0.9], dtype=D)
     torch.testing.assert_close(late, expected, rtol=0, atol=20 * 2.0**-52 * abs(start) / length)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "adjoint"])
+def test_a_time_without_a_derivative_is_refused_and_leaves_others_alone(gradient: str) -> None:
+    """The value of sample 0 jumps across zero: its time, a constant, has no rate to tell by how much it moves."""
+    (p,) = leaves(2.0)
+    first = torch.tensor([True, False])
+
+    def value(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(first, torch.where(t < 0.5, -p, p), y - 0.7 * p**2)
+
+    options: dict[str, Any] = {"per_sample": True, "gradient": gradient, **TIGHT}
+    y0 = torch.zeros(2, dtype=D)
+    sol = odenet.solve(lambda t, y: p.expand_as(y), y0, [0.0, 2.0], event=Event(value), **options)
+    torch.testing.assert_close(sol.event.t.detach(), torch.tensor([0.5, 1.4], dtype=D))
+    (only,) = torch.autograd.grad(sol.event.t[1], p, retain_graph=True)
+    assert float(only) == pytest.approx(0.7, abs=1e-7)
+    with pytest.raises(RuntimeError, match=r"no derivative.*constant_time=True"):
+        torch.autograd.grad(sol.y1.sum(), p)
+    fixed = odenet.solve(
+        lambda t, y: p.expand_as(y), y0, [0.0, 2.0], event=Event(value, constant_time=True), **options
+    )  # fmt: skip
+    (both,) = torch.autograd.grad(fixed.y1.sum(), p)
+    assert float(both) == pytest.approx(0.5 + 1.4, abs=1e-7)
