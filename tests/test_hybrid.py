@@ -442,8 +442,8 @@ def test_a_failing_sample_leaves_the_events_of_others_alone() -> None:
         true = torch.autograd.grad(others.y1.sum() + others.event.t.sum(), (y0, a))
         for x, y in zip(mine, true, strict=True):
             assert float(x[1]) == 0.0
-            # autograd adds up what reaches a narrowed `a` first, and `reversible` takes all steps again where one sample
-            # cannot be undone; the other gradients are the same to the last bit
+            # autograd adds up what reaches a narrowed `a` first, and `reversible` takes all steps again where one
+            # sample cannot be undone; the other gradients are the same to the last bit
             order = 1e-15 if gradient in ("backprop", "reversible") else 0.0
             torch.testing.assert_close(x[keep], y[keep], rtol=order, atol=order)
 
@@ -584,3 +584,48 @@ def test_a_time_without_a_derivative_is_refused_and_leaves_others_alone(gradient
     )  # fmt: skip
     (both,) = torch.autograd.grad(fixed.y1.sum(), p)
     assert float(both) == pytest.approx(0.5 + 1.4, abs=1e-7)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+def test_an_event_at_the_very_end(gradient: Any, per_sample: bool) -> None:
+    """Nothing is left after the reset: the state then moves with ts[-1] as one after a short stretch does."""
+    (p,) = leaves(0.7)
+    ts = torch.tensor([0.0, 1.0, 2.0], dtype=D, requires_grad=True)
+    event = Event(lambda t, y: (t - 2.0).expand(y.shape), reset=lambda t, y: 2 * y)
+    sol = odenet.solve(
+        lambda t, y: p * y, torch.ones(1, dtype=D), ts, event=event, gradient=gradient, per_sample=per_sample, **TIGHT
+    )  # fmt: skip
+    assert sol.hits.t.flatten().tolist() == [2.0]
+    close_gradients(sol.y1, 2 * torch.exp(p * (ts[-1] - ts[0])).reshape(1), (p, ts))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_reset_may_change_the_state_in_place(per_sample: bool) -> None:
+    (p,) = leaves(1.0)
+
+    def to_zero(t: Tensor, y: Tensor) -> Tensor:
+        y[..., 0] = 0.0
+        return y
+
+    sol = odenet.solve(
+        lambda t, y: p.expand_as(y), torch.zeros(1, 2, dtype=D), [0.0, 2.5], per_sample=per_sample, dense=True,
+        event=Event(lambda t, y: y[..., 0] - 1.0, reset=to_zero),
+    )  # fmt: skip
+    torch.testing.assert_close(sol.hits.t.flatten().detach(), torch.tensor([1.0, 2.0], dtype=D))
+    torch.testing.assert_close(sol.hits.y.flatten().detach(), torch.tensor([1.0, 1.0, 1.0, 2.0], dtype=D))
+    torch.testing.assert_close(sol.y1.flatten().detach(), torch.tensor([0.5, 2.5], dtype=D))
+    torch.testing.assert_close(torch.autograd.grad(sol.y1.sum(), p)[0], torch.tensor(5.0, dtype=D))
+    with torch.no_grad():
+        quiet = odenet.solve(
+            lambda t, y: torch.ones_like(y), torch.zeros(1, 2, dtype=D), [0.0, 2.5], per_sample=per_sample, dense=True,
+            event=Event(lambda t, y: y[..., 0] - 1.0, reset=to_zero),
+        )  # fmt: skip
+    assert torch.equal(quiet.hits.y, sol.hits.y.detach())
+    before = quiet(quiet.hits.t[0]) if per_sample else quiet(quiet.hits.t)
+    torch.testing.assert_close(before.flatten(), quiet.hits.y.flatten())
+
+
+def test_a_condition_in_place_of_a_number_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"real numbers; got torch\.bool"):
+        odenet.solve(lambda t, y: -y, torch.ones(1, dtype=D), [0.0, 1.0], event=Event(lambda t, y: y < 0.5))

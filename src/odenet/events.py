@@ -128,7 +128,7 @@ class Watched(Values):
     def _of(self, e: Event, t: Tensor, y: Leaves, args: tuple[Any, ...]) -> Tensor:
         """(k,), or (B, k) per sample."""
         out = e.fn(cast(t, self.p.f.time_dtype), self.p.f.pack(y), *args)
-        if not isinstance(out, Tensor) or out.is_complex():
+        if not isinstance(out, Tensor) or out.is_complex() or out.dtype == torch.bool:
             what = out.dtype if isinstance(out, Tensor) else type(out).__name__
             raise TypeError(f"an event function must return a tensor of real numbers; got {what}")
         if not self.p.batched:
@@ -168,7 +168,7 @@ class Watched(Values):
         p, function = self.p, self.events[number].reset
         assert function is not None
         at, state = self._safe(lanes, time, y)
-        given = p.f.pack(state)
+        given = p.f.pack(tuple(x.clone() for x in state))  # a reset may change it in place; the hit keeps what was
         out = function(cast(at, p.f.time_dtype), given, *self.args)
         (leaves, spec), (like, like_spec) = flatten(out), flatten(given)
         if spec != like_spec:

@@ -132,7 +132,7 @@ def solve(
         compiled = compiled_or_none(p, driver, how, request) if compile else None
         found = with_zeros(p, how.run(p, driver, request) if compiled is None else compiled)
         judge(p, found.outcome)
-        return found
+        return replace(found, y1=_ends(p, found))
 
     with bar(progress) as report:
         request = Request(dense, report, callbacks)
@@ -140,12 +140,12 @@ def solve(
             trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
-    final, y1 = trajectory.outcome.state, trajectory.y1 if events else _ends(problem, trajectory)
+    final = trajectory.outcome.state
     status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
     return Solution(
         given_ts,
         pack(trajectory.ys),
-        pack(y1),
+        pack(trajectory.y1),
         trajectory.stats,
         status,
         _told(last, given_ts),
