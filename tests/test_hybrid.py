@@ -629,3 +629,20 @@ def test_a_reset_may_change_the_state_in_place(per_sample: bool) -> None:
 def test_a_condition_in_place_of_a_number_is_refused() -> None:
     with pytest.raises(TypeError, match=r"real numbers; got torch\.bool"):
         odenet.solve(lambda t, y: -y, torch.ones(1, dtype=D), [0.0, 1.0], event=Event(lambda t, y: y < 0.5))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_an_event_where_f_jumps(per_sample: bool) -> None:
+    """The step that ends there looks at f before the jump, the next one after it: neither has to be small."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t < 1.0, 1.0, -1.0).to(y.dtype).expand(y.shape)
+
+    event = Event(lambda t, y: (t - 1.0).expand(y.shape), terminal=False, reset=lambda t, y: y + 5.0)
+    sol = odenet.solve(
+        f, torch.zeros(1, dtype=D), [0.0, 2.5], event=event, controller=odenet.PID(jump_ts=[1.0]),
+        per_sample=per_sample, **TIGHT,
+    )  # fmt: skip
+    assert sol.hits.t.flatten().tolist() == [1.0]
+    assert float(sol.y1) == pytest.approx(4.5, abs=1e-13)
+    assert int(sol.stats.accepted + sol.stats.rejected) < 30

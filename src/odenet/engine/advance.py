@@ -146,19 +146,23 @@ class Clock:
         self.cut_lanes: Flag = None  # lanes of which the next time to hit is that of an event
 
     def cut(self, lanes: Flag, stop: Number, t: Number) -> None:
-        """Of these lanes: end the step at hand at t, the time of an event, in place of the next time to hit."""
+        """Of these lanes: end the step at hand at t, the time of an event, in place of the next time to hit.
+
+        f jumps there only where that is the next time to hit, and f jumps at it.
+        """
         if self.host is not None:
-            self.cut_lanes, self.host[stop] = True, t
             if self.jumps_there is not None:
-                self.jumps_there[stop] = False
+                self.jumps_there[stop] &= self.host[stop] == t
+            self.cut_lanes, self.host[stop] = True, t
             return
         if self.cut_lanes is None:  # the times are the problem's own until then
             self.cut_lanes, self.times = torch.zeros_like(lanes), self.times.clone()
             self.jumps_there = None if self.jumps_there is None else self.jumps_there.clone()
         rows = lanes.nonzero()[:, 0]
-        self.cut_lanes[rows], self.times[rows, stop[rows]] = True, t[rows]
+        place = rows, stop[rows]
         if self.jumps_there is not None:
-            self.jumps_there[rows, stop[rows]] = False
+            self.jumps_there[place] &= self.times[place] == t[rows]
+        self.cut_lanes[rows], self.times[place] = True, t[rows]
 
     def _last_of_equal(self) -> Number:
         """For each stop the last one at the same time: what ends there moves with the last."""
