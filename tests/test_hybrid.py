@@ -339,6 +339,30 @@ def test_two_at_the_same_time_both_happen() -> None:
     torch.testing.assert_close(once.y1, sol.y1, rtol=1e-8, atol=1e-8)
 
 
+def test_of_two_at_one_time_the_one_that_ends_comes_first() -> None:
+    def crossing(t: Tensor, y: Tensor) -> Tensor:
+        return y - 0.5
+
+    events = [Event(crossing, reset=lambda t, y: torch.ones_like(y)), Event(crossing)]
+    sol = odenet.solve(lambda t, y: -y, torch.ones(2, dtype=D), [0.0, 9.0], event=events, per_sample=True)
+    assert sol.hits.which.tolist() == [[1]] * 2 and sol.status.tolist() == [Status.EVENT] * 2
+    later = [events[0], Event(crossing, terminal=False, max_hits=1)]
+    sol = odenet.solve(lambda t, y: -y, torch.ones(1, dtype=D), [0.0, 1.5], event=later)
+    assert sol.hits.which.tolist() == [0, 0] and float(sol.y1) == pytest.approx(math.exp(-1.5) * 4, abs=1e-5)
+
+
+def test_counts_are_those_of_a_sample_alone() -> None:
+    """Also where dense output takes evaluations of its own."""
+    rate = torch.linspace(0.5, 3.0, 12, dtype=D)
+    event = Event(lambda t, y, r: y - 0.5, reset=lambda t, y, r: torch.ones_like(y))
+    options: dict[str, Any] = {"event": event, "per_sample": True, "method": "dopri8"}
+    y0 = torch.ones(12, dtype=D)
+    together = odenet.solve(lambda t, y, r: -r * y, y0, [0.0, 3.0], args=(rate,), **options)
+    for i in range(12):
+        alone = odenet.solve(lambda t, y, r: -r * y, y0[:1], [0.0, 3.0], args=(rate[i : i + 1],), **options)
+        assert alone.stats.nfe.tolist() == together.stats.nfe[i : i + 1].tolist()
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"method": "rk4", "step": 0.07}, {"method": "bosh3"}, {"method": "gl4", "step": 0.07}]
 )

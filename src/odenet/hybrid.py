@@ -69,6 +69,7 @@ class Hybrid:
         count = len(lanes)
         self.counts = torch.zeros((count, len(events)), dtype=torch.int64, device=device)
         self.most = torch.tensor([e.max_hits or 2**62 for e in events], device=device)
+        self.resets = torch.tensor([e.reset is not None for e in events], device=device)
         self.last_hit = torch.tensor([e.last_hit for e in events], device=device)
         self.directions = torch.tensor([events[i].direction for i in self.watched.owner.tolist()], device=device)
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
@@ -101,7 +102,7 @@ class Hybrid:
                 break
             which, time, there = self._note(found, happened, leg.found.y1)
             ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
-            piled = self._piled_up(found, happened) & ~ended
+            piled = self._piled_up(found, happened & self.resets[which]) & ~ended
             stays, going = happened & (ended | piled), happened & ~ended & ~piled
             whole = self._at_events(whole, stays, time, there)
             if bool(piled.any()):
@@ -117,7 +118,8 @@ class Hybrid:
 
     def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Leg:
         wanted = (self.counts < self.most)[:, self.watched.owner] & going.unsqueeze(-1)
-        events = Events(self.watched, self.directions, wanted, signs, quiet)
+        ending = (self.counts + 1 >= self.last_hit)[:, self.watched.owner]
+        events = Events(self.watched, self.directions, wanted, ending, signs, quiet)
         request = replace(self.request, events=events, progress=self._progress(p))
         try:
             found = self.run(p, request)
@@ -197,7 +199,7 @@ class Hybrid:
 
         An event that resets nothing leaves the solution as it is: it goes on from its fixed time.
         """
-        resets = torch.tensor([e.reset is not None for e in self.events], device=which.device)[which] & going
+        resets = self.resets[which] & going
         fixed = time.detach()
         if self.p.batched:
             y, time = select(resets, there, y1), torch.where(resets, time, fixed)

@@ -52,6 +52,7 @@ class Move:
 
     stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
     ends the solve (of these lanes) with this move.
+    sought: lanes in which an event was looked for, which took `search_calls` evaluations of each.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
     """
 
@@ -71,6 +72,8 @@ class Move:
     ends: Flag = False
     asked: Flag = False
     polynomial_calls: int = 0
+    sought: Flag = False
+    search_calls: int = 0
     graph: Step | None = None
     _polynomial: Coefficients | None = field(default=None, repr=False)
 

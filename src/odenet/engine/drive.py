@@ -174,7 +174,7 @@ class Eager(Driver):
         """One attempt of all lanes, seen and settled."""
         before, nfe = p.f.calls, tally.nfe
         move, verdict = attempt(p, clock, s)
-        nfe = nfe + running * (p.f.calls - before)
+        nfe = nfe + running * (p.f.calls - before - move.search_calls) + move.sought * move.search_calls
         if torch.is_grad_enabled():
             move = without_poison(p, move)
         accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)

@@ -41,13 +41,15 @@ class Values(ABC):
 class Events:
     """What is looked for, on L lanes (one, where they share their steps).
 
-    directions: +1, -1 or 0, (m,). wanted: values that are looked for, (L, m). signs: those at the start, (L, m), where
-    0 is that of the first value that differs from zero by more than `quiet`, (L, m).
+    directions: +1, -1 or 0, (m,). wanted: values that are looked for, (L, m). first: those that come before others at
+    the same time, (L, m). signs: those at the start, (L, m), where 0 is that of the first value that differs from zero
+    by more than `quiet`, (L, m).
     """
 
     values: Values
     directions: Tensor
     wanted: Tensor
+    first: Tensor
     signs: Tensor
     quiet: Tensor
 
@@ -103,7 +105,9 @@ class Seeker:
 
     def _look(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
         """Look for the first event in a step of these lanes; gives those that have one."""
+        before = p.f.calls
         path = Path(self.events.values, p, move)
+        move.sought, move.search_calls = lanes, p.f.calls - before
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
         samples = [self.last[rows], *(path.same(x) for x in nodes()[1:-1]), self._values(p, move.time1, move.step.y)]
         column = torch.stack(samples, -1)
@@ -118,7 +122,9 @@ class Seeker:
             return _silenced(path.each(theta, live), quiet)
 
         roots = first_roots(g, column, self.events.directions, torch.where(wanted, signs, 0.0), left, quiet == 0)
-        where, value = roots.where.min(-1)
+        where = roots.where.amin(-1)
+        tied = roots.where <= where.unsqueeze(-1)
+        value = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1)
         found = lanes & torch.isfinite(where)
         end = column[..., -1]
         at_end = torch.where(end != 0, end.sign(), signs)
