@@ -27,6 +27,7 @@ from .engine.record import Collected
 from .errors import SolveError
 from .events import Event, Hit, Watched, stacked_hits
 from .gradients.base import Stats, Trajectory
+from .gradients.frozen import frozen, held, unfailed
 
 Run = Callable[[Problem, Request], Trajectory]
 """One solve, differentiable; raises its failure where that is asked for."""
@@ -264,7 +265,11 @@ class Hybrid:
         dense = self._dense if self.request.dense else None
         time = self.p.ts.detach()[..., 0]
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
-        return Journey(Trajectory(ys, whole.y, dense, outcome, stats), self._last(hits), hits)
+        good = unfailed(whole.status)
+        if good is not None:
+            constant = tree_map(lambda x: held(good, (x,))[0], hits.y)
+            hits = hits._replace(t=held(good, (hits.t,))[0], y=constant)
+        return Journey(frozen(Trajectory(ys, whole.y, dense, outcome, stats)), self._last(hits), hits)
 
     def _last(self, hits: Hit) -> Hit | None:
         if not self.p.batched:

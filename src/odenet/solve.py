@@ -28,6 +28,7 @@ from .errors import unknown_name
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory
+from .gradients.frozen import frozen
 from .gradients.unmoved import with_zeros
 from .hybrid import Hybrid
 from .methods import Method
@@ -132,7 +133,7 @@ def solve(
         compiled = compiled_or_none(p, driver, how, request) if compile else None
         found = with_zeros(p, how.run(p, driver, request) if compiled is None else compiled)
         judge(p, found.outcome)
-        return replace(found, y1=_ends(p, found))
+        return frozen(replace(found, y1=_ends(p, found)))
 
     with bar(progress) as report:
         request = Request(dense, report, callbacks)

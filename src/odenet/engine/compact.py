@@ -17,7 +17,7 @@ from ..core.lanes import Number
 from .advance import State
 from .problem import Lanes, Problem
 
-SPARE = 0.1
+SPARE = Problem.spare
 
 
 class Tally(NamedTuple):
@@ -28,9 +28,9 @@ class Tally(NamedTuple):
     rejected: Tensor
 
 
-def worthwhile(rows: int, wanted: int) -> bool:
+def worthwhile(rows: int, wanted: int, spare: float = SPARE) -> bool:
     """Whether it is time to go on with the wanted ones of the rows at hand alone."""
-    return rows - wanted > SPARE * rows
+    return rows - wanted > spare * rows
 
 
 @final

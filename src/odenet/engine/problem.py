@@ -74,7 +74,8 @@ class Problem:
     max_steps that were attempted before, (B,) per sample. traced: operations are being recorded, and no value may be
     looked at: lanes are tensors, of a joint solve too.
 
-    compact: samples that have ended may leave the batch (engine/compact.py). lanes: those left, where some have; `ts`
+    compact: samples that have ended may leave the batch (engine/compact.py), once they are more than this part of it,
+    `spare`. lanes: those left, where some have; `ts`
     then has the first and the last time alone.
     """
 
@@ -92,6 +93,7 @@ class Problem:
     spent: int | Tensor = 0
     traced: bool = False
     compact: bool = True
+    spare: float = 0.1
     lanes: Lanes | None = None
 
     @property

@@ -229,7 +229,9 @@ class Backward:
         ts = torch.stack([start, end], -1)
         state = self.field.state(self.y, self.a)
         rtol, atol = self._tolerances(len(state))
-        p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
+        # samples that failed leave at once: zero times what is not finite there would be NaN for the parameters of all
+        spare = 0.0 if isinstance(self.solved, Tensor) and not bool(self.solved.all()) else Problem.spare
+        p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, spare=spare, **self.options)
         request = Request(callbacks=self.how.callbacks)
         solved = integrate(p, self.driver, request, Record(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)

@@ -28,6 +28,7 @@ from .attach import attach
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
 from .directions import Directions
+from .frozen import unfailed
 from .local import attached_step
 from .taped import once_more, unpacked
 
@@ -58,6 +59,9 @@ class Forward(Gradient):
         values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(solved.pieces.flat() if solved.pieces else ()))
         if carried.directions.count:
             directions, tangents = carried.directions, carried.tangents()
+            good = unfailed(solved.outcome.state.status)
+            if good is not None:
+                tangents = [torch.where(good.view(1, -1, *(1,) * (x.ndim - 2)), x, 0.0) for x in tangents]
 
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
                 bars = list(cotangents)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, new_leaves
+from ..core.lanes import Flag
+from ..core.leaves import Leaves, new_leaves, select
 from ..engine.advance import Move, after_step
 from ..engine.problem import Problem
 from ..engine.tape import Entry
+from ..methods.base import Bars
 
 
 @dataclass
@@ -31,3 +34,22 @@ def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves,
     y, carry = new_leaves(y), new_leaves(carry)
     move = e.again(q, time0, time1, y, carry)
     return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))
+
+
+def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
+    """Cotangents of the lanes that took the step, and those that pass the others by."""
+    if not isinstance(accept, Tensor):
+        return bars, [None] * len(bars)
+    some = tuple(b for b in bars if b is not None)
+    none = tuple(torch.zeros_like(b) for b in some)
+    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
+    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+
+
+class PoisonedError(Exception):
+    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
+
+
+def mixed(accept: Flag) -> bool:
+    """Whether some lanes accepted a step and some did not."""
+    return isinstance(accept, Tensor) and not bool(accept.all())

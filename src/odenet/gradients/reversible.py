@@ -25,11 +25,12 @@ from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
 from .discrete import StepSweep
-from .local import Local
+from .frozen import unfailed
+from .local import Local, divided
 from .parts import Apart, Part, fewer
 from .stages import Evaluations
 from .states import Checkpoints
-from .sweep import Sweep, divided
+from .sweep import Sweep
 from .taped import Taken, taped
 
 _APART = 100.0  # tolerances that y and z may differ by at the end
@@ -103,6 +104,8 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     else:
         size = rms(apart, p.batched) / rms(tuple(y.detach() for y in s.y), p.batched).clamp(min=1e-300)
         limit = _APART_CONSTANT
+    good = unfailed(s.status)
+    size = size if good is None else torch.where(good, size, 0.0)
     worst = largest(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf))
     if worst > limit:
         unit = "tolerances" if p.controller.adaptive else "of its size"
@@ -218,6 +221,8 @@ class Undo(Sweep):
         for true, *found in zip(q.y0, self.y, self.z, strict=True):
             for x in found:
                 miss = torch.maximum(miss, _top(x - true, q.batched))
+        if self.good is not None:
+            miss = torch.where(self.good, miss, 0.0)
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
 

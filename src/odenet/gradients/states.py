@@ -87,6 +87,9 @@ class KeptGraphs(GraphKeeper):
             if before is not None and before.graph is not None and move.y is before.graph.y:
                 self.joined.add(n)
 
+    def keep_only(self, steps: Iterable[int]) -> None:
+        self.moves = {n: self.moves[n] for n in steps if n in self.moves}
+
     def take(self, n: int) -> list[Local]:
         """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""
         chain: list[Local] = []

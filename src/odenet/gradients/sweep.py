@@ -17,7 +17,8 @@ from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
-from .local import Local
+from .frozen import beside
+from .local import Local, PoisonedError, divided, mixed
 from .memory import nbytes
 from .parts import Apart, Part, Shared, fewer
 from .states import Start
@@ -36,6 +37,7 @@ class Sweep(ABC):
         needed = taken.needed
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.whole = self.part = Part.of(taken.q)
+        self.good = taken.good
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
         q = self.whole.q
@@ -82,8 +84,10 @@ class Sweep(ABC):
                 y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
                 taken, y_bar, carry_bar, time_bar = self._steps(left - 1, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
                 left -= taken
+            y_bar, carry_bar, time_bar = self._with(self._unfailed(), y_bar, carry_bar, time_bar)
+            y_bar = self._first_carry(y_bar, carry_bar)
             y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
-            y_bar = self._start(ys_bar, y_bar, carry_bar)
+            y_bar = self._first_outputs(ys_bar, y_bar)
         if not self.entries and dense_bar:  # the constant piece of a solve of no length
             y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
         self.ts_bar[..., 0] += time_bar
@@ -114,9 +118,12 @@ class Sweep(ABC):
 
     def start_of(self, n: int, start: Start) -> Start:
         """Of the samples that take step n again, from that of all that were in the batch."""
-        rows = self.entries[n].rows
+        rows, lanes = self.entries[n].rows, self.entries[n].problem.lanes
         if rows is None:
-            return start
+            if self.good is None:
+                return start
+            good = self.good if lanes is None else self.good[lanes.index]
+            return beside(good, start[0]), beside(good, start[1])
         y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
         return y, carry
 
@@ -298,42 +305,42 @@ class Sweep(ABC):
         self.stops_bar.index_put_((whose, index), through, accumulate=True)
         return torch.where(hit, bar0, time_bar + bar0 + bar1)
 
-    def _start(self, ys_bar: Sequence[Tensor | None], y_bar: Bars, carry_bar: Bars) -> Bars:
-        """Back through the first carry and through the outputs at ts[0]."""
+    def _unfailed(self) -> Part:
+        """The problem of all samples, or of those that did not fail."""
+        q = self.whole.q
+        if self.good is None or not bool(self.good.any()):
+            return self.whole
+        with torch.no_grad():
+            narrowed = q.narrowed(self.good.nonzero()[:, 0])
+        return self.whole if narrowed is None else Part.of(narrowed)
+
+    def _first_carry(self, y_bar: Bars, carry_bar: Bars) -> Bars:
+        """Back through the carry at ts[0]."""
+        if all(b is None for b in carry_bar):
+            return y_bar
+        q, lanes = self.q, self.q.lanes
+        self.marker = graph_marker()
+        time = q.ts.detach()[..., 0].requires_grad_(self.times_needed)
+        y = new_leaves(q.y0 if self.good is None or lanes is not None else beside(self.good, q.y0))
+        ends = (time,) if self.times_needed else ()
+        grads = self.vjp(list(q.method.init(q.f, time, y)), carry_bar, (*y, *ends))
+        self.charge()
+        if self.times_needed and (bar := grads[-1]) is not None:
+            self.ts_bar[..., 0] += bar if lanes is None else lanes.spread(bar)
+        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
+
+    def _first_outputs(self, ys_bar: Sequence[Tensor | None], y_bar: Bars) -> Bars:
+        """Back through the outputs at ts[0]."""
+        if all(b is None for b in ys_bar):
+            return y_bar
         q = self.q
         self.marker = graph_marker()
         ts = q.ts.detach().requires_grad_(self.times_needed)
         y = new_leaves(q.y0)
-        values: list[Tensor] = []
-        bars: Bars = []
-        if any(b is not None for b in carry_bar):
-            values += q.method.init(q.f, ts[..., 0], y)
-            bars += carry_bar
-        if any(b is not None for b in ys_bar):
-            rows, firsts, _ = first_outputs(q, ts, y)
-            values += firsts
-            bars += [None if b is None else b[rows] for b in ys_bar]
-        grads = self.vjp(values, bars, (*y, *((ts,) if self.times_needed else ())))
+        rows, firsts, _ = first_outputs(q, ts, y)
+        bars = [None if b is None else b[rows] for b in ys_bar]
+        grads = self.vjp(firsts, bars, (*y, *((ts,) if self.times_needed else ())))
         self.charge()
         if self.times_needed and grads[-1] is not None:
             self.ts_bar += grads[-1]
         return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
-
-
-def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
-    """Cotangents of the lanes that took the step, and those that pass the others by."""
-    if not isinstance(accept, Tensor):
-        return bars, [None] * len(bars)
-    some = tuple(b for b in bars if b is not None)
-    none = tuple(torch.zeros_like(b) for b in some)
-    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
-    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
-
-
-class PoisonedError(Exception):
-    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
-
-
-def mixed(accept: Flag) -> bool:
-    """Whether some lanes accepted a step and some did not."""
-    return isinstance(accept, Tensor) and not bool(accept.all())

@@ -20,6 +20,7 @@ from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
 from .base import Stats, Trajectory
+from .frozen import standing, unfailed
 from .states import KeptGraphs
 
 
@@ -28,7 +29,7 @@ class Taken:
     """A solve that was taken down on a tape.
 
     q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
-    the inputs (y0, ts, stops, args, captured) ask for a gradient.
+    the inputs (y0, ts, stops, args, captured) ask for a gradient. good: the samples that did not fail, (B,); None: all.
     """
 
     q: Problem
@@ -38,6 +39,7 @@ class Taken:
     captured: Leaves
     stats: Stats
     needed: list[bool]
+    good: Tensor | None = None
 
 
 def taped(
@@ -63,7 +65,11 @@ def taped(
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
-        taken = Taken(q, tape.entries, _private(solved.outcome.state), graphs, captured, stats, needed)
+        good = unfailed(solved.outcome.state.status)
+        entries = tape.entries if good is None else standing(tape.entries, good)
+        if graphs is not None:  # a graph is that of all who were in the batch
+            graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
+        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, good)
         values = attach(partial(pull, taken), partial(once_more, p, driver, request), values, inputs, captured)
     return unpacked(p, values, solved, stats)
 
