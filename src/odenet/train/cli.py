@@ -45,17 +45,10 @@ Tolerance = Annotated[float | None, typer.Option(min=1e-12, help="Relative and a
 MethodName = Annotated[str | None, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Devices = Annotated[int | None, typer.Option(help="Processes on each machine, a device each; docs/scaling.md")]
+Nodes = Annotated[int | None, typer.Option(help="Machines")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same result")]
 Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch: a smoke run")]
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device!r} is unknown: cpu or cuda")
 
 
 def _command() -> str:
@@ -71,6 +64,8 @@ def _start(
     data_dir: Path | None,
     seed: int,
     device: str,
+    devices: int | None,
+    nodes: int | None,
     resume: bool,
     quick: bool,
     **chosen: Any,
@@ -79,6 +74,7 @@ def _start(
     from .. import check
     from .compare import run
     from .data import load
+    from .processes import chosen as processes_of
     from .tasks import Settings
 
     images = load(data, data_dir)
@@ -91,10 +87,12 @@ def _start(
         raise UserError(f"--method: {error}") from None
     if solver.error_order is None:
         raise UserError(f"--method {method} needs constant steps; choose an adaptive one such as tsit5")
-    _check_device(device)
+    processes = processes_of(device, devices, nodes)
     settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
     folder = Path("runs") / data if out is None else out
-    _list(run(kinds, images.small() if quick else images, settings, folder, resume, device, _command()))
+    files = run(kinds, images.small() if quick else images, settings, folder, resume, processes, _command())
+    if processes.first():
+        _list(files)
 
 
 def _list(files: Iterable[Path]) -> None:
@@ -116,6 +114,8 @@ def compare(
     method: MethodName = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    devices: Devices = None,
+    nodes: Nodes = None,
     resume: Resume = False,
     quick: Quick = False,
 ) -> None:
@@ -137,6 +137,8 @@ def train(
     method: MethodName = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    devices: Devices = None,
+    nodes: Nodes = None,
     resume: Resume = False,
     quick: Quick = False,
 ) -> None:
@@ -164,6 +166,7 @@ def bench(
     from ..bench.peers import run as peers
     from ..bench.progress import shown
     from .files import write
+    from .processes import check_device
 
     if name not in NAMES:
         raise UserError(str(unknown_name("name", name, NAMES)))
@@ -173,7 +176,7 @@ def bench(
     for part in only or ():
         if part not in parts:
             raise UserError(str(unknown_name("--only", part, parts)))
-    _check_device(device)
+    check_device(device)
     files: dict[Path, None] = {}
     with shown() as tell:
         if name == "peers":

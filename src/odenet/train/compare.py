@@ -15,36 +15,42 @@ from . import checkpoint, files, lock, plots, report
 from .data import Batches, ImageData
 from .measure import cost
 from .problems import UserError
+from .processes import Processes
 from .runner import history, prepare, train
 from .tasks import Settings, Task
 
 
 def run(
-    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, device: str, command: str
+    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, processes: Processes, command: str
 ) -> list[Path]:
-    """Everything of `odenet compare`; gives the files it wrote."""
+    """Everything of `odenet compare`; gives the files it wrote. Of several processes only the first writes any."""
+    processes.check_batch(s.batch_size)
     if resume and not any((out / name).exists() for name in (lock.NAME, "settings.json")):
         raise UserError(f"--resume: {out} holds no run; leave --resume out to start one, or give its --out")
     with lock.hold(out):
-        return _run(kinds, data, s, out, resume, device, command)
+        return _run(kinds, data, s, out, resume, processes, command)
 
 
 def _run(
-    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, device: str, command: str
+    kinds: list[str], data: ImageData, s: Settings, out: Path, resume: bool, processes: Processes, command: str
 ) -> list[Path]:
     if not resume and any(checkpoint.exists(out / kind) for kind in kinds):
         raise UserError(f"--out {out} holds a run already: add --resume to go on with it, or choose another --out")
     if resume:
         for kind in kinds:  # what cannot be taken up is refused before anything is written
-            prepare(kind, data, s, out, resume, device)
-    files.clean(out, *(out / kind for kind in kinds))
-    say = Console(stderr=True).print
-    files.write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
+            prepare(kind, data, s, out, resume, processes)
+    first = lock.first_process()
+    say = Console(stderr=True, quiet=not first).print
+    if first:
+        files.clean(out, *(out / kind for kind in kinds))
+        files.write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
     tasks: dict[str, Task] = {}
     for kind in kinds:
         start = time.perf_counter()
-        tasks[kind] = train(kind, data, s, out, resume, device)
+        tasks[kind] = train(kind, data, s, out, resume, processes)
         say(f"{KINDS[kind]}: trained in {time.perf_counter() - start:.0f} s")
+    if not first:
+        return []
     rows = []
     for kind, task in tasks.items():
         net = _net(task)

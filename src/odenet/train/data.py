@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import unknown_name
 from .problems import UserError
+from .processes import Part
 
 DATA_SETS = ("digits", "mnist")
 _MAGIC = {2051: 3, 2049: 1}  # IDX: unsigned bytes, by number of axes
@@ -169,11 +170,22 @@ def read_idx(path: Path) -> np.ndarray:
 class Batches:
     """Batches of a split in an order, and with shifts, that follow from the seed alone.
 
-    So an interrupted training takes up the very batches that an undisturbed one would have seen.
+    So an interrupted training takes up the very batches that an undisturbed one would have seen. One of several
+    processes gives `part` as its own, and is given its rows of each batch; of a split without a seed, its rows of that.
     """
 
-    def __init__(self, split: Split, size: int, seed: int | None = None, shift: int = 0) -> None:
+    def __init__(
+        self, split: Split, size: int, seed: int | None = None, shift: int = 0, part: Part | None = None
+    ) -> None:
+        self.part = part or Part()
+        if seed is None and part is not None:
+            rows = part.rows(len(split))
+            split = Split(split.images[rows], split.labels[rows])
         self.split, self.size, self.seed, self.shift = split, size, seed, shift
+
+    def weight(self, rows: int) -> float:
+        """Of a mean over `rows` of a batch, so that the mean over the processes is that over the whole batch."""
+        return rows * self.part.of / min(self.size, len(self.split))
 
     def __len__(self) -> int:
         full = len(self.split) / self.size
@@ -188,16 +200,19 @@ class Batches:
         order = torch.randperm(len(self.split), generator=generator)
         for i in range(len(self)):
             index = order[i * self.size : (i + 1) * self.size]
-            yield shifted(self.split.images[index], self.shift, generator), self.split.labels[index]
+            rows = self.part.rows(len(index))
+            images = shifted(self.split.images[index], self.shift, generator, rows)
+            yield images, self.split.labels[index[rows]]
 
 
-def shifted(images: Tensor, by: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `by` pixels along both axes; zeros come in from the border."""
+def shifted(images: Tensor, by: int, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
+    """Each image of a part of the batch moved by up to `by` pixels along both axes; zeros come in from the border."""
     if by == 0:
-        return images
+        return images[part]
+    draws = torch.randint(0, 2 * by + 1, (2, len(images)), generator=generator)  # the same whatever the part
+    (down, right), images = draws[:, part], images[part]
     n, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (by, by, by, by))
-    down, right = torch.randint(0, 2 * by + 1, (2, n), generator=generator)
     rows = (down[:, None] + torch.arange(height))[:, None, :, None]
     columns = (right[:, None] + torch.arange(width))[:, None, None, :]
     return padded[

@@ -23,6 +23,7 @@ from .checkpoint import BEFORE, LAST, Found, Keeper, Origin, expected, find
 from .data import ImageData
 from .files import cure, write
 from .problems import UserError
+from .processes import Processes, together
 from .tasks import ImageModule, Settings, Task, build
 
 PATIENCE = 20  # epochs without a better validation error
@@ -53,7 +54,8 @@ class History(L.Callback):
         table = csv.DictWriter(text, columns)
         table.writeheader()
         table.writerows(self.rows)
-        write(self.path, text.getvalue(), "and go on with --resume")
+        if lock.first_process():
+            write(self.path, text.getvalue(), "and go on with --resume")
 
 
 def history(out: Path, kind: str) -> list[dict[str, float]]:
@@ -113,7 +115,7 @@ class Run:
     found: Found | None
 
 
-def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, device: str) -> Run:
+def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, processes: Processes) -> Run:
     """Build a net and its trainer and, to resume, read its checkpoint; writes nothing.
 
     Raises UserError where the checkpoints are damaged, or of other settings or data.
@@ -128,8 +130,7 @@ def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, de
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
             max_epochs=s.epochs,
-            accelerator={"cpu": "cpu", "cuda": "gpu"}.get(device, device),
-            devices=1,
+            **processes.trainer_options(),
             logger=TensorBoardLogger(folder, name="", version="tensorboard"),
             callbacks=[
                 EarlyStopping("val_error", patience=PATIENCE),
@@ -150,13 +151,14 @@ def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, de
     return Run(task, module, trainer, rows, saver, found)
 
 
-def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, device: str) -> Task:
+def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, processes: Processes | str) -> Task:
     """Train one net (or go on with it) and leave logs and the checkpoint under out/kind; gives the trained task."""
+    processes = Processes(processes) if isinstance(processes, str) else processes
     folder = out / kind
-    run = prepare(kind, data, s, out, resume, device)
+    run = prepare(kind, data, s, out, resume, processes)
     task, found, last = run.task, run.found, folder / LAST
     if found is not None:
-        if found.note is not None and run.trainer.is_global_zero:
+        if found.note is not None and lock.first_process():
             print(found.note, file=sys.stderr)
         if found.state["odenet"]["ended"]:
             task.load_state_dict(found.state["state_dict"])
@@ -168,7 +170,8 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, devi
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another") from None
     try:
-        with warnings.catch_warnings(), writers_fail_quietly():
+        lost = f"{kept(last)}; go on with --resume"
+        with warnings.catch_warnings(), writers_fail_quietly(), together(processes, lost):
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
             run.trainer.fit(task, datamodule=run.module, ckpt_path=found.path if found else None, weights_only=True)
     except OSError as error:

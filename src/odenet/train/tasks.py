@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..nn import classifier
 from .data import Batches, ImageData
+from .processes import Part
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,24 @@ class ImageModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return Batches(self.data.train, self.s.batch_size, seed=self.s.seed * 100_003 + epoch, shift=self.data.shift)
+        seed = self.s.seed * 100_003 + epoch
+        return Batches(self.data.train, self.s.batch_size, seed=seed, shift=self.data.shift, part=self._part())
 
     def val_dataloader(self) -> Batches:
-        return Batches(self.data.val, 256)
+        return Batches(self.data.val, 256, part=self._part())
 
     def test_dataloader(self) -> Batches:
-        return Batches(self.data.test, 256)
+        return Batches(self.data.test, 256, part=self._part())
+
+    def _part(self) -> Part:
+        return Part() if self.trainer is None else Part(self.trainer.global_rank, self.trainer.world_size)
 
 
 class Task(L.LightningModule):
     """Cross-entropy, Adam with decoupled weight decay, one cycle of the learning rate.
 
-    Logs by epoch: train_loss, val_error (in per cent), nfe and backward_nfe (evaluations of f a training step),
-    seconds_step.
+    Logs by epoch: train_loss, val_error (in per cent), nfe and backward_nfe (evaluations of f in the solve that an
+    image was in), seconds_step; all are means over the images of all processes.
     """
 
     def __init__(self, net: torch.nn.Module, lr: float, steps: int) -> None:
@@ -91,14 +96,21 @@ class Task(L.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self.net(images), labels)
         self._stats = self.net.stats
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
-        return loss
+        self._log({"train_loss": loss}, len(labels))
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, Batches)
+        return loss * batches.weight(len(labels))
+
+    def _log(self, values: dict[str, Any], images: int, **options: Any) -> None:
+        """Means over the images of all processes: Lightning averages the number of images in whole numbers."""
+        images *= self.trainer.world_size
+        self.log_dict(values, on_epoch=True, on_step=False, batch_size=images, sync_dist=True, **options)
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         values = {"seconds_step": time.perf_counter() - self._clock}
         if self._stats is not None:
             values |= {"nfe": float(self._stats.nfe), "backward_nfe": float(self._stats.backward_nfe)}
-        self.log_dict(values, on_epoch=True, on_step=False, batch_size=len(batch[1]))
+        self._log(values, len(batch[1]))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._log_error("val_error", batch)
@@ -109,4 +121,4 @@ class Task(L.LightningModule):
     def _log_error(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         wrong = (self.net(images).argmax(1) != labels).float().mean() * 100
-        self.log(name, wrong, on_epoch=True, on_step=False, batch_size=len(labels), prog_bar=name == "val_error")
+        self._log({name: wrong}, len(labels), prog_bar=name == "val_error")
