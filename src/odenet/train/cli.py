@@ -47,6 +47,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Devices = Annotated[int | None, typer.Option(help="Processes on each machine, a device each; docs/scaling.md")]
 Nodes = Annotated[int | None, typer.Option(help="Machines")]
+PerSample = Annotated[
+    bool, typer.Option("--per-sample", help="Each image has its own solver steps, whatever it is solved with")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same result")]
 Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch: a smoke run")]
 
@@ -112,6 +115,7 @@ def compare(
     lr: Rate = None,
     tolerance: Tolerance = None,
     method: MethodName = None,
+    per_sample: PerSample = False,
     seed: Seed = 0,
     device: Device = "cpu",
     devices: Devices = None,
@@ -135,6 +139,7 @@ def train(
     lr: Rate = None,
     tolerance: Tolerance = None,
     method: MethodName = None,
+    per_sample: PerSample = False,
     seed: Seed = 0,
     device: Device = "cpu",
     devices: Devices = None,

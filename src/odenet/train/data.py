@@ -184,8 +184,8 @@ class Batches:
         self.split, self.size, self.seed, self.shift = split, size, seed, shift
 
     def weight(self, rows: int) -> float:
-        """Of a mean over `rows` of a batch, so that the mean over the processes is that over the whole batch."""
-        return rows * self.part.of / min(self.size, len(self.split))
+        """Of a mean over `rows` of a batch: the sum over the processes is then the mean over the whole batch."""
+        return rows / min(self.size, len(self.split))
 
     def __len__(self) -> int:
         full = len(self.split) / self.size

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..core.peak_memory import PeakMemory
 from ..nn import Classifier
 from .data import Batches, ImageData
+from .tasks import mean
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def cost(net: Classifier, data: ImageData, batch_size: int, repeats: int) -> Cos
     return Cost(
         sum(p.numel() for p in net.parameters()),
         memory,
-        depth if stats is None else int(stats.nfe),
-        depth if stats is None else int(stats.backward_nfe),
+        depth if stats is None else round(mean(stats.nfe)),
+        depth if stats is None else round(mean(stats.backward_nfe)),
         sorted(seconds[1:])[repeats // 2],
     )

@@ -37,12 +37,14 @@ class Processes:
         return self.devices * self.nodes
 
     def trainer_options(self) -> dict[str, Any]:
-        """What Lightning's trainer is to be told."""
+        """What Lightning's trainer is to be told. Gradients are summed: see `Batches.weight`."""
+        from .summed import Summed
+
         return {
             "accelerator": {"cpu": "cpu", "cuda": "gpu"}.get(self.device, self.device),
             "devices": self.devices,
             "num_nodes": self.nodes,
-            "strategy": "ddp" if self.all > 1 else "auto",
+            "strategy": Summed() if self.all > 1 else "auto",
             "use_distributed_sampler": False,
         }
 

@@ -30,6 +30,7 @@ class Settings:
     method: str
     seed: int
     quick: bool
+    per_sample: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +48,13 @@ def build(kind: str, data: ImageData, s: Settings) -> torch.nn.Module:
         rtol=s.rtol,
         atol=s.atol,
         method=s.method,
+        per_sample=s.per_sample,
     )
+
+
+def mean(count: int | Tensor) -> float:
+    """Of one count for all samples, or of one for each."""
+    return float(count.double().mean()) if isinstance(count, Tensor) else float(count)
 
 
 class ImageModule(L.LightningDataModule):
@@ -109,7 +116,7 @@ class Task(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         values = {"seconds_step": time.perf_counter() - self._clock}
         if self._stats is not None:
-            values |= {"nfe": float(self._stats.nfe), "backward_nfe": float(self._stats.backward_nfe)}
+            values |= {name: mean(self._stats[name]) for name in ("nfe", "backward_nfe")}
         self._log(values, len(batch[1]))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
