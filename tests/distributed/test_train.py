@@ -42,6 +42,7 @@ def test_resume_on_another_number_of_processes(tmp_path: Path) -> None:
                 assert row[key] == pytest.approx(wanted[key], rel=1e-9), (name, key)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     """--devices 2: each file is written once, and said to be."""
     words = ["train", "resnet", "--quick", "--devices", "2", "--out", str(tmp_path / "run")]

@@ -209,6 +209,8 @@ def _check_form(state: dict[str, Any], origin: Origin, model: dict[str, Any]) ->
     own = state.get("odenet")
     if type(own) is dict and "data" not in own:
         raise DamagedError("it was saved by an older version")
+    if type(own) is dict and type(own.get("settings")) is dict:
+        own["settings"].setdefault("per_sample", False)  # what a run was before there was a choice
     expected = model | {"odenet": origin.as_dict(ended=False)}
     different = differs(state, expected)
     if different:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 from ..errors import unknown_name
 from ..nn.classifier import KINDS
 from .interrupt import Stopped, stoppable, stopped
+from .lock import first_process
 from .problems import UserError
 
 _EXTRA = 'the command line needs the extra "train": pip install "torch-odenet[train]"'
@@ -94,7 +95,7 @@ def _start(
     settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
     folder = Path("runs") / data if out is None else out
     files = run(kinds, images.small() if quick else images, settings, folder, resume, processes, _command())
-    if processes.first():
+    if first_process():
         _list(files)
 
 
@@ -220,7 +221,8 @@ def _end(command: Callable[[], None]) -> None:
 
 
 def _interrupted(signum: int) -> NoReturn:
-    print("odenet: interrupted; every file is whole, a training run goes on with --resume", file=sys.stderr)
+    if first_process():
+        print("odenet: interrupted; every file is whole, a training run goes on with --resume", file=sys.stderr)
     sys.exit(128 + signum)
 
 

@@ -48,10 +48,6 @@ class Processes:
             "use_distributed_sampler": False,
         }
 
-    def first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
-        return _rank(self.devices) == 0
-
     def check_batch(self, batch_size: int) -> None:
         if batch_size < self.all:
             raise UserError(
@@ -104,13 +100,6 @@ def _started() -> tuple[str, tuple[int, int] | None]:
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         return "Slurm", (int(os.environ["SLURM_NTASKS"]) // nodes, nodes)
     return "", None
-
-
-def _rank(devices: int) -> int:
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", "0")) * devices + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
