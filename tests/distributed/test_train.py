@@ -24,6 +24,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_processes(tmp_path: Path) -> None:
     """2 -> 1 and 1 -> 2: the numbers of one process to rounding."""
     whole = train(tmp_path / "one", False, ONE).state_dict()
@@ -42,7 +43,6 @@ def test_resume_on_another_number_of_processes(tmp_path: Path) -> None:
                 assert row[key] == pytest.approx(wanted[key], rel=1e-9), (name, key)
 
 
-@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     """--devices 2: each file is written once, and said to be."""
     words = ["train", "resnet", "--quick", "--devices", "2", "--out", str(tmp_path / "run")]
@@ -67,7 +67,8 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by_torchrun", [False, True])
 def test_one_process_dies(by_torchrun: bool, tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(DYING)
     words = ["dying.py", "train", "resnet", "--quick", "--out", "run"]

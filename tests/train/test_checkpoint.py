@@ -24,6 +24,7 @@ from odenet.train import checkpoint, runner
 from odenet.train.checkpoint import DamagedError, Origin
 from odenet.train.data import ImageData, Split, load
 from odenet.train.problems import UserError
+from odenet.train.processes import Processes
 from odenet.train.tasks import Settings
 
 SETTINGS = Settings("digits", 2, 32, 8, 5e-3, 1e-2, 1e-2, "bosh3", 0, True)
@@ -48,7 +49,7 @@ def out(trained: Path, tmp_path: Path) -> Path:
 
 
 def take_up(out: Path, data: ImageData) -> runner.Run:
-    return runner.prepare("resnet", data, SETTINGS, out, True, "cpu")
+    return runner.prepare("resnet", data, SETTINGS, out, True, Processes())
 
 
 def refused(out: Path, data: ImageData, match: str) -> None:
@@ -346,3 +347,15 @@ def test_refused_resume_leaves_the_settings(
     assert call(monkeypatch, *words, "--lr", "0.5") == 2
     assert "other settings" in capsys.readouterr().err
     assert (out / "settings.json").read_text() == "those of the run"
+
+
+def test_saved_before_per_sample_steps(out: Path, data: ImageData) -> None:
+    """A checkpoint without the setting is of a run without such steps, and of no other."""
+    path = out / "resnet" / checkpoint.LAST
+    state = checkpoint.load(path, ROOM)
+    del state["odenet"]["settings"]["per_sample"]
+    path.write_bytes(checkpoint.sealed(state))
+    found = take_up(out, data).found
+    assert found is not None and found.path == path
+    with pytest.raises(UserError, match=r"per_sample=False \(now True\)"):
+        runner.prepare("resnet", data, replace(SETTINGS, per_sample=True), out, True, Processes())
