@@ -37,6 +37,7 @@ def test_parallel_training(tmp_path: Path) -> None:
     assert len({done.stdout for done in shown}) == 1 and "step 40" in shown[0].stdout, [x.stderr for x in shown]
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import sweep

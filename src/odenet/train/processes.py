@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +106,11 @@ _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMes
 
 
 @contextmanager
-def together(processes: Processes, how_to_go_on: str) -> Iterator[None]:
+def together(processes: Processes, how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """An end of another process, met in the midst of an exchange, in one line; that process says what it died of."""
     try:
         yield
     except RuntimeError as error:
         if processes.all == 1 or not any(words in str(error) for words in _LOST):
             raise
-        raise UserError(f"another process of this run has ended, or cannot be reached: {how_to_go_on}") from None
+        raise UserError(f"another process of this run has ended, or cannot be reached: {how_to_go_on()}") from None

@@ -170,8 +170,11 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, proc
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another") from None
     try:
-        lost = f"{kept(last)}; go on with --resume"
-        with warnings.catch_warnings(), writers_fail_quietly(), together(processes, lost):
+        with (
+            warnings.catch_warnings(),
+            writers_fail_quietly(),
+            together(processes, lambda: f"{kept(last)}; go on with --resume"),
+        ):
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
             run.trainer.fit(task, datamodule=run.module, ckpt_path=found.path if found else None, weights_only=True)
     except OSError as error:
