@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all lint bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,21 @@ test: $(READY) ## the tests, without those marked slow
 
 test-all: $(READY) ## all tests, and new random cases
 	@ODENET_NEW_CASES=1 $(PYTEST)
+
+test-matrix: $(READY) ## `make test` with one and with two threads, and with float32 and float64 as the default dtype
+	@set -e; for threads in 1 2; do for dtype in float32 float64; do \
+		echo "== $$threads threads, default dtype $$dtype"; \
+		ODENET_TEST_THREADS=$$threads ODENET_TEST_DTYPE=$$dtype $(PYTEST) -m "not slow"; \
+	done; done
+
+coverage: $(READY) ## lines of the core that `make test` runs; fails under 95 %
+	@$(PYTEST) -m "not slow" --cov --cov-report=term --timeout 1200
+
+mutation: $(READY) ## mutants of control, engine and gradients that the tests let live; MUTATION='--sample 200' for some
+	@$(BIN)/python tools/mutation.py $(MUTATION)
+
+soak: $(READY) ## a million solves and a thousand training steps: no growth of memory, caches, files, threads
+	@$(BIN)/python tools/soak.py --out benchmarks/results/soak.md
 
 lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff check

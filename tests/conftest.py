@@ -6,7 +6,11 @@ import torch
 from hypothesis import settings
 
 # One thread a worker: two workers do not fight for cores, and sums are taken in the same order on every machine.
-torch.set_num_threads(1)
+# `make test-matrix` runs the tests with two as well, and with float64 as the default dtype.
+torch.set_num_threads(int(os.environ.get("ODENET_TEST_THREADS", "1")))
+torch.set_default_dtype(
+    {"float32": torch.float32, "float64": torch.float64}[os.environ.get("ODENET_TEST_DTYPE", "float32")]
+)
 
 # What has to pass does not depend on luck; `make test-all` looks for new cases.
 settings.register_profile("odenet", deadline=None, derandomize="ODENET_NEW_CASES" not in os.environ)

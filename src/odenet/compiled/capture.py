@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import itertools
 import sys
 import threading
 import warnings
@@ -26,6 +27,7 @@ from torch.fx import GraphModule
 from ..core.leaves import Leaves, Spec, flatten, unflatten
 from .collecting import paused
 from .columns import largest_product
+from .while_alive import WhileAlive
 
 
 class NotCompilableError(Exception):
@@ -135,8 +137,9 @@ IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does 
 LONGEST_REST = 1024  # solves from one try to the next
 
 _seen = _Seen()
-_failures: dict[Any, _Failure] = {}
-_calls: dict[Any, Callable[..., list[Any]]] = {}
+_failures: WhileAlive[_Failure] = WhileAlive()
+_calls: WhileAlive[Callable[..., list[Any]]] = WhileAlive()
+_numbers = itertools.count()
 _lock = threading.Lock()
 
 
@@ -146,15 +149,20 @@ def _call(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, *
 
 def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
     """`_call` with guards, one for each code that an f may have: what is cached for a code has a limit."""
-    unbound = f.__func__ if inspect.ismethod(f) else f
-    key = getattr(unbound, "__code__", None) or type(f)
+    key = _code(f) or type(f)
     with _lock:
-        if key not in _calls:
+        call = _calls.get(key)
+        if call is None:
             with paused():
                 quietly("torch._dynamo")
-            own = FunctionType(_call.__code__.replace(co_name=f"_call_{len(_calls)}"), _call.__globals__)
-            _calls[key] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)  # pyright: ignore
-        return _calls[key]
+            own = FunctionType(_call.__code__.replace(co_name=f"_call_{next(_numbers)}"), _call.__globals__)
+            call = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)
+            _calls.set(key, call)  # pyright: ignore
+        return call  # pyright: ignore
+
+
+def _code(f: Callable[..., Any]) -> Any:
+    return getattr(f.__func__ if inspect.ismethod(f) else f, "__code__", None)
 
 
 @contextmanager
@@ -170,25 +178,24 @@ def _about_leaves() -> Iterator[None]:
 
 def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
     """The guarded call; after a failure the next ones are spared for a while, as each takes as long as the first."""
-    unbound = f.__func__ if inspect.ismethod(f) else f
-    key = getattr(unbound, "__code__", None) or id(f)
+    key = _code(f) or f
     failure = _failures.get(key)
     if failure is not None and failure.rest > 0:
         failure.rest -= 1
         raise NotCompilableError(failure.reason)
     try:
-        known = len(_calls)
+        new = _calls.get(_code(f) or type(f)) is None
         call = _guarded(f)
         # enabled, else the graph would not tell where f itself turns gradients off
-        with torch.enable_grad(), _about_leaves() if len(_calls) > known else nullcontext():
+        with torch.enable_grad(), _about_leaves() if new else nullcontext():
             out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)
         reason = told(inner if isinstance(inner, NotCompilableError) else error)
         count = 1 if failure is None else failure.count + 1
-        _failures[key] = _Failure(reason, count, min(2**count, LONGEST_REST))
+        _failures.set(key, _Failure(reason, count, min(2**count, LONGEST_REST)))
         raise NotCompilableError(reason) from error
-    _failures.pop(key, None)
+    _failures.drop(key)
     return out
 
 

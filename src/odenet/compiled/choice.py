@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .capture import FieldGraph, NotCompilableError
 CLEARLY = 1.5
 NOTHING = 2e-3  # seconds: a solve this short says little about longer ones with the same f
 
-_judged: dict[tuple[Any, ...], str | None] = {}
+_judged: WeakKeyDictionary[FieldGraph, dict[tuple[Any, ...], str | None]] = WeakKeyDictionary()
 
 Way = Callable[[Problem, Driver, Request], Trajectory]
 
@@ -35,11 +36,12 @@ def refuse_slower(
 ) -> None:
     """Raise NotCompilableError where eager code was faster for this f, method and shapes."""
     shapes = tuple(y.shape for y in p.y0)
-    place = (graph, p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
-    if place not in _judged:
+    place = (p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
+    judged = _judged.setdefault(graph, {})
+    if place not in judged:
         chance = 1.05 if convolves(graph) else 1.5
-        _judged[place] = _judge(p, driver, how, others, compiled, chance)
-    reason = _judged[place]
+        judged[place] = _judge(p, driver, how, others, compiled, chance)
+    reason = judged[place]
     if reason is not None:
         raise NotCompilableError(reason)
 

@@ -7,6 +7,7 @@ import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from .plan import Plan
 TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
 MOST_SLOTS = 4096
 FEW = 4096  # elements of a state or a weight
+
+Place = tuple[str, Plan, int]  # forward or backward, and the threads it is for
 
 
 def refuse(p: Problem, how: Gradient, request: Request) -> None:
@@ -78,57 +81,63 @@ def slots_for(y: Leaves, powers: int) -> int:
 
 
 class Plans:
-    """Libraries by plan; each compiled once a process, and once at all where its graph holds no tensor."""
+    """Libraries by plan; each compiled once a process, and once at all where its graph holds no tensor.
+
+    They go with the graph of f: a program that makes its fields anew would else fill the memory with them.
+    """
 
     def __init__(self) -> None:
-        self.made: dict[Any, Library] = {}
-        self.failed: dict[Any, str] = {}
+        self.made: WeakKeyDictionary[FieldGraph, dict[Place, Library]] = WeakKeyDictionary()
+        self.failed: WeakKeyDictionary[FieldGraph, dict[Place, str]] = WeakKeyDictionary()
 
     def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
         """and_back: the backward library will be wanted too; it is made now, beside this one."""
         threads = torch.get_num_threads()
-        place, back = ("forward", graph, plan, threads), ("backward", graph, plan, threads)
+        place, back = ("forward", plan, threads), ("backward", plan, threads)
+        made, failed = self.made.setdefault(graph, {}), self.failed.setdefault(graph, {})
         for wanted in (place, back) if and_back else (place,):
-            if wanted in self.failed:
-                raise NotCompilableError(self.failed[wanted])
-        if place not in self.made:
+            if wanted in failed:
+                raise NotCompilableError(failed[wanted])
+        if place not in made:
             beside = None
-            if and_back and back not in self.made and looped(plan.device):
-                beside = Beside(_key(*back), lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
+            if and_back and back not in made and looped(plan.device):
+                key = _key(graph, *back)
+                beside = Beside(key, lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
             try:
-                self.made[place] = self._make(place, forward)
+                made[place] = self._make(graph, place, forward)
             finally:
                 if beside is not None:
-                    self._awaited(back, beside)
-        return self.made[place]
+                    self._awaited(graph, back, beside)
+        return made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
-        place = ("backward", graph, plan, torch.get_num_threads())
-        if place not in self.made:
-            self.made[place] = self._make(place, backward)
-        return self.made[place]
+        place, made = ("backward", plan, torch.get_num_threads()), self.made.setdefault(graph, {})
+        if place not in made:
+            made[place] = self._make(graph, place, backward)
+        return made[place]
 
-    def _awaited(self, place: tuple[str, FieldGraph, Plan, int], beside: Beside) -> None:
+    def _awaited(self, graph: FieldGraph, place: Place, beside: Beside) -> None:
         try:
-            self.made[place] = beside.wait()
+            self.made[graph][place] = beside.wait()
         except Exception as error:
-            self.failed[place] = told(error)
+            self.failed[graph][place] = told(error)
             raise
 
-    def _make(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
-        if place in self.failed:
-            raise NotCompilableError(self.failed[place])
+    def _make(self, graph: FieldGraph, place: Place, record: Any) -> Library:
+        failed = self.failed.setdefault(graph, {})
+        if place in failed:
+            raise NotCompilableError(failed[place])
         try:
-            return self._made(place, record)
+            return self._made(graph, place, record)
         except Exception as error:
-            self.failed[place] = told(error)
+            failed[place] = told(error)
             raise
 
-    def _made(self, place: tuple[str, FieldGraph, Plan, int], record: Any) -> Library:
-        _, graph, plan, threads = place
+    def _made(self, graph: FieldGraph, place: Place, record: Any) -> Library:
+        _, plan, threads = place
         if not looped(plan.device):
             return queued(lambda: record(plan, graph))
-        return library(_key(*place), lambda: record(plan, graph), _threads(plan, threads), plan.batched)
+        return library(_key(graph, *place), lambda: record(plan, graph), _threads(plan, threads), plan.batched)
 
 
 PLANS = Plans()
@@ -140,7 +149,7 @@ def _threads(plan: Plan, threads: int) -> int:
     return 1 if largest <= FEW else threads
 
 
-def _key(which: str, graph: FieldGraph, plan: Plan, threads: int) -> str | None:
+def _key(graph: FieldGraph, which: str, plan: Plan, threads: int) -> str | None:
     text = _text(which, plan, graph, threads)
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
