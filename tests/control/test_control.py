@@ -13,6 +13,7 @@ from torch import Tensor
 
 import odenet
 from odenet import PID, ConstantStep
+from odenet.control import Grid
 from odenet.control.first_step import hairer
 from odenet.methods import METHODS
 
@@ -266,3 +267,153 @@ def test_first_step_size() -> None:
     assert float(guess([1e-3], 1e-2)) <= 1e-2
     assert bool((guess([1.0, 7.0], -10.0) > 0).all())
     assert bool(guess([float("nan")], 1.0).isnan())
+
+
+def by_the_book(f: Any, t0: float, span: float, y0: Tensor, order: int, rtol: float, atol: float) -> float:
+    """Hairer, Norsett & Wanner I, II.4, steps a to f, in float64; scale zero stands for 1e-12."""
+    scale = atol + rtol * y0.abs()
+    scale = torch.where(scale == 0, torch.full_like(scale, 1e-12), scale)
+
+    def size(x: Tensor) -> float:
+        return float((x / scale).square().mean().sqrt())
+
+    f0 = f(torch.tensor(t0, dtype=D), y0)
+    d0, d1 = size(y0), size(f0)
+    h0 = min(1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1, abs(span))
+    signed = math.copysign(h0, span)
+    d2 = size(f(torch.tensor(t0 + signed, dtype=D), y0 + signed * f0) - f0) / h0
+    top = max(d1, d2)
+    h1 = max(1e-6, 1e-3 * h0) if top <= 1e-15 else (0.01 / top) ** (1 / (order + 1))
+    if not math.isfinite(d2):
+        h1 = h0
+    return min(100 * h0, h1, abs(span))
+
+
+FIRST: dict[str, tuple[Callable[..., Tensor], list[float], float]] = {
+    "decay": (lambda t, y: -3 * y, [1.0, 2.0], 5.0),
+    "backwards": (lambda t, y: -3 * y + t, [1.0, 2.0], -5.0),
+    "slow, bounded by 100 h0": (lambda t, y: 1e-4 * y, [1e-4, 2e-4], 1e9),
+    "of time": (lambda t, y: torch.sin(40 * t) + 0 * y, [1.0, 0.3], 5.0),
+    "small state": (lambda t, y: 1.0 + t + y, [1e-12, -1e-12], 5.0),
+    "small slope": (lambda t, y: 1e-12 * y, [1.0, 2.0], 5.0),
+    "no slope": (lambda t, y: 0 * y, [1.0, 2.0], 5.0),
+    "no slope and a large first guess": (lambda t, y: 1e-20 * torch.ones_like(y), [1e-4, 1e-4], 1e9),
+    "short": (lambda t, y: -3 * y, [1.0, 2.0], 1e-4),
+    "a singularity ahead": (lambda t, y: torch.where(t > 0, torch.inf, 1.0) * torch.ones_like(y), [1.0, 2.0], 5.0),
+}
+
+
+@pytest.mark.parametrize("tolerance", [(1e-6, 1e-3), (1e-3, 0.0), (0.0, 1e-3)])
+@pytest.mark.parametrize("order", [1, 5])
+@pytest.mark.parametrize("case", FIRST)
+def test_first_step_by_the_book(case: str, order: int, tolerance: tuple[float, float]) -> None:
+    f, y, span = FIRST[case]
+    y0, t0 = torch.tensor(y, dtype=D), torch.zeros((), dtype=D)
+    rtol, atol = tolerance
+    expected = by_the_book(f, 0.0, span, y0, order, rtol, atol)
+    mine = hairer(
+        lambda t, x: (f(t, x[0]),), t0, t0 + span, (y0,), (f(t0, y0),), order, [rtol], [atol]
+    )  # fmt: skip
+    assert mine.dtype == D and float(mine) == pytest.approx(expected, rel=1e-4)
+
+
+def test_first_step_where_scale_is_zero() -> None:
+    """A component whose tolerance is zero counts as one of 1e-12, not as nothing."""
+    y0, t0, f = torch.tensor([0.0, 1.0], dtype=D), torch.zeros((), dtype=D), lambda t, y: torch.ones_like(y)
+    expected = by_the_book(f, 0.0, 5.0, y0, 3, 1e-3, 0.0)
+    mine = hairer(lambda t, x: (f(t, x[0]),), t0, t0 + 5, (y0,), (f(t0, y0),), 3, [1e-3], [0.0])
+    assert float(mine) == pytest.approx(expected, rel=1e-4)
+
+
+def test_first_step_asks_once_and_by_its_norm() -> None:
+    """One evaluation, an Euler step of the first guess away; a norm of the caller's own is used for all three sizes."""
+    asked: list[tuple[float, float]] = []
+
+    def f(t: Tensor, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        asked.append((float(t), float(x[0][0])))
+        return (-x[0],)
+
+    y0, t0 = torch.tensor([2.0, 2.0], dtype=D), torch.ones((), dtype=D)
+    plain = hairer(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2])
+    assert asked == [pytest.approx((1.0 - 0.01, 2.0 + 0.02))]
+    sizes: list[int] = []
+
+    def largest(x: tuple[Tensor, ...]) -> Tensor:
+        sizes.append(len(x))
+        return 3 * x[0].abs().max()
+
+    mine = hairer(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2], largest)
+    assert sizes == [1, 1, 1] and float(mine) == pytest.approx(float(plain) * 3 ** (-1 / 5), rel=1e-4)
+
+
+def test_constant_step_as_made() -> None:
+    control = ConstantStep(0.25)
+    assert (control.step, control.step_ts, control.jump_ts) == (0.25, None, None)
+    assert control.every_output and control.finite and not control.perturb and not control.adaptive
+    assert repr(control) == "ConstantStep(0.25)" and control.memory(1.0) == ()
+    other = ConstantStep(1, every_output=False, step_ts=[0.5], jump_ts=[0.25], perturb=True, finite=False)
+    assert (other.step_ts, other.jump_ts) == ([0.5], [0.25]) and type(other.step) is float
+    assert other.perturb and not other.every_output and not other.finite
+    lane = other.first(torch.full((3,), float(7), dtype=D))
+    assert lane.tolist() == [1.0] * 3 and other.first(7.0) == 1.0
+    good, bad = other.judge(7.0, 0.0, 1, ()), other.judge(7.0, math.nan, 1, ())
+    assert (good.accept, good.h, good.memory, good.failed) == (True, 1.0, (), False)
+    assert (bad.accept, bad.failed) == (False, True)
+
+
+def test_grid_as_made() -> None:
+    whole, some = Grid(), Grid([0.1, 0.2], perturb=True, finite=False)
+    assert whole.every_output and whole.finite and not whole.perturb and whole.step_ts is None
+    assert not some.every_output and not some.finite and some.perturb and some.step_ts == [0.1, 0.2]
+    assert repr(whole) == "Grid()" and repr(some) == "Grid([0.1, 0.2])"
+    assert whole.first(0.5) >= 1e300 and whole.stretch == 1.0
+
+
+@pytest.mark.parametrize("name", ["step_ts", "jump_ts", "times"])
+@pytest.mark.parametrize(
+    ("given", "error", "rest"),
+    [
+        ("soon", TypeError, "must be a sequence or tensor of times; got 'soon'"),
+        (0.5, ValueError, r"must be a sequence of times, \(n,\) or \(B, n\); got 0.5: write {name}=\[...\]"),
+        ([[[0.5]]], ValueError, "must be a sequence of times"),
+        ([0.5, math.inf], ValueError, "must be real and finite; got"),
+        ([0.5, math.nan], ValueError, "must be real and finite; got"),
+        (torch.ones(2, dtype=torch.complex64), ValueError, "must be real and finite; got"),
+    ],
+)
+def test_bad_times(name: str, given: Any, error: type[Exception], rest: str) -> None:
+    """The error names the argument, at each of those that take times."""
+    makers: list[Callable[..., Any]] = [Grid] if name == "times" else [PID, lambda **k: ConstantStep(0.1, **k)]
+    for make in makers:
+        with pytest.raises(error, match=f"^{name} {rest.format(name=name)}"):
+            make(**{name: given})
+        for fine in (None, [0.5], [[0.5, 0.7]], torch.tensor([0.5]), lambda ts: ts):
+            assert make(**{name: fine}).step_ts is fine or name == "jump_ts"
+
+
+def test_pid_as_made() -> None:
+    control = PID()
+    assert control.beta == (1.0, -0.0, 0.0) and (control.safety, control.factor_min, control.factor_max) == (
+        0.9,
+        0.2,
+        10,
+    )
+    assert (control.min_step, control.max_step, control.first_step) == (0.0, math.inf, None)
+    assert control.memory(0.1) == (1.0, 1.0) and control.adaptive and not control.every_output
+    lanes = control.memory(torch.zeros(3, dtype=D))
+    assert [x.tolist() for x in lanes] == [[1.0] * 3] * 2
+    full = PID(0.1, 0.2, 0.3, safety=1.0, factor_max=1.0, min_step=0.5, max_step=0.5, first_step=2.0)
+    assert full.beta == pytest.approx((0.6, -0.7, 0.3)) and full.first(9.0) == 0.5
+    verdict = full.judge(0.5, math.inf, 3, (1.0, 1.0))
+    assert verdict.failed and not verdict.accept
+    forced = full.judge(0.5, 50.0, 3, (0.25, 0.125))
+    assert forced.accept and not forced.failed and forced.h == 0.5 and forced.memory == (50.0, 0.25)
+
+
+def test_a_rejected_step_is_forgotten() -> None:
+    control = PID(0.4, 0.3)
+    verdict = control.judge(0.1, 2.0, 4, (0.25, 0.125))
+    assert not verdict.accept and verdict.memory == (0.25, 0.125) and verdict.h <= 0.09
+    assert control.judge(0.1, 1.0, 4, (0.25, 0.125)).accept  # the tolerance itself is within it
+    tiny = control.judge(0.1, 0.0, 4, (1.0, 1.0))
+    assert tiny.accept and tiny.memory[0] == pytest.approx(1e-10, rel=1e-6)
