@@ -192,7 +192,9 @@ def counts() -> dict[str, int]:
     """What there is by number: objects by type, tensors, caches, files, threads."""
     for _ in range(2):  # what a finaliser frees goes with the second
         gc.collect()
-    types = Counter(f"objects: {type(x).__module__}.{type(x).__qualname__}" for x in gc.get_objects())
+    types: Counter[str] = Counter()
+    for kind, n in Counter(map(type, gc.get_objects())).items():
+        types[f"objects: {kind.__module__}.{kind.__qualname__}"] += n
     seen = dict(types)
     seen["tensors"] = sum(
         n for name, n in types.items() if name in ("objects: torch.Tensor", "objects: torch.nn.parameter.Parameter")

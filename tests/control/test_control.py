@@ -199,12 +199,12 @@ def test_jumps_of_float32_time_are_seen_in_float32() -> None:
     def f(t: Tensor, y: Tensor) -> Tensor:
         assert t.dtype == torch.float32
         seen.append(float(t))
-        return torch.where(t < 0.5, 1.0, 3.0) + 0 * y
+        return torch.where(t < 0.5, 1.0, 3.0).to(y) + 0 * y
 
-    ts = torch.tensor([0.0, 1.0])
-    sol = odenet.solve(f, torch.zeros(1), ts, controller=PID(jump_ts=[0.5]))
+    ts = torch.tensor([0.0, 1.0], dtype=torch.float32)
+    sol = odenet.solve(f, torch.zeros(1, dtype=torch.float32), ts, controller=PID(jump_ts=[0.5]))
     assert float(sol.y1) == pytest.approx(2.0, abs=1e-6)
-    half = torch.tensor(0.5)
+    half = torch.tensor(0.5, dtype=torch.float32)
     assert {t for t in seen if abs(t - 0.5) < 1e-6} == {
         float(torch.nextafter(half, half - 1)),
         float(torch.nextafter(half, half + 1)),

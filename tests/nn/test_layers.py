@@ -87,7 +87,7 @@ def test_layer_is_the_solve() -> None:
     out.sum().backward()
     assert k.grad is not None and float(k.grad) == pytest.approx(2 * float(torch.exp(k.detach())))
     seen.clear()
-    NeuralODE(f)(torch.ones(2), args=(torch.tensor(1.0),))
+    NeuralODE(f)(torch.ones(2, dtype=torch.float32), args=(torch.tensor(1.0, dtype=torch.float32),))
     assert seen == {torch.float32}
     assert "method='dopri8'" in repr(layer) and "ts=(1.0, 0.0)" in repr(layer)
 

@@ -36,7 +36,7 @@ def soak():
 
 def test_no_growth_eagerly() -> None:
     """Counts to the last object; memory, which a short run cannot tell, loosely."""
-    out = run("--no-compile", "--solves", "3000", "--steps", "30", "--looks", "6", "--bound", "30")
+    out = run("--no-compile", "--solves", "2000", "--steps", "24", "--looks", "6", "--bound", "30")
     assert out.rstrip().endswith("Nothing grows.")
 
 
