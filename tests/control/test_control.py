@@ -417,3 +417,11 @@ def test_a_rejected_step_is_forgotten() -> None:
     assert control.judge(0.1, 1.0, 4, (0.25, 0.125)).accept  # the tolerance itself is within it
     tiny = control.judge(0.1, 0.0, 4, (1.0, 1.0))
     assert tiny.accept and tiny.memory[0] == pytest.approx(1e-10, rel=1e-6)
+
+
+@pytest.mark.parametrize("span", [2.0, 0.0])
+def test_first_step_of_float32_states_is_in_times_dtype(span: float) -> None:
+    """Also for an interval of no length, where it is zero and not NaN."""
+    y0, t0 = torch.ones(2, dtype=torch.float32), torch.zeros((), dtype=D)
+    mine = hairer(lambda t, x: (-x[0],), t0, t0 + span, (y0,), (-y0,), 3, [1e-3], [1e-3])
+    assert mine.dtype == D and float(mine) >= 0.0 and (float(mine) == 0.0) == (span == 0.0)
