@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .control import PID, ConstantStep, Controller
+from .core.given import is_real, number, shown, whole
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.transforms import every, nested, unwrapped
@@ -67,8 +67,10 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
         raise TypeError(f"ts must hold at least two times, ts[0] where y0 holds; got the number {ts!r}")
     try:
         out = ts if isinstance(ts, Tensor) else _stacked(ts)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
         raise TypeError(f"ts must be a sequence, array or tensor of times; got {type(ts).__name__}: {error}") from None
+    if out.is_meta or out.layout is not torch.strided:
+        raise TypeError(f"ts must be a dense tensor that holds its values; got {shown(out)}")
     if out.is_complex() or out.dtype == torch.bool:
         raise TypeError(f"ts must be real numbers; got {out.dtype}")
     if not out.is_floating_point():
@@ -86,8 +88,8 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     many = flat.ndim > 1 or len(flat) > _FEW or nested() or torch.compiler.is_compiling()
     finite, ordered = _many_times(flat) if many else _few_times(flat.tolist())
     if not finite:
-        shown = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
-        raise ValueError(f"ts must be finite; got {shown}")
+        entries = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
+        raise ValueError(f"ts must be finite; got {entries}")
     if not ordered:
         raise ValueError(
             "ts must increase or decrease throughout (equal neighbours are allowed); got "
@@ -116,14 +118,9 @@ def _stacked(ts: Any) -> Tensor:
     return torch.as_tensor(ts) if hasattr(ts, "__array__") else torch.tensor(ts, dtype=torch.float64)
 
 
-def _is_real(x: Any) -> bool:
-    """A real number of Python or NumPy."""
-    return isinstance(x, Real) and not isinstance(x, bool)
-
-
 def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     """One number or tensor a leaf."""
-    if _is_real(given) or (isinstance(given, Tensor) and given.ndim == 0):
+    if is_real(given) or (isinstance(given, Tensor) and given.ndim == 0):
         values = [given] * len(leaves)
     else:
         values, spec = flatten(given)
@@ -132,6 +129,8 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     out: list[float | Tensor] = []
     for value, leaf in zip(values, leaves, strict=True):
         if isinstance(value, Tensor):
+            if value.is_meta or value.layout is not torch.strided:
+                raise TypeError(f"{name} must be a dense tensor that holds its values; got {shown(value)}")
             if value.requires_grad:
                 raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
             try:
@@ -140,11 +139,15 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
                 fits = False
             if not fits:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to y0's {tuple(leaf.shape)}")
-            good = every((value >= 0) & torch.isfinite(value)) if not value.is_complex() else False
-            out.append(value.to(leaf.device, real_dtype(leaf.dtype)))
-        elif _is_real(value):
+            if value.is_complex():
+                raise TypeError(f"{name} must be real; got {shown(value)}")
+            value = value.to(leaf.device, real_dtype(leaf.dtype))
+            good = every((value >= 0) & torch.isfinite(value))
+            out.append(value)
+        elif is_real(value):
+            value = number(name, value)
             good = 0 <= value < float("inf")
-            out.append(float(value))
+            out.append(value)
         else:
             raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
         if not good:
@@ -156,21 +159,21 @@ def method(given: Any) -> Method:
     if isinstance(given, Method):
         return given
     if not isinstance(given, str):
-        raise TypeError(f"method must be a name or a Method instance; got {type(given).__name__} {given!r}")
+        raise TypeError(f"method must be a name or a Method instance; got {shown(given)}")
     if given not in METHODS:
         raise unknown_name("method", given, METHODS)
     return METHODS[given]
 
 
-def gradient(given: Any) -> Gradient:
+def gradient(given: Any, argument: str = "gradient") -> Gradient:
     if isinstance(given, Gradient):
         return given
     if isinstance(given, type) and issubclass(given, Gradient):
-        raise TypeError(f"gradient must be a name or an instance; got the class: write {given.__name__}()")
+        raise TypeError(f"{argument} must be a name or an instance; got the class: write {given.__name__}()")
     if not isinstance(given, str):
-        raise TypeError(f"gradient must be a name or a Gradient instance; got {type(given).__name__} {given!r}")
+        raise TypeError(f"{argument} must be a name or a Gradient instance; got {type(given).__name__} {given!r}")
     if given not in GRADIENTS:
-        raise unknown_name("gradient", given, GRADIENTS)
+        raise unknown_name(argument, given, GRADIENTS)
     return GRADIENTS[given]()
 
 
@@ -178,9 +181,9 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     if step is not None:
         if given is not None:
             raise ValueError("step and controller exclude each other: give controller=ConstantStep(step, ...) alone")
-        if not _is_real(step) and not (isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()):
-            raise TypeError(f"step must be one positive number; got {type(step).__name__} {step!r}")
-        return ConstantStep(float(step))
+        if not is_real(step) and not (isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()):
+            raise TypeError(f"step must be one positive number; got {shown(step)}")
+        return ConstantStep(number("step", step.detach() if isinstance(step, Tensor) else step))
     if given is None:
         given = PID()
     if not isinstance(given, Controller):
@@ -220,18 +223,8 @@ def reachable(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
         raise ValueError("rtol and atol are both 0: no step has an error that small; give one of them a positive value")
 
 
-def flag(name: str, given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError(f"{name} must be True or False; got {type(given).__name__} {given!r}")
-    return given
-
-
 def max_steps(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, Integral):
-        raise TypeError(f"max_steps must be an int; got {type(given).__name__} {given!r}")
-    if given < 1:
-        raise ValueError(f"max_steps must be at least 1; got {given}")
-    return int(given)
+    return whole("max_steps", given, most=2**62)
 
 
 def arguments(args: Any) -> tuple[Any, ...]:

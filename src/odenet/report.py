@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import check
 from .core.capture import named_tensors
+from .core.given import function, shown, whole
 from .core.leaves import flatten, tree_map
 from .core.peak_memory import PeakMemory
 from .errors import SolveError
@@ -107,9 +108,12 @@ def gradient_report(
         raise TypeError("gradient_report compares gradients: give gradients=[...], not gradient=...")
     if not callable(loss):
         raise TypeError(f"loss must be a callable on the solution; got {type(loss).__name__}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1; got {repeats}")
-    case = Case(f, y0, ts, tuple(solve_options.pop("args", ())), loss, solve_options)
+    function("f", f, "f(t, y, *args)")
+    whole("repeats", repeats)
+    if gradients is not None and not isinstance(gradients, (list, tuple)):
+        raise TypeError(f"gradients must be a list of names and Gradient instances; got {shown(gradients)}")
+    check.state(y0, False)
+    case = Case(f, y0, ts, check.arguments(solve_options.pop("args", ())), loss, solve_options)
     if gradients is None:
         few = sum(x.numel() for x in case.inputs) <= _FEW
         gradients = [name for name in GRADIENTS if name != "forward" or few]
@@ -118,7 +122,7 @@ def gradient_report(
     references: dict[Any, list[Tensor] | None] = {}
     rows = []
     for given in gradients:
-        how = check.gradient(given)
+        how = check.gradient(given, "an entry of gradients")
         key = how.coupling if isinstance(how, Reversible) else None
         if key not in references:
             references[key] = wide.exact(how)

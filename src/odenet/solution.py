@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .core.given import times
 from .core.leaves import Leaves
 from .core.status import Status
 from .core.transforms import some
@@ -47,23 +48,22 @@ class Solution:
         if self._dense is None or self._limits is None:
             raise ValueError("sol(t) needs the dense solution: call solve(..., dense=True)")
         start, end = self._limits
-        t = torch.as_tensor(t, dtype=start.dtype, device=start.device) if not isinstance(t, Tensor) else t
-        t = t.to(start)
+        t = times("t", t).to(start)
         batched = start.ndim == 1
         if t.ndim > (2 if batched else 1):
             raise ValueError(f"t must have at most {2 if batched else 1} axes; got shape {tuple(t.shape)}")
-        times = t.reshape(-1) if t.ndim < 2 else t
+        asked = t.reshape(-1) if t.ndim < 2 else t
         if batched:
-            times = times.expand(len(start), -1) if times.ndim == 1 else times
-            if len(times) != len(start):
+            asked = asked.expand(len(start), -1) if asked.ndim == 1 else asked
+            if len(asked) != len(start):
                 raise ValueError(f"t must have one row a sample, shape ({len(start)}, m); got {tuple(t.shape)}")
             start, end = start[:, None], end[:, None]
         low, high = torch.minimum(start, end), torch.maximum(start, end)
-        slack = 1e-6 * (high - low)  # float32 times round past the ends
-        if some((times < low - slack) | (times > high + slack)):
+        slack = 1e-6 * (high - low)  # float32 asked round past the ends
+        if some((asked < low - slack) | (asked > high + slack)):
             raise ValueError(f"t must lie between ts[0]={start.tolist()} and the time reached, {end.tolist()}")
         # where, not clamp: a clamp halves the gradient of a time that is exactly at an end
-        leaves = self._dense(torch.where(times < low, low, torch.where(times > high, high, times)))
+        leaves = self._dense(torch.where(asked < low, low, torch.where(asked > high, high, asked)))
         if t.ndim == 0:
             leaves = tuple(x[:, 0] if batched else x[0] for x in leaves)
         return self._pack(leaves)

@@ -14,6 +14,7 @@ from . import check, traced
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.field import VectorField
+from .core.given import flag
 from .core.leaves import Leaves, differentiable, flatten, in_working_precision, select, time_dtype
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
@@ -98,10 +99,10 @@ def solve(
     True
     """
     check.function(f)
-    compile = check.flag("compile", compile)
+    compile = flag("compile", compile)
     events = check.events(event)
-    per_sample, dense = check.flag("per_sample", per_sample), check.flag("dense", dense)
-    if on_failure not in ("raise", "return"):
+    per_sample, dense = flag("per_sample", per_sample), flag("dense", dense)
+    if not isinstance(on_failure, str) or on_failure not in ("raise", "return"):
         raise unknown_name("on_failure", str(on_failure), ("raise", "return"))
     if callbacks is not None and not isinstance(callbacks, Callbacks):
         raise TypeError(f"callbacks must be a Callbacks instance; got {type(callbacks).__name__}")

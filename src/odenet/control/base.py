@@ -26,12 +26,22 @@ def check_times(name: str, given: Times | None) -> None:
         return
     try:
         times = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError):
         raise TypeError(f"{name} must be a sequence or tensor of times; got {given!r}") from None
     if times.ndim not in (1, 2):
         raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {given!r}: write {name}=[...]")
-    if times.is_complex() or not bool(torch.isfinite(times).all()):
+    if times.is_meta or times.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor that holds its values; got {given!r}")
+    if times.is_complex() or not bool(torch.isfinite(times.to(torch.float64)).all()):
         raise ValueError(f"{name} must be real and finite; got {given!r}")
+
+
+def measured(norm: Norm, leaves: Leaves) -> Tensor | float:
+    """The norm of the leaves, which has to be a number."""
+    out = norm(leaves)
+    if not isinstance(out, (Tensor, float, int)):
+        raise TypeError(f"norm must return a number, or a tensor of one (with per_sample of one a sample); got {out!r}")
+    return out
 
 
 class Verdict(NamedTuple):

@@ -9,7 +9,7 @@ from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, spread_over
 from ..core.norms import Tolerance, rms, tolerance_scale
 from ..methods.base import Field
-from .base import Norm
+from .base import Norm, measured
 
 
 def hairer(
@@ -33,7 +33,7 @@ def hairer(
 
     def size(x: Leaves) -> Tensor:
         scaled = tuple(a / (s + tiny * (s == 0)) for a, s in zip(x, scale, strict=True))
-        return rms(scaled, batched) if norm is None else torch.as_tensor(norm(scaled)).to(span)
+        return rms(scaled, batched) if norm is None else torch.as_tensor(measured(norm, scaled)).to(span)
 
     d0, d1 = size(y0), size(f0)
     length = span.abs().to(d0.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+from ..core.given import flag, number
 from ..core.lanes import Number, isfinite, negate
 from .base import Controller, Memory, Times, Verdict, check_times
 
@@ -46,8 +47,9 @@ class ConstantStep(Unjudged):
         perturb: bool = False,
         finite: bool = True,
     ) -> None:
-        self.step, self.step_ts, self.jump_ts = float(step), step_ts, jump_ts
-        self.every_output, self.perturb, self.finite = every_output, perturb, finite
+        self.step, self.step_ts, self.jump_ts = number("step", step), step_ts, jump_ts
+        self.every_output = flag("every_output", every_output)
+        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
@@ -73,7 +75,8 @@ class Grid(Unjudged):
 
     def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)
-        self.step_ts, self.every_output, self.perturb, self.finite = times, times is None, perturb, finite
+        self.step_ts, self.every_output = times, times is None
+        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
 
     def __repr__(self) -> str:
         return "Grid()" if self.step_ts is None else f"Grid({self.step_ts!r})"

@@ -7,9 +7,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..core.given import function, number
 from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
 from .base import Controller, Memory, Norm, Times, Verdict, check_times
 
+_STRONGEST = 10.0  # of the coefficients: _SMALLEST to its third power is still far from overflow
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
 
 
@@ -50,6 +52,20 @@ class PID(Controller):
         jump_ts: Times | None = None,
         norm: Norm | None = None,
     ) -> None:
+        pcoeff, icoeff, dcoeff = number("pcoeff", pcoeff), number("icoeff", icoeff), number("dcoeff", dcoeff)
+        safety, factor_min = number("safety", safety), number("factor_min", factor_min)
+        factor_max, min_step, max_step = (
+            number(name, given)
+            for name, given in (("factor_max", factor_max), ("min_step", min_step), ("max_step", max_step))
+        )
+        first_step = None if first_step is None else number("first_step", first_step)
+        if norm is not None:
+            function("norm", norm, "norm(leaves)")
+        if max(abs(pcoeff), abs(icoeff), abs(dcoeff)) > _STRONGEST:
+            raise ValueError(
+                f"pcoeff, icoeff and dcoeff must lie between -{_STRONGEST} and {_STRONGEST}; got {pcoeff!r}, "
+                f"{icoeff!r}, {dcoeff!r}"
+            )
         self.beta = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)
         self.safety, self.factor_min, self.factor_max = safety, factor_min, factor_max
         self.min_step, self.max_step, self.first_step = min_step, max_step, first_step

@@ -15,6 +15,11 @@ from .narrowing import Cut, find_cut, take
 from .units import no_units
 
 
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    """How often each was changed in place; not counted in inference mode."""
+    return tuple(0 if x.is_inference() else x._version for x in tensors)
+
+
 class VectorField:
     """f(t, y, *args) on flat leaves.
 
@@ -41,6 +46,7 @@ class VectorField:
         self._grad_inside = False
         self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
         self._cut: Cut | None = None
+        self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
@@ -151,17 +157,32 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        if self._bare and self.checked:
-            x = y[0]
-            out = self._f(t, cast(x, self.dtypes[0]), *self._given)
-            if isinstance(out, Tensor):
-                return (cast(out, x.dtype),)
-        else:
-            out = self._f(t, self.pack(y), *self._given)
-        leaves, spec = flatten(out)
-        if not self.checked:
+        before = _versions(t, *y)
+        out = self._f(t, self.pack(y), *self._given)
+        if before != _versions(t, *y):
+            raise ValueError("f changes its t or y in place, which are the solver's own: let it work on y.clone()")
+        leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
+        if not self.checked or spec != self._spec or not self._alike(leaves, y):
             self._check(leaves, spec, y)
+        if not self.checked:
+            self._fresh = list(zip(leaves, _versions(*leaves), strict=True))
+        elif self._fresh is not None:
+            if any(v != w for (_, v), w in zip(self._fresh, _versions(*(x for x, _ in self._fresh)), strict=True)):
+                raise ValueError(
+                    "f changed what it had returned before: it writes each result into the same tensor. "
+                    "Return a new one, out.clone()"
+                )
+            self._fresh = None
         return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
+
+    def _alike(self, out: list[Any], y: Leaves) -> bool:
+        """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""
+        for k, x, dtype in zip(out, y, self.dtypes, strict=True):
+            if not isinstance(k, Tensor) or k.shape != x.shape or k.dtype is not dtype:
+                return False
+            if k.device != x.device or k.layout is not torch.strided:
+                return False
+        return True
 
     def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
         try:
@@ -187,6 +208,8 @@ class VectorField:
                 raise ValueError(
                     f"{where} has shape {tuple(k.shape)}, but y{name} has {tuple(x.shape)}: dy/dt has y's shape"
                 )
+            if k.layout is not torch.strided:
+                raise TypeError(f"{where} has layout {k.layout}: return a dense tensor, with to_dense()")
             if k.device != x.device:
                 raise ValueError(f"{where} is on {k.device}, but y{name} is on {x.device}: move f's tensors there")
             if k.dtype != dtype and not (autocast and k.dtype.is_floating_point):

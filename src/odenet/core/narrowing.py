@@ -38,8 +38,10 @@ def find_cut(args: list[object], count: int, evaluate: Callable[[Tensor, Cut], L
     stays as it is: then whatever f does with it later is right.
     """
     candidates = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == count]
+    # fewer than all, or an arg that is not cut would still fit, and its values may be the same for all rows
     # the last rows first: a table that is cut wrongly then begins with another row than before
-    rows = torch.arange(count - 1, -1, -1, device=whole[0].device)[:: max(1, (count - 1) // (_ASKED - 1))][:_ASKED]
+    rows = torch.arange(count - 1, -1, -1, device=whole[0].device)[:: max(1, (count - 1) // (_ASKED - 1))]
+    rows = rows[: min(_ASKED, count - 1)]
     expected = tuple(x.index_select(0, rows) for x in whole)
 
     def works(chosen: frozenset[int]) -> bool:

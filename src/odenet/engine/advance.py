@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..control.base import Memory, Verdict
+from ..control.base import Memory, Verdict, measured
 from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, negate, where
 from ..core.leaves import Leaves, differentiable, rows, select
@@ -295,11 +295,11 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
         scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm
-    ratio = rms(tuple(scaled), p.batched) if norm is None else norm(tuple(scaled))
+    ratio = rms(tuple(scaled), p.batched) if norm is None else measured(norm, tuple(scaled))
     if p.on_host:
         ratio = float(ratio)
         return float("inf") if math.isnan(ratio) else ratio
-    return torch.as_tensor(torch.nan_to_num(ratio, nan=torch.inf)).to(p.ts.dtype)
+    return torch.nan_to_num(torch.as_tensor(ratio), nan=torch.inf).to(p.ts.dtype)
 
 
 def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..control.base import Verdict
+from ..core.given import function
 from ..core.lanes import Number, where
 from .advance import Clock, Move, State
 from .drive import Attempt
@@ -29,6 +30,11 @@ class Callbacks:
     step: Callback | None = None
     accept: Callback | None = None
     reject: Callback | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("step", "accept", "reject"):
+            if (given := getattr(self, name)) is not None:
+                function(name, given, f"{name}(t0, y0, dt)")
 
     def around(self, attempt: Attempt) -> Attempt:
         """`attempt`, with the callbacks called."""

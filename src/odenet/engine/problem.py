@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control.base import Controller
+from ..control.base import Controller, check_times
 from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..core.norms import Tolerance
@@ -41,12 +41,17 @@ class Stops:
     @staticmethod
     def build(ts: Tensor, direction: Tensor, controller: Controller) -> Stops:
         inner = ts[..., 1:] if controller.every_output else ts[..., -1:]
-        extra = [(controller.step_ts, False), (controller.jump_ts, True)]
+        extra = [("step_ts", controller.step_ts, False), ("jump_ts", controller.jump_ts, True)]
         times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
-        for given, jump in extra:
+        for name, given, jump in extra:
             if given is None:
                 continue
-            fixed = torch.as_tensor(given(ts) if callable(given) else given, dtype=ts.dtype, device=ts.device)
+            made = given(ts) if callable(given) else given
+            if callable(given):
+                check_times(f"what {name} makes of ts", made)
+                if made is None:
+                    raise TypeError(f"{name} must give times where it is callable; got None")
+            fixed = torch.as_tensor(made, dtype=ts.dtype, device=ts.device)
             fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
             sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
             within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)

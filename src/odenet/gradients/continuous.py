@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..control.base import Controller
 from ..core.field import VectorField
+from ..core.given import number, shown, whole
 from ..core.lanes import Flag, where
 from ..core.leaves import Leaves, dot, rows, select, spread
 from ..core.norms import Tolerance
@@ -53,13 +54,22 @@ class ContinuousAdjoint(Gradient):
     callbacks: Callbacks | None = None
 
     def __post_init__(self) -> None:
-        if not (self.norm == "seminorm" or callable(self.norm)):
+        if not (callable(self.norm) or (isinstance(self.norm, str) and self.norm == "seminorm")):
             raise ValueError(f"norm must be 'seminorm' or a callable; got {self.norm!r}")
         for name, given in (("rtol", self.rtol), ("atol", self.atol)):
-            if given is not None and not 0.0 <= given < float("inf"):
+            if given is None:
+                continue
+            setattr(self, name, number(f"{name} of the backward solve", given))
+            if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps of the backward solve must be at least 1; got {self.max_steps!r}")
+        if self.max_steps is not None:
+            whole("max_steps of the backward solve", self.max_steps, most=2**62)
+        if self.method is not None and not isinstance(self.method, (str, Method)):
+            raise TypeError(f"method of the backward solve must be a name or a Method; got {shown(self.method)}")
+        if self.controller is not None and not isinstance(self.controller, Controller):
+            raise TypeError(f"controller of the backward solve must be a Controller; got {shown(self.controller)}")
+        if self.callbacks is not None and not isinstance(self.callbacks, Callbacks):
+            raise TypeError(f"callbacks of the backward solve must be a Callbacks; got {shown(self.callbacks)}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
         other = copy.copy(self)

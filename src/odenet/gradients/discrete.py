@@ -58,6 +58,7 @@ class Discrete(Gradient):
         if direct():
             return plain(p, driver, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
+        slots = None if slots is None else min(slots, p.max_steps)
         if slots is None:
             states, graphs, extra = EveryState(), KeptGraphs(), {}
         else:

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..core.given import number
 from ..core.leaves import Leaves, new_leaves, rows, select, spread_over
 from ..core.norms import rms, tolerance_scale
 from ..core.transforms import largest
@@ -55,6 +56,7 @@ class Reversible(Gradient):
     name = "reversible"
 
     def __init__(self, coupling: float = 0.99) -> None:
+        coupling = number("coupling", coupling)
         if not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
         self.coupling = coupling

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ..errors import unknown_name
+from ..core.given import named, whole
 from ..gradients import Adjoint, Backprop
 from .fields import ConvField, group_norm
 from .layer import NeuralODE
@@ -71,8 +71,16 @@ def classifier(
     kind: "resnet" (`depth` residual blocks), "rknet" (gradient="backprop") or "odenet" (gradient="adjoint").
     With 64 channels on 28x28 images the down-sampling leaves 64 maps of 6x6. solve_options go to `odenet.solve`.
     """
-    if kind not in KINDS:
-        raise unknown_name("kind", kind, KINDS)
+    named("kind", kind, KINDS)
+    sizes = {
+        "in_channels": in_channels,
+        "image_size": image_size,
+        "classes": classes,
+        "channels": channels,
+        "depth": depth,
+    }
+    for name, size in sizes.items():
+        whole(name, size)
     block: nn.Module
     if kind == "resnet":
         block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))

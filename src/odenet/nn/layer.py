@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import traced
+from ..core.given import function, number, shown, whole
+from ..core.given import times as real_times
 from ..core.leaves import flatten, real_dtype, tree_map
 from ..core.outside_graphs import exporting
 from ..solve import solve
@@ -27,17 +29,18 @@ class NeuralODE(nn.Module):
 
     def __init__(self, field: Callable[..., Any], ts: Sequence[float] = (0.0, 1.0), **solve_options: Any) -> None:
         super().__init__()
-        self.field = field
-        self.ts = tuple(float(t) for t in ts)
+        self.field = function("field", field, "field(t, y, *args)")
+        self.ts = _times(ts)
         self.solve_options = solve_options
         self.stats: Any = None
 
     def forward(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Any:
         times = self.ts if ts is None else ts
         if not isinstance(times, Tensor):
-            leaf = flatten(y0)[0][0]
-            dtype = torch.promote_types(real_dtype(leaf.dtype), torch.float32)
-            times = torch.as_tensor(times, dtype=torch.float64).to(leaf.device, dtype)
+            times = torch.tensor(self.ts, dtype=torch.float64) if ts is None else real_times("ts", ts)
+            leaf = next(iter(flatten(y0)[0]), None)
+            if isinstance(leaf, Tensor) and leaf.dtype.itemsize > 1:  # else the solve refuses y0, with its name
+                times = times.to(leaf.device, torch.promote_types(real_dtype(leaf.dtype), torch.float32))
         if exporting():  # a graph keeps nothing, and constant steps between known times need no loop
             sol = traced.solve(
                 self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
@@ -52,6 +55,12 @@ class NeuralODE(nn.Module):
         return ", ".join([f"ts={self.ts}", *(f"{k}={v!r}" for k, v in self.solve_options.items())])
 
 
+def _times(ts: Any) -> tuple[float, ...]:
+    if isinstance(ts, (str, bytes, dict)) or not hasattr(ts, "__iter__") or (isinstance(ts, Tensor) and ts.ndim == 0):
+        raise TypeError(f"ts must be a sequence of times, from start to end; got {shown(ts)}")
+    return tuple(number("ts", t) for t in ts)
+
+
 @final
 class Augmented(nn.Module):
     """Runs a layer on a state with `extra` zeros appended along an axis, and takes them off again (Dupont et al. 2019).
@@ -62,11 +71,13 @@ class Augmented(nn.Module):
 
     def __init__(self, layer: nn.Module, extra: int, dim: int = 1) -> None:
         super().__init__()
-        if extra < 1:
-            raise ValueError(f"extra must be at least 1; got {extra}")
+        function("layer", layer, "layer(y0, ts, args)")
+        extra, dim = whole("extra", extra), whole("dim", dim, -64, 63)
         self.layer, self.extra, self.dim = layer, extra, dim
 
     def forward(self, y0: Tensor, ts: Any = None, args: tuple[Any, ...] = ()) -> Tensor:
+        if not -y0.ndim <= self.dim < y0.ndim:
+            raise ValueError(f"dim={self.dim} is no axis of y0, whose shape is {tuple(y0.shape)}")
         shape = list(y0.shape)
         shape[self.dim] = self.extra
         wide = self.layer(torch.cat([y0, y0.new_zeros(shape)], self.dim), ts, args)

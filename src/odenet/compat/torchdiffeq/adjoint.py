@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from ...core.given import shown
 from ...core.leaves import Leaves
 from ...gradients import Adjoint
 from . import callbacks as watchers
-from .inputs import Inputs
+from .inputs import Inputs, tensor
+from .inputs import chosen as checked_options
 from .methods import SCIPY, Settings, known, largest_rms, state_norm
 from .scipy import SciPy
 from .solve import integrated
@@ -42,14 +44,16 @@ def odeint_adjoint(
         params are zeros, as they are no part of the state that is solved for.
     adjoint_params: parameters of func, where it is no Module; all that it uses gets a gradient, named here or not.
     """
+    adjoint_options = None if adjoint_options is None else checked_options("adjoint_options", adjoint_options)
+    options = None if options is None else checked_options("options", options)
     params = _parameters(func, adjoint_params, adjoint_options)
-    if adjoint_method is not None and adjoint_method != method and options is not None and adjoint_options is None:
+    if isinstance(adjoint_method, str) and adjoint_method != method and options is not None and adjoint_options is None:
         raise ValueError(
             "adjoint_method differs from method: options are not taken over to it, so give adjoint_options too "
             "({} for none)"
         )
     inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
-    name, back = known(method), known(method if adjoint_method is None else adjoint_method)
+    name, back = known(method), known(method if adjoint_method is None else adjoint_method, "adjoint_method")
     settings = Settings.of(name, options, inputs)
     chosen = dict(options or {}) if adjoint_options is None else dict(adjoint_options)
     norm = chosen.pop("norm", None) if adjoint_options is not None else None
@@ -59,9 +63,9 @@ def odeint_adjoint(
     backward = Settings.of(back, chosen, inputs, _adjoint_norm(norm, settings, inputs, params))
     how = {
         "rtol": _number("adjoint_rtol", adjoint_rtol),
-        "atol": _number(
-            "adjoint_atol", atol if adjoint_atol is None and isinstance(atol, (int, float)) else adjoint_atol
-        ),
+        "atol": _number("atol", atol)
+        if adjoint_atol is None and isinstance(atol, (int, float))
+        else _number("adjoint_atol", adjoint_atol),
         "method": backward.method,
         "norm": backward.controller.norm or "seminorm",
         "controller": backward.controller,
@@ -90,7 +94,13 @@ def _parameters(func: Any, given: Iterable[Tensor] | None, options: dict[str, An
         raise ValueError(
             "func is no torch.nn.Module, so adjoint_params is required: the parameters that it uses, or () for none"
         )
-    params = tuple(find_parameters(func) if given is None else given)
+    try:
+        params = tuple(find_parameters(func) if given is None else given)
+    except TypeError:
+        raise TypeError(f"adjoint_params must be parameters, in a tuple or list; got {shown(given)}") from None
+    for x in params:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"adjoint_params must be tensors; got {shown(x)}")
     wanted = tuple(x for x in params if x.requires_grad)
     if len(wanted) < len(params) and callable((options or {}).get("norm")):
         warnings.warn(
@@ -106,7 +116,13 @@ def _number(name: str, given: Any) -> float | None:
     if isinstance(given, Tensor) and given.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     parts = given if isinstance(given, (tuple, list)) else [given]
-    return min(float(torch.as_tensor(x).min()) for x in parts)
+    tensors = [tensor(name, x).detach() for x in parts]
+    if not tensors or any(x.numel() == 0 or x.is_complex() for x in tensors):
+        raise ValueError(f"{name} must be a real number, or hold some; got {given!r}")
+    least = min(float(x.double().min()) for x in tensors)
+    if not 0.0 <= least < float("inf"):
+        raise ValueError(f"{name} must be zero or positive, and finite; got {given!r}")
+    return least
 
 
 def _adjoint_norm(norm: Any, settings: Settings, inputs: Inputs, params: Leaves) -> Callable[[Leaves], Tensor]:

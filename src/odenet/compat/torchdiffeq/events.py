@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.given import flag, function, shown
 from ...core.leaves import Leaves
 from ...gradients.event_time import with_event_time
 from .inputs import Inputs
@@ -29,6 +30,11 @@ def odeint_event(
     The gradient reaches y0, t0, the parameters of func and those of event_fn, through the time of the event as well.
     t0: a tensor of one number. odeint_interface: `odeint`, `odeint_adjoint`, or a function like them; kwargs go to it.
     """
+    function("odeint_interface", odeint_interface, "odeint(func, y0, t, ...)")
+    function("event_fn", event_fn, "event_fn(t, y)")
+    flag("reverse_time", reverse_time)
+    if not isinstance(t0, Tensor) or t0.numel() != 1 or not t0.is_floating_point():
+        raise TypeError(f"t0 must be a floating point tensor of one time; got {shown(t0)}")
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.given import function, shown
 from ...core.leaves import real_dtype
 
 State = Tensor | tuple[Tensor, ...]
@@ -49,8 +50,11 @@ class Inputs:
 
     @staticmethod
     def of(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
+        function("func", func, "func(t, y)")
+        if event_fn is not None:
+            function("event_fn", event_fn, "event_fn(t, y)")
         y0 = _state(y0)
-        if event_fn is not None and isinstance(t, Tensor) and len(t) != 2:
+        if event_fn is not None and isinstance(t, Tensor) and t.ndim == 1 and len(t) != 2:
             raise ValueError(f"t must have two times with event_fn, its start and its direction; got {len(t)} of them")
         _check_times(t)
         first = y0 if isinstance(y0, Tensor) else y0[0]
@@ -69,6 +73,9 @@ class Inputs:
 
 
 def _state(y0: Any) -> State:
+    for x in y0 if isinstance(y0, tuple) else (y0,):
+        if isinstance(x, Tensor) and (x.is_meta or x.dtype.itemsize == 1 or x.layout is not torch.strided):
+            raise TypeError(f"y0 must be dense, of floating point, and hold its values; got {shown(x)}")
     if isinstance(y0, Tensor):
         return y0
     if not isinstance(y0, tuple):
@@ -98,11 +105,29 @@ def _check_times(t: Any) -> None:
         raise AssertionError(f"t must be strictly increasing or strictly decreasing; got {t.tolist()}")
 
 
+def tensor(name: str, given: Any) -> Tensor:
+    """given as a tensor."""
+    try:
+        out = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
+        raise TypeError(f"{name} must be a number or a tensor; got {shown(given)}: {error}") from None
+    if out.is_meta or out.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor that holds its values; got {shown(given)}")
+    return out
+
+
+def chosen(name: str, given: Any) -> dict[str, Any]:
+    """A dictionary of options, of the caller's own."""
+    if given is not None and not isinstance(given, dict):
+        raise TypeError(f"{name} must be a dictionary of options, or None; got {shown(given)}")
+    return dict(given or {})
+
+
 def _tolerance(name: str, given: Any, y0: State) -> Any:
     if isinstance(given, Tensor) and given.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     if isinstance(y0, Tensor):
-        return given if isinstance(given, (int, float, Tensor)) else torch.as_tensor(given)
+        return given if isinstance(given, (int, float, Tensor)) else tensor(name, given)
     if (isinstance(given, Tensor) and given.ndim == 0) or not hasattr(given, "__iter__"):
         return given
     given = tuple(given)
@@ -112,6 +137,6 @@ def _tolerance(name: str, given: Any, y0: State) -> Any:
     for tol, x in zip(given, y0, strict=True):
         if isinstance(tol, Tensor) and tol.requires_grad:
             raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
-        tol = torch.as_tensor(tol)
+        tol = tensor(name, tol)
         out.append(tol.reshape(x.shape) if tol.numel() == x.numel() else tol)
     return tuple(out)

@@ -14,7 +14,7 @@ from ...control import PID, ConstantStep, Controller, Grid
 from ...core.leaves import Leaves, real_dtype
 from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
-from .inputs import Inputs
+from .inputs import Inputs, chosen
 from .step_function import ByStepFunction
 
 SCIPY = "scipy_solver"
@@ -44,12 +44,12 @@ _SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step", "grid_points", "eps"
 _MOST = 2**31 - 1
 
 
-def known(method: str | None) -> str:
+def known(method: str | None, argument: str = "method") -> str:
     """The name of the method, or an error."""
     if method is None:
         return "dopri5"
     if not isinstance(method, str) or method not in SOLVERS:
-        raise unknown_name("method", str(method), SOLVERS)
+        raise unknown_name(argument, str(method), SOLVERS)
     return method
 
 
@@ -79,7 +79,7 @@ class Settings:
     @staticmethod
     def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
         """norm: of the error, on leaves; by default that of the options, on the state as the caller has it."""
-        options = dict(options or {})
+        options = chosen("options", options)
         if name not in _ADAPTIVE and SOLVERS[name] != name:
             return _by_step_function(name, options, inputs)
         if name in _ADAPTIVE:

@@ -16,7 +16,7 @@ from ...solution import Solution
 from ...solve import solve
 from . import callbacks as watchers
 from .errors import as_assertions
-from .inputs import Inputs, State
+from .inputs import Inputs, State, tensor
 from .methods import SCIPY, Settings, adaptive, known
 from .scipy import SciPy
 
@@ -127,6 +127,13 @@ def _pair(y0: State, y1: State) -> State:
     return tuple(torch.stack([a, b]) for a, b in zip(y0, y1, strict=True))
 
 
+def _time(name: str, given: Any) -> Tensor:
+    out = tensor(name, given)
+    if out.numel() != 1 or out.is_complex() or not bool(out.isfinite()):
+        raise ValueError(f"{name} must be one finite time; got {given!r}")
+    return out
+
+
 def odeint_dense(
     func: Callable[..., Any],
     y0: Any,
@@ -142,8 +149,8 @@ def odeint_dense(
 
     For any method but scipy_solver, a tuple y0, and t1 before t0. Differentiable.
     """
-    start = t0 if isinstance(t0, Tensor) else torch.as_tensor(t0, dtype=torch.get_default_dtype())
-    t = torch.stack([start.reshape(()), torch.as_tensor(t1).to(start).reshape(())])
+    start = t0 if isinstance(t0, Tensor) else _time("t0", t0).to(torch.get_default_dtype())
+    t = torch.stack([_time("t0", start).reshape(()), _time("t1", _time("t1", t1).to(start)).reshape(())])
     inputs = Inputs.of(func, y0, t, rtol, atol)
     name = known(method)
     if name == SCIPY:
