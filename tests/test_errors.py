@@ -115,42 +115,6 @@ def test_pid_settings() -> None:
             odenet.PID(**settings)
 
 
-FAILING = [
-    (lambda t, y: torch.sqrt(0.5 - t) * y, {}, odenet.NonFiniteError, "NaN"),
-    (lambda t, y: y * y, {}, odenet.BlowUpError, "blows up"),
-    (lambda t, y: y * y, {"method": "rk4", "step": 0.01}, odenet.BlowUpError, "blows up"),
-    (lambda t, y: -y * torch.nan, {}, odenet.NonFiniteError, "NaN"),
-    (decay, {"max_steps": 2}, odenet.MaxStepsError, "max_steps=2"),
-]
-
-
-@pytest.mark.parametrize(("f", "options", "kind", "cause"), FAILING, ids=[str(i) for i in range(len(FAILING))])
-def test_failure_explains_itself(f: Any, options: dict[str, Any], kind: type[Exception], cause: str) -> None:
-    with pytest.raises(RuntimeError, match=f"t=.*dt=.*component y.*{cause}.*Hint") as caught:
-        odenet.solve(f, ONE, [0.0, 2.0], **options)
-    assert type(caught.value) is kind
-    assert caught.value.sample is None and 0.0 <= caught.value.t <= 2.0  # type: ignore[attr-defined]
-    sol = odenet.solve(f, ONE, [0.0, 1e-3, 2.0], on_failure="return", **options)
-    assert sol.status != odenet.Status.SUCCESS and bool(sol.ys[-1].isnan().all())
-    assert torch.equal(sol.ys[0], ONE)
-
-
-def test_failing_sample_leaves_its_neighbours_alone() -> None:
-    y0 = torch.tensor([[0.5], [1.0], [0.1]], dtype=torch.float64, requires_grad=True)
-    options = {"per_sample": True, "on_failure": "return"}
-    with pytest.raises(odenet.BlowUpError, match="sample 1"):
-        odenet.solve(lambda t, y: y * y, y0, [0.0, 1.5], per_sample=True)
-    for gradient in ("discrete", "backprop", "adjoint", "gauss", "forward"):
-        sol = odenet.solve(lambda t, y: y * y, y0, [0.0, 1.5], gradient=gradient, **options)
-        assert sol.status.tolist() == [0, int(odenet.Status.BLOW_UP), 0]
-        keep = torch.tensor([0, 2])
-        others = odenet.solve(lambda t, y: y * y, y0[keep], [0.0, 1.5], gradient=gradient, **options)
-        assert torch.equal(sol.ys[keep], others.ys)
-        (a,) = torch.autograd.grad(sol.ys[keep].sum(), y0)
-        (b,) = torch.autograd.grad(others.ys.sum(), y0)
-        assert torch.equal(a[keep], b[keep])
-
-
 def test_wrong_use_of_the_solution() -> None:
     sol = odenet.solve(decay, ONE, [0.0, 1.0])
     with pytest.raises(ValueError, match="dense=True"):
@@ -166,82 +130,6 @@ def test_wrong_use_of_the_solution() -> None:
     sol = odenet.solve(decay, torch.ones(3, 1), [0.0, 1.0], dense=True, per_sample=True)
     with pytest.raises(ValueError, match=r"one row a sample, shape \(3, m\); got \(2, 4\)"):
         sol(torch.zeros(2, 4))
-
-
-def test_step_underflow() -> None:
-    """A tolerance below the dtype's resolution, at a jump that nobody announced."""
-
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        return torch.where(t < 1 / 3, 0.0, 1e9).to(y.dtype) + 0 * y
-
-    with pytest.raises(odenet.StepUnderflowError, match=r"t=0\.33.*Hint.*jump_ts") as caught:
-        odenet.solve(f, ONE, [0.0, 1.0], rtol=1e-15, atol=0.0)
-    assert caught.value.t == pytest.approx(1 / 3) and 0 < caught.value.dt < 1e-14
-    sol = odenet.solve(f, ONE, [0.0, 1.0], rtol=1e-15, atol=0.0, on_failure="return")
-    assert sol.status == odenet.Status.STEP_UNDERFLOW
-    known = odenet.solve(f, ONE, [0.0, 1.0], rtol=1e-15, atol=0.0, controller=odenet.PID(jump_ts=[1 / 3]))
-    assert known.status == odenet.Status.SUCCESS
-
-
-def holed(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
-    """NaN in component b[2] of every sample whose a is above 2."""
-    hole = (y["a"] > 2.0) & (torch.arange(3) == 2)
-    return {"a": 0 * y["a"], "b": torch.where(hole, torch.nan, -y["b"])}
-
-
-def test_failure_names_sample_and_component() -> None:
-    """The sample, how many failed, and the path of the worst component are in the message and in attributes."""
-    y0 = {"a": torch.tensor([[1.0], [1.0], [3.0], [4.0]], dtype=torch.float64), "b": torch.ones(4, 3).double()}
-    with pytest.raises(odenet.NonFiniteError, match=r"sample 2 \(2 failed\), worst component y\['b'\]\[2\]") as caught:
-        odenet.solve(holed, y0, [0.0, 1.0], per_sample=True)
-    assert caught.value.sample == 2 and caught.value.component == "y['b'][2]" and caught.value.t == 0.0
-    one = {key: value[3] for key, value in y0.items()}
-    with pytest.raises(odenet.NonFiniteError, match=r"worst component y\['b'\]\[2\]") as caught:
-        odenet.solve(holed, one, [0.0, 1.0])
-    assert caught.value.sample is None and isinstance(caught.value, RuntimeError)
-
-
-def test_size_of_the_failed_step_has_the_sign_of_time() -> None:
-    with pytest.raises(odenet.MaxStepsError, match="dt=-") as caught:
-        odenet.solve(decay, ONE, [1.0, 0.0], max_steps=2)
-    assert caught.value.dt < 0
-
-
-@pytest.mark.parametrize("constant", [False, True])
-def test_solved_part_is_returned(constant: bool) -> None:
-    """Up to the failure it is the solution of a shorter solve; after it NaN; and the dense output ends there."""
-    options: dict[str, Any] = {"method": "rk4", "step": 0.1} if constant else {}
-
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        return torch.where(t > 0.55, torch.nan, 1.0).to(y.dtype) * y
-
-    y0 = torch.ones(1, dtype=torch.float64)
-    sol = odenet.solve(f, y0, [0.0, 0.3, 0.8, 1.0], on_failure="return", dense=True, **options)
-    assert sol.status == odenet.Status.NON_FINITE
-    assert float(sol.ys[1]) == pytest.approx(1.349859, abs=1e-4)
-    assert bool(sol.ys[2:].isnan().all()) and bool(sol.y1.isfinite().all())
-    assert float(sol(0.4)) == pytest.approx(1.491825, abs=1e-4)
-    with pytest.raises(ValueError, match="the time reached"):
-        sol(0.8)
-
-
-@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
-def test_gradient_of_the_solved_part(gradient: str) -> None:
-    """Finite and right for what was reached, also for parameters that all samples share."""
-    y0 = torch.tensor([[0.5], [5.0], [0.1]], dtype=torch.float64)
-    rate = torch.ones(1, dtype=torch.float64, requires_grad=True)
-
-    def f(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-        return k * y * y
-
-    options: dict[str, Any] = {"args": (rate,), "gradient": gradient, "per_sample": True, "on_failure": "return"}
-    keep = torch.tensor([0, 2])
-    sol = odenet.solve(f, y0, [0.0, 1.0], **options)
-    assert sol.status.tolist() == [0, int(odenet.Status.BLOW_UP), 0]
-    (mine,) = torch.autograd.grad(sol.ys[keep].sum(), rate)
-    (alone,) = torch.autograd.grad(odenet.solve(f, y0[keep], [0.0, 1.0], **options).ys.sum(), rate)
-    torch.testing.assert_close(mine, alone, rtol=1e-13, atol=0.0)
-    torch.testing.assert_close(float(mine), 0.5**2 / 0.5**2 + 0.1**2 / 0.9**2, rtol=1e-4, atol=0.0)
 
 
 def test_progress_is_reported() -> None:
