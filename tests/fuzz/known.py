@@ -166,11 +166,23 @@ def bound(case: Valid, x: Tensor) -> float:
     return factor * case.step ** min(order, 4) + rounding
 
 
+def noted_at(made: Built) -> Tensor:
+    """The time of an event that is noted down, 0-d or (B,)."""
+    times = made.times.detach()
+    return times[..., 0] + 0.6 * (times[..., -1] - times[..., 0])
+
+
 def event(case: Valid, made: Built, want: Leaves) -> tuple[Any, float | None]:
-    """The event of the call, and the time at which it happens: None for never."""
+    """The event of the call, and the time at which it ends the solve: None for never."""
+    if case.event in ("noted", "same"):
+        when = noted_at(made)
+        same = None if case.event == "noted" else lambda t, y, *args: y
+        return odenet.Event(lambda t, y, *args: t - when.to(t), terminal=False, reset=same), None
+    if case.event == "never":
+        return odenet.Event(lambda t, y, *args: t * 0 + 1.0), None
     start, end = float(made.times.detach()[0]), float(made.times.detach()[-1])
     at = start + 0.6 * (end - start)
-    if case.event == "never" or start == end:
+    if start == end:
         return odenet.Event(lambda t, y, *args: t * 0 + 1.0), None
     if case.event == "several":
         later = start + 0.9 * (end - start)

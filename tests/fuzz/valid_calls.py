@@ -12,7 +12,7 @@ from odenet import nn
 from odenet.core.leaves import flatten, unflatten
 
 from .fields import FIELDS, STRUCTURES, Leaves
-from .known import Built, bound, built, event, exact, wide
+from .known import Built, bound, built, event, exact, noted_at, wide
 from .ledger import Ledger, demand, watched
 from .strategies import Report, Valid
 
@@ -67,6 +67,7 @@ def run_valid(case: Valid, ledger: Ledger) -> None:
         shape_of(case, sol, made)
         if happens is None:
             values(case, sol, made, want, ledger)
+            noted(case, sol, made)
         else:
             hits(case, sol, made, happens)
         if case.callbacks:
@@ -131,6 +132,21 @@ def values(case: Valid, sol: odenet.Solution, made: Built, want: Leaves, ledger:
         truth = exact(case, made.leaves, made.k, lane, made.times[..., 0])
         got = flatten(ledger.call("Solution", sol, one))[0]
         near(got, [x.select(axis, 0) for x in truth], case, "sol(number)", 3 * slack)
+
+
+def noted(case: Valid, sol: odenet.Solution, made: Built) -> None:
+    """Every event that does not end the solve, once in each solve that has a length."""
+    if case.event not in ("noted", "same"):
+        demand(sol.hits is None or not sol.hits.which.numel(), "hits without an event")
+        return
+    at, times = noted_at(made).reshape(-1), made.times.detach().reshape(-1, made.times.shape[-1])
+    which = sol.hits.which.reshape(len(times) if case.per_sample else 1, -1)
+    at, times = at.expand(len(which)), times.expand(len(which), -1)
+    moving = times[:, 0] != times[:, -1]
+    demand(bool(((which >= 0).sum(1) == moving.long()).all()), f"hits {which.tolist()}")
+    found = sol.hits.t.detach().double().reshape(len(which), -1)[moving]
+    size = times.abs().amax(1)[moving].clamp(min=1.0)
+    demand(bool(((found[:, :1] - at[moving, None]).abs() < 1e-6 * size[:, None]).all()), f"hits at {found.tolist()}")
 
 
 def hits(case: Valid, sol: odenet.Solution, made: Built, at: float) -> None:
