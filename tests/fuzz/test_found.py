@@ -134,6 +134,18 @@ def test_times_of_the_dense_solution(t: Any) -> None:
         sol(t)
 
 
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+def test_state_that_was_made_in_inference_mode(gradient: str) -> None:
+    with torch.inference_mode():
+        y0 = Y0.clone()
+    k = torch.ones((), dtype=torch.float64, requires_grad=True)
+    sol = odenet.solve(lambda t, y, k: -k * y, y0, [0.0, 1.0], args=(k,), gradient=gradient)
+    (g,) = torch.autograd.grad(sol.y1.sum(), k)
+    assert float(g) == pytest.approx(-2.5 * float(np.exp(-1)), rel=1e-4)
+    with torch.inference_mode():
+        assert torch.allclose(odenet.solve(lambda t, y: -y, y0, [0.0, 1.0]).y1, sol.y1)
+
+
 def test_many_checkpoints_are_no_more_than_steps() -> None:
     y0 = Y0.clone().requires_grad_()
     sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=odenet.Discrete(checkpoints=10**400))
