@@ -140,7 +140,7 @@ def noted(case: Valid, sol: odenet.Solution, made: Built) -> None:
         demand(sol.hits is None or not sol.hits.which.numel(), "hits without an event")
         return
     at, times = noted_at(made).reshape(-1), made.times.detach().reshape(-1, made.times.shape[-1])
-    which = sol.hits.which.reshape(len(times) if case.per_sample else 1, -1)
+    which = sol.hits.which if case.per_sample else sol.hits.which[None]
     at, times = at.expand(len(which)), times.expand(len(which), -1)
     moving = times[:, 0] != times[:, -1]
     demand(bool(((which >= 0).sum(1) == moving.long()).all()), f"hits {which.tolist()}")
