@@ -50,7 +50,9 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
         if leaf.numel() == 0:
             raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
     names, leaves = [n for n, _ in pairs], [x for _, x in pairs]
-    if not torch.is_inference_mode_enabled():  # a tensor made in it takes no part in autograd, but its copy does
+    if (
+        not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+    ):  # a tensor made in it takes no part in autograd, but its copy does
         leaves = [x.clone() if x.is_inference() else x for x in leaves]
     devices = {str(x.device) for x in leaves}
     if len(devices) > 1:
