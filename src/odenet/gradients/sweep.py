@@ -81,6 +81,9 @@ class Sweep(ABC):
         with torch.enable_grad():
             left = len(self.entries)
             while left:
+                if self.good is not None and not bool(self.entries[left - 1].accept.any()):
+                    left -= 1  # a step of samples that failed alone
+                    continue
                 y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
                 taken, y_bar, carry_bar, time_bar = self._steps(left - 1, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
                 left -= taken
