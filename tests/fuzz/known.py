@@ -160,7 +160,8 @@ def bound(case: Valid, x: Tensor) -> float:
     rounding = 30 * torch.finfo(x.dtype).eps + (1e-6 if case.ts_form == "float32" else 0.0) + 1e-12
     order = METHODS[case.method].order
     if case.tol is not None:
-        return 40 * case.tol + rounding
+        # the estimate of fehlberg2, which is torchdiffeq's, lets errors through that are some ten times as large
+        return (400 if case.method == "fehlberg2" else 40) * case.tol + rounding
     assert case.step is not None
     factor = {1: 1.5, 2: 3.0}.get(order, 5.0)
     return factor * case.step ** min(order, 4) + rounding
