@@ -60,8 +60,13 @@ class Solution:
             start, end = start[:, None], end[:, None]
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         slack = 1e-6 * (high - low)  # float32 asked round past the ends
-        if some((asked < low - slack) | (asked > high + slack)):
-            raise ValueError(f"t must lie between ts[0]={start.tolist()} and the time reached, {end.tolist()}")
+        outside = (asked < low - slack) | (asked > high + slack)
+        if some(outside):
+            whose = ""
+            if batched:
+                sample = int(outside.any(1).to(torch.uint8).argmax())
+                start, end, whose = start[sample, 0], end[sample, 0], f" of sample {sample}"
+            raise ValueError(f"t must lie between ts[0]={start.tolist()} and the time reached, {end.tolist()}{whose}")
         # where, not clamp: a clamp halves the gradient of a time that is exactly at an end
         leaves = self._dense(torch.where(asked < low, low, torch.where(asked > high, high, asked)))
         if t.ndim == 0:

@@ -132,9 +132,9 @@ def solve(
 
     def run(p: Problem, request: Request) -> Trajectory:
         compiled = compiled_or_none(p, driver, how, request) if compile else None
-        found = with_zeros(p, how.run(p, driver, request) if compiled is None else compiled)
+        found = how.run(p, driver, request) if compiled is None else compiled
         judge(p, found.outcome)
-        return frozen(replace(found, y1=_ends(p, found)))
+        return frozen(with_zeros(p, replace(found, y1=_ends(p, found))))
 
     with bar(progress) as report:
         request = Request(dense, report, callbacks)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from ..core.leaves import select
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
-from ..gradients.frozen import replaced, unfailed
+from ..gradients.frozen import without_failed
 
 _told: set[str] = set()
 
@@ -25,10 +20,7 @@ def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request
 
     try:
         found = solve_compiled(p, driver, how, request)
-        good = unfailed(found.outcome.state.status) if torch.is_grad_enabled() else None
-        if good is None:
-            return found
-        return _beside(good, found, solve_compiled(replaced(p, good), driver, how, request))
+        return without_failed(p, found, lambda q: solve_compiled(q, driver, how, request))
     except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are
@@ -37,19 +29,3 @@ def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request
         _told.add(reason)
         warnings.warn(f"compile=True: solving without compiled code, as {reason}", stacklevel=3)
     return None
-
-
-def _beside(good: Tensor, found: Trajectory, others: Trajectory) -> Trajectory:
-    """What was found, where samples did not fail with the gradients of `others`, a solve without those that did.
-
-    A library takes all samples through all steps, and zero times what is not finite in one is NaN for all.
-    """
-    others.stats.update({k: found.stats[k] for k in ("nfe", "accepted", "rejected")})
-    dense, before = others.dense, found.dense
-    return replace(
-        others,
-        ys=select(good, others.ys, tuple(y.detach() for y in found.ys)),
-        y1=select(good, others.y1, tuple(y.detach() for y in found.y1)),
-        dense=None if dense is None or before is None else lambda t: select(good, dense(t), before(t)),
-        outcome=found.outcome,
-    )

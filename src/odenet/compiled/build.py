@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .blocks import Blocks
-from .capture import quietly
+from .capture import quietly, turn
 from .plan import Recorded
 from .turns import Turns
 
@@ -93,20 +93,27 @@ def _found(key: str) -> Library | None:
 def _keep(made: Path, key: str, recorded: Recorded) -> Path:
     folder().mkdir(parents=True, exist_ok=True)
     whole = folder() / f"{key}.so"
-    part = whole.with_suffix(f".{os.getpid()}")
-    shutil.copy(made, part)
-    part.replace(whole)  # whole or not at all, also where two processes do the same
+    # whole or not at all, also where two processes do the same, or two threads
+    part = whole.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     kept = [(list(shape), str(dtype).removeprefix("torch.")) for shape, dtype in recorded.kept]
-    part.write_text(json.dumps({"calls": list(recorded.calls), "kept": kept}))
-    part.replace(folder() / f"{key}.json")
+    try:
+        shutil.copy(made, part)
+        part.replace(whole)
+        part.write_text(json.dumps({"calls": list(recorded.calls), "kept": kept}))
+        part.replace(folder() / f"{key}.json")
+    finally:
+        part.unlink(missing_ok=True)
     return whole
 
 
 class Beside:
     """Makes a library in a thread of its own, while this one makes another.
 
-    While the C++ compiler, a process, works for one of them, the other is recorded and lowered.
+    While the C++ compiler, a process, works for one of them, the other is recorded and lowered. interrupted: Ctrl-C
+    came meanwhile.
     """
+
+    interrupted = False
 
     def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int, thorough: bool) -> None:
         self.made: list[Library] = []
@@ -116,7 +123,8 @@ class Beside:
             self.made.append(found)
             return
         quietly("torch._inductor.compile_fx")
-        self.thread = threading.Thread(target=self._run, args=(key, make, threads, thorough), daemon=True)
+        # no daemon: a process that ended meanwhile would abort
+        self.thread = threading.Thread(target=self._run, args=(key, make, threads, thorough))
         self.thread.start()
 
     def _run(self, *wanted: Any) -> None:
@@ -124,6 +132,9 @@ class Beside:
             self.made.append(library(*wanted))
         except Exception as error:
             self.error = error
+
+    def working(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
 
     def wait(self) -> Library:
         if self.thread is not None:
@@ -155,7 +166,7 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
     return getattr(module, _ENTRY)
 
 
-_turns = Turns()
+_turns = Turns(turn)
 
 
 def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:

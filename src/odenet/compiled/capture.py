@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import itertools
+import signal
 import sys
 import threading
 import warnings
@@ -126,16 +127,37 @@ class _Failure:
 
 
 def quietly(module: str) -> None:
-    """Import part of PyTorch's compiler; loading it warns of what PyTorch itself is to change."""
+    """Import part of PyTorch's compiler; loading it warns of what PyTorch itself is to change.
+
+    Ctrl-C waits until it is there: half of it would stay in the process, and be of no use from then on.
+    """
     if module not in sys.modules:
-        with warnings.catch_warnings():
+        with uninterrupted(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(module)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes at the end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # it comes to the main thread alone, or to nobody
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])
 
 
 IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does in training)"
 LONGEST_REST = 1024  # solves from one try to the next
 
+turn = threading.Lock()  # of what records: TorchDynamo refuses to work beside another thread's recording
 _seen = _Seen()
 _failures: WhileAlive[_Failure] = WhileAlive()
 _calls: WhileAlive[Callable[..., list[Any]]] = WhileAlive()
@@ -187,7 +209,7 @@ def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor,
         new = _calls.get(_code(f) or type(f)) is None
         call = _guarded(f)
         # enabled, else the graph would not tell where f itself turns gradients off
-        with torch.enable_grad(), _about_leaves() if new else nullcontext():
+        with turn, torch.enable_grad(), _about_leaves() if new else nullcontext():
             out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)

@@ -19,15 +19,16 @@ _was_on = True
 def paused() -> Iterator[None]:
     """Until the last of those who asked for it is done."""
     global _users, _was_on
-    with _lock:
-        if _users == 0:
-            _was_on = gc.isenabled()
-            gc.disable()
-        _users += 1
+    counted = False
     try:
+        with _lock:
+            if _users == 0:
+                _was_on = gc.isenabled()
+            _users, counted = _users + 1, True
+            gc.disable()
         yield
     finally:
         with _lock:
-            _users -= 1
+            _users -= counted
             if _users == 0 and _was_on:
                 gc.enable()

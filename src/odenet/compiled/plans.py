@@ -89,6 +89,7 @@ class Plans:
     def __init__(self) -> None:
         self.made: WeakKeyDictionary[FieldGraph, dict[Place, Library]] = WeakKeyDictionary()
         self.failed: WeakKeyDictionary[FieldGraph, dict[Place, str]] = WeakKeyDictionary()
+        self.pending: WeakKeyDictionary[FieldGraph, dict[Place, Beside]] = WeakKeyDictionary()
 
     def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
         """and_back: the backward library will be wanted too; it is made now, beside this one."""
@@ -99,29 +100,45 @@ class Plans:
             if wanted in failed:
                 raise NotCompilableError(failed[wanted])
         if place not in made:
-            beside = None
-            if and_back and back not in made and looped(plan.device):
+            pending = self.pending.setdefault(graph, {})
+            if and_back and back not in made and back not in pending and looped(plan.device):
                 key = _key(graph, *back)
-                beside = Beside(key, lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
+                pending[back] = Beside(key, lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
             try:
                 made[place] = self._make(graph, place, forward)
-            finally:
-                if beside is not None:
-                    self._awaited(graph, back, beside)
+            except Exception:
+                self._await(graph, back)
+                raise
+            except BaseException:  # Ctrl-C does not wait
+                if back in pending:
+                    pending[back].interrupted = True
+                raise
+            self._await(graph, back)
         return made[place]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
         place, made = ("backward", plan, torch.get_num_threads()), self.made.setdefault(graph, {})
+        self._await(graph, place)
         if place not in made:
             made[place] = self._make(graph, place, backward)
         return made[place]
 
-    def _awaited(self, graph: FieldGraph, place: Place, beside: Beside) -> None:
+    def _await(self, graph: FieldGraph, place: Place) -> None:
+        """Wait for a library that a thread is making, or was making when Ctrl-C came."""
+        pending = self.pending.get(graph, {})
+        beside = pending.get(place)
+        if beside is None:
+            return
         try:
             self.made[graph][place] = beside.wait()
         except Exception as error:
+            if beside.interrupted:  # Ctrl-C ended the C++ compiler, too
+                return
             self.failed[graph][place] = told(error)
             raise
+        finally:
+            if not beside.working():
+                pending.pop(place, None)
 
     def _make(self, graph: FieldGraph, place: Place, record: Any) -> Library:
         failed = self.failed.setdefault(graph, {})

@@ -10,9 +10,11 @@ programs, which takes 2 s: PyTorch knows it.
 from __future__ import annotations
 
 import gc
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,8 +29,8 @@ SOON = 0.1  # seconds after which the C++ compiler is running
 class Turns:
     """`mine()`: this thread's turn, but for the time that the C++ compiler takes. thorough: that does its best."""
 
-    def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
+    def __init__(self, lock: threading.Lock | None = None) -> None:
+        self.lock, self.users = lock or threading.Lock(), 0
         self.run: Callable[..., Any] | None = None
         self.instructions: Callable[..., Any] | None = None
         self.load: Any = None
@@ -44,20 +46,21 @@ class Turns:
 
         cache: Any = codecache.CppPythonBindingsCodeCache
         with paused(), self.lock:
-            if self.users == 0:
-                self.run, builder.run_compile_cmd = builder.run_compile_cmd, self._meanwhile
-                self.instructions = isa.valid_vec_isa_list
-                isa.valid_vec_isa_list = _known_instructions(isa)
-                self.load = vars(cache)["load_pybinding_async"]
-                cache.load_pybinding_async = classmethod(_with_lean_loops(self.load.__func__))
-            self.users += 1
-            self.own.level = " -O3 " if thorough else " -O1 "
+            counted = False
             try:
+                if self.users == 0:
+                    self.run, self.instructions = builder.run_compile_cmd, isa.valid_vec_isa_list
+                    self.load = vars(cache)["load_pybinding_async"]
+                self.users, counted = self.users + 1, True
+                if self.users == 1:
+                    builder.run_compile_cmd, isa.valid_vec_isa_list = self._meanwhile, _known_instructions(isa)
+                    cache.load_pybinding_async = classmethod(_with_lean_loops(self.load.__func__))
+                self.own.level = " -O3 " if thorough else " -O1 "
                 yield
             finally:
-                del self.own.level
-                self.users -= 1
-                if self.users == 0:
+                vars(self.own).pop("level", None)
+                self.users -= counted
+                if self.users == 0 and counted:
                     builder.run_compile_cmd, isa.valid_vec_isa_list = self.run, self.instructions
                     cache.load_pybinding_async = self.load
 
@@ -66,21 +69,52 @@ class Turns:
         level = getattr(self.own, "level", None)
         if level is None:
             return self.run(command, cwd)
+        tidying = threading.Timer(SOON, self._tidy)
+        with self._others():
+            tidying.start()
+            try:
+                return _whole_or_not(self.run, command.replace(" -O3 ", level), cwd)
+            finally:
+                tidying.cancel()
+
+    @contextmanager
+    def _others(self) -> Iterator[None]:
+        """The others' turn; then this thread's again, also where Ctrl-C comes meanwhile or while it is waited for."""
         self.waiting += 1
         self.lock.release()
-        tidying = threading.Timer(SOON, self._tidy)
-        tidying.start()
         try:
-            return self.run(command.replace(" -O3 ", level), cwd)
+            yield
         finally:
-            tidying.cancel()
-            self.lock.acquire()
+            interrupted: BaseException | None = None
+            while True:
+                try:
+                    self.lock.acquire()
+                    break
+                except KeyboardInterrupt as error:
+                    interrupted = error
             self.waiting -= 1
+            if interrupted is not None:
+                raise interrupted
 
     def _tidy(self) -> None:
         """What Inductor has left behind is collected while everybody waits for the C++ compiler."""
         if self.waiting == self.users:
             gc.collect()
+
+
+def _whole_or_not(run: Callable[..., Any], command: str, cwd: str) -> Any:
+    """Runs the compiler, and puts what it makes in its place when it is done: what lies there is taken for whole."""
+    made = re.findall(r"(?<= -o )\S+", command)
+    if len(made) != 1:
+        return run(command, cwd)
+    part = f"{made[0]}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        out = run(command.replace(f" -o {made[0]}", f" -o {part}"), cwd)
+        os.replace(part, made[0])
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(part)
+    return out
 
 
 def _known_instructions(isa: Any) -> Callable[[], list[Any]]:

@@ -72,6 +72,15 @@ class VectorField:
         other._given = unflatten(other._args, self._args_spec)
         return other
 
+    def with_each_arg(self, change: Callable[[Tensor], Tensor]) -> VectorField:
+        """The same field, its count going on, with every floating-point tensor in args changed."""
+        other = copy.copy(self)
+        other._args = [
+            change(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else x for x in self._args
+        ]
+        other._given = unflatten(other._args, self._args_spec)
+        return other
+
     def divisible(self) -> bool:
         """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
         if self._cut is None and self._first_seen is not None:

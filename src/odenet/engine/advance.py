@@ -77,6 +77,10 @@ class Move:
     graph: Step | None = None
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
+    @property
+    def polynomial_known(self) -> bool:
+        return self._polynomial is not None
+
     def polynomial(self, lanes: Flag = True) -> Coefficients:
         """Dense output of the step; computed once, and only where somebody asks.
 

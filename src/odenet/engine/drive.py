@@ -14,12 +14,10 @@ from torch import Tensor
 from ..control.base import Verdict
 from ..control.first_step import hairer
 from ..core.lanes import Number
-from ..core.leaves import Leaves, select
-from ..core.norms import all_finite
+from ..core.leaves import select
 from ..core.status import Status
 from ..core.transforms import some
-from ..methods.base import Step
-from .advance import Clock, Move, State, attempt, not_finite, settle
+from .advance import Clock, Move, State, attempt, not_finite, nudged, settle
 from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
 from .problem import Problem
@@ -73,8 +71,6 @@ def start(p: Problem, clock: Clock) -> State:
     moving = stop < clock.count
     idle = not p.traced and not (bool(moving.any()) if isinstance(moving, Tensor) else moving)
     carry = () if idle else p.method.init(p.f, time, p.y0)
-    if p.batched and carry and torch.is_grad_enabled():
-        carry = _finite_carry(p, time, carry)
     h: Number
     if p.on_host and (idle or not guessed(p)):
         h = p.controller.first(1.0)
@@ -95,20 +91,6 @@ def start(p: Problem, clock: Clock) -> State:
 def guessed(p: Problem) -> bool:
     """Whether the engine chooses the first step size."""
     return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
-
-
-def _finite_carry(p: Problem, time: Tensor, carry: Leaves) -> Leaves:
-    """The carry, attached for samples with finite values alone; see `without_poison`. Its evaluation is not counted."""
-    good = all_finite((*p.y0, *carry), True)
-    if not some(~good):
-        return carry
-    rows, calls = good.nonzero()[:, 0], p.f.calls
-    fewer = p.narrowed(rows) if len(rows) else None
-    if fewer is None:
-        return carry
-    fresh = p.method.init(fewer.f, time[rows], fewer.y0)
-    p.f.calls = calls
-    return _replaced(carry, rows, fresh)
 
 
 @torch.no_grad()
@@ -168,9 +150,7 @@ class Eager(Driver):
             if bool(spent.any()):
                 s = s._replace(status=torch.where(spent, int(Status.MAX_STEPS), s.status))
                 continue
-            failed = (s.status != Status.SUCCESS) & (s.status != Status.EVENT) & ~running
-            wanted = worthwhile(len(running), left, p.spare) or bool(failed.any())
-            if leaving.possible and not awaited and p.f.checked and wanted:
+            if leaving.possible and not awaited and p.f.checked and worthwhile(len(running), left, p.spare):
                 fewer = leaving.leave(p, s, tally, running)
                 if fewer is not None:
                     p, s, tally = fewer
@@ -211,11 +191,6 @@ class Eager(Driver):
         return s, Tally(nfe, accepted, rejected)
 
 
-def _replaced(whole: Leaves, rows: Tensor, part: Leaves) -> Leaves:
-    """`whole`, detached, with these rows from `part`."""
-    return tuple(a.detach().index_copy(0, rows, b) for a, b in zip(whole, part, strict=True))
-
-
 def without_poison(p: Problem, move: Move) -> Move:
     """The move again, with rejected lanes standing still, where a rejected lane has a value that is not finite.
 
@@ -224,19 +199,9 @@ def without_poison(p: Problem, move: Move) -> Move:
     bad = not_finite(move)
     if not some(bad & ~move.accept):
         return move
-    rows = move.accept.nonzero()[:, 0]
-    fewer = p.narrowed(rows) if len(rows) else None
-    if fewer is not None:
-        y, carry = (tuple(x[rows] for x in leaves) for leaves in (move.y, move.carry))
-        part = p.method.step(fewer.f, move.time0[rows], move.time1[rows], y, carry)
-        move.step = Step(
-            _replaced(move.y, rows, part.y),
-            _replaced(move.step.carry, rows, part.carry),
-            tuple(_replaced(a, rows, b) for a, b in zip(move.step.stages, part.stages, strict=True)),
-        )
-        return move
     time1 = torch.where(move.accept, move.time1, move.time0)
-    step = p.method.step(p.f, move.time0, time1, move.y, move.carry)
+    f = nudged(p, move.time0, time1, move.jumped, move.jumps & move.accept)
+    step = p.method.step(f, move.time0, time1, move.y, move.carry)
     keep = select(move.accept, step.y, move.y)
     move.time1, move.step = time1, step._replace(y=keep)
     return move

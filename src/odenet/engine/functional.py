@@ -7,6 +7,7 @@ looks through the transforms at what holds for any lane or for all: whether to g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -27,10 +28,15 @@ class Functional(Driver):
     """One attempt after another from Python, as long as any lane runs."""
 
     def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome:
-        clock, before = Clock(p), p.f.calls
+        clock, before, given = Clock(p), p.f.calls, p.y0
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
         accepted, rejected = torch.zeros_like(nfe), torch.zeros_like(nfe)
+        stuck = s.status == Status.NON_FINITE
+        if torch.is_grad_enabled() and some(stuck):
+            p = elsewhere(p, stuck)
+            s = start(p, clock)
+            s = s._replace(status=torch.where(stuck, int(Status.NON_FINITE), s.status))
         for _ in range(p.max_steps):
             running = s.status == Status.RUNNING
             if not some(running):
@@ -53,7 +59,19 @@ class Functional(Driver):
             nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
             del move
         status = torch.where(s.status == Status.RUNNING, int(Status.MAX_STEPS), s.status)
+        if given is not p.y0:
+            s = s._replace(y=select(stuck, given, s.y))
         return Outcome(s._replace(status=status), nfe, accepted, rejected)
+
+
+def elsewhere(p: Problem, stuck: Tensor) -> Problem:
+    """The problem with ones in the place of where lanes that fail at ts[0] start, and of what is not finite in args.
+
+    They take no step. Autograd would meet what is not finite there with zeros, as in `without_poison`.
+    """
+    lane = stuck.any() if p.batched else stuck
+    f = p.f.with_each_arg(lambda x: torch.where(lane & ~torch.isfinite(x), 1.0, x))
+    return replace(p, f=f, y0=select(stuck, tuple(torch.ones_like(y) for y in p.y0), p.y0))
 
 
 @final

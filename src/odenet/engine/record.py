@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope_at_end
-from ..core.lanes import Number
+from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, differentiable, select, spread
 from ..core.transforms import some
 from .advance import Move
@@ -35,19 +35,21 @@ def outputs(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
     """
     end, start = (move.time1, move.time0) if lane is None else (move.time1[lane], move.time0[lane])
     at_end = times.detach() == end.detach()
+    moving = differentiable(times)
+    coefficients: Coefficients = ()
+    if moving or not bool(at_end.all()):  # first, as a step that was recorded has them already: sums are in one order
+        asking: Flag = True
+        if lane is not None:
+            asks = lane if moving else lane[~at_end]
+            asking = torch.zeros_like(move.accept).index_put_((asks,), torch.tensor(True, device=lane.device))
+        coefficients = move.polynomial(asking)
     if lane is None:
         y0, y1 = move.y, tuple(y.expand(len(times), *y.shape) for y in move.step.y)
     else:
         y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
-    moving = differentiable(times)
-    if bool(at_end.all()) and not moving:
+        coefficients = tuple(tuple(c[lane] for c in cs) for cs in coefficients)
+    if not coefficients:
         return y1
-    if lane is None:
-        coefficients: Coefficients = move.polynomial()
-    else:
-        asks = lane if moving else lane[~at_end]
-        asking = torch.zeros_like(move.accept).index_put_((asks,), torch.tensor(True, device=lane.device))
-        coefficients = tuple(tuple(c[lane] for c in cs) for cs in move.polynomial(asking))
     theta = (times - start) / (end - start)
     values = evaluate(y0, coefficients, tuple(spread(theta, y) for y in y1))
     if moving:  # y1 moves with the end of the step; an output there moves with its own time
@@ -80,6 +82,7 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
     slope = p.f(ts[..., 0], y0)
     if not isinstance(rows, slice):
         slope = tuple(k[rows[0]] for k in slope)
+    slope = tuple(torch.where(torch.isfinite(k), k, 0) for k in slope)  # of a solve that fails there; times zero
     late = ts[rows] - first
     return rows, tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True)), calls * 1
 

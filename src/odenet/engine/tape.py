@@ -100,8 +100,11 @@ class GraphKeeper(Keeper):
 class Tape(Observer):
     """Keeps an entry for every accepted step and shows the step to the keepers. Comes after the Record.
 
-    leaf_times: recorded steps are differentiable with respect to their ends too.
+    leaf_times: recorded steps are differentiable with respect to their ends too. dropped: the last step's graph was of
+    no use, for what some lanes that rejected it had come upon.
     """
+
+    dropped = False
 
     def __init__(
         self,
@@ -145,6 +148,7 @@ class Tape(Observer):
             t1, jumps, whole = move.t1, move.jumps, True
         else:
             return
+        self.dropped = move.graph is not None and not whole
         if not whole or (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
             move.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:

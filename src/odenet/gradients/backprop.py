@@ -15,7 +15,8 @@ from ..engine.integrate import Request, integrate
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
-from .base import Gradient, Stats, Trajectory
+from .base import Gradient, Stats, Trajectory, direct
+from .frozen import without_failed
 
 
 def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
@@ -40,4 +41,5 @@ class Backprop(Gradient):
     name = "backprop"
 
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
-        return plain(p, driver, request)
+        found = plain(p, driver, request)
+        return found if direct() else without_failed(p, found, lambda q: plain(q, driver, request.again()))

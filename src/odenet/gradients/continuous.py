@@ -30,6 +30,7 @@ from .attach import attach
 from .augment import CotangentField
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
+from .frozen import places
 from .quadrature import quadrature
 
 
@@ -179,6 +180,10 @@ class Backward:
         if isinstance(self.solved, Tensor):  # a sample that failed has no backward solve, and a gradient of zero
             reached = torch.where(self.solved, reached, ts[:, 0])
             beyond = beyond | ~self.solved[:, None]
+            if not bool(self.solved.all()):  # it stands where f is finite, for the sake of what all samples share
+                start = tuple(y.index_select(0, places(outcome, self.solved)) for y in q.y0)
+                y1 = select(self.solved, y1, start)
+                self.field.stands(self.solved, start)
         self.ts, self.ys, self.ys_bar, self.times_needed = ts, ys, cotangents[:n], times_needed
         self.ts_bar = torch.zeros_like(ts)
         self.y, self.a = (

@@ -28,7 +28,7 @@ from .attach import attach
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
 from .directions import Directions
-from .frozen import unfailed
+from .frozen import places, unfailed
 from .local import attached_step
 from .taped import once_more, unpacked
 
@@ -60,6 +60,7 @@ class Forward(Gradient):
         if carried.directions.count:
             directions, tangents = carried.directions, carried.tangents()
             good = unfailed(solved.outcome.state.status)
+            where = None if good is None else places(solved.outcome, good)
             if good is not None:
                 tangents = [torch.where(good.view(1, -1, *(1,) * (x.ndim - 2)), x, 0.0) for x in tangents]
 
@@ -69,7 +70,7 @@ class Forward(Gradient):
                     bars[2 * n :] = [None if b is None else b.transpose(0, 1) for b in bars[2 * n :]]
                 return directions.gradients(tangents, bars)
 
-            again = partial(once_more, p, driver, request)
+            again = partial(once_more, p, driver, request, good=good, where=where)
             values = attach(pull, again, values, inputs, carried.captured)
         return unpacked(p, values, solved, stats)
 
@@ -122,6 +123,7 @@ class Sensitivities(Observer):
             return
         self.begin()
         e, q, n = self.tape.entries.pop(), self.q, len(self.y)
+        calls, known = q.f.calls, move.polynomial_known
         with torch.enable_grad():
             move, carry1 = self._attached(e, move)
             times = q.ts.detach().requires_grad_(self.times_needed)
@@ -134,6 +136,9 @@ class Sensitivities(Observer):
                 (*move.y, *move.carry, move.time0, move.time1, times),
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
+        if self.tape.dropped:
+            # the lanes that took the step are not charged for what those did that rejected it
+            q.f.calls = calls + (0 if known else move.polynomial_calls)
         m = n + len(carry1)
         if given is not None:
             self.outputs.keep(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + n]))

@@ -6,8 +6,8 @@ takes no part in the steps of a backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from ..core.leaves import Leaves, select
 from ..core.status import Status
 from ..core.transforms import vmapping
 from ..engine.compact import worthwhile
-from ..engine.problem import Problem
+from ..engine.drive import Outcome
+from ..engine.problem import Lanes, Problem, Stops
 from ..engine.record import Given
 from ..engine.tape import Entry
 from .base import Trajectory
+
+Dense = Callable[[Tensor], Leaves]
 
 
 def unfailed(status: Number) -> Tensor | None:
@@ -50,12 +53,52 @@ def held(good: Tensor, y: Leaves) -> Leaves:
     return select(good, y, tuple(x.detach() for x in y))
 
 
-def standing(entries: Sequence[Entry], good: Tensor) -> list[Entry]:
-    """The steps on a tape, of which failed samples have taken none."""
-    return [_standing(e, good if e.problem.lanes is None else good[e.problem.lanes.index]) for e in entries]
+def places(outcome: Outcome, good: Tensor) -> Tensor:
+    """Whose start each sample stands at, should it have failed: its own, or another's if it never left its own.
+
+    There f and its derivatives are finite.
+    """
+    index = torch.arange(len(good), device=good.device)
+    return torch.where(good | (outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
 
 
-def _standing(e: Entry, good: Tensor) -> Entry:
+@dataclass
+class Stand:
+    """Where samples that failed stand, (B,) and leaves, where f cannot do without them. good: those that did not."""
+
+    good: Tensor
+    time: Tensor
+    y: Leaves
+    carry: Leaves
+
+    @staticmethod
+    @torch.no_grad()
+    def of(q: Problem, good: Tensor, places: Tensor) -> Stand | None:
+        """None where f can do without them."""
+        if q.f.divisible() or not bool(good.any()):
+            return None
+        time, y = q.ts[..., 0].index_select(0, places), tuple(x.index_select(0, places) for x in q.y0)
+        return Stand(good, time, y, q.method.init(q.f, time, y))
+
+    def beside(self, y: Leaves, carry: Leaves, lanes: Lanes | None = None) -> tuple[Leaves, Leaves]:
+        """The state and the carry of some samples, with those of failed ones replaced."""
+        if lanes is None:
+            return select(self.good, y, self.y), select(self.good, carry, self.carry)
+        good, index = self.good[lanes.index], lanes.index
+        own = (tuple(x.index_select(0, index) for x in leaves) for leaves in (self.y, self.carry))
+        return tuple(select(good, a, b) for a, b in zip((y, carry), own, strict=True))  # pyright: ignore
+
+
+def standing(entries: Sequence[Entry], good: Tensor, start: Tensor) -> list[Entry]:
+    """The steps on a tape, of which failed samples have taken none. start: where they stand instead, (B,)."""
+    stood = []
+    for e in entries:
+        index = slice(None) if e.problem.lanes is None else e.problem.lanes.index
+        stood.append(_standing(e, good[index], start[index]))
+    return stood
+
+
+def _standing(e: Entry, good: Tensor, start: Tensor) -> Entry:
     if bool(good.all()):
         return e
     assert isinstance(e.accept, Tensor)
@@ -70,20 +113,41 @@ def _standing(e: Entry, good: Tensor) -> Entry:
         # those that stand still for another reason stay, unless they are many
         rows = rows if worthwhile(int(good.sum()), len(rows)) else good.nonzero()[:, 0]
     jumps = e.jumps & good if isinstance(e.jumps, Tensor) else e.jumps
-    return replace(e, accept=accept, t1=torch.where(good, e.t1, e.t0), jumps=jumps, given=given, rows=rows)
+    t0, t1 = torch.where(good, e.t0, start), torch.where(good, e.t1, start)
+    return replace(e, t0=t0, t1=t1, accept=accept, jumps=jumps, given=given, rows=rows)
 
 
-def beside(good: Tensor, y: Leaves) -> Leaves:
-    """y with another sample's state where one failed: a state at which f and its derivatives are finite."""
-    one = int(good.to(torch.uint8).argmax())
-    return select(good, y, tuple(x[one].expand_as(x) for x in y)) if bool(good.any()) else y
-
-
-def replaced(p: Problem, good: Tensor) -> Problem:
-    """The problem with another sample in the place of each that failed: its state, and its rows of args."""
+def replaced(p: Problem, good: Tensor, places: Tensor) -> Problem:
+    """The problem in which samples that failed stand at these places and go nowhere."""
     with torch.no_grad():
         p.f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
-    one = int(good.to(torch.uint8).argmax())
-    index = torch.where(good, torch.arange(len(good), device=good.device), one)
-    fewer = p.f.narrowed(index) if bool(good.any()) else None
-    return p if fewer is None else replace(p, y0=tuple(x.index_select(0, index) for x in p.y0), f=fewer)
+    f, jumps, mask, start = p.f.narrowed(places), p.stops.jumps, good[:, None], p.ts.detach()[..., :1][places]
+    times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask
+    y0 = tuple(x.index_select(0, places) for x in p.y0)
+    return replace(p, f=f or p.f, y0=y0, ts=torch.where(mask, p.ts, start), stops=Stops(times, jumps))
+
+
+def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:
+    """What was found, where samples did not fail with the gradients of a solve without those that did.
+
+    again: that solve. For what takes all samples through all steps, as autograd and a library do.
+    """
+    good = unfailed(found.outcome.state.status) if torch.is_grad_enabled() else None
+    if good is None or not bool(good.any()):
+        return found
+    where = places(found.outcome, good)
+    others, dense = again(replaced(p, good, where)), found.dense
+    others.stats.update({k: found.stats[k] for k in ("nfe", "accepted", "rejected")})
+    others_dense, start = others.dense, p.ts.detach()[..., :1][where]
+    return replace(
+        others,
+        ys=select(good, others.ys, tuple(y.detach() for y in found.ys)),
+        y1=select(good, others.y1, tuple(y.detach() for y in found.y1)),
+        dense=None if dense is None or others_dense is None else lambda t: _chosen(good, start, others_dense, dense, t),
+        outcome=found.outcome,
+    )
+
+
+def _chosen(good: Tensor, start: Tensor, others: Dense, found: Dense, t: Tensor) -> Leaves:
+    """The dense solution of samples that did not fail from `others`, where the others stand at their starts (B, 1)."""
+    return select(good, others(torch.where(good[:, None], t, start)), tuple(y.detach() for y in found(t)))

@@ -130,7 +130,10 @@ class Undo(Sweep):
         self.method = taken.q.method
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
-        self.y, self.z = halves(self._end() if carry is None else carry)
+        carry = self._end() if carry is None else carry
+        if self.stand is not None:
+            _, carry = self.stand.beside(self.stand.y, carry)
+        self.y, self.z = halves(carry)
         self.size = self._size(self.y)
         self.others = Apart()
 
@@ -148,7 +151,8 @@ class Undo(Sweep):
 
     def enter(self, part: Part) -> None:
         n = len(self.y)
-        moved = self.others.move([*self.y, *self.z], part.q.lanes)
+        bars: Bars = [*self.y, *self.z]
+        moved = self.others.move(bars, part.q.lanes)
         found = tuple(x for x in moved if x is not None)
         self.y, self.z = found[:n], found[n:]
 

@@ -149,7 +149,8 @@ class Shelf:
 
     def put(self, leaves: Leaves) -> Leaves:
         if not self.free:
-            more = min(self.left, max(1, BLOCK_BYTES // max(1, nbytes(leaves))))
+            # a pass that was interrupted may have lost a place: there is one more then
+            more = max(1, min(self.left, BLOCK_BYTES // max(1, nbytes(leaves))))
             blocks = [x.new_empty((more, *x.shape)) for x in leaves]
             self.free = [tuple(block[i] for block in blocks) for i in range(more)]
             self.left -= more
@@ -176,7 +177,6 @@ class Checkpoints(States):
         self.shelf = Shelf(slots)
         self.schedule = OnlineSchedule(slots)
         self.held: dict[int, tuple[Start, Leaves]] = {}  # and their places on the shelf
-        self.stack: list[int] | None = None  # the positions held, once the reversal has begun
 
     @staticmethod
     def at_start(slots: int, p: Problem, entries: list[Entry]) -> Checkpoints:
@@ -203,7 +203,7 @@ class Checkpoints(States):
         self.shelf.take_back(self.held.pop(n)[1])
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
-        stack = self.stack = sorted(self.held) if self.stack is None else self.stack
+        stack = sorted(self.held)  # few, and right whatever pass was interrupted before
         while stack[-1] > n:
             self._drop(stack.pop())
         at = stack[-1]

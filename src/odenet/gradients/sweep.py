@@ -17,7 +17,7 @@ from ..engine.record import first_outputs, outputs, piece
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
-from .frozen import beside
+from .frozen import Stand
 from .local import Local, PoisonedError, divided, mixed
 from .memory import nbytes
 from .parts import Apart, Part, Shared, fewer
@@ -37,10 +37,12 @@ class Sweep(ABC):
         needed = taken.needed
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.whole = self.part = Part.of(taken.q)
-        self.good = taken.good
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
-        q = self.whole.q
+        q, self.good, self.places = self.whole.q, taken.good, taken.places
+        apart = self.good is not None and self.places is not None
+        self.stand = Stand.of(q, self.good, self.places) if apart else None  # pyright: ignore
+        self.whole.charged = q.f.calls
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
         self.shared = Shared((*self.whole.args, *taken.captured))
         self.ts = q.ts.detach()
@@ -123,10 +125,7 @@ class Sweep(ABC):
         """Of the samples that take step n again, from that of all that were in the batch."""
         rows, lanes = self.entries[n].rows, self.entries[n].problem.lanes
         if rows is None:
-            if self.good is None:
-                return start
-            good = self.good if lanes is None else self.good[lanes.index]
-            return beside(good, start[0]), beside(good, start[1])
+            return start if self.stand is None else self.stand.beside(*start, lanes)
         y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
         return y, carry
 
@@ -323,8 +322,8 @@ class Sweep(ABC):
             return y_bar
         q, lanes = self.q, self.q.lanes
         self.marker = graph_marker()
-        time = q.ts.detach()[..., 0].requires_grad_(self.times_needed)
-        y = new_leaves(q.y0 if self.good is None or lanes is not None else beside(self.good, q.y0))
+        time = (q.ts[..., 0] if self.stand is None else self.stand.time).detach().requires_grad_(self.times_needed)
+        y = new_leaves(q.y0 if self.stand is None else self.stand.y)
         ends = (time,) if self.times_needed else ()
         grads = self.vjp(list(q.method.init(q.f, time, y)), carry_bar, (*y, *ends))
         self.charge()
@@ -339,7 +338,7 @@ class Sweep(ABC):
         q = self.q
         self.marker = graph_marker()
         ts = q.ts.detach().requires_grad_(self.times_needed)
-        y = new_leaves(q.y0)
+        y = new_leaves(q.y0 if self.places is None else tuple(x.index_select(0, self.places) for x in q.y0))
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in ys_bar]
         grads = self.vjp(firsts, bars, (*y, *((ts,) if self.times_needed else ())))

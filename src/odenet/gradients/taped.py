@@ -20,7 +20,7 @@ from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
 from .base import Stats, Trajectory
-from .frozen import standing, unfailed
+from .frozen import places, replaced, standing, unfailed
 from .states import KeptGraphs
 
 
@@ -30,6 +30,7 @@ class Taken:
 
     q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
     the inputs (y0, ts, stops, args, captured) ask for a gradient. good: the samples that did not fail, (B,); None: all.
+    places: see `frozen.places`.
     """
 
     q: Problem
@@ -40,6 +41,7 @@ class Taken:
     stats: Stats
     needed: list[bool]
     good: Tensor | None = None
+    places: Tensor | None = None
 
 
 def taped(
@@ -65,12 +67,20 @@ def taped(
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
-        good = unfailed(solved.outcome.state.status)
-        entries = tape.entries if good is None else standing(tape.entries, good)
+        good, where, entries = unfailed(solved.outcome.state.status), None, tape.entries
+        if good is not None:
+            where = places(solved.outcome, good)
+            entries = standing(entries, good, q.ts[..., 0].index_select(0, where))
         if graphs is not None:  # a graph is that of all who were in the batch
             graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
-        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, good)
-        values = attach(partial(pull, taken), partial(once_more, p, driver, request), values, inputs, captured)
+        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, good, where)
+        values = attach(
+            partial(pull, taken),
+            partial(once_more, p, driver, request, good=good, where=where),
+            values,
+            inputs,
+            captured,
+        )
     return unpacked(p, values, solved, stats)
 
 
@@ -79,8 +89,18 @@ def _private(s: State) -> Leaves:
     return tuple(x.clone() if any(x is y for y in s.y) else x for x in s.carry)
 
 
-def once_more(p: Problem, driver: Driver, request: Request, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode."""
+def once_more(
+    p: Problem,
+    driver: Driver,
+    request: Request,
+    inputs: Sequence[Tensor],
+    good: Tensor | None = None,
+    where: Tensor | None = None,
+) -> Sequence[Tensor]:
+    """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
+
+    good: the samples that did not fail; those that did are left out of the graph, but for the pieces' sake.
+    """
     n = len(p.y0)
     p = replace(
         p,
@@ -90,6 +110,8 @@ def once_more(p: Problem, driver: Driver, request: Request, inputs: Sequence[Ten
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
+    if good is not None and where is not None and not request.dense:
+        p = replaced(p, good, where)
     solved = integrate(p, driver, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 

@@ -1,4 +1,4 @@
-"""A solve that took no step: what f would have used has the gradient zero there, and not none.
+"""A solve that took no step, or none that counts: what f would have used has the gradient zero there, and not none.
 
 A process whose samples need no step (no time to cross, a failure at the start) takes part in what all processes do with
 the gradients; one that had none to give would leave the others waiting.
@@ -14,22 +14,35 @@ import torch
 from torch import Tensor
 
 from ..core.capture import named_tensors
+from ..core.leaves import Leaves
 from ..core.transforms import some
 from ..engine.problem import Problem
 from .base import Trajectory, direct
+from .frozen import unfailed
 
 
 def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
-    """`found`, differentiable by everything that f reaches, should no step have been accepted."""
+    """`found`, differentiable by everything that f reaches, if no step was accepted, or if all samples failed."""
     accepted = found.outcome.accepted
-    if direct() or p.traced or (some(accepted > 0) if isinstance(accepted, Tensor) else accepted > 0):
+    if direct() or p.traced:
         return found
-    reached = {id(x): x for x in p.f.differentiable_args}
+    good = unfailed(found.outcome.state.status)
+    constant = good is not None and not bool(good.any())
+    if not constant and (some(accepted > 0) if isinstance(accepted, Tensor) else accepted > 0):
+        return found
+    reached = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
+    reached |= {id(x): x for x in p.f.differentiable_args}
     reached |= {key: x for key, (_, x) in named_tensors(p.f.parts[0]).items()}
     if not reached:
         return found
-    n, values = len(found.ys), _Reached.apply(len(reached), *reached.values(), *found.ys, *found.y1)
-    return replace(found, ys=tuple(values[:n]), y1=tuple(values[n:]))
+
+    def attached(y: Leaves) -> Leaves:
+        y = tuple(x.detach() for x in y) if constant else y
+        return tuple(_Reached.apply(len(reached), *reached.values(), *y))
+
+    n, values, dense = len(found.ys), attached((*found.ys, *found.y1)), found.dense
+    dense = (lambda t, before=dense: attached(before(t))) if constant and dense is not None else dense
+    return replace(found, ys=values[:n], y1=values[n:], dense=dense)
 
 
 class _Reached(torch.autograd.Function):
