@@ -15,9 +15,9 @@ from .narrowing import Cut, find_cut, take
 from .units import no_units
 
 
-def _versions(*tensors: Tensor) -> tuple[int, ...]:
+def _versions(*tensors: Tensor) -> list[int]:
     """How often each was changed in place; not counted in inference mode."""
-    return tuple(0 if x.is_inference() else x._version for x in tensors)
+    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 class VectorField:
