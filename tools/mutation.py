@@ -39,12 +39,13 @@ TESTS = {
         "tests/test_hybrid.py",
     ],
 }
+NAMED = "not traced and not compiled"
 CONFIG = """
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = ["src/odenet/{folder}/*"]
 do_not_mutate = ["*/traced.py"]
-pytest_add_cli_args = ["-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not traced and not compiled"]
+pytest_add_cli_args = ["-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow", "-k", "{named}"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_constant = 10.0
@@ -61,7 +62,9 @@ def prepare(folder: str) -> Path:
         shutil.copytree(ROOT / part, place / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     tests = json.dumps(TESTS[folder])
-    (place / "pyproject.toml").write_text(settings + CONFIG.format(folder=folder, tests=tests), encoding="utf-8")
+    (place / "pyproject.toml").write_text(
+        settings + CONFIG.format(folder=folder, named=NAMED, tests=tests), encoding="utf-8"
+    )
     return place
 
 

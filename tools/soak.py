@@ -183,7 +183,8 @@ def compilers() -> dict[str, int]:
     from torch._inductor.codecache import PyCodeCache
 
     calls = sys.modules["odenet.compiled.capture"]
-    guarded = [getattr(call, "_torchdynamo_orig_callable", None) for _, call in list(calls._calls._values.values())]
+    of_a_code = [calls_ for _, calls_ in list(calls._calls._values.values())]
+    guarded = [getattr(call, "_torchdynamo_orig_callable", None) for each in of_a_code for call in each.values()]
     entries = sum(len(_debug_get_cache_entry_list(f.__code__)) for f in guarded if isinstance(f, FunctionType))
     return {"TorchDynamo's graphs": entries, "Inductor's modules": len(PyCodeCache.modules)}
 

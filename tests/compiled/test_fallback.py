@@ -51,7 +51,7 @@ def test_what_does_not_trace(make, params, y0):
 def test_what_does_not_trace_is_not_tried_at_every_solve(params, y0, monkeypatch):
     falls_back(if_positive(*params), y0, params, reason="")
     tried = []
-    monkeypatch.setattr("odenet.compiled.capture._guarded", lambda f: tried.append(f) or 1 / 0)
+    monkeypatch.setattr("odenet.compiled.capture._guarded", lambda f, kind: tried.append(f) or 1 / 0)
     monkeypatch.setattr("odenet.compiled._told", {"all"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,3 +214,52 @@ def test_an_attribute_that_changes_all_the_time(y0, request):
     for i in range(5):
         f.factor = 0.5 + 0.1 * i
         torch.testing.assert_close(found[i], solved(f, y0, ENDS, compile=False)[1][0], rtol=1e-10, atol=1e-10)
+
+
+def test_more_kinds_of_states_than_torch_dynamo_keeps_graphs_of_a_code(monkeypatch):
+    """Batches of many sizes: each is captured, up to a number; one that cannot be leaves the others compiled."""
+    from odenet.compiled import capture
+    from odenet.core.leaves import flatten
+
+    def f(t, y):
+        return -y * (float(y.sum()) if len(y) == 3 else 1.0)
+
+    monkeypatch.setattr(capture, "MOST_KINDS", 13)
+    t = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for n in [*range(1, 14), 3, *range(1, 14)]:
+            y = torch.ones(n, dtype=torch.float64)
+            if n == 3:
+                with pytest.raises(capture.NotCompilableError):
+                    capture.capture(f, flatten(y)[1], (), t, (y,))
+                continue
+            graph, _ = capture.capture(f, flatten(y)[1], (), t, (y,))
+            assert torch.equal(graph(t, (y,), ())[0], -y)
+        with pytest.raises(capture.NotCompilableError, match="compiled for 13 shapes"):
+            y = torch.ones(14, dtype=torch.float64)
+            capture.capture(f, flatten(y)[1], (), t, (y,))
+
+
+def test_states_and_parameters_that_lie_within_larger_tensors():
+    """TorchDynamo's stand-ins for them have been changed in place, which f has not done."""
+    whole = torch.linspace(0.1, 1.2, 12, dtype=torch.float64)
+    y0, w, b = (whole[i : i + 3].detach() for i in (3, 6, 9))
+    y0.requires_grad_(), w.requires_grad_()
+    found = []
+    for compile in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sol = odenet.solve(lambda t, y: -w * y + b, y0, ENDS, compile=compile)
+        found.append((sol.y1, *torch.autograd.grad(sol.y1.sum(), (y0, w))))
+    for a, c in zip(*found, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+
+
+def test_an_f_that_changes_a_tensor_within_a_larger_one(y0):
+    calls = torch.zeros(4, dtype=torch.float64)[2:].detach()
+
+    def counting(t, y):
+        calls.add_(1.0)
+        return -y
+
+    falls_back(counting, y0, reason="in place")

@@ -132,6 +132,8 @@ def built(case: Valid) -> Built:
         "on_failure": case.on_failure,
         "controller": controller(case),
     }
+    if case.compiled:
+        options["compile"] = True
     if case.tol is not None:
         options |= {"rtol": tolerance(case, case.tol, leaves), "atol": tolerance(case, case.tol, leaves)}
     elif options["controller"] is None:

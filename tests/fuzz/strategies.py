@@ -65,6 +65,7 @@ class Valid(Call):
     on_failure: str = "raise"
     progress: bool = False
     callbacks: bool = False
+    compiled: bool = False
     relation: str = "none"
     seed: int = 0
 
@@ -230,6 +231,41 @@ def valid(draw: st.DrawFn) -> Valid:
 
 
 @st.composite
+def compiled(draw: st.DrawFn) -> Valid:
+    """With `compile=True`. What decides which library is needed takes few values: each costs seconds, once."""
+    field, method, tol, step = draw(
+        st.sampled_from(
+            [("scale", "tsit5", 1e-6, None), ("forced", "dopri5", 1e-3, None), ("logistic", "rk4", None, 0.0625)]
+        )
+    )
+    shape, per_sample = draw(st.sampled_from([((3,), False), ((4, 2), True)]))
+    wanted = draw(st.booleans())
+    first, last = draw(st.sampled_from([(0.0, 1.0), (1.0, -0.5), (-1.5, -1.0), (0.5, 0.5)]))
+    ts: tuple[Any, ...] = (first, first + draw(st.sampled_from([0.0, 0.3, 1.0])) * (last - first), last)
+    if per_sample and draw(st.booleans()):
+        ts = tuple(tuple(first + (t - first) * (1 - i / 8) for t in ts) for i in range(shape[0]))
+    return Valid(
+        field=field,
+        shape=shape,
+        dtype=draw(st.sampled_from(["float64", "float32"])),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        grad="leaf" if wanted else "none",
+        k=draw(st.sampled_from([1.0, 0.5, -0.75, 0.0])),
+        k_grad=wanted,
+        passing=draw(st.sampled_from(["args", "closure"])),
+        ts=ts,
+        ts_form=draw(st.sampled_from(["list", "float64", "numpy"])),
+        method=method,
+        tol=None if tol is None else draw(st.sampled_from([tol, tol / 10])),
+        step=step,
+        per_sample=per_sample,
+        compiled=True,
+        relation=draw(st.sampled_from([x for x in RELATIONS if x not in ("row", "permute")])),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+@st.composite
 def compat(draw: st.DrawFn) -> Compat:
     entry = draw(st.sampled_from(["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]))
     method = draw(st.sampled_from([None, *(m for m in SOLVERS if m != SCIPY)]))
@@ -338,10 +374,11 @@ def commands() -> st.SearchStrategy[Command]:
 
 KINDS: dict[str, tuple[st.SearchStrategy[Any], float]] = {  # with its share of all calls
     "valid": (valid(), 0.08),
+    "compiled": (compiled(), 0.02),
     "compat": (compat(), 0.23),
     "layers": (layers(), 0.03),
     "reports": (reports(), 0.005),
-    "wrong": (wrong(), 0.45),
+    "wrong": (wrong(), 0.43),
     "fields": (bad_fields(), 0.2),
     "commands": (commands(), 0.005),
 }

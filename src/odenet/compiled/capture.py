@@ -112,9 +112,25 @@ def _refuse_effects(module: GraphModule) -> None:
     for node in module.graph.nodes:
         if isinstance(node.meta.get("example_value"), (torch.SymInt, torch.SymFloat, torch.SymBool)):
             raise NotCompilableError("f reads a number from a tensor (item, tolist)")  # Inductor would round it
-        # the stand-in that f was traced with counts what changed it
-        if node.op == "placeholder" and getattr(node.meta.get("example_value"), "_version", 0) > 0:
-            raise NotCompilableError(IN_PLACE)
+    # the stand-in that f was traced with counts what changed it; being put into a larger storage, as its tensor is, too
+    given = [n.meta.get("example_value") for n in module.graph.nodes if n.op == "placeholder"]
+    if any(getattr(x, "_version", 0) > 0 for x in given) and _changes_inputs(module, given):
+        raise NotCompilableError(IN_PLACE)
+
+
+def _changes_inputs(module: GraphModule, like: Sequence[Any]) -> bool:
+    """Whether the graph changes one of its inputs: it is run on stand-ins that have a storage of their own each."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        inputs = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device, requires_grad=x.requires_grad)
+            if isinstance(x, Tensor)
+            else x
+            for x in like
+        ]
+        module(*inputs)
+    return any(isinstance(x, Tensor) and x._version > 0 for x in inputs)
 
 
 @dataclass
@@ -156,11 +172,14 @@ def uninterrupted() -> Iterator[None]:
 
 IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does in training)"
 LONGEST_REST = 1024  # solves from one try to the next
+MOST_KINDS = 64  # of states that an f is captured for; each costs seconds and memory
+
+Kind = tuple[tuple[Any, ...], ...]  # what decides, beside f and args, which graph is needed
 
 turn = threading.Lock()  # of what records: TorchDynamo refuses to work beside another thread's recording
 _seen = _Seen()
-_failures: WhileAlive[_Failure] = WhileAlive()
-_calls: WhileAlive[Callable[..., list[Any]]] = WhileAlive()
+_failures: WhileAlive[dict[Kind, _Failure]] = WhileAlive()
+_calls: WhileAlive[dict[Kind, Callable[..., list[Any]]]] = WhileAlive()
 _numbers = itertools.count()
 _lock = threading.Lock()
 
@@ -169,18 +188,28 @@ def _call(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, *
     return flatten(f(t, unflatten(list(y), spec), *args))[0]
 
 
-def _guarded(f: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """`_call` with guards, one for each code that an f may have: what is cached for a code has a limit."""
-    key = _code(f) or type(f)
+def _kind(*tensors: Tensor) -> Kind:
+    return tuple((x.dtype, x.device, x.shape, x.stride(), x.requires_grad) for x in tensors)
+
+
+def _held(values: WhileAlive[dict[Kind, Any]], key: Any) -> dict[Kind, Any]:
+    """The values of an f, {} at first."""
+    held = values.get(key)
+    if held is None:
+        values.set(key, held := {})
+    return held
+
+
+def _guarded(f: Callable[..., Any], kind: Kind) -> Callable[..., list[Any]]:
+    """`_call` with guards, one for each code that an f may have and each kind of state: a code's cache has a limit."""
     with _lock:
-        call = _calls.get(key)
-        if call is None:
+        calls = _held(_calls, _code(f) or type(f))
+        if kind not in calls:
             with paused():
                 quietly("torch._dynamo")
             own = FunctionType(_call.__code__.replace(co_name=f"_call_{next(_numbers)}"), _call.__globals__)
-            call = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)
-            _calls.set(key, call)  # pyright: ignore
-        return call  # pyright: ignore
+            calls[kind] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)
+        return calls[kind]
 
 
 def _code(f: Callable[..., Any]) -> Any:
@@ -200,24 +229,26 @@ def _about_leaves() -> Iterator[None]:
 
 def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
     """The guarded call; after a failure the next ones are spared for a while, as each takes as long as the first."""
-    key = _code(f) or f
-    failure = _failures.get(key)
+    kind, failures = _kind(t, *y), _held(_failures, _code(f) or f)
+    failure = failures.get(kind)
     if failure is not None and failure.rest > 0:
         failure.rest -= 1
         raise NotCompilableError(failure.reason)
+    known = _calls.get(_code(f) or type(f)) or {}
+    if kind not in known and len(known) >= MOST_KINDS:
+        raise NotCompilableError(f"f has been compiled for {MOST_KINDS} shapes, strides and dtypes of the state")
     try:
-        new = _calls.get(_code(f) or type(f)) is None
-        call = _guarded(f)
+        call = _guarded(f, kind)
         # enabled, else the graph would not tell where f itself turns gradients off
-        with turn, torch.enable_grad(), _about_leaves() if new else nullcontext():
+        with turn, torch.enable_grad(), nullcontext() if known else _about_leaves():
             out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)
         reason = told(inner if isinstance(inner, NotCompilableError) else error)
         count = 1 if failure is None else failure.count + 1
-        _failures.set(key, _Failure(reason, count, min(2**count, LONGEST_REST)))
+        failures[kind] = _Failure(reason, count, min(2**count, LONGEST_REST))
         raise NotCompilableError(reason) from error
-    _failures.drop(key)
+    failures.pop(kind, None)
     return out
 
 
