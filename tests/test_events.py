@@ -104,6 +104,26 @@ def test_a_dip_within_a_step_is_found() -> None:
     assert float(sol.event.t) == pytest.approx(1.5 * math.pi - math.acos(1 - 1e-6), abs=1e-7)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_function_is_zero_at_the_event(dtype: torch.dtype, per_sample: bool) -> None:
+    """To far more than a step's polynomial is worth: the step is taken again to end there, and once more corrected."""
+    y0 = torch.tensor([[1.0, 0.0], [0.8, 0.1], [1.2, -0.3]], dtype=dtype)
+    y0 = y0 if per_sample else y0[0]
+
+    def turn(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], -torch.sin(y[..., 0])], -1)
+
+    def value(t: Tensor, y: Tensor) -> Tensor:
+        return y[..., 0] ** 3 - 0.2 * torch.cos(t).to(y.dtype)
+
+    ts = torch.tensor([0.0, 9.0], dtype=dtype)
+    sol = odenet.solve(turn, y0, ts, event=Event(value), per_sample=per_sample, method="dopri8", rtol=1e-5, atol=1e-5)
+    assert bool((torch.as_tensor(sol.status) == odenet.Status.EVENT).all())
+    left = value(sol.event.t, sol.event.y).abs().max()
+    assert float(left) < max(1e-10, 20 * torch.finfo(dtype).eps), left
+
+
 def test_it_works_with_dense_output_pytrees_and_callbacks() -> None:
     seen: list[float] = []
     sol = odenet.solve(
