@@ -99,8 +99,9 @@ def differences(place: Path, folder: str) -> Iterator[tuple[str, list[str]]]:
     """Each mutant with its changed lines, from the file in which mutmut keeps all variants of a function."""
     for meta in sorted((place / "mutants" / "src" / "odenet" / folder).rglob("*.meta")):
         source = meta.with_suffix("").read_text(encoding="utf-8")
+        lines_of = source.splitlines()
         functions = {
-            node.name: (ast.get_source_segment(source, node) or "").splitlines()
+            node.name: lines_of[node.lineno - 1 : node.end_lineno]
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.FunctionDef)
         }

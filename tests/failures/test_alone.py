@@ -92,6 +92,19 @@ def test_all_fail(gradient: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_loss_of_the_dense_solution_alone_where_all_failed(gradient: str) -> None:
+    made = batch(KINDS["blow-up"], 3, [0, 1, 2])
+    y0, w = made.y0.clone().requires_grad_(), made.w.clone().requires_grad_()
+    sol = odenet.solve(
+        made.f, y0, made.ts, args=(made.k, w), per_sample=True, on_failure="return", dense=True,
+        gradient=GRADIENTS[gradient],
+    )  # fmt: skip
+    value = sol(torch.full((3, 1), 0.01, dtype=D))
+    for found in torch.autograd.grad(value.sum(), (y0, w)):
+        assert torch.equal(found, torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_losses(gradient: str) -> None:
     """Of a failed sample they meet outputs that were reached, its last state, and NaN."""
     kind, keep = KINDS["f is NaN from a time on"], kept(3, [1])
@@ -112,9 +125,10 @@ def test_losses(gradient: str) -> None:
         torch.testing.assert_close(shared, right, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", ["blow-up", "f is NaN from a time on", "NaN in y0"])
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "forward"])
-def test_second_derivatives(gradient: str) -> None:
-    kind = KINDS["blow-up"]
+def test_second_derivatives(gradient: str, kind: Any) -> None:
+    kind = KINDS[kind]
     made, keep, out = batch(kind, 12, [5]), kept(12, [5]), []
     for b in (made, made.without([5])):
         y0, w = b.y0.clone().requires_grad_(), b.w.clone().requires_grad_()

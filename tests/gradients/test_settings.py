@@ -26,6 +26,10 @@ def wave(t: Tensor, y: Tensor) -> Tensor:
     return torch.sin(3 * y) * torch.cos(t)
 
 
+def wave_of_rows(t: Tensor, y: Tensor) -> Tensor:
+    return torch.sin(3 * y) * torch.cos(t)[..., None]
+
+
 def gradient_of(gradient: Any, **options: Any) -> tuple[Tensor, odenet.Solution]:
     y0 = torch.tensor([0.4, -0.3], dtype=D, requires_grad=True)
     sol = odenet.solve(wave, y0, [0.0, 1.0], gradient=gradient, **options)
@@ -40,6 +44,23 @@ def test_recomputation_is_near_the_optimum(slots: int, steps: int) -> None:
     best = optimal_recomputation(steps, slots)
     assert sol.stats.checkpoints == slots
     assert best <= again <= (1.06 if slots > 4 else 1.25) * best
+
+
+def test_steps_whose_graphs_are_kept_are_not_taken_again() -> None:
+    """What is left is the evaluation at the start, which no step has recorded."""
+    _, sol = gradient_of("discrete")
+    assert sol.stats.accepted > 3 and sol.stats.backward_nfe == 1
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("gradient", ["discrete", odenet.Discrete(checkpoints=2), "backprop", "forward"], ids=str)
+def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool) -> None:
+    y0 = torch.tensor([[0.4], [-0.3]], dtype=D, requires_grad=True)
+    sol = odenet.solve(wave_of_rows, y0, [0.5, 0.5], gradient=gradient, dense=True, per_sample=per_sample)
+    value = sol(torch.full((2, 1), 0.5, dtype=D) if per_sample else 0.5)
+    torch.testing.assert_close(value.reshape(2, 1), y0)
+    (mine,) = torch.autograd.grad((2 * value).sum(), y0)
+    assert torch.equal(mine, torch.full_like(y0, 2.0))
 
 
 def test_held_states_are_never_more_than_asked() -> None:
@@ -118,6 +139,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: odenet.GaussAdjoint(interpolate="dens"), ValueError, "Did you mean 'dense'"),
     (lambda: odenet.GaussAdjoint(checkpoints=1), ValueError, "checkpoints must be an int of at least 2"),
     (lambda: odenet.Adjoint(rtol=-1.0), ValueError, "rtol of the backward solve.*-1.0"),
+    (lambda: odenet.Adjoint(atol=-1.0), ValueError, "^atol of the backward solve.*-1.0"),
     (lambda: odenet.Adjoint(max_steps=0), ValueError, "max_steps of the backward solve"),
     (lambda: gradient_of(odenet.Adjoint(method="rk4")), ValueError, "adjoint.*rk4.*no error estimate"),
 ]
