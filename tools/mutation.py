@@ -3,6 +3,7 @@
     python tools/mutation.py                                  # all of them: hours
     python tools/mutation.py --folders control                # one folder
     python tools/mutation.py --folders engine --sample 150 --seed 0
+    python tools/mutation.py --folders engine --again         # those that lived, with the tests as they are now
 
 Each folder has its own tests here, those that are about it and quick; mutmut runs for a mutant those that call the
 mutated function. Annotations, docstrings and decorated functions (properties, dataclasses' fields) are not mutated, nor
@@ -126,10 +127,16 @@ def harmless(lines: list[str]) -> bool:
     return same[0] == same[1]
 
 
-def measure(folder: str, sample: int | None, seed: int, children: int) -> Counter[str]:
+def measure(folder: str, sample: int | None, seed: int, children: int, again: bool) -> Counter[str]:
     place = prepare(folder)
     many = ("--max-children", str(children))
-    if sample is not None:  # a name that no mutant has: they are made, and none is run
+    if again:
+        before = verdicts(place, folder)
+        chosen = [name for name, code in before.items() if code is not None]
+        lived = [name for name in chosen if VERDICTS.get(before[name] or 0, KILLED) in (LIVED, UNTESTED)]
+        if lived:
+            mutmut(place, "run", *many, *lived)
+    elif sample is not None:  # a name that no mutant has: they are made, and none is run
         mutmut(place, "run", *many, "none", may_fail=True)
         chosen = sorted(verdicts(place, folder))
         chosen = random.Random(seed).sample(chosen, min(sample, len(chosen)))
@@ -160,8 +167,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="mutants of each folder, drawn at random; default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--children", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--again", action="store_true", help="of those run before, run those that lived once more")
     given = parser.parse_args()
-    rows = {folder: measure(folder, given.sample, given.seed, given.children) for folder in given.folders}
+    rows = {folder: measure(folder, given.sample, given.seed, given.children, given.again) for folder in given.folders}
     print("\n| folder | mutants | run | killed | by timeout | harmless | lived | without a test | score |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for folder, n in rows.items():
