@@ -670,3 +670,31 @@ def test_an_event_where_f_jumps(per_sample: bool) -> None:
     assert sol.hits.t.flatten().tolist() == [1.0]
     assert float(sol.y1) == pytest.approx(4.5, abs=1e-13)
     assert int(sol.stats.accepted + sol.stats.rejected) < 30
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("restitution", [0.1, 0.5, 0.8, None])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_events_pile_up_wherever_the_floor_is(floor: float, restitution: float | None, per_sample: bool) -> None:
+    """Also where each bounce loses another part (None), and with a part of the state that has nothing to do with it."""
+    chance = torch.Generator().manual_seed(1)
+
+    def fall(t: Tensor, y: Tensor) -> Tensor:
+        one = torch.ones_like(y[..., 0])
+        return torch.stack([y[..., 1], -9.81 * one, 0.3 * one], -1)
+
+    def bounce(t: Tensor, y: Tensor) -> Tensor:
+        kept = restitution or 0.5 + 0.4 * float(torch.rand((), generator=chance))
+        return torch.stack([y[..., 0], -kept * y[..., 1], y[..., 2]], -1)
+
+    y0 = torch.tensor([[2.0 + floor, 0.0, 0.0], [2.5 + floor, 0.0, 0.0]], dtype=torch.float64)
+    event = odenet.Event(lambda t, y: y[..., 0] - floor, direction=-1, reset=bounce)
+    sol = odenet.solve(
+        fall, y0 if per_sample else y0[0], [0.0, 20.0], event=event, per_sample=per_sample, on_failure="return"
+    )
+    assert bool((torch.as_tensor(sol.status) == Status.PILE_UP).all())
+    assert bool((sol.y1[..., 0] > floor - 1e-9).all())
+    if restitution is not None:
+        rest = (2 * (y0[:, 0] - floor) / 9.81).sqrt() * (1 + restitution) / (1 - restitution)
+        last = sol.hits.t.nan_to_num(0.0).amax(-1)
+        torch.testing.assert_close(last, rest if per_sample else rest[0], rtol=1e-4, atol=0.0)

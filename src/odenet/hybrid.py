@@ -25,7 +25,7 @@ from .engine.integrate import Progress, Request
 from .engine.problem import Problem
 from .engine.record import Collected
 from .errors import SolveError
-from .events import Event, Hit, Watched, stacked_hits
+from .events import Event, Hit, Watched, noise, stacked_hits
 from .gradients.base import Stats, Trajectory
 from .gradients.frozen import frozen, held, unfailed
 
@@ -35,7 +35,7 @@ Run = Callable[[Problem, Request], Trajectory]
 Judge = Callable[[Problem, Outcome], None]
 """Gives failures their causes; raises them where that is asked for."""
 
-_GAPS = 8  # between events of one kind, that shrink by one ratio where they pile up
+_GAPS = 4  # between events of one kind, each shorter than the one before where they pile up
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Hybrid:
                 break
             which, time, there = self._note(found, happened, leg.found.y1)
             ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
-            piled = self._piled_up(found, happened & self.resets[which]) & ~ended
+            piled = self._piled_up(found, happened & self.resets[which], time, leg.found.y1) & ~ended
             stays, going = happened & (ended | piled), happened & ~ended & ~piled
             whole = self._at_events(whole, stays, time, there)
             if bool(piled.any()):
@@ -171,26 +171,26 @@ class Hybrid:
             self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
         return which, time, there
 
-    def _piled_up(self, found: Found, happened: Tensor) -> Tensor:
+    def _piled_up(self, found: Found, happened: Tensor, time: Tensor, y: Leaves) -> Tensor:
         """Lanes of which events of one kind tend towards a time before the end.
 
         Beyond it there is no solution. That time is told from the ratio of gaps, when what the event function reaches
-        between them comes near the rounding errors of what it has been.
+        between them comes near the rounding errors of what it has been, or of what it is computed from.
         """
-        rows = happened.nonzero()[:, 0]
+        piled, rows = torch.zeros_like(happened), happened.nonzero()[:, 0]
         value = found.value[rows]
         self.times[rows, value] = torch.cat([self.times[rows, value, 1:], found.t[rows].unsqueeze(1)], 1)
+        self.peaks[rows, value] = torch.maximum(self.peaks[rows, value], found.peak[rows])
         gaps = self.times[rows, value].diff(dim=1).abs()
         ratios = gaps[:, 1:] / gaps[:, :-1]
-        shrinks = (ratios.amax(1) < 0.999) & (ratios.amax(1) < 1.1 * ratios.amin(1))
         ratio = ratios.mean(1)
-        rest = gaps[:, -1] * ratio / (1 - ratio)
         end = self.lanes(self.p.ts.detach()[..., -1])[rows]
-        self.peaks[rows, value] = torch.maximum(self.peaks[rows, value], found.peak[rows])
-        small = min(1e-2, 1e4 * max(torch.finfo(d).eps for d in self.p.f.dtypes))
-        lost = found.peak[rows] < small * self.peaks[rows, value]
-        piled = torch.zeros_like(happened)
-        piled[rows] = shrinks & lost & (rest < (end - found.t[rows]).abs())
+        left = gaps[:, -1] * ratio / (1 - ratio)
+        shrinks = (ratios.amax(1) < 0.999) & (left < (end - found.t[rows]).abs())
+        if bool(shrinks.any()):
+            small = min(1e-2, 1e4 * max(torch.finfo(d).eps for d in self.p.f.dtypes)) * self.peaks[rows, value]
+            rounding = noise(self.watched, time, y).reshape(len(happened), -1)[rows, value]
+            piled[rows] = shrinks & (found.peak[rows] < torch.maximum(small, 1e3 * rounding))
         return piled
 
     def _after(

@@ -73,7 +73,7 @@ class Seeker:
         self.value = torch.full((count,), -1, dtype=torch.int64, device=lane.device)
         self.polished = self.value >= 0
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
-        self.peaks = torch.zeros_like(self.quiet)
+        self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.last = _silenced(self._values(p, p.ts[..., 0], p.y0), self.quiet)
 
     @property
@@ -130,7 +130,8 @@ class Seeker:
         at_end = torch.where(end != 0, end.sign(), signs)
         self._put("signs", rows, lanes, at_end)
         self._put("last", rows, lanes, end)
-        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], column.abs().amax(-1)))
+        before_it = torch.tensor(nodes(), dtype=where.dtype, device=where.device) <= where[:, None, None]
+        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], (column.abs() * before_it).amax(-1)))
         self._put("quiet", rows, lanes, torch.where(end != 0, 0.0, quiet))
         if bool(found.any()):
             self._place(p, path, move, rows, found, roots.where, roots.rising, signs, value, column)
@@ -161,6 +162,8 @@ class Seeker:
         self._put("after", rows, found, after)
         self._put("rate", rows, found, rates.gather(-1, pick).squeeze(-1) / length)
         self._put("limit", rows, found, t1)
+        halfway = path.each(at / 2, live.expand_as(chosen))  # the nodes may all lie past an event
+        self._put("peaks", rows, found, torch.maximum(self.peaks[rows], halfway.abs()))
         self._put("scale", rows, found, column.abs().amax(-1).gather(-1, pick).squeeze(-1))
 
     def _polish(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
