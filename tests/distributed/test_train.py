@@ -83,6 +83,17 @@ def test_one_process_dies(by_torchrun: bool, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "results.md").exists()
 
 
+def test_one_process_is_told_to_end(tmp_path: Path) -> None:
+    """SIGTERM to the first, while the other goes on to the next exchange of gradients."""
+    (tmp_path / "told.py").write_text(
+        DYING.replace("SIGKILL", "SIGTERM").replace("global_rank == 1", "global_rank == 0")
+    )
+    words = ["told.py", "train", "resnet", "--quick", "--out", "run", "--devices", "2"]
+    done = started([sys.executable, *words], tmp_path, limit=100)
+    assert done.returncode == 143 and "odenet: interrupted" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

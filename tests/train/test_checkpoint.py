@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -326,9 +327,25 @@ def test_other_settings_and_other_data(out: Path, data: ImageData) -> None:
         replace(origin, settings=replace(SETTINGS, lr=0.1)).refuse_other(last, own)
     with pytest.raises(UserError, match=r"net 'resnet' \(now 'odenet'\)"):
         replace(origin, kind="odenet").refuse_other(last, own)
+    wider = replace(SETTINGS, channels=2 * SETTINGS.channels)
+    with pytest.raises(UserError, match=r"other settings: channels=\d+ \(now \d+\)"):  # its weights have other shapes
+        runner.prepare("resnet", data, wider, out, True, Processes())
     labels = data.test.labels.clone()
     labels[3] = (labels[3] + 1) % 10
     refused(out, replace(data, test=Split(data.test.images, labels)), "other data")
+
+
+def test_sigterm_is_not_handled_by_lightning(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's handler waits for all processes, wherever it is called."""
+    seen: list[Any] = []
+
+    def look(self: Any, batch: Any, number: int) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(runner.Task, "on_train_batch_start", look)
+    before = signal.getsignal(signal.SIGTERM)
+    runner.train("resnet", data, replace(SETTINGS, epochs=1), tmp_path, False, "cpu")
+    assert seen and all(handler is before for handler in seen)
 
 
 def test_fingerprint(data: ImageData) -> None:

@@ -181,13 +181,12 @@ def find(folder: Path, origin: Origin, model: dict[str, Any]) -> Found | None:
             continue
         try:
             state = load(path, largest=2**26 + 8 * weights)
-            _check_form(state, origin, model)
+            _check_form(path, state, origin, model)
         except DamagedError as damage:
             reasons[path] = str(damage)
             continue
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}): make it readable") from None
-        origin.refuse_other(path, state["odenet"])
         return Found(path, state, _note(folder, path, reasons))
     if not reasons:
         return None
@@ -205,14 +204,16 @@ def _note(folder: Path, path: Path, reasons: dict[Path, str]) -> str | None:
     return f"odenet: {folder / LAST} is not usable ({reason}): going on from {path}, saved before it"
 
 
-def _check_form(state: dict[str, Any], origin: Origin, model: dict[str, Any]) -> None:
+def _check_form(path: Path, state: dict[str, Any], origin: Origin, model: dict[str, Any]) -> None:
     own = state.get("odenet")
     if type(own) is dict and "data" not in own:
         raise DamagedError("it was saved by an older version")
     if type(own) is dict and type(own.get("settings")) is dict:
         own["settings"].setdefault("per_sample", False)  # what a run was before there was a choice
-    expected = model | {"odenet": origin.as_dict(ended=False)}
-    different = differs(state, expected)
+    mine = {"odenet": origin.as_dict(ended=False)}
+    if not differs({"odenet": own}, mine):
+        origin.refuse_other(path, own)  # pyright: ignore  # other settings may make a net of another form
+    different = differs(state, model | mine)
     if different:
         version = state.get("pytorch-lightning_version")
         by = f"; saved with Lightning {version[:20]}" if type(version) is str and version != L.__version__ else ""

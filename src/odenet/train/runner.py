@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import signal
 import sys
 import threading
 import warnings
@@ -103,6 +104,20 @@ class EpochCheckpoint(Checkpoint):
             ) from None
 
 
+class OwnSignals(L.Callback):
+    """SIGTERM is handled as it was before Lightning came, whose handler waits for all processes.
+
+    It runs wherever the signal comes, in the middle of another exchange between them too, and then none goes on.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+
+
 @dataclass
 class Run:
     """One net's training, ready to begin or to go on from `found`."""
@@ -136,6 +151,7 @@ def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, pr
                 EarlyStopping("val_error", patience=PATIENCE),
                 rows,
                 saver,
+                OwnSignals(),
                 *([Bar()] if sys.stderr.isatty() else []),
             ],
             plugins=[keeper],
