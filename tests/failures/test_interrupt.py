@@ -139,9 +139,11 @@ def test_gradients_of_a_module_are_there_or_not() -> None:
     assert n > 5
 
 
-def test_ctrl_c_waits_for_an_import() -> None:
+def test_ctrl_c_waits_for_an_import(request: pytest.FixtureRequest) -> None:
     """PyTorch's compiler, half imported, would be of no use from then on."""
     done = []
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, own))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), capture.uninterrupted():
         signal.raise_signal(signal.SIGINT)
