@@ -53,7 +53,7 @@ def test_wrong_arguments() -> None:
     one = torch.ones(1, dtype=D)
     for options, kind, match in (
         ({"gradient": "discrete"}, TypeError, "gradients="),
-        ({"loss": 3}, TypeError, "loss must be a callable"),
+        ({"loss": 3}, TypeError, "loss must be callable as loss"),
         ({"loss": lambda sol: sol.ys}, TypeError, "loss must return a scalar"),
         ({"gradients": ["adjont"]}, ValueError, "Did you mean 'adjoint'"),
         ({"repeats": 0}, ValueError, "repeats"),

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .control import PID, ConstantStep, Controller
+from .core.given import function as callable_as
 from .core.given import is_real, number, shown, whole
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.transforms import every, nested, unwrapped
-from .core.units import refuse_units
+from .core.wrapped import refuse_wrapped
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
@@ -27,9 +28,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.co
 
 def function(f: Any) -> None:
     """Whether f can be called, and that in several processes as often as each likes."""
-    if not callable(f):
-        raise TypeError(f"f must be callable as f(t, y, *args); got {type(f).__name__}")
-    refuse_units(f)
+    callable_as("f", f, "f(t, y, *args)")
+    refuse_wrapped(f)
 
 
 def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
@@ -50,9 +50,8 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
         if leaf.numel() == 0:
             raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
     names, leaves = [n for n, _ in pairs], [x for _, x in pairs]
-    if (
-        not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-    ):  # a tensor made in it takes no part in autograd, but its copy does
+    # a tensor made in inference mode takes no part in autograd, but its copy does
+    if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
         leaves = [x.clone() if x.is_inference() else x for x in leaves]
     devices = {str(x.device) for x in leaves}
     if len(devices) > 1:

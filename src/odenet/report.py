@@ -106,8 +106,7 @@ def gradient_report(
     """
     if "gradient" in solve_options:
         raise TypeError("gradient_report compares gradients: give gradients=[...], not gradient=...")
-    if not callable(loss):
-        raise TypeError(f"loss must be a callable on the solution; got {type(loss).__name__}")
+    function("loss", loss, "loss(solution)")
     function("f", f, "f(t, y, *args)")
     whole("repeats", repeats)
     if gradients is not None and not isinstance(gradients, (list, tuple)):

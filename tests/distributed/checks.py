@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_s
 from torch.nn.parallel import DistributedDataParallel
 
 import odenet
-from distributed.models import GRADIENTS, Net, Turning, alone, batch, gradients, loss, net, same, steps_differ
+from distributed.models import Net, Turning, alone, batch, gradients, loss, net, same, steps_differ
+from gradient_settings import GRADIENTS
 from odenet.core.status import Status
 from odenet.errors import WrappedFieldError
 

@@ -13,15 +13,6 @@ import odenet
 from odenet.nn import NeuralODE
 
 EASY, FAST = 1.0, 25.0  # angular velocities: some ten steps, and some hundred
-GRADIENTS: dict[str, Any] = {
-    "discrete": "discrete",
-    "checkpoints": odenet.Discrete(checkpoints=3),
-    "backprop": "backprop",
-    "reversible": "reversible",
-    "adjoint": "adjoint",
-    "gauss": "gauss",
-    "forward": "forward",
-}
 OPTIONS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 

@@ -77,16 +77,6 @@ KINDS = {
 }
 OVERFLOW = Kind(steep, (0.1, 0.2), 1.0, S.SUCCESS, y0=6.0)
 
-GRADIENTS: dict[str, Any] = {
-    "discrete": "discrete",
-    "checkpoints": odenet.Discrete(checkpoints=3),
-    "backprop": "backprop",
-    "adjoint": "adjoint",
-    "gauss": "gauss",
-    "reversible": "reversible",
-    "forward": "forward",
-}
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import odenet
-from failures.cases import GRADIENTS, KINDS, OVERFLOW, D, batch, check_alone, kept, solved, weights
+from failures.cases import KINDS, OVERFLOW, D, batch, check_alone, kept, solved, weights
+from gradient_settings import GRADIENTS
 
 CONSTANT: dict[str, Any] = {"method": "rk4", "step": 0.05}
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import odenet
-from failures.cases import GRADIENTS, D
+from failures.cases import D
+from gradient_settings import GRADIENTS
 from odenet.compiled import build, capture, collecting, plans, turns
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .capture import Captured, graph_marker
 from .leaves import Leaves, Spec, cast, flatten, new_leaves, unflatten
 from .narrowing import Cut, find_cut, take
-from .units import no_units
+from .wrapped import no_wrapped
 
 
 def _versions(*tensors: Tensor) -> list[int]:
@@ -195,7 +195,7 @@ class VectorField:
 
     def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
         try:
-            with no_units():
+            with no_wrapped():
                 return self._evaluate(t, y)
         except RuntimeError as error:
             if "dtype" in str(error):

@@ -1,9 +1,9 @@
 """Samples that have ended leave the batch, so that f is evaluated for those that still run.
 
-A batch goes on as a `Problem` of the samples left, as soon as more than SPARE of the rows at hand have ended: of the
-rows that f sees at most that part is then in vain, and they are at most 1 / (1 - SPARE) times those needed. Each time
-the batch shrinks by that part at least, so that a million samples are down to one after 131 times at the most, and all
-the copying together is that of 1 / SPARE batches.
+A batch goes on as a `Problem` of the samples left, as soon as more than the part `spare` of the rows at hand have
+ended: of the rows that f sees at most that part is then in vain, and they are at most 1 / (1 - spare) times those
+needed. Each time the batch shrinks by that part at least, so that a million samples are down to one after 131 times at the most, and all
+the copying together is that of 1 / spare batches.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from ..core.lanes import Number
 from .advance import State
 from .problem import Lanes, Problem
 
-SPARE = Problem.spare
-
 
 class Tally(NamedTuple):
     """Counts of each sample."""
@@ -28,7 +26,7 @@ class Tally(NamedTuple):
     rejected: Tensor
 
 
-def worthwhile(rows: int, wanted: int, spare: float = SPARE) -> bool:
+def worthwhile(rows: int, wanted: int, spare: float = Problem.spare) -> bool:
     """Whether it is time to go on with the wanted ones of the rows at hand alone."""
     return rows - wanted > spare * rows
 

@@ -79,9 +79,8 @@ class Problem:
     max_steps that were attempted before, (B,) per sample. traced: operations are being recorded, and no value may be
     looked at: lanes are tensors, of a joint solve too.
 
-    compact: samples that have ended may leave the batch (engine/compact.py), once they are more than this part of it,
-    `spare`. lanes: those left, where some have; `ts`
-    then has the first and the last time alone.
+    compact: samples that have ended may leave the batch (engine/compact.py), once they are more than the part `spare`
+    of it. lanes: those left, where some have; `ts` then has the first and the last time alone.
     """
 
     f: VectorField

@@ -193,9 +193,8 @@ class Backward:
         self.reached = self.here = reached
         self.silent = all(b is None for b in cotangents[n:])
         with torch.no_grad():
-            if (
-                times_needed
-            ):  # y1 moves with the end of the solve where it succeeded, and not with an event that is there
+            # y1 moves with the end of the solve where it succeeded, and not with an event that is there
+            if times_needed:
                 last, still = dot(self.a, self.field.f(self.here, y1), batched), beyond[..., -1]
                 still = still | (status == Status.EVENT)
                 self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)

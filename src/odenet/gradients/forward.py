@@ -28,7 +28,7 @@ from .attach import attach
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct
 from .directions import Directions
-from .frozen import places, unfailed
+from .frozen import Survivors
 from .local import attached_step
 from .taped import once_more, unpacked
 
@@ -59,9 +59,9 @@ class Forward(Gradient):
         values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(solved.pieces.flat() if solved.pieces else ()))
         if carried.directions.count:
             directions, tangents = carried.directions, carried.tangents()
-            good = unfailed(solved.outcome.state.status)
-            where = None if good is None else places(solved.outcome, good)
-            if good is not None:
+            survivors = Survivors.of(solved.outcome)
+            if survivors is not None:
+                good = survivors.good
                 tangents = [torch.where(good.view(1, -1, *(1,) * (x.ndim - 2)), x, 0.0) for x in tangents]
 
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -70,7 +70,7 @@ class Forward(Gradient):
                     bars[2 * n :] = [None if b is None else b.transpose(0, 1) for b in bars[2 * n :]]
                 return directions.gradients(tangents, bars)
 
-            again = partial(once_more, p, driver, request, good=good, where=where)
+            again = partial(once_more, p, driver, request, survivors=survivors)
             values = attach(pull, again, values, inputs, carried.captured)
         return unpacked(p, values, solved, stats)
 

@@ -62,6 +62,20 @@ def places(outcome: Outcome, good: Tensor) -> Tensor:
     return torch.where(good | (outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
 
 
+@dataclass(frozen=True)
+class Survivors:
+    """Of a batch in which samples failed: `good`, those that did not, (B,), and the `places` of all."""
+
+    good: Tensor
+    places: Tensor
+
+    @staticmethod
+    def of(outcome: Outcome) -> Survivors | None:
+        """None where no sample failed."""
+        good = unfailed(outcome.state.status)
+        return None if good is None else Survivors(good, places(outcome, good))
+
+
 @dataclass
 class Stand:
     """Where samples that failed stand, (B,) and leaves, where f cannot do without them. good: those that did not."""
@@ -73,25 +87,26 @@ class Stand:
 
     @staticmethod
     @torch.no_grad()
-    def of(q: Problem, good: Tensor, places: Tensor) -> Stand | None:
-        """None where f can do without them."""
-        if q.f.divisible() or not bool(good.any()):
+    def of(q: Problem, survivors: Survivors | None) -> Stand | None:
+        """None where none failed, and where f can do without them."""
+        if survivors is None or q.f.divisible() or not bool(survivors.good.any()):
             return None
-        time, y = q.ts[..., 0].index_select(0, places), tuple(x.index_select(0, places) for x in q.y0)
-        return Stand(good, time, y, q.method.init(q.f, time, y))
+        rows = survivors.places
+        time, y = q.ts[..., 0].index_select(0, rows), tuple(x.index_select(0, rows) for x in q.y0)
+        return Stand(survivors.good, time, y, q.method.init(q.f, time, y))
 
     def beside(self, y: Leaves, carry: Leaves, lanes: Lanes | None = None) -> tuple[Leaves, Leaves]:
         """The state and the carry of some samples, with those of failed ones replaced."""
         if lanes is None:
             return select(self.good, y, self.y), select(self.good, carry, self.carry)
         good, index = self.good[lanes.index], lanes.index
-        own = (tuple(x.index_select(0, index) for x in leaves) for leaves in (self.y, self.carry))
-        return tuple(select(good, a, b) for a, b in zip((y, carry), own, strict=True))  # pyright: ignore
+        own_y, own_carry = (tuple(x.index_select(0, index) for x in leaves) for leaves in (self.y, self.carry))
+        return select(good, y, own_y), select(good, carry, own_carry)
 
 
-def standing(entries: Sequence[Entry], good: Tensor, start: Tensor) -> list[Entry]:
-    """The steps on a tape, of which failed samples have taken none. start: where they stand instead, (B,)."""
-    stood = []
+def standing(entries: Sequence[Entry], q: Problem, survivors: Survivors) -> list[Entry]:
+    """The steps on a tape of q, of which failed samples have taken none."""
+    good, start, stood = survivors.good, q.ts[..., 0].index_select(0, survivors.places), []
     for e in entries:
         index = slice(None) if e.problem.lanes is None else e.problem.lanes.index
         stood.append(_standing(e, good[index], start[index]))
@@ -117,13 +132,14 @@ def _standing(e: Entry, good: Tensor, start: Tensor) -> Entry:
     return replace(e, t0=t0, t1=t1, accept=accept, jumps=jumps, given=given, rows=rows)
 
 
-def replaced(p: Problem, good: Tensor, places: Tensor) -> Problem:
-    """The problem in which samples that failed stand at these places and go nowhere."""
+def replaced(p: Problem, survivors: Survivors) -> Problem:
+    """The problem in which samples that failed stand at their places and go nowhere."""
     with torch.no_grad():
         p.f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
-    f, jumps, mask, start = p.f.narrowed(places), p.stops.jumps, good[:, None], p.ts.detach()[..., :1][places]
+    rows, mask, jumps = survivors.places, survivors.good[:, None], p.stops.jumps
+    f, start = p.f.narrowed(rows), p.ts.detach()[..., :1][rows]
     times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask
-    y0 = tuple(x.index_select(0, places) for x in p.y0)
+    y0 = tuple(x.index_select(0, rows) for x in p.y0)
     return replace(p, f=f or p.f, y0=y0, ts=torch.where(mask, p.ts, start), stops=Stops(times, jumps))
 
 
@@ -132,13 +148,12 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
 
     again: that solve. For what takes all samples through all steps, as autograd and a library do.
     """
-    good = unfailed(found.outcome.state.status) if torch.is_grad_enabled() else None
-    if good is None or not bool(good.any()):
+    survivors = Survivors.of(found.outcome) if torch.is_grad_enabled() else None
+    if survivors is None or not bool(survivors.good.any()):
         return found
-    where = places(found.outcome, good)
-    others, dense = again(replaced(p, good, where)), found.dense
+    good, others, dense = survivors.good, again(replaced(p, survivors)), found.dense
     others.stats.update({k: found.stats[k] for k in ("nfe", "accepted", "rejected")})
-    others_dense, start = others.dense, p.ts.detach()[..., :1][where]
+    others_dense, start = others.dense, p.ts.detach()[..., :1][survivors.places]
     return replace(
         others,
         ys=select(good, others.ys, tuple(y.detach() for y in found.ys)),

@@ -227,8 +227,8 @@ class Undo(Sweep):
         for true, *found in zip(q.y0, self.y, self.z, strict=True):
             for x in found:
                 miss = torch.maximum(miss, _top(x - true, q.batched))
-        if self.good is not None:
-            miss = torch.where(self.good, miss, 0.0)
+        if self.survivors is not None:
+            miss = torch.where(self.survivors.good, miss, 0.0)
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
 

@@ -39,9 +39,8 @@ class Sweep(ABC):
         self.whole = self.part = Part.of(taken.q)
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
-        q, self.good, self.places = self.whole.q, taken.good, taken.places
-        apart = self.good is not None and self.places is not None
-        self.stand = Stand.of(q, self.good, self.places) if apart else None  # pyright: ignore
+        q, self.survivors = self.whole.q, taken.survivors
+        self.stand = Stand.of(q, self.survivors)
         self.whole.charged = q.f.calls
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
         self.shared = Shared((*self.whole.args, *taken.captured))
@@ -83,7 +82,7 @@ class Sweep(ABC):
         with torch.enable_grad():
             left = len(self.entries)
             while left:
-                if self.good is not None and not bool(self.entries[left - 1].accept.any()):
+                if self.survivors is not None and not bool(self.entries[left - 1].accept.any()):
                     left -= 1  # a step of samples that failed alone
                     continue
                 y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
@@ -310,10 +309,10 @@ class Sweep(ABC):
     def _unfailed(self) -> Part:
         """The problem of all samples, or of those that did not fail."""
         q = self.whole.q
-        if self.good is None or not bool(self.good.any()):
+        if self.survivors is None or not bool(self.survivors.good.any()):
             return self.whole
         with torch.no_grad():
-            narrowed = q.narrowed(self.good.nonzero()[:, 0])
+            narrowed = q.narrowed(self.survivors.good.nonzero()[:, 0])
         return self.whole if narrowed is None else Part.of(narrowed)
 
     def _first_carry(self, y_bar: Bars, carry_bar: Bars) -> Bars:
@@ -338,7 +337,8 @@ class Sweep(ABC):
         q = self.q
         self.marker = graph_marker()
         ts = q.ts.detach().requires_grad_(self.times_needed)
-        y = new_leaves(q.y0 if self.places is None else tuple(x.index_select(0, self.places) for x in q.y0))
+        places = None if self.survivors is None else self.survivors.places
+        y = new_leaves(q.y0 if places is None else tuple(x.index_select(0, places) for x in q.y0))
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in ys_bar]
         grads = self.vjp(firsts, bars, (*y, *((ts,) if self.times_needed else ())))

@@ -20,7 +20,7 @@ from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
 from .base import Stats, Trajectory
-from .frozen import places, replaced, standing, unfailed
+from .frozen import Survivors, replaced, standing
 from .states import KeptGraphs
 
 
@@ -29,8 +29,7 @@ class Taken:
     """A solve that was taken down on a tape.
 
     q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
-    the inputs (y0, ts, stops, args, captured) ask for a gradient. good: the samples that did not fail, (B,); None: all.
-    places: see `frozen.places`.
+    the inputs (y0, ts, stops, args, captured) ask for a gradient. survivors: None where no sample failed.
     """
 
     q: Problem
@@ -40,8 +39,7 @@ class Taken:
     captured: Leaves
     stats: Stats
     needed: list[bool]
-    good: Tensor | None = None
-    places: Tensor | None = None
+    survivors: Survivors | None = None
 
 
 def taped(
@@ -67,20 +65,13 @@ def taped(
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
-        good, where, entries = unfailed(solved.outcome.state.status), None, tape.entries
-        if good is not None:
-            where = places(solved.outcome, good)
-            entries = standing(entries, good, q.ts[..., 0].index_select(0, where))
+        survivors = Survivors.of(solved.outcome)
+        entries = tape.entries if survivors is None else standing(tape.entries, q, survivors)
         if graphs is not None:  # a graph is that of all who were in the batch
             graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
-        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, good, where)
-        values = attach(
-            partial(pull, taken),
-            partial(once_more, p, driver, request, good=good, where=where),
-            values,
-            inputs,
-            captured,
-        )
+        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, survivors)
+        again = partial(once_more, p, driver, request, survivors=survivors)
+        values = attach(partial(pull, taken), again, values, inputs, captured)
     return unpacked(p, values, solved, stats)
 
 
@@ -94,12 +85,11 @@ def once_more(
     driver: Driver,
     request: Request,
     inputs: Sequence[Tensor],
-    good: Tensor | None = None,
-    where: Tensor | None = None,
+    survivors: Survivors | None = None,
 ) -> Sequence[Tensor]:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
 
-    good: the samples that did not fail; those that did are left out of the graph, but for the pieces' sake.
+    Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake.
     """
     n = len(p.y0)
     p = replace(
@@ -110,8 +100,8 @@ def once_more(
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
-    if good is not None and where is not None and not request.dense:
-        p = replaced(p, good, where)
+    if survivors is not None and not request.dense:
+        p = replaced(p, survivors)
     solved = integrate(p, driver, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 

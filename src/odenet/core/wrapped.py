@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ..errors import WrappedFieldError
 
 
-def refuse_units(f: Any) -> None:
+def refuse_wrapped(f: Any) -> None:
     """Raise where f is a module that is, or has in it, one that talks to other processes."""
     if not _in_processes():
         return
@@ -35,7 +35,7 @@ def refuse_units(f: Any) -> None:
 
 
 @contextmanager
-def no_units() -> Iterator[None]:
+def no_wrapped() -> Iterator[None]:
     """Raise where a module called in this context, in this thread, talks to other processes."""
     if not _in_processes():
         yield
