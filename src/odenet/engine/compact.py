@@ -2,8 +2,8 @@
 
 A batch goes on as a `Problem` of the samples left, as soon as more than the part `spare` of the rows at hand have
 ended: of the rows that f sees at most that part is then in vain, and they are at most 1 / (1 - spare) times those
-needed. Each time the batch shrinks by that part at least, so that a million samples are down to one after 131 times at the most, and all
-the copying together is that of 1 / spare batches.
+needed. Each time the batch shrinks by that part at least, so that a million samples are down to one after 131 times at
+the most, and all the copying together is that of 1 / spare batches.
 """
 
 from __future__ import annotations
