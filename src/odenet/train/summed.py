@@ -1,14 +1,17 @@
-"""Gradients summed over the processes, each of which has then the loss that one process has of its images.
+"""What of Lightning's training in several processes is done otherwise here.
 
-With an average that loss would have to be larger, and an adjoint with an absolute tolerance would solve to another
-accuracy.
+Gradients are summed over the processes, each of which has then the loss that one process has of its images. With an
+average that loss would have to be larger, and an adjoint with an absolute tolerance would solve to another accuracy.
+Signals are left to `interrupt`.
 """
 
 from __future__ import annotations
 
-from typing import final
+import signal
+from typing import Any, final
 
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,3 +30,15 @@ def _summed(_, bucket):  # without annotations: PyTorch compares them, and they 
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])
+
+
+class Signals(_SignalConnector):
+    """Lightning's, but for SIGTERM.
+
+    Its own handler broadcasts: that waits for ever where a process is in another exchange, as at the end of an epoch.
+    """
+
+    @staticmethod
+    def _register_signal(signum: Any, handlers: Any) -> None:
+        if signum != signal.SIGTERM:
+            _SignalConnector._register_signal(signum, handlers)
