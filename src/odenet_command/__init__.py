@@ -8,7 +8,8 @@ from types import FrameType
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    os.write(2, b"odenet: interrupted\n")
+    if all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        os.write(2, b"odenet: interrupted\n")  # the first of several processes says it for all
     os._exit(128 + signum)
 
 
@@ -18,6 +19,8 @@ def main() -> None:
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _leave)
+    if os.name != "nt":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked by a first process that started this one
     from odenet.train import cli
 
     cli.main()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from command_line import call, refused
-from odenet.train import files, runner
+from odenet.train import files, interrupt, runner
 from odenet.train.data import Batches, load, read_idx
 from odenet.train.problems import UserError
 from odenet.train.tasks import Settings
@@ -150,3 +150,13 @@ def test_batches_follow_from_the_seed() -> None:
     split = load("digits", None).train
     first, second = ([labels.tolist() for _, labels in Batches(split, 64, seed=s, shift=1)] for s in (1, 1))
     assert first == second != [labels.tolist() for _, labels in Batches(split, 64, seed=2, shift=1)]
+
+
+def test_what_an_interruption_says(tmp_path: Path) -> None:
+    """--resume is spoken of where it would find something."""
+    with interrupt.stoppable():
+        assert interrupt.line() == "odenet: interrupted"
+        interrupt.run_in(tmp_path)
+        assert interrupt.line() == "odenet: interrupted"
+        (tmp_path / "settings.json").write_text("{}")
+        assert "goes on with --resume" in interrupt.line()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 from ..errors import unknown_name
 from ..nn.classifier import KINDS
+from . import children, interrupt
 from .interrupt import Stopped, stoppable, stopped
 from .lock import first_process
 from .problems import UserError
@@ -94,6 +95,7 @@ def _start(
     processes = processes_of(device, devices, nodes)
     settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
     folder = Path("runs") / data if out is None else out
+    interrupt.run_in(folder)
     files = run(kinds, images.small() if quick else images, settings, folder, resume, processes, _command())
     if first_process():
         _list(files)
@@ -207,13 +209,16 @@ def main() -> None:
 def _end(command: Callable[[], None]) -> None:
     try:
         command()
-    except UserError as error:
-        print(f"odenet: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except BaseException as error:
-        signum = stopped()
+        signum = error.signum if isinstance(error, Stopped) else stopped()
         if signum is not None:
             _interrupted(signum)
+        if isinstance(error, SystemExit):  # typer's own end, a good one too
+            raise
+        children.end()
+        if isinstance(error, UserError):
+            interrupt.say(f"odenet: {' '.join(str(error).split())}")
+            children.leave(2)
         if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in _BROUGHT:
             raise
         print(f"odenet: {_EXTRA} ({error.name} is missing)", file=sys.stderr)
@@ -221,9 +226,10 @@ def _end(command: Callable[[], None]) -> None:
 
 
 def _interrupted(signum: int) -> NoReturn:
+    children.end()
     if first_process():
-        print("odenet: interrupted; every file is whole, a training run goes on with --resume", file=sys.stderr)
-    sys.exit(128 + signum)
+        interrupt.say(interrupt.line())
+    children.leave(128 + signum)
 
 
 if __name__ == "__main__":

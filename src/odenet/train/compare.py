@@ -25,7 +25,7 @@ def run(
 ) -> list[Path]:
     """Everything of `odenet compare`; gives the files it wrote. Of several processes only the first writes any."""
     processes.check_batch(s.batch_size)
-    if resume and not any((out / name).exists() for name in (lock.NAME, "settings.json")):
+    if resume and not lock.begun(out):
         raise UserError(f"--resume: {out} holds no run; leave --resume out to start one, or give its --out")
     with lock.hold(out):
         return _run(kinds, data, s, out, resume, processes, command)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from . import lock
 
 _QUIET = 5.0  # seconds in which a further signal is taken for an impatient second Ctrl-C, and ignored
 
@@ -26,9 +30,12 @@ class Stopped(BaseException):
 
 
 class _Signals:
-    """What came in. depth: of `held`. waiting: a signal that came in meanwhile."""
+    """What came in. depth: of `held`. waiting: a signal that came in meanwhile. out: the folder of the run."""
 
     def __init__(self) -> None:
+        self.out: Path | None = None
+        self.said = False
+        self.saying = threading.Lock()
         self.depth = 0
         self.waiting: int | None = None
         self.seen: tuple[int, float] | None = None
@@ -65,6 +72,54 @@ def held() -> Iterator[None]:
             _signals.stop(_signals.waiting)
 
 
+def holding() -> bool:
+    """Whether a change on disk is half made."""
+    return _signals.depth > 0
+
+
+def signals() -> list[int]:
+    """Those that stop a command. SIGHUP: a terminal that is closed; Windows has none."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def at_work() -> bool:
+    """Whether this is within `stoppable`."""
+    return signal.getsignal(signal.SIGTERM) == _signals.handle
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Python programs that are started meanwhile meet no Ctrl-C until they have come to `stoppable`."""
+    if os.name == "nt":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_in(out: Path) -> None:
+    """The run of this command is in the folder `out`."""
+    _signals.out = out
+
+
+def line() -> str:
+    """What is said of an interruption."""
+    if _signals.out is not None and lock.begun(_signals.out):
+        return "odenet: interrupted; every file is whole, a training run goes on with --resume"
+    return "odenet: interrupted"
+
+
+def say(words: str) -> None:
+    """The last words of this command, on stderr; only the first are said."""
+    with _signals.saying:
+        if not _signals.said:
+            _signals.said = True
+            print(words, file=sys.stderr, flush=True)
+
+
 def stopped() -> int | None:
     """The signal that is ending this command.
 
@@ -83,9 +138,9 @@ def stoppable() -> Iterator[None]:
         yield
         return
     _signals.__init__()
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last: a terminal that is closed; Windows has none
-    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {s: signal.signal(s, _signals.handle) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    before = {s: signal.signal(s, _signals.handle) for s in signals() if signal.getsignal(s) is not signal.SIG_IGN}
+    if os.name != "nt":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # of `without_ctrl_c`
     hook = sys.unraisablehook
 
     def again(given: Any) -> None:

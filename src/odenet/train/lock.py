@@ -20,6 +20,11 @@ def first_process() -> bool:
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
+def begun(out: Path) -> bool:
+    """Whether there is a run in the folder that --resume takes up."""
+    return any((out / name).exists() for name in (NAME, "settings.json"))
+
+
 @contextmanager
 def hold(out: Path) -> Iterator[None]:
     """Hold the folder; create it if need be. The system drops the lock with the process, however that ends.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
+from . import children
 from .problems import UserError
 
 
@@ -103,14 +106,26 @@ def _started() -> tuple[str, tuple[int, int] | None]:
 
 
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
+_SETTLE = 1.0  # seconds in which a signal may come that ended the other process, or that it sends before its end
 
 
 @contextmanager
 def together(processes: Processes, how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """An end of another process, met in the midst of an exchange, in one line; that process says what it died of."""
-    try:
-        yield
-    except RuntimeError as error:
-        if processes.all == 1 or not any(words in str(error) for words in _LOST):
-            raise
-        raise UserError(f"another process of this run has ended, or cannot be reached: {how_to_go_on()}") from None
+
+    def lost() -> str:
+        return f"another process of this run has ended, or cannot be reached: {how_to_go_on()}"
+
+    with children.needed(lost):
+        try:
+            yield
+        except RuntimeError as error:
+            if processes.all == 1 or not _is_loss(error):
+                raise
+            time.sleep(_SETTLE)
+            raise UserError(lost()) from None
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    gone = (dist.DistNetworkError, dist.DistStoreError) if dist.is_available() else ()
+    return isinstance(error, gone) or any(words in str(error) for words in _LOST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import signal
 import sys
 import threading
 import warnings
@@ -25,6 +24,7 @@ from .data import ImageData
 from .files import cure, write
 from .problems import UserError
 from .processes import Processes, together
+from .summed import Signals
 from .tasks import ImageModule, Settings, Task, build
 
 PATIENCE = 20  # epochs without a better validation error
@@ -104,20 +104,6 @@ class EpochCheckpoint(Checkpoint):
             ) from None
 
 
-class OwnSignals(L.Callback):
-    """SIGTERM is handled as it was before Lightning came, whose handler waits for all processes.
-
-    It runs wherever the signal comes, in the middle of another exchange between them too, and then none goes on.
-    """
-
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
-
-
 @dataclass
 class Run:
     """One net's training, ready to begin or to go on from `found`."""
@@ -151,7 +137,6 @@ def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, pr
                 EarlyStopping("val_error", patience=PATIENCE),
                 rows,
                 saver,
-                OwnSignals(),
                 *([Bar()] if sys.stderr.isatty() else []),
             ],
             plugins=[keeper],
@@ -162,6 +147,7 @@ def prepare(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, pr
             log_every_n_steps=1_000_000,
             deterministic=True,
         )
+    trainer._signal_connector = Signals(trainer)
     found = find(folder, origin, expected(trainer, task, s.epochs)) if resume else None
     keeper.use(found)
     return Run(task, module, trainer, rows, saver, found)
