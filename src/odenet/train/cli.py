@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -44,7 +45,7 @@ Channels = Annotated[int | None, typer.Option(min=1, help="Feature maps of the b
 Rate = Annotated[float | None, typer.Option(min=1e-8, help="Highest learning rate of the cycle")]
 Tolerance = Annotated[float | None, typer.Option(min=1e-12, help="Relative and absolute tolerance of the ODE solver")]
 MethodName = Annotated[str | None, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and batches")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Devices = Annotated[int | None, typer.Option(help="Processes on each machine, a device each; docs/scaling.md")]
 Nodes = Annotated[int | None, typer.Option(help="Machines")]
@@ -81,6 +82,9 @@ def _start(
     from .processes import chosen as processes_of
     from .tasks import Settings
 
+    for name in ("lr", "tolerance"):
+        if chosen[name] is not None and not math.isfinite(chosen[name]):
+            raise UserError(f"--{name} {chosen[name]}: a finite number is needed")
     images = load(data, data_dir)
     defaults: dict[str, Any] = DEFAULTS[data] | ({"epochs": 1, "batch_size": 32, "channels": 8} if quick else {})
     values: dict[str, Any] = defaults | {k: v for k, v in chosen.items() if v is not None}

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..errors import SolveError
 from ..nn import Classifier
 from ..nn.classifier import KINDS
 from . import checkpoint, files, lock, plots, report
@@ -51,12 +52,23 @@ def _run(
         say(f"{KINDS[kind]}: trained in {time.perf_counter() - start:.0f} s")
     if not first:
         return []
+    try:
+        return _measured(tasks, data, s, out, command)
+    except SolveError as error:
+        raise UserError(
+            f"the nets are trained, but a solve to measure them failed: {error} Try another --tolerance or --method, "
+            "with another --out"
+        ) from None
+
+
+def _measured(tasks: dict[str, Task], data: ImageData, s: Settings, out: Path, command: str) -> list[Path]:
+    """The table and the figures of the trained nets; gives all files of the run."""
     rows = []
     for kind, task in tasks.items():
         net = _net(task)
         rows.append(report.Row(kind, test_error(net, data), cost(net, data, s.batch_size, 2 if s.quick else 5)))
     written = [out / "settings.json"]
-    written += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / checkpoint.LAST)]
+    written += [p for kind in tasks for p in (out / kind / "metrics.csv", out / kind / checkpoint.LAST)]
     written += report.save(rows, out)
     report.show(rows, f"{data.name}: {len(data.test)} test images")
     drawn = figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
