@@ -57,8 +57,8 @@ Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch
 
 
 def _command() -> str:
-    """The command as the user wrote it."""
-    return shlex.join(["odenet", *sys.argv[1:]])
+    """The command as the user wrote it, but for --resume: without it, it makes the same results from nothing."""
+    return shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def _start(
