@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command_line import call, refused
-from odenet.train import runner
+from odenet.train import compare, runner
+from odenet.train.data import load
 from train.runs import table
 
 
@@ -45,6 +48,17 @@ def test_two_nets_in_one_folder(
     assert "ResNet: trained already" in told.err and "last.ckpt" not in told.out
     assert table(tmp_path / "results.csv") == both
     assert "--resume" not in (tmp_path / "results.md").read_text()
+
+
+def test_the_page_builds_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *words("odenet", Path("runs/digits"), "--method", "dopri5")) == 0
+    made: dict[str, Any] = {}
+    exec(compile(block, "docs/training.md", "exec"), made)
+    (row,) = table(Path("runs/digits/results.csv"))
+    assert compare.test_error(made["net"], load("digits", None).small()) == float(row["test_error_percent"])
 
 
 def test_a_net_that_is_not_trained_to_its_end(
