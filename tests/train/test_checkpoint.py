@@ -348,6 +348,23 @@ def test_sigterm_is_not_handled_by_lightning(tmp_path: Path, data: ImageData, mo
     assert seen and all(handler is before for handler in seen)
 
 
+@pytest.mark.parametrize(("name", "now", "other"), [("channels", 32, 8), ("epochs", 1, 2), ("per_sample", True, False)])
+def test_another_setting_is_named(name: str, now: int, other: int, out: Path, data: ImageData) -> None:
+    """Also one that gives the net or the metrics another form: nobody is told to delete a good checkpoint."""
+    with pytest.raises(UserError, match=rf"other settings: {name}={other} \(now {now}\)") as error:
+        runner.prepare("resnet", data, replace(SETTINGS, **{name: now}), out, True, Processes())
+    assert "delete" not in str(error.value)
+
+
+def test_another_net_of_much_less_room(out: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that is too large to be read may be of many channels."""
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path, largest: load(path, 1000))
+    with pytest.raises(UserError, match="--channels") as error:
+        take_up(out, data)
+    assert "delete" not in str(error.value)
+
+
 def test_fingerprint(data: ImageData) -> None:
     assert data.fingerprint == load("digits", None).small().fingerprint != load("digits", None).fingerprint
     images = data.train.images.clone()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import odenet
 from command_line import call, refused
 from odenet.train import files, interrupt, runner
 from odenet.train.data import Batches, load, read_idx
@@ -116,12 +117,54 @@ def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.Monke
         (["compare", "digits", "--method", "euler"], "adaptive"),
         (["compare", "digits", "--device", "tpu"], "cpu or cuda"),
         (["train", "resnett"], "Did you mean 'resnet'"),
+        (["train", "resnet", "--quick", "--out", ""], "--out is empty"),
+        (["bench", "peers", "--quick", "--out", ""], "--out is empty"),
+        (["compare", "digits", "--quick", "--data-dir", "x"], "digits are embedded"),
     ],
 )
 def test_mistakes_end_in_one_line(
     words: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(words, match, monkeypatch, capsys)
+
+
+def test_options_without_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--quick", "--out", tmp_path, "--per-sample", "--method", "dopri5")
+    assert call(monkeypatch, "train", "resnet", *words) == 0
+    told = "odenet: resnet solves no ODE: --method, --per-sample without effect\n"
+    assert capsys.readouterr().err.startswith(told)
+    assert call(monkeypatch, "train", "odenet", *words) == 0  # whose settings are those of the folder
+    assert "without effect" not in capsys.readouterr().err
+
+
+def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"odenet {odenet.__version__}\n"
+    for name in ("compare", "train"):
+        assert call(monkeypatch, name, "--help") == 0
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "(default: 30 for digits, 8 for mnist, 1 with --quick)" in shown
+        assert "(default: bosh3)" in shown and "(default: 0.005 for digits, 0.003 for mnist)" in shown
+        assert f"ends after {runner.PATIENCE} in a row" in shown
+        small = load("digits", None).small()
+        images = f"{len(small.train)} training images, {len(small.val)} to validate, {len(small.test)} to test"
+        assert images in shown
+
+
+def test_the_reason_of_a_failed_download_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "Max retries exceeded with url: /mnist (Caused by NameResolutionError) " * 20
+
+    def fetch(*_: object, **__: object) -> str:
+        raise OSError(words)
+
+    monkeypatch.setattr("pooch.Pooch.fetch", fetch)
+    with pytest.raises(UserError, match="--data-dir") as error:
+        load("mnist", None)
+    told = str(error.value).split("fetched (")[1].split(" ...)")[0]
+    assert 300 < len(told) < 400 and told.split()[-1] in words.split()
 
 
 @pytest.mark.parametrize("name", ["file", "file/inside"])

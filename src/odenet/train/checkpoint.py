@@ -51,6 +51,10 @@ class DamagedError(Exception):
         super().__init__("".join(c if c.isprintable() else "?" for c in reason))
 
 
+class TooLargeError(DamagedError):
+    """The file is larger than any checkpoint of this run: perhaps of a run with more --channels."""
+
+
 def sealed(state: dict[str, Any]) -> bytes:
     """The bytes of a checkpoint file."""
     buffer = io.BytesIO()
@@ -89,7 +93,7 @@ def load(path: Path, largest: int) -> dict[str, Any]:
     if not stat.S_ISREG(found.st_mode):
         raise DamagedError("it is not a file")
     if found.st_size > largest:
-        raise DamagedError(f"it has {found.st_size} bytes, and one of this net less than {largest}")
+        raise TooLargeError(f"it has {found.st_size} bytes, and one of this net less than {largest}")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -175,6 +179,7 @@ def find(folder: Path, origin: Origin, model: dict[str, Any]) -> Found | None:
     before is usable, and where the newest usable one is of other settings or other data.
     """
     reasons: dict[Path, str] = {}
+    large = False
     weights = sum(t.nbytes for t in model["state_dict"].values())
     for path in (folder / LAST, folder / BEFORE):
         if not os.path.lexists(path):
@@ -184,6 +189,7 @@ def find(folder: Path, origin: Origin, model: dict[str, Any]) -> Found | None:
             _check_form(path, state, origin, model)
         except DamagedError as damage:
             reasons[path] = str(damage)
+            large = large or isinstance(damage, TooLargeError)
             continue
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}): make it readable") from None
@@ -191,6 +197,8 @@ def find(folder: Path, origin: Origin, model: dict[str, Any]) -> Found | None:
     if not reasons:
         return None
     told = " and ".join(f"{path} ({reason})" for path, reason in reasons.items())
+    if large:
+        raise UserError(f"not a usable checkpoint: {told}; give the run's own --channels, or bring a copy back")
     raise UserError(
         f"not a usable checkpoint: {told}; bring a copy back, or delete {' and '.join(p.name for p in reasons)} there "
         "to train this net anew"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+from .. import __version__
 from ..errors import unknown_name
 from ..nn.classifier import KINDS
 from . import children, interrupt
@@ -37,28 +39,94 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist": {"epochs": 8, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "bosh3"},
 }
 
-OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for all results (default: runs/DATA)")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with MNIST's four IDX files, gzipped or not")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images")]
-BatchSize = Annotated[int | None, typer.Option(min=2, help="Images a training step")]
-Channels = Annotated[int | None, typer.Option(min=1, help="Feature maps of the block")]
-Rate = Annotated[float | None, typer.Option(min=1e-8, help="Highest learning rate of the cycle")]
-Tolerance = Annotated[float | None, typer.Option(min=1e-12, help="Relative and absolute tolerance of the ODE solver")]
-MethodName = Annotated[str | None, typer.Option(help="Solver: tsit5, dopri5, bosh3, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches")]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
-Devices = Annotated[int | None, typer.Option(help="Processes on each machine, a device each; docs/scaling.md")]
-Nodes = Annotated[int | None, typer.Option(help="Machines")]
-PerSample = Annotated[
-    bool, typer.Option("--per-sample", help="Each image has its own solver steps, whatever it is solved with")
+# what --quick takes instead; its images: data.ImageData.small
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 32, "channels": 8}
+
+
+def _folder(given: str) -> Path:
+    if not given:
+        raise UserError("--out is empty: give a folder")
+    return Path(given)
+
+
+def _option(name: str, text: str, **limits: Any) -> Any:
+    """An option of DEFAULTS, whose help tells its defaults."""
+    values = {data: f"{own[name]:g}" if name not in ("method",) else own[name] for data, own in DEFAULTS.items()}
+    same = len(set(values.values())) == 1
+    told = [values["digits"]] if same else [f"{value} for {data}" for data, value in values.items()]
+    told += [f"{QUICK[name]} with --quick"] if name in QUICK else []
+    return typer.Option(help=f"{text} (default: {', '.join(told)})", **limits)
+
+
+OutDir = Annotated[
+    Path | None,
+    typer.Option("--out", parser=_folder, metavar="<path>", help="Folder for all results (default: runs/DATA)"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, to the same result")]
-Quick = Annotated[bool, typer.Option("--quick", help="A few images and one epoch: a smoke run")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with MNIST's four IDX files, gzipped or not")]
+Epochs = Annotated[
+    int | None,
+    _option(
+        "epochs",
+        "At most so many passes over the training images: a net's training ends after 20 in a row without a better "
+        "validation error",
+        min=1,
+    ),
+]
+BatchSize = Annotated[int | None, _option("batch_size", "Images a training step", min=2)]
+Channels = Annotated[int | None, _option("channels", "Feature maps of the block", min=1)]
+Rate = Annotated[float | None, _option("lr", "Highest learning rate of the cycle", min=1e-8)]
+Tolerance = Annotated[
+    float | None, _option("tolerance", "Relative and absolute tolerance of the ODE solver", min=1e-12)
+]
+MethodName = Annotated[
+    str | None, _option("method", "Solver, one that chooses its steps: bosh3, tsit5, dopri5, dopri8, heun, ...")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and batches")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+_STARTED = "default: 1, or what torchrun or Slurm has started"
+Devices = Annotated[
+    int | None, typer.Option(help=f"Processes on each machine, a device each; docs/scaling.md ({_STARTED})")
+]
+Nodes = Annotated[int | None, typer.Option(help=f"Machines ({_STARTED})")]
+PerSample = Annotated[
+    bool,
+    typer.Option(
+        "--per-sample",
+        help="Choose the solver's steps for each image by itself, instead of the same steps for a whole batch",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in --out, to the same result; give all options of its start again"
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="A smoke run: one epoch of 128 training images, 64 to validate, 64 to test, and a small net"
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"odenet {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+@app.callback()
+def _top(version: Version = False) -> None: ...
 
 
 def _command() -> str:
-    """The command as the user wrote it."""
-    return shlex.join(["odenet", *sys.argv[1:]])
+    """The command as the user wrote it, but for --resume: without it, it makes the same results from nothing."""
+    return shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def _start(
@@ -82,8 +150,11 @@ def _start(
     from .processes import chosen as processes_of
     from .tasks import Settings
 
+    for name in ("lr", "tolerance"):
+        if chosen[name] is not None and not math.isfinite(chosen[name]):
+            raise UserError(f"--{name} {chosen[name]}: a finite number is needed")
     images = load(data, data_dir)
-    defaults: dict[str, Any] = DEFAULTS[data] | ({"epochs": 1, "batch_size": 32, "channels": 8} if quick else {})
+    defaults: dict[str, Any] = DEFAULTS[data] | (QUICK if quick else {})
     values: dict[str, Any] = defaults | {k: v for k, v in chosen.items() if v is not None}
     method, tolerance = values["method"], values.pop("tolerance")
     try:
@@ -94,6 +165,9 @@ def _start(
         raise UserError(f"--method {method} needs constant steps; choose an adaptive one such as tsit5")
     processes = processes_of(device, devices, nodes)
     settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
+    vain = [f"--{name.replace('_', '-')}" for name in ("tolerance", "method", "per_sample") if chosen[name]]
+    if vain and kinds == ["resnet"] and first_process():
+        print(f"odenet: resnet solves no ODE: {', '.join(vain)} without effect", file=sys.stderr)
     folder = Path("runs") / data if out is None else out
     interrupt.run_in(folder)
     files = run(kinds, images.small() if quick else images, settings, folder, resume, processes, _command())
@@ -126,7 +200,10 @@ def compare(
     resume: Resume = False,
     quick: Quick = False,
 ) -> None:
-    """Train a residual net, an RK-Net and an ODE-Net side by side; print the paper's table, draw its figures."""
+    """Train a residual net, an RK-Net and an ODE-Net side by side.
+
+    Prints the table of the Neural ODE paper (Chen et al. 2018) and draws its figures.
+    """
     _start(list(KINDS), **locals())
 
 
@@ -160,7 +237,9 @@ def train(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="gradients or peers")],
-    out: Annotated[Path, typer.Option(help="Folder for all results")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(parser=_folder, metavar="<path>", help="Folder for all results")] = Path(
+        "runs/bench"
+    ),
     seed: Seed = 0,
     device: Device = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run whose numbers say nothing")] = False,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from ..errors import SolveError
 from ..nn import Classifier
 from ..nn.classifier import KINDS
 from . import checkpoint, files, lock, plots, report
@@ -16,7 +18,7 @@ from .data import Batches, ImageData
 from .measure import cost
 from .problems import UserError
 from .processes import Processes
-from .runner import history, prepare, train
+from .runner import PATIENCE, Run, history, prepare, train
 from .tasks import Settings, Task
 
 
@@ -36,31 +38,68 @@ def _run(
 ) -> list[Path]:
     if not resume and any(checkpoint.exists(out / kind) for kind in kinds):
         raise UserError(f"--out {out} holds a run already: add --resume to go on with it, or choose another --out")
-    if resume:
-        for kind in kinds:  # what cannot be taken up is refused before anything is written
-            prepare(kind, data, s, out, resume, processes)
+    # what cannot be taken up is refused before anything is written, also of the folder's other nets: it has one table
+    there = [kind for kind in KINDS if checkpoint.exists(out / kind)]
+    ended = [kind for kind in there if _ended(prepare(kind, data, s, out, True, processes))]
     first = lock.first_process()
-    say = Console(stderr=True, quiet=not first).print
+    say = partial(Console(stderr=True, quiet=not first).print, soft_wrap=True)
     if first:
         files.clean(out, *(out / kind for kind in kinds))
         files.write(out / "settings.json", json.dumps(s.as_dict(), indent=2) + "\n")
     tasks: dict[str, Task] = {}
-    for kind in kinds:
+    for kind in [k for k in KINDS if k in kinds or k in ended]:
         start = time.perf_counter()
-        tasks[kind] = train(kind, data, s, out, resume, processes)
-        say(f"{KINDS[kind]}: trained in {time.perf_counter() - start:.0f} s")
+        tasks[kind] = train(kind, data, s, out, kind in there, processes)
+        took = "already" if kind in ended else f"in {time.perf_counter() - start:.0f} s"
+        say(f"{KINDS[kind]}: trained {took}{_early(len(history(out, kind)), s) if first else ''}")
     if not first:
         return []
+    for kind in (k for k in there if k not in tasks):
+        say(f"{KINDS[kind]}: begun in {out} and not trained to its end, so not in the table; go on with --resume")
+    try:
+        return _measured(tasks, data, s, out, command, ended, [k for k in ended if k not in kinds])
+    except SolveError as error:
+        raise UserError(
+            f"the nets are trained, but a solve to measure them failed: {error} Try another --tolerance or --method, "
+            "with another --out"
+        ) from None
+
+
+def _ended(run: Run) -> bool:
+    return run.found is not None and run.found.state["odenet"]["ended"]
+
+
+def _early(epochs: int, s: Settings) -> str:
+    if epochs >= s.epochs:
+        return ""
+    return f"; stopped after {epochs} of {s.epochs} epochs, the last {PATIENCE} without a better validation error"
+
+
+def _measured(
+    tasks: dict[str, Task],
+    data: ImageData,
+    s: Settings,
+    out: Path,
+    command: str,
+    ended: list[str],
+    earlier: list[str],
+) -> list[Path]:
+    """The table and the figures of the trained nets; gives the files that this run wrote.
+
+    ended: nets that were trained already; earlier: those of them that the command does not name.
+    """
     rows = []
     for kind, task in tasks.items():
         net = _net(task)
         rows.append(report.Row(kind, test_error(net, data), cost(net, data, s.batch_size, 2 if s.quick else 5)))
     written = [out / "settings.json"]
-    written += [p for kind in kinds for p in (out / kind / "metrics.csv", out / kind / checkpoint.LAST)]
+    for kind in tasks:
+        written += [out / kind / name for name in ("metrics.csv", *([] if kind in ended else [checkpoint.LAST]))]
     written += report.save(rows, out)
     report.show(rows, f"{data.name}: {len(data.test)} test images")
     drawn = figures({k: _net(t) for k, t in tasks.items()}, data, s, out)
-    written += [report.page(rows, s, command, drawn, out), *drawn]
+    epochs = {kind: len(history(out, kind)) for kind in tasks}
+    written += [report.page(rows, s, command, drawn, out, epochs, earlier), *drawn]
     return [f for f in written if f.exists()]
 
 

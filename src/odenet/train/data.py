@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -75,6 +76,8 @@ def load(name: str, data_dir: Path | None) -> ImageData:
     if name not in DATA_SETS:
         raise UserError(str(unknown_name("data set", name, DATA_SETS)))
     if name == "digits":
+        if data_dir is not None:
+            raise UserError("--data-dir is for mnist: digits are embedded; leave it out, or choose mnist")
         return _digits()
     return _mnist(data_dir)
 
@@ -145,8 +148,8 @@ def _fetched() -> dict[str, Path]:
     try:
         return {name: Path(fetcher.fetch(name)) for name in _SHA256}
     except Exception as error:  # whatever the network and its client raise, the cure is the same
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"MNIST could not be fetched ({reason[:160]}): give --data-dir with its four files") from None
+        reason = shorten(str(error) or type(error).__name__, 400, placeholder=" ...")  # at the end of a word
+        raise UserError(f"MNIST could not be fetched ({reason}): give --data-dir with its four files") from None
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -149,7 +149,9 @@ def trajectories(net: Classifier, data: ImageData, path: Path, samples: int = 60
     images, labels = data.test.images[:samples], data.test.labels[:samples]
     ts = torch.linspace(0, 1, 21)
     with torch.no_grad():
-        ys = block(net.down(images), ts=ts).mean((-1, -2))  # (T, B, channels)
+        ys = block(net.down(images), ts=ts).mean((-1, -2))
+    if block.solve_options.get("per_sample"):
+        ys = ys.transpose(0, 1)  # (T, B, channels), as of a joint solve
     flat = ys.flatten(0, 1)
     centred = ys - flat.mean(0)
     _, _, axes_of_variation = torch.linalg.svd(centred.flatten(0, 1), full_matrices=False)

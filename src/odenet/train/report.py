@@ -77,14 +77,35 @@ def save(rows: list[Row], out: Path) -> list[Path]:
     return [out / "results.csv", out / "results.json"]
 
 
-def page(rows: list[Row], s: Settings, command: str, figures: list[Path], out: Path) -> Path:
-    """Write results.md: the command, its settings, the table and the figures."""
+def page(
+    rows: list[Row],
+    s: Settings,
+    command: str,
+    figures: list[Path],
+    out: Path,
+    epochs: dict[str, int],
+    earlier: list[str],
+) -> Path:
+    """Write results.md: the command, its settings, the table and the figures.
+
+    epochs: those that each net was trained for; earlier: the nets that an earlier command trained.
+    """
     head = "| " + " | ".join(COLUMNS) + " |\n" + "|" + " --- |" * len(COLUMNS) + "\n"
     body = "".join("| " + " | ".join(row.cells()) + " |\n" for row in rows)
     how = (
-        f"{s.epochs} epochs, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, {s.method} at "
-        f"tolerance {s.rtol:g}, seed {s.seed}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
+        f"{_epochs(epochs, s.epochs)}, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, "
+        f"{s.method} at tolerance {s.rtol:g}, seed {s.seed}; PyTorch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads."
     )
+    if earlier:
+        how += f" {' and '.join(KINDS[kind] for kind in earlier)}: trained by an earlier command with these settings."
     images = "".join(f"\n![{f.stem.replace('_', ' ')}]({f.name})\n" for f in figures)
     write(out / "results.md", f"# {s.data}\n\n```\n{command}\n```\n\n{how}\n\n{head}{body}\n{NOTE}\n{images}")
     return out / "results.md"
+
+
+def _epochs(run: dict[str, int], most: int) -> str:
+    if all(n == most for n in run.values()):
+        return f"{most} epochs"
+    each = ", ".join(f"{KINDS[kind]} {n}" for kind, n in run.items())
+    return f"at most {most} epochs, run until the validation error stopped falling ({each})"

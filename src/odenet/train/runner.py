@@ -18,9 +18,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from ..errors import SolveError
+from ..nn.classifier import KINDS
 from . import lock
-from .checkpoint import BEFORE, LAST, Found, Keeper, Origin, expected, find
+from .checkpoint import BEFORE, LAST, Found, Keeper, Origin, exists, expected, find
 from .data import ImageData
+from .failed import DivergedError, check_finite, hint, when
 from .files import cure, write
 from .problems import UserError
 from .processes import Processes, together
@@ -44,6 +47,7 @@ class History(L.Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        check_finite(trainer, pl_module)  # before anything of this epoch is kept
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
         self.save()
@@ -176,6 +180,7 @@ def train(kind: str, data: ImageData, s: Settings, out: Path, resume: bool, proc
             warnings.catch_warnings(),
             writers_fail_quietly(),
             together(processes, lambda: f"{kept(last)}; go on with --resume"),
+            told_of(kind, run.trainer, task, folder),
         ):
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
             run.trainer.fit(task, datamodule=run.module, ckpt_path=found.path if found else None, weights_only=True)
@@ -199,6 +204,21 @@ def kept(checkpoint: Path) -> str:
         if path.exists():
             return f"the last complete checkpoint, {path}, is intact"
     return "no epoch was saved yet"
+
+
+@contextmanager
+def told_of(kind: str, trainer: L.Trainer, task: Task, folder: Path) -> Iterator[None]:
+    """A solve that fails, or a training that diverged, in one line: no other option would let this run go on."""
+    try:
+        yield
+    except SolveError as error:
+        reason = f"{when(trainer)}: {error} {hint(error, task)}"
+    except DivergedError as error:
+        reason = str(error)
+    else:
+        return
+    anew = "start anew with another --out" if exists(folder) else "start anew"
+    raise UserError(f"{KINDS[kind]}, {reason}; {kept(folder / LAST)}; {anew}")
 
 
 @contextmanager
