@@ -51,7 +51,7 @@ def _folder(given: str) -> Path:
 
 def _option(name: str, text: str, **limits: Any) -> Any:
     """An option of DEFAULTS, whose help tells its defaults."""
-    values = {data: f"{own[name]:g}" if name not in ("method",) else own[name] for data, own in DEFAULTS.items()}
+    values = {data: f"{own[name]:g}" if name != "method" else own[name] for data, own in DEFAULTS.items()}
     same = len(set(values.values())) == 1
     told = [values["digits"]] if same else [f"{value} for {data}" for data, value in values.items()]
     told += [f"{QUICK[name]} with --quick"] if name in QUICK else []
