@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -85,7 +87,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"controller": odenet.PID}, TypeError, "controller must be"),
     ({"max_steps": -1}, ValueError, "max_steps.*-1"),
     ({"max_steps": True}, TypeError, "max_steps.*True"),
-    ({"on_failure": None}, ValueError, "on_failure='None'"),
+    ({"on_failure": None}, TypeError, "on_failure must be a name, one of raise, return"),
     ({"step": torch.ones(2)}, TypeError, "step must be one positive number"),
     ({"step": torch.tensor(0.1 + 0j)}, TypeError, "step must be one positive number"),
     ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol and atol are both 0"),
@@ -156,3 +158,17 @@ def test_a_continuous_adjoint_refuses_stops_that_ask_for_a_gradient() -> None:
     for gradient in ("adjoint", "gauss"):
         with pytest.raises(ValueError, match=r"no gradient to jump_ts.*discrete.*detach"):
             odenet.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], controller=control, gradient=gradient)
+
+
+def test_small_things_that_are_shown() -> None:
+    sol = odenet.solve(decay, ONE, [0.0, 1.0], dense=True)
+    assert f"{sol.status}" == "Status.SUCCESS" and sol.status == 0
+    with pytest.raises(ValueError, match="t must lie between"):
+        sol(float("nan"))
+
+
+def test_the_help_names_every_method_and_option() -> None:
+    text = odenet.solve.__doc__ or ""
+    assert [name for name in odenet.methods.METHODS if f'"{name}"' not in text] == []
+    options = [p.name for p in inspect.signature(odenet.solve).parameters.values() if p.name != "f"]
+    assert [name for name in options if not re.search(rf"^ +([\w, ]+, )?{name}(, \w+)*: ", text, re.MULTILINE)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -305,3 +306,47 @@ def test_solved_part_of_a_joint_solve(gradient: Any, sign: float, options: dict[
     found = torch.autograd.grad((sol.ys[:5] * weights).sum(), (y0, w, ts))
     for a, b in zip(found, torch.autograd.grad((exact * weights).sum(), (y0, w, ts)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def _start_is_bad(t: Tensor, y: Tensor) -> Tensor:
+    return torch.ones_like(y)  # whatever y is: f is finite
+
+
+def _lost(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([y[..., 0] * torch.nan, y[..., 1]], -1)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "step": 0.1}, {"compile": True}], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_f_is_not_blamed(bad: float, options: dict[str, Any], per_sample: bool) -> None:
+    """For a NaN or an infinity that it was given: in y0, in args, or by a reset."""
+    y0 = torch.tensor([[0.0, 2.0], [0.1, 3.0]], dtype=D)
+    y0 = y0 if per_sample else y0[0]
+    where = "sample 0, " if per_sample else ""
+    broken = y0.clone()
+    broken[(0, 1) if per_sample else 1] = bad
+    ts = [0.0, 1.0]
+    with pytest.raises(
+        odenet.NonFiniteError, match=rf"{where}worst component y\[1\]\): y0 holds NaN or infinity\. Hint"
+    ):
+        odenet.solve(_start_is_bad, broken, ts, per_sample=per_sample, **options)
+    with pytest.raises(odenet.NonFiniteError, match=r"f returned NaN or infinity, and args\[0\]\['rate'\] holds one\."):
+        args = ({"rate": torch.tensor(bad, dtype=D)},)
+        odenet.solve(lambda t, y, a: a["rate"] * (y + 1), y0, ts, args=args, per_sample=per_sample, **options)
+    if "compile" in options:
+        return
+    event = odenet.Event(lambda t, y: y[..., 0] - 0.5, terminal=False, reset=_lost)
+    with pytest.raises(
+        odenet.NonFiniteError, match=r"at t=0\.[345].*y\[0\]\): a reset gave NaN or infinity\."
+    ) as error:
+        odenet.solve(_start_is_bad, y0, ts, event=event, per_sample=per_sample, **options)
+    assert "1 events had happened" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "gauss"])
+def test_a_loss_that_is_not_finite(gradient: str) -> None:
+    y0 = torch.ones(2, dtype=D, requires_grad=True)
+    sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=gradient)
+    with pytest.raises(odenet.NonFiniteError, match=r"the gradient that came in holds NaN or infinity\. Hint: look at"):
+        (sol.y1 * torch.nan).sum().backward()

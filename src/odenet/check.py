@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .control import PID, ConstantStep, Controller
+from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
-from .core.given import is_real, number, shown, whole
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.transforms import every, nested, unwrapped
@@ -22,6 +23,7 @@ from .events import Event
 from .gradients import GRADIENTS, Gradient
 from .methods import METHODS, Method
 
+FAILURES = ("raise", "return")  # what on_failure can be
 _FEW = 64  # times that are looked at quicker in Python
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -68,6 +70,8 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     """ts as a tensor in its own dtype (Python numbers: float64), (T,) or (B, T)."""
     if isinstance(ts, (int, float)):
         raise TypeError(f"ts must hold at least two times, ts[0] where y0 holds; got the number {ts!r}")
+    if isinstance(ts, (str, bytes)):
+        raise TypeError(f"ts must be a sequence, array or tensor of times; got {shown(ts)}")
     try:
         out = ts if isinstance(ts, Tensor) else _stacked(ts)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
@@ -242,6 +246,27 @@ def events(given: Any) -> list[Event]:
         if not isinstance(one, Event):
             raise TypeError(f"event must be an Event or a list of them; got {one!r}: write event=Event(fn)")
     return many
+
+
+def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
+    """The options of a solve that is still to come, as far as they can be told without its y0."""
+    parameters = inspect.signature(solve).parameters
+    known = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "args"}
+    for name in given:
+        if name not in known:
+            raise TypeError(str(unknown_name("option", name, known)))
+    asked = known | given
+    for name in ("per_sample", "dense", "compile"):
+        flag(name, asked[name])
+    named("on_failure", asked["on_failure"], FAILURES)
+    gradient(asked["gradient"])
+    controller(asked["controller"], asked["step"], method(asked["method"]))
+    for name in ("rtol", "atol"):
+        value = asked[name]
+        if is_real(value) and not 0 <= number(name, value) < float("inf"):
+            raise ValueError(f"{name} must be zero or positive, and finite; got {value!r}")
+    max_steps(asked["max_steps"])
+    events(asked["event"])
 
 
 def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method) -> None:

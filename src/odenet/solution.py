@@ -60,7 +60,7 @@ class Solution:
             start, end = start[:, None], end[:, None]
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         slack = 1e-6 * (high - low)  # float32 asked round past the ends
-        outside = (asked < low - slack) | (asked > high + slack)
+        outside = ~((asked >= low - slack) & (asked <= high + slack))  # NaN too
         if some(outside):
             whose = ""
             if batched:

@@ -14,7 +14,7 @@ from . import check, traced
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.field import VectorField
-from .core.given import flag
+from .core.given import flag, named
 from .core.leaves import Leaves, differentiable, flatten, in_working_precision, select, time_dtype
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
@@ -25,7 +25,6 @@ from .engine.drive import Eager, Outcome
 from .engine.functional import Functional
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
-from .errors import unknown_name
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory
@@ -70,10 +69,13 @@ def solve(
     ts: at least two times, increasing or decreasing, (T,); (B, T) gives each sample its own. f is never called outside
         [ts[0], ts[-1]].
     args: further arguments of f; tensors in them get their gradient.
-    method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston" choose their steps; "euler", "midpoint", "rk4",
-        "rk4_38" need `step`.
+    method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston", "fehlberg2" choose their steps. All others need
+        `step` (or a controller): "euler", "midpoint", "heun3", "rk4", "rk4_38"; for stiff f "implicit_euler",
+        "implicit_midpoint", "trapezoid", "sdirk2", "trbdf2", "radauIIA3", "radauIIA5", "gl4", "gl6"; of several steps
+        "explicit_adams", "implicit_adams". Or a `Method`. docs/methods.md.
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
-    step: constant step size in the unit of time; the last one before each output time is shortened to end there.
+    step: constant step size in the unit of time, with any method: rtol and atol then choose no steps. The last one
+        before each output time is shortened to end there.
     controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
     gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
         most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
@@ -102,8 +104,7 @@ def solve(
     compile = flag("compile", compile)
     events = check.events(event)
     per_sample, dense = flag("per_sample", per_sample), flag("dense", dense)
-    if not isinstance(on_failure, str) or on_failure not in ("raise", "return"):
-        raise unknown_name("on_failure", str(on_failure), ("raise", "return"))
+    named("on_failure", on_failure, check.FAILURES)
     if callbacks is not None and not isinstance(callbacks, Callbacks):
         raise TypeError(f"callbacks must be a Callbacks instance; got {type(callbacks).__name__}")
     if not isinstance(progress, bool) and not callable(progress):

@@ -425,3 +425,11 @@ def test_first_step_of_float32_states_is_in_times_dtype(span: float) -> None:
     y0, t0 = torch.ones(2, dtype=torch.float32), torch.zeros((), dtype=D)
     mine = hairer(lambda t, x: (-x[0],), t0, t0 + span, (y0,), (-y0,), 3, [1e-3], [1e-3])
     assert mine.dtype == D and float(mine) >= 0.0 and (float(mine) == 0.0) == (span == 0.0)
+
+
+def test_pid_is_shown_with_what_was_given() -> None:
+    assert repr(PID()) == "PID()"
+    shown = repr(PID(0.4, 0.3, max_step=2.0, step_ts=torch.tensor([1.0])))
+    assert shown == "PID(pcoeff=0.4, icoeff=0.3, max_step=2.0, step_ts=tensor([1.]))"
+    with pytest.raises(ValueError, match=r"^max_step must be positive; got max_step=-1\.0"):
+        PID(max_step=-1)

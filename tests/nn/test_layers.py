@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,29 @@ def test_augmented_trajectory(per_sample: bool) -> None:
     assert torch.equal(first, x) and layer(x).shape == x.shape
     with pytest.raises(ValueError, match="extra must be at least 1; got 0"):
         Augmented(layer, extra=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"foo": 3}, TypeError, "option='foo' is unknown"),
+        ({"max_step": 3}, TypeError, "Did you mean 'max_steps'"),
+        ({"args": (1,)}, TypeError, "option='args' is unknown"),
+        ({"method": "tsitt5"}, ValueError, "Did you mean 'tsit5'"),
+        ({"method": "rk4"}, ValueError, "step is required"),
+        ({"step": "a"}, TypeError, "step must be one positive number"),
+        ({"gradient": "exact"}, ValueError, "gradient='exact' is unknown"),
+        ({"rtol": -1}, ValueError, "rtol must be zero or positive"),
+        ({"atol": float("nan")}, ValueError, "atol must be a number"),
+        ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
+        ({"per_sample": 1}, TypeError, "per_sample must be True or False"),
+        ({"on_failure": None}, TypeError, "on_failure must be a name, one of raise, return; got NoneType None"),
+        ({"event": 3}, TypeError, "event must be an Event"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused_when_the_layer_is_made(
+    options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        NeuralODE(lambda t, y: -y, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import final
 
 import torch
@@ -66,6 +67,7 @@ class PID(Controller):
                 f"pcoeff, icoeff and dcoeff must lie between -{_STRONGEST} and {_STRONGEST}; got {pcoeff!r}, "
                 f"{icoeff!r}, {dcoeff!r}"
             )
+        self.pcoeff, self.icoeff, self.dcoeff = pcoeff, icoeff, dcoeff
         self.beta = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)
         self.safety, self.factor_min, self.factor_max = safety, factor_min, factor_max
         self.min_step, self.max_step, self.first_step = min_step, max_step, first_step
@@ -78,10 +80,19 @@ class PID(Controller):
             raise ValueError(
                 f"factor_min must lie in (0, 1) and factor_max be at least 1; got {factor_min!r}, {factor_max!r}"
             )
-        if not 0.0 <= min_step <= max_step or max_step <= 0.0:
+        if max_step <= 0.0:
+            raise ValueError(f"max_step must be positive; got max_step={max_step!r}")
+        if not 0.0 <= min_step <= max_step:
             raise ValueError(f"min_step must lie in [0, max_step]; got min_step={min_step!r}, max_step={max_step!r}")
         if first_step is not None and not 0.0 < first_step < float("inf"):
             raise ValueError(f"first_step must be positive and finite; got {first_step!r}")
+
+    def __repr__(self) -> str:
+        """Without what is as by default."""
+        defaults = {name: p.default for name, p in inspect.signature(PID).parameters.items()}
+        own = {name: getattr(self, name) for name in defaults}
+        given = (f"{k}={v!r}" for k, v in own.items() if isinstance(v, Tensor) or v != defaults[k])
+        return f"PID({', '.join(given)})"
 
     def memory(self, h: Number) -> Memory:
         one = torch.ones_like(h) if isinstance(h, Tensor) else 1.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .capture import Captured, graph_marker
-from .leaves import Leaves, Spec, cast, flatten, new_leaves, unflatten
+from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, new_leaves, unflatten
 from .narrowing import Cut, find_cut, take
 from .wrapped import no_wrapped
 
@@ -62,6 +62,11 @@ class VectorField:
     @property
     def differentiable_args(self) -> Leaves:
         return tuple(x for x in self._args if isinstance(x, Tensor) and x.requires_grad)
+
+    def not_finite_args(self) -> list[str]:
+        """Names of those of args that hold NaN or infinity, such as "args[0]['rate']"."""
+        pairs = flatten_with_names(self._given)
+        return [f"args{name}" for name, x in pairs if isinstance(x, Tensor) and not bool(torch.isfinite(x).all())]
 
     def with_args(self, tensors: Leaves) -> VectorField:
         """The same field, with its own count, and the differentiable args replaced by `tensors` (in their order)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class Status(IntEnum):
@@ -16,3 +16,5 @@ class Status(IntEnum):
     STEP_UNDERFLOW = 4
     EVENT = 5
     PILE_UP = 6
+
+    __str__ = Enum.__str__

@@ -61,7 +61,7 @@ def refine(p: Problem, outcome: Outcome) -> None:
     if not some(vague):
         return
     grown = _size(s.y, p.batched) > _HUGE * _size(p.y0, p.batched).clamp(min=1.0)
-    finite = _finite_ahead(p, outcome)
+    finite = all_finite(s.y, p.batched) & _finite_ahead(p, outcome)
     code = torch.where(grown, int(Status.BLOW_UP), torch.where(finite, status, int(Status.NON_FINITE)))
     # a state that overflowed in one step from an ordinary one, with f finite there, is a blow-up as well
     code = torch.where(finite & (status == Status.NON_FINITE), int(Status.BLOW_UP), code)
@@ -106,6 +106,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     sample = failed[0] if p.batched else None
     status = Status(int(codes[sample] if sample is not None else codes))
     kind, cause, hint = _ERRORS[status]
+    given = _not_finite(p, s, sample, backward is not None) if status == Status.NON_FINITE else None
+    cause, hint = given or (cause, hint)
 
     def lane(x: Number) -> float:
         return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
@@ -114,7 +116,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     component, size = _worst(p, outcome, sample, names)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
-    if backward:
+    if backward and given is None:
         hint = (
             "use gradient='discrete' or 'reversible', which take the forward steps again and solve nothing backwards, "
             "or 'gauss', which does not solve the state again; or " + hint
@@ -122,6 +124,25 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause = cause.format(max_steps=p.max_steps, size=size)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tuple[str, str] | None:
+    """Cause and cure where f is not to blame: it was given NaN or infinity."""
+    own = s.y if sample is None else tuple(y[sample] for y in s.y)
+    if not bool(all_finite(own, False)):
+        if backward:
+            return "the gradient that came in holds NaN or infinity", "look at what the loss makes of the solution"
+        after = bool((p.spent[sample] if isinstance(p.spent, Tensor) else p.spent) > 0)
+        if after:
+            return "a reset gave NaN or infinity", "look at the reset of the event at this t"
+        return "y0 holds NaN or infinity", "give a y0 that is finite: a weight that made it may be NaN"
+    bad = [] if backward else p.f.not_finite_args()
+    if bad:
+        return (
+            f"f returned NaN or infinity, and {', '.join(bad)} holds one",
+            "give args that are finite: they may come from a weight that is NaN",
+        )
+    return None
 
 
 def _raise_vmapped(p: Problem, s: State) -> None:
@@ -149,7 +170,7 @@ def _worst(p: Problem, outcome: Outcome, sample: int | None, names: list[str] | 
         bound = torch.as_tensor(p.atol[i] + p.rtol[i] * y.detach().abs())
         rate = (k.abs() / bound.clamp(min=1e-300)).double().broadcast_to(y.shape)
         rate, y = (rate, y.detach()) if sample is None else (rate[sample], y.detach()[sample])
-        rate = torch.nan_to_num(rate, nan=torch.inf)
+        rate = torch.where(torch.isfinite(y), torch.nan_to_num(rate, nan=torch.inf), torch.inf)
         flat = int(rate.argmax())
         size = max(size, float(y.abs().max()))
         if float(rate.flatten()[flat]) > best:

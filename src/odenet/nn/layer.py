@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from .. import traced
+from .. import check, traced
 from ..core.given import function, number, shown, whole
 from ..core.given import times as real_times
 from ..core.leaves import flatten, real_dtype, tree_map
@@ -23,14 +23,17 @@ class NeuralODE(nn.Module):
     field: callable f(t, y, *args), usually a module; its t has y's real dtype (at least float32). ts: the times from
     start to end. solve_options: those of `odenet.solve`.
 
-    forward(y0, ts=None, args=()): the state at the last time, or with `ts` the trajectory at ts, (T, ...). `stats`:
-    counts of the last solve (nfe, accepted, rejected, backward_nfe).
+    forward(y0, ts=None, args=()): the state at the last time, or with `ts` the trajectory at ts: (T, ...), with
+    per_sample (B, T, ...). `stats`: counts of the last solve (nfe, accepted, rejected, backward_nfe).
+
+    Raises TypeError or ValueError for a wrong option at once, but for what only y0 tells (tolerances like y0).
     """
 
     def __init__(self, field: Callable[..., Any], ts: Sequence[float] = (0.0, 1.0), **solve_options: Any) -> None:
         super().__init__()
         self.field = function("field", field, "field(t, y, *args)")
         self.ts = _times(ts)
+        check.options(solve_options, solve)
         self.solve_options = solve_options
         self.stats: Any = None
 
