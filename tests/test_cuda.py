@@ -52,12 +52,13 @@ def both(call: Callable[..., odenet.Solution], wrt: tuple[int, ...] = (0, 2), dt
     return out
 
 
-def assert_same(found: list[Values], rtol: float = 1e-9, atol: float = 1e-10) -> None:
+def assert_same(found: list[Values], rtol: float = 1e-9, atol: float = 1e-10, counts: bool = True) -> None:
+    """counts: of evaluations, too; those of iterations depend on rounding."""
     (cpu, g), (gpu, h) = found
     assert gpu.ys.device.type == DEVICE and gpu.ts.device.type == DEVICE
     for a, b in [(cpu.ys, gpu.ys), (cpu.y1, gpu.y1), *zip(g, h, strict=True)]:
         torch.testing.assert_close(b.cpu(), a, rtol=rtol, atol=atol, equal_nan=True)
-    for name in ("nfe", "accepted", "rejected"):
+    for name in ("accepted", "rejected", *(["nfe"] if counts else [])):
         assert torch.equal(torch.as_tensor(cpu.stats[name]).cpu(), torch.as_tensor(gpu.stats[name]).cpu()), name
 
 
@@ -73,7 +74,8 @@ def test_gradients(gradient: str, per_sample: bool) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method: str) -> None:
     options = {} if METHODS[method].error_order else {"step": 0.05}
-    assert_same(both(lambda y, ts, w: odenet.solve(field, y, ts, args=(w,), method=method, **options)), rtol=1e-7)
+    found = both(lambda y, ts, w: odenet.solve(field, y, ts, args=(w,), method=method, **options))
+    assert_same(found, rtol=1e-7, counts=METHODS[method].branchless)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

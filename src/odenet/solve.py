@@ -13,6 +13,7 @@ from torch import Tensor
 from . import check, traced
 from .compiled import compiled_or_none
 from .control import Controller
+from .core.autocast import uncached
 from .core.field import VectorField
 from .core.given import flag, named
 from .core.leaves import Leaves, differentiable, flatten, in_working_precision, select, time_dtype
@@ -137,7 +138,7 @@ def solve(
         judge(p, found.outcome)
         return frozen(with_zeros(p, replace(found, y1=_ends(p, found))))
 
-    with bar(progress) as report:
+    with bar(progress) as report, uncached(working[0].device.type):
         request = Request(dense, report, callbacks)
         if events:
             trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError
-from .leaves import Leaves
+
+Nodes = set[Any]
+"""Nodes of autograd's graphs."""
 
 _DEPTH = 5  # containers within containers; deeper tensors are still found by the graph, only without their name
 
@@ -94,7 +96,10 @@ _LEAF = _leaf_node()
 
 
 def graph_marker() -> int:
-    """A point in the order in which autograd nodes are made: nodes of later operations have larger numbers."""
+    """A point in the order in which autograd nodes are made: nodes of later operations have larger numbers.
+
+    Each thread counts its own, and a backward pass on a GPU runs in another thread than the forward pass.
+    """
     with torch.enable_grad():
         node = torch.zeros((), requires_grad=True).view(()).grad_fn
     assert node is not None
@@ -114,11 +119,15 @@ class Captured:
         """From now on a tensor not seen before is an error: its gradient could no longer be given."""
         self._open = False
 
-    def see(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> None:
-        """Walk the graph of one evaluation. `inputs` are f's own arguments; `marker` was taken before it."""
+    def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
+        """Walk the graph of one evaluation. `inputs` are f's own arguments; `marker` was taken before it.
+
+        seen: nodes that were walked before, which may be of another thread; those of this walk are added.
+        """
         known = {id(x) for x in inputs}
-        stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
-        seen = set(stack)
+        seen = set() if seen is None else seen
+        stack = [x.grad_fn for x in outputs if x.grad_fn is not None and x.grad_fn not in seen]
+        seen.update(stack)
         for x in outputs:
             if x.grad_fn is None and x.requires_grad and id(x) not in known:
                 self._leaf(x)

@@ -78,8 +78,8 @@ class Move:
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     @property
-    def polynomial_known(self) -> bool:
-        return self._polynomial is not None
+    def known_polynomial(self) -> Coefficients:
+        return self._polynomial or ()
 
     def polynomial(self, lanes: Flag = True) -> Coefficients:
         """Dense output of the step; computed once, and only where somebody asks.

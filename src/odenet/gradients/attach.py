@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.autocast import autocast_as_now
+
 Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 Again = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -34,6 +36,7 @@ class _Attach(torch.autograd.Function):
         ctx: Any, pull: Pullback, again: Again, captured: int, outputs: list[Tensor], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.pull, ctx.again, ctx.captured = pull, again, captured
+        ctx.precision = autocast_as_now(outputs[0].device.type)
         ctx.save_for_backward(*inputs)  # so that autograd notices inputs changed in place before the backward pass
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -41,10 +44,13 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return (None, None, None, None, *ctx.pull(cotangents))
         split = len(inputs) - ctx.captured
-        return (None, None, None, None, *_differentiably(ctx.again, inputs[:split], inputs[split:], cotangents))
+        with ctx.precision():
+            if torch.is_grad_enabled():
+                bars = _differentiably(ctx.again, inputs[:split], inputs[split:], cotangents)
+            else:
+                bars = ctx.pull(cotangents)
+        return (None, None, None, None, *bars)
 
 
 def _differentiably(

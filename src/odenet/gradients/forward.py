@@ -123,7 +123,7 @@ class Sensitivities(Observer):
             return
         self.begin()
         e, q, n = self.tape.entries.pop(), self.q, len(self.y)
-        calls, known = q.f.calls, move.polynomial_known
+        calls, known = q.f.calls, move.known_polynomial
         with torch.enable_grad():
             move, carry1 = self._attached(e, move)
             times = q.ts.detach().requires_grad_(self.times_needed)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..core.capture import graph_marker
+from ..core.capture import Captured, Nodes, graph_marker
 from ..core.leaves import Leaves
 from ..engine.advance import Move, State
 from ..engine.problem import Problem
@@ -101,6 +101,18 @@ class KeptGraphs(GraphKeeper):
                 break
             n -= 1
         return chain
+
+    def seen_by(self, captured: Captured | None, chain: Sequence[Local], args: Leaves, seen: Nodes) -> None:
+        """The check of what f closes over, for kept steps: their nodes are of the thread of the forward pass."""
+        if captured is None:
+            return
+        made: list[Tensor] = []
+        inputs = list(args)
+        for local in chain:
+            move, step = local.move, local.move.step
+            inputs += (*local.y, *local.carry, move.time0, move.time1)
+            made += (x for leaves in (step.y, local.carry1, *step.stages, *move.known_polynomial) for x in leaves)
+        captured.see(made, inputs, self.marker, seen)
 
 
 @final

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.capture import graph_marker
+from ..core.capture import Nodes, graph_marker
 from ..core.lanes import Flag
 from ..core.leaves import Leaves, cast, new_leaves, select
 from ..engine.advance import after_step
@@ -49,6 +49,7 @@ class Sweep(ABC):
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taken.stats["nfe"] * 0
         self.marker = 0
+        self.seen: Nodes = set()  # nodes of kept graphs
         large = nbytes(q.y0) >= BY_STAGES
         self.stagewise = method if large and isinstance(method, StagewiseMethod) else None
 
@@ -159,7 +160,7 @@ class Sweep(ABC):
             return [None] * len(inputs)
         outs = tuple(v for v, _ in pairs)
         if self.q.f.captured is not None:
-            self.q.f.captured.see(outs, (*inputs, *self.part.args), self.marker)
+            self.q.f.captured.see(outs, (*inputs, *self.part.args), self.marker, self.seen)
         grads = torch.autograd.grad(
             outs,
             (*inputs, *self.part.args, *self.captured),
@@ -217,14 +218,15 @@ class Sweep(ABC):
         """Back through step `index`, and those before it that its kept graph is attached to: how many, and the bars."""
         (e, _), recorded = self.taking(index), False
         chain = [] if self.graphs is None else self.graphs.take(index)
+        self.marker = graph_marker()
+        self.seen.clear()
         if not chain or self.graphs is None:
-            self.marker = graph_marker()
             if self.stagewise is not None and self._plain(e):
                 return 1, *self._pulled(self.stagewise, index, y_bar, carry_bar), time_bar
             local, y_bar = self.local(index, y_bar, carry_bar)
             chain = [local]
         else:
-            self.marker = self.graphs.marker
+            self.graphs.seen_by(self.q.f.captured, chain, self.part.args, self.seen)
             recorded = True
         last, first = chain[0], chain[-1]
         values, bars = [*last.move.step.y, *last.carry1], [*y_bar, *(carry_bar or [None] * len(last.carry1))]
