@@ -32,7 +32,7 @@ def test_migrate(number: int) -> None:
 EVENTS = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(1, len(EVENTS)))
+@pytest.mark.parametrize("number", range(len(EVENTS)))
 def test_events(number: int) -> None:
     exec(compile(EVENTS[number], f"docs/events.md, block {number}", "exec"), {})
 

@@ -85,6 +85,25 @@ def test_many_tapes(params, y0, monkeypatch):
     same(field_of(*params), y0, [0.0, 4.0], params, rtol=1e-9, atol=1e-9)
 
 
+def narrow(w, b):
+    """Weights of few columns, which are held column by column as the state is."""
+    return lambda t, y: torch.tanh(torch.tanh(y @ w.T) @ w + b)
+
+
+def sliced(w, b):
+    """What is computed once, before the loop, is a view with gaps."""
+    return lambda t, y: torch.tanh(y @ w[:, :3].t()) @ w[:, 2:] + b
+
+
+@pytest.mark.parametrize(("field", "shape"), [(narrow, (20, 3)), (sliced, (20, 5))])
+def test_arrays_of_other_strides(field, shape, params):
+    """A turn is handed what Inductor has made before the loop as it was compiled for."""
+    draw = torch.Generator().manual_seed(2)
+    w = torch.randn(*shape, generator=draw, dtype=F64).mul(0.3).requires_grad_()
+    y0 = torch.randn(32, 3, generator=draw, dtype=F64)
+    same(field(w, params[1]), y0, OUTPUTS, [w, params[1]])
+
+
 def looks(work):
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()

@@ -39,6 +39,7 @@ class Blocks:
         turn = body if recorded.counted else guarded(body, go, recorded.mode)
         written = tuple(i - self.at for i in written_inputs(turn))
         looks = [[n.meta["val"] for n in part.graph.nodes if n.op == "placeholder"] for part in (before, turn, after)]
+        self.strides = [x.stride() for x in looks[1]]
         self.before, self.turn, self.after = (
             compiler(part, fakes, recorded.mode) for part, fakes in zip((before, turn, after), looks, strict=True)
         )
@@ -48,9 +49,12 @@ class Blocks:
         """turns: how many, where that is known; else there is one look at a value a block."""
         made = self.before(list(tensors))
         carried, rest = made[: self.at], made[self.at :]
-        others = [tensors[i] if i >= 0 else rest[-1 - i] for i in self.others]
+        given = [tensors[i] if i >= 0 else rest[-1 - i] for i in self.others]
+        carried, others = laid_out(carried, self.strides), laid_out(given, self.strides[self.at :])
+        for i in self.replays.written:
+            others[i] = given[i]  # what is written there is for the caller
         replayed = pays([*carried, *others])
-        with self.replays.held(carried, others) if replayed else _Plain(self.turn, carried, others) as block:
+        with self.replays.held(carried, others) if replayed else _Plain(self, carried, others) as block:
             if turns is None:
                 block.take(TURNS)
                 while bool(block.carried[0]):
@@ -66,8 +70,8 @@ class Blocks:
 class _Plain:
     """Turns put into the queue one after another."""
 
-    def __init__(self, turn: Run, carried: list[Tensor], others: list[Tensor]) -> None:
-        self.turn, self.carried, self.others = turn, carried, others
+    def __init__(self, blocks: Blocks, carried: list[Tensor], others: list[Tensor]) -> None:
+        self.blocks, self.carried, self.others = blocks, carried, others
 
     def __enter__(self) -> _Plain:
         return self
@@ -77,10 +81,18 @@ class _Plain:
 
     def take(self, turns: int) -> None:
         for _ in range(turns):
-            self.carried = self.turn([*self.carried, *self.others])
+            self.carried = laid_out(self.blocks.turn([*self.carried, *self.others]), self.blocks.strides)
 
     def results(self) -> list[Tensor]:
         return self.carried
+
+
+def laid_out(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The tensors as a turn was compiled for them: Inductor gives what it computes the strides that it likes."""
+    return [
+        x if x.stride() == s else torch.empty_strided(x.shape, s, dtype=x.dtype, device=x.device).copy_(x)
+        for x, s in zip(tensors, strides, strict=False)
+    ]
 
 
 def parted(
@@ -94,6 +106,10 @@ def parted(
     (loop,) = (n for n in whole.graph.nodes if n.target is torch.ops.higher_order.while_loop)
     go, body = (getattr(whole, str(n.target)) for n in loop.args[:2])
     carried, others = list(loop.args[2]), list(loop.args[3])
+    for place, given in zip((n for n in body.graph.nodes if n.op == "placeholder"), (*carried, *others), strict=True):
+        place.meta["val"] = torch.empty_like(
+            given.meta["val"]
+        )  # its order of axes, as columns may have been made since
     inputs = [n for n in whole.graph.nodes if n.op == "placeholder"]
     computed = [n for n in dict.fromkeys(others) if n.op != "placeholder"]
     where = [inputs.index(n) if n.op == "placeholder" else -1 - computed.index(n) for n in others]

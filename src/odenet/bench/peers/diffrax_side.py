@@ -21,6 +21,7 @@ def _start(name: str, problem: Problem) -> Runs:
     import diffrax  # pyright: ignore[reportMissingImports]  (the extra `bench`)
     import jax  # pyright: ignore[reportMissingImports]
 
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32 as elsewhere; a GPU's default is TF32
     device = jax.devices("gpu" if problem.y0.is_cuda else "cpu")[0]
 
     def put(x: Tensor) -> Any:
