@@ -62,10 +62,15 @@ def whole(module: nn.Module, model: Net) -> dict[str, Tensor]:
     return gradients(model)
 
 
+def about_views(wrap: str) -> None:
+    """TorchDynamo looks at the gradient of each tensor, and warns; FSDP1's are views of one."""
+    if wrap.startswith("fsdp1"):
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+
+
 def parity(wrap: str, **options: Any) -> None:
     """Gradients as of one process, twice in a row, though one process takes many times the steps of the other."""
-    if wrap.startswith("fsdp1"):  # TorchDynamo looks at the gradient of each tensor; those here are views of one
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    about_views(wrap)
     model, parts = net(**options), batch()
     expected = alone(model, parts)
     module = WRAPPERS[wrap](model)
@@ -145,6 +150,7 @@ for _wrap, _unit in UNITS.items():
 
 def whole_batch(wrap: str, per_sample: bool, within: float, **options: Any) -> None:
     """One process that has all samples in one solve: each with its own steps, or all with those of the fastest."""
+    about_views(wrap)
     model, parts = net(per_sample=per_sample, **options), batch()
     expected = alone(model, [torch.cat(parts)])
     module = WRAPPERS[wrap](model)

@@ -228,13 +228,18 @@ def test_the_compiler_is_put_back() -> None:
     cache: Any = codecache.CppPythonBindingsCodeCache
 
     def state() -> tuple[Any, ...]:
-        return builder.run_compile_cmd, isa.valid_vec_isa_list, cache.load_pybinding_async.__func__
+        return (
+            builder.run_compile_cmd,
+            isa.valid_vec_isa_list,
+            codecache._worker_compile_cpp,
+            cache.load_pybinding_async.__func__,
+        )
 
     before = state()
 
     def run() -> None:
         with own.mine():
-            assert builder.run_compile_cmd == own._meanwhile
+            assert builder.run_compile_cmd == own._command and codecache._worker_compile_cpp == own._meanwhile
 
     for _ in every_line(turns.Turns.mine.__wrapped__.__code__, run):  # type: ignore[attr-defined]
         assert state() == before and own.users == 0 and not own.lock.locked() and gc.isenabled()

@@ -1,10 +1,12 @@
 """Lets several threads compile: what records and lowers works for one of them at a time, the C++ compiler for all.
 
-Three things of Inductor's are changed while a thread compiles here. Loops are made lean (hoist.py). The C++ compiler is
+Four things of Inductor's are changed while a thread compiles here. Loops are made lean (hoist.py). The C++ compiler is
 asked for less optimisation unless a loop has much arithmetic on lanes, as with steps for each sample: a step of a joint
 solve is written with vector instructions already, and -O3 takes half as long again as -O1 for code that is as fast
 (with 10,000 samples it is twice as fast). And what the processor can do is not tried out by compiling and loading small
-programs, which takes 2 s: PyTorch knows it.
+programs, which takes 2 s: PyTorch knows it. The fourth: Inductor locks the file of a library that it makes, against
+other processes, and a turn is given up before that lock is waited for, and taken again after it is released. Otherwise
+two processes that make the same two libraries, as those of one training do, would wait for each other.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Turns:
     def __init__(self, lock: threading.Lock | None = None) -> None:
         self.lock, self.users = lock or threading.Lock(), 0
         self.run: Callable[..., Any] | None = None
+        self.make: Callable[..., Any] | None = None
         self.instructions: Callable[..., Any] | None = None
         self.load: Any = None
         self.waiting = 0  # for the C++ compiler
@@ -50,10 +53,12 @@ class Turns:
             try:
                 if self.users == 0:
                     self.run, self.instructions = builder.run_compile_cmd, isa.valid_vec_isa_list
+                    self.make = codecache._worker_compile_cpp
                     self.load = vars(cache)["load_pybinding_async"]
                 self.users, counted = self.users + 1, True
                 if self.users == 1:
-                    builder.run_compile_cmd, isa.valid_vec_isa_list = self._meanwhile, _known_instructions(isa)
+                    builder.run_compile_cmd, isa.valid_vec_isa_list = self._command, _known_instructions(isa)
+                    codecache._worker_compile_cpp = self._meanwhile
                     cache.load_pybinding_async = classmethod(_with_lean_loops(self.load.__func__))
                 self.own.level = " -O3 " if thorough else " -O1 "
                 yield
@@ -62,20 +67,28 @@ class Turns:
                 self.users -= counted
                 if self.users == 0 and counted:
                     builder.run_compile_cmd, isa.valid_vec_isa_list = self.run, self.instructions
+                    codecache._worker_compile_cpp = self.make
                     cache.load_pybinding_async = self.load
 
-    def _meanwhile(self, command: str, cwd: str) -> Any:
-        assert self.run is not None
-        level = getattr(self.own, "level", None)
-        if level is None:
-            return self.run(command, cwd)
+    def _meanwhile(self, *given: Any) -> Any:
+        """Inductor's making of a library: it waits for the file's lock, and for the C++ compiler."""
+        assert self.make is not None
+        if getattr(self.own, "level", None) is None:
+            return self.make(*given)
         tidying = threading.Timer(SOON, self._tidy)
         with self._others():
             tidying.start()
             try:
-                return _whole_or_not(self.run, command.replace(" -O3 ", level), cwd)
+                return self.make(*given)
             finally:
                 tidying.cancel()
+
+    def _command(self, command: str, cwd: str) -> Any:
+        assert self.run is not None
+        level = getattr(self.own, "level", None)
+        if level is None:
+            return self.run(command, cwd)
+        return _whole_or_not(self.run, command.replace(" -O3 ", level), cwd)
 
     @contextmanager
     def _others(self) -> Iterator[None]:
