@@ -358,8 +358,15 @@ def bad_fields() -> st.SearchStrategy[BadField]:
 
 def commands() -> st.SearchStrategy[Command]:
     """Command lines that are wrong, or only ask."""
-    number = st.sampled_from(["-1", "0", "nan", "x", "", "1e400", "--", "1.5"])
-    option = st.sampled_from(["--epochs", "--batch-size", "--channels", "--lr", "--tolerance", "--nonsense"])
+    letters = st.characters(exclude_categories=["Cc", "Cs", "Nd"])
+    number = st.one_of(
+        st.sampled_from(["-1", "0", "nan", "inf", "x", "", "1e400", "--", "1.5"]),
+        st.integers(max_value=0).map(str),
+        st.text(letters, min_size=2).map(lambda text: f"_{text}"),
+    )
+    option = st.sampled_from(
+        ["--epochs", "--batch-size", "--channels", "--lr", "--tolerance", "--devices", "--nonsense"]
+    )
     wrong_number = st.tuples(st.just("train"), st.sampled_from(["odenet", "rknet"]), option, number)
     wrong_name = st.tuples(
         st.sampled_from(["train", "compare", "bench", "odenet", ""]), st.sampled_from(["x", "", "0", "é"])
