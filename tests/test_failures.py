@@ -350,3 +350,13 @@ def test_a_loss_that_is_not_finite(gradient: str) -> None:
     sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=gradient)
     with pytest.raises(odenet.NonFiniteError, match=r"the gradient that came in holds NaN or infinity\. Hint: look at"):
         (sol.y1 * torch.nan).sum().backward()
+
+
+def test_args_that_are_not_finite_are_not_blamed_later() -> None:
+    """A bound that is infinite is no fault where f was finite with it before."""
+    args = (torch.tensor(math.inf, dtype=D), torch.tensor([0.0, -math.inf], dtype=D))
+    with pytest.raises(odenet.NonFiniteError, match=r"f returned NaN or infinity\. Hint: look at f"):
+        odenet.solve(lambda t, y, *_: torch.sqrt(0.5 - t) * y, ONE, [0.0, 1.0], args=args)
+    match = r"infinity, and args\[0\] and args\[1\] hold one\. Hint: give finite args, or look at f"
+    with pytest.raises(odenet.NonFiniteError, match=match):
+        odenet.solve(lambda t, y, a, b: a * y, ONE, [0.0, 1.0], args=args)

@@ -18,6 +18,7 @@ from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.transforms import every, nested, unwrapped
 from .core.wrapped import refuse_wrapped
+from .engine.callbacks import Callbacks
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
@@ -248,6 +249,13 @@ def events(given: Any) -> list[Event]:
     return many
 
 
+def observers(callbacks: Any, progress: Any) -> None:
+    if callbacks is not None and not isinstance(callbacks, Callbacks):
+        raise TypeError(f"callbacks must be a Callbacks instance; got {type(callbacks).__name__}")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
+
+
 def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
     """The options of a solve that is still to come, as far as they can be told without its y0."""
     parameters = inspect.signature(solve).parameters
@@ -263,10 +271,13 @@ def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
     controller(asked["controller"], asked["step"], method(asked["method"]))
     for name in ("rtol", "atol"):
         value = asked[name]
+        if value is None or isinstance(value, (bool, str)):
+            raise TypeError(f"{name} must be a number, or have y0's structure; got {value!r}")
         if is_real(value) and not 0 <= number(name, value) < float("inf"):
             raise ValueError(f"{name} must be zero or positive, and finite; got {value!r}")
     max_steps(asked["max_steps"])
     events(asked["event"])
+    observers(asked["callbacks"], asked["progress"])
 
 
 def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method) -> None:

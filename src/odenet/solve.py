@@ -106,10 +106,7 @@ def solve(
     events = check.events(event)
     per_sample, dense = flag("per_sample", per_sample), flag("dense", dense)
     named("on_failure", on_failure, check.FAILURES)
-    if callbacks is not None and not isinstance(callbacks, Callbacks):
-        raise TypeError(f"callbacks must be a Callbacks instance; got {type(callbacks).__name__}")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
+    check.observers(callbacks, progress)
     names, leaves = check.state(y0, per_sample)
     given_ts = check.times(ts, per_sample, leaves[0])
     solver = check.method(method)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -431,5 +432,6 @@ def test_pid_is_shown_with_what_was_given() -> None:
     assert repr(PID()) == "PID()"
     shown = repr(PID(0.4, 0.3, max_step=2.0, step_ts=torch.tensor([1.0])))
     assert shown == "PID(pcoeff=0.4, icoeff=0.3, max_step=2.0, step_ts=tensor([1.]))"
+    assert repr(PID(jump_ts=np.array([1.0, 2.0]))) == "PID(jump_ts=array([1., 2.]))"
     with pytest.raises(ValueError, match=r"^max_step must be positive; got max_step=-1\.0"):
         PID(max_step=-1)

@@ -204,6 +204,10 @@ def test_augmented_trajectory(per_sample: bool) -> None:
         ({"per_sample": 1}, TypeError, "per_sample must be True or False"),
         ({"on_failure": None}, TypeError, "on_failure must be a name, one of raise, return; got NoneType None"),
         ({"event": 3}, TypeError, "event must be an Event"),
+        ({"callbacks": 3}, TypeError, "callbacks must be a Callbacks instance"),
+        ({"progress": 3}, TypeError, "progress must be True, False or a callable"),
+        ({"rtol": "a"}, TypeError, "rtol must be a number"),
+        ({"atol": True}, TypeError, "atol must be a number"),
     ],
     ids=str,
 )

@@ -91,7 +91,7 @@ class PID(Controller):
         """Without what is as by default."""
         defaults = {name: p.default for name, p in inspect.signature(PID).parameters.items()}
         own = {name: getattr(self, name) for name in defaults}
-        given = (f"{k}={v!r}" for k, v in own.items() if isinstance(v, Tensor) or v != defaults[k])
+        given = (f"{k}={v!r}" for k, v in own.items() if not isinstance(v, (float, type(None))) or v != defaults[k])
         return f"PID({', '.join(given)})"
 
     def memory(self, h: Number) -> Memory:

@@ -136,13 +136,14 @@ def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tup
         if after:
             return "a reset gave NaN or infinity", "look at the reset of the event at this t"
         return "y0 holds NaN or infinity", "give a y0 that is finite: a weight that made it may be NaN"
-    bad = [] if backward else p.f.not_finite_args()
-    if bad:
-        return (
-            f"f returned NaN or infinity, and {', '.join(bad)} holds one",
-            "give args that are finite: they may come from a weight that is NaN",
-        )
-    return None
+    at = s.time == p.ts.detach()[..., 0]
+    if backward or not bool(at if sample is None else at[sample]):
+        return None  # f was finite with these args before
+    bad = p.f.not_finite_args()
+    if not bad:
+        return None
+    _, cause, hint = _ERRORS[Status.NON_FINITE]
+    return f"{cause}, and {' and '.join(bad)} {'hold' if len(bad) > 1 else 'holds'} one", f"give finite args, or {hint}"
 
 
 def _raise_vmapped(p: Problem, s: State) -> None:

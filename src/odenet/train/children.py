@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from . import interrupt
@@ -45,10 +45,11 @@ class _Family:
                     os.kill(os.getpid(), came[0])  # who stops one of them stops the run
             if came:
                 self.end()
-                _insist(128 + came[0], interrupt.line)
-            elif dead and lost is not None:
+                _wait(lambda: True)
+                _leave(128 + came[0], interrupt.line)
+            elif dead and lost is not None and _wait(lambda lost=lost: self.lost is lost):
                 self.end()
-                _insist(2, lambda lost=lost: f"odenet: {lost()}")
+                _leave(2, lambda lost=lost: f"odenet: {lost()}")
 
     def dead(self) -> list[int]:
         """Of each process that did not end well: the signal that it ended by, or 0."""
@@ -72,19 +73,23 @@ class _Family:
 _family = _Family()
 
 
-def _insist(status: int, line: Callable[[], str]) -> None:
-    """End the program if the main thread has not done so in time; a change on disk is still brought to its end."""
+def _wait(wanted: Callable[[], bool]) -> bool:
+    """Give the main thread time to end the program; a change on disk is still brought to its end.
+
+    Gives whether the end is wanted still.
+    """
     deadline = time.monotonic() + GRACE
-    while time.monotonic() < deadline or interrupt.holding():
+    while wanted() and (time.monotonic() < deadline or interrupt.holding()):
         time.sleep(_PERIOD)
-    interrupt.say(line())
-    _now(status)
+    return wanted()
 
 
-def _now(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _leave(status: int, line: Callable[[], str]) -> NoReturn:
+    """End the program in place of the main thread, which may hold the lock of stdout."""
+    try:
+        interrupt.say(line())
+    finally:
+        os._exit(status)
 
 
 def look_after(started: Sequence[subprocess.Popen[Any]]) -> None:
@@ -122,5 +127,8 @@ def end() -> None:
 def leave(status: int) -> NoReturn:
     """Exit; at once where threads of a process group would be torn down in the middle of an exchange."""
     if _family.together:
-        _now(status)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # its reader may be gone
+                stream.flush()
+        os._exit(status)
     sys.exit(status)

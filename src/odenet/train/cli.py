@@ -293,6 +293,9 @@ def _end(command: Callable[[], None]) -> None:
         if signum is not None:
             _interrupted(signum)
         if isinstance(error, SystemExit):  # typer's own end, a good one too
+            if isinstance(error.code, int) and error.code != 0:
+                children.end()
+                children.leave(error.code)
             raise
         children.end()
         if isinstance(error, UserError):

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +34,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.out: Path | None = None
-        self.said = False
+        self.said = self.at_work = False
         self.saying = threading.Lock()
         self.depth = 0
         self.waiting: int | None = None
@@ -84,7 +84,7 @@ def signals() -> list[int]:
 
 def at_work() -> bool:
     """Whether this is within `stoppable`."""
-    return signal.getsignal(signal.SIGTERM) == _signals.handle
+    return _signals.at_work
 
 
 @contextmanager
@@ -117,7 +117,8 @@ def say(words: str) -> None:
     with _signals.saying:
         if not _signals.said:
             _signals.said = True
-            print(words, file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # its reader, or the terminal, may be gone
+                print(words, file=sys.stderr, flush=True)
 
 
 def stopped() -> int | None:
@@ -138,6 +139,7 @@ def stoppable() -> Iterator[None]:
         yield
         return
     _signals.__init__()
+    _signals.at_work = True
     before = {s: signal.signal(s, _signals.handle) for s in signals() if signal.getsignal(s) is not signal.SIG_IGN}
     if os.name != "nt":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # of `without_ctrl_c`
@@ -155,6 +157,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
+        _signals.at_work = False
         sys.unraisablehook = hook
         for signum, handler in before.items():  # stopped: the process ends, and no further signal is to disturb that
             signal.signal(signum, handler if _signals.recent() is None else signal.SIG_IGN)

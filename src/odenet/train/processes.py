@@ -122,6 +122,9 @@ def together(processes: Processes, how_to_go_on: Callable[[], str]) -> Iterator[
         except RuntimeError as error:
             if processes.all == 1 or not _is_loss(error):
                 raise
+            if "EADDRINUSE" in str(error):
+                port = os.environ.get("MASTER_PORT", "")
+                raise UserError(f"MASTER_PORT={port} is in use by another program: choose another port") from None
             time.sleep(_SETTLE)
             raise UserError(lost()) from None
 

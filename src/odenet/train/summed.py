@@ -50,8 +50,10 @@ class Launcher(_SubprocessScriptLauncher):
         children.one_of_several()
         if not self.cluster_environment.creates_processes_externally:
             with held(), without_ctrl_c():  # no child is to be started and not known of
-                self._call_children_scripts()
-                children.look_after(self.procs)
+                try:
+                    self._call_children_scripts()
+                finally:  # those that were started before one could not be
+                    children.look_after(self.procs)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
