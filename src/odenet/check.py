@@ -48,8 +48,8 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
         if leaf.dtype not in _FLOATS:
             raise TypeError(f"y0{name} must be real or complex floating point; got {leaf.dtype}: use y0.float()")
         if leaf.layout is not torch.strided or leaf.is_meta:
-            what = f"layout {leaf.layout}" if leaf.layout is not torch.strided else "device meta"
-            raise TypeError(f"y0{name} must be a dense tensor that holds its values; got {what}: use y0.to_dense()")
+            what = "device meta" if leaf.is_meta else f"layout {leaf.layout}: use y0.to_dense()"
+            raise TypeError(f"y0{name} must be a dense tensor that holds its values; got {what}")
         if leaf.numel() == 0:
             raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
     names, leaves = [n for n, _ in pairs], [x for _, x in pairs]

@@ -188,6 +188,11 @@ def test_augmented_trajectory(per_sample: bool) -> None:
         Augmented(layer, extra=0)
 
 
+def test_one_time_is_none() -> None:
+    with pytest.raises(ValueError, match="ts must hold at least two times"):
+        NeuralODE(lambda t, y: -y, ts=(0.0,))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [

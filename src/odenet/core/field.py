@@ -66,7 +66,12 @@ class VectorField:
     def not_finite_args(self) -> list[str]:
         """Names of those of args that hold NaN or infinity, such as "args[0]['rate']"."""
         pairs = flatten_with_names(self._given)
-        return [f"args{name}" for name, x in pairs if isinstance(x, Tensor) and not bool(torch.isfinite(x).all())]
+        numbers = (Tensor, float, complex)
+        return [
+            f"args{k}"
+            for k, x in pairs
+            if isinstance(x, numbers) and not bool(torch.isfinite(torch.as_tensor(x)).all())
+        ]
 
     def with_args(self, tensors: Leaves) -> VectorField:
         """The same field, with its own count, and the differentiable args replaced by `tensors` (in their order)."""

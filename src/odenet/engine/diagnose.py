@@ -21,7 +21,8 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
         MaxStepsError,
         "max_steps={max_steps} attempted steps did not reach the end",
         "raise max_steps, loosen rtol and atol, or take on_failure='return' to look at the part that was solved; "
-        "many tiny steps mean a stiff or noisy f, or a jump of f that belongs in PID(jump_ts=...)",
+        "many tiny steps mean a noisy f, a jump of f that belongs in PID(jump_ts=...), or a stiff f, for an implicit "
+        "method such as 'radauIIA5'",
     ),
     Status.NON_FINITE: (
         NonFiniteError,
@@ -44,8 +45,8 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
     Status.PILE_UP: (
         PileUpError,
         "events pile up: the gaps between them shrink like a geometric series, and end before the solve does",
-        "give a terminal event (say, on the speed of a ball that comes to rest), or max_hits, or a reset to a state "
-        "that stays where it is",
+        "end the solve by a terminal event (say, on the speed of a ball that comes to rest) or by max_hits of one, or "
+        "give the state a part that says that it rests, which the reset sets and f obeys",
     ),
 }
 
@@ -108,6 +109,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     kind, cause, hint = _ERRORS[status]
     given = _not_finite(p, s, sample, backward is not None) if status == Status.NON_FINITE else None
     cause, hint = given or (cause, hint)
+    if status == Status.MAX_STEPS and not p.controller.adaptive:
+        hint = "raise max_steps, or take larger steps"
 
     def lane(x: Number) -> float:
         return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)

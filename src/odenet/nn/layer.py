@@ -61,7 +61,10 @@ class NeuralODE(nn.Module):
 def _times(ts: Any) -> tuple[float, ...]:
     if isinstance(ts, (str, bytes, dict)) or not hasattr(ts, "__iter__") or (isinstance(ts, Tensor) and ts.ndim == 0):
         raise TypeError(f"ts must be a sequence of times, from start to end; got {shown(ts)}")
-    return tuple(number("ts", t) for t in ts)
+    times = tuple(number("ts", t) for t in ts)
+    if len(times) < 2:
+        raise ValueError(f"ts must hold at least two times, from start to end; got {times}")
+    return times
 
 
 @final
