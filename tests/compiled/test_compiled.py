@@ -112,7 +112,7 @@ def test_training_a_layer(params, y0):
 
 PROGRAM = """
 import sys, torch, odenet
-torch.set_num_threads(1)
+torch.set_num_threads(%d), torch.set_default_dtype(%s)
 w, b, y0 = torch.load(sys.argv[1])
 y0.requires_grad_(), w.requires_grad_(), b.requires_grad_()
 sol = odenet.solve(lambda time, state: torch.tanh(state @ w + b) * torch.cos(time), y0, %s, compile=True)
@@ -125,7 +125,8 @@ torch.save([sol.ys.detach(), *grads], sys.argv[2])
 def test_another_process_finds_the_libraries(params, y0, tmp_path):
     sol, grads = solved(field_of(*params), y0, MORE, params)
     torch.save([*(p.detach() for p in params), y0], tmp_path / "given")
-    command = [sys.executable, "-W", "error::UserWarning", "-c", PROGRAM % MORE]
+    program = PROGRAM % (torch.get_num_threads(), torch.get_default_dtype(), MORE)
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(
         [*command, tmp_path / "given", tmp_path / "found"], env=environment, capture_output=True, text=True
@@ -297,9 +298,10 @@ def test_a_captured_tensor_that_was_computed(params, y0):
 def test_the_default_dtype_is_part_of_what_is_compiled(y0):
     """A new library, also on disk: f's own tensors have another dtype."""
     f = lambda t, y: torch.sin(y * torch.linspace(0.1, 1, 3))  # noqa: E731
-    same(f, y0, ENDS, tolerance=1e-7)
-    torch.set_default_dtype(torch.float64)
+    before = torch.get_default_dtype()
     try:
-        same(f, y0, ENDS, tolerance=1e-12)
+        for dtype, tolerance in ((torch.float32, 1e-7), (torch.float64, 1e-12)):
+            torch.set_default_dtype(dtype)
+            same(f, y0, ENDS, tolerance=tolerance)
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(before)
