@@ -98,7 +98,7 @@ def test_single_precision(ode: Any) -> None:
     """The time of the event has the precision of t, the state that of y0."""
     for of_time in (torch.float32, torch.float64):
         t = torch.tensor([0.0, 1.0], dtype=of_time)
-        y0 = torch.tensor([1.0])
+        y0 = torch.tensor([1.0], dtype=torch.float32)
         at, ys = ode.odeint(lambda t, y: -y, y0, t, event_fn=lambda t, y: y[0] - 0.5, rtol=1e-5, atol=1e-6)
         assert at.dtype == of_time and ys.dtype == torch.float32
         assert float(at) == pytest.approx(math.log(2), abs=1e-4)
