@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from odenet.train import cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def default_dtype() -> Iterator[None]:
+    """That of a program of its own, whatever the tests of the library run under."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -107,9 +107,8 @@ def parted(
     go, body = (getattr(whole, str(n.target)) for n in loop.args[:2])
     carried, others = list(loop.args[2]), list(loop.args[3])
     for place, given in zip((n for n in body.graph.nodes if n.op == "placeholder"), (*carried, *others), strict=True):
-        place.meta["val"] = torch.empty_like(
-            given.meta["val"]
-        )  # its order of axes, as columns may have been made since
+        # in the order of its axes, as columns may have been made since
+        place.meta["val"] = torch.empty_like(given.meta["val"])
     inputs = [n for n in whole.graph.nodes if n.op == "placeholder"]
     computed = [n for n in dict.fromkeys(others) if n.op != "placeholder"]
     where = [inputs.index(n) if n.op == "placeholder" else -1 - computed.index(n) for n in others]
