@@ -36,6 +36,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ts": ["a", "b"]}, TypeError, "ts must be"),
     ({"args": ONE}, TypeError, "args must be a tuple"),
     ({"method": "dopri"}, ValueError, "Did you mean 'dopri8'"),
+    ({"method": "RK45"}, ValueError, "Did you mean 'dopri5'"),
+    ({"method": "LSODA"}, ValueError, "Did you mean 'radauIIA5'"),
     ({"method": 5}, TypeError, "method must be"),
     ({"method": "euler"}, ValueError, "step is required"),
     ({"rtol": -1.0}, ValueError, "rtol.*-1.0"),
@@ -58,7 +60,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"progress": 3}, TypeError, "progress"),
     ({"f": lambda t, y: y[:2]}, ValueError, r"f's result has shape \(2,\)"),
     ({"f": lambda t, y: y.float()}, TypeError, "f's result has dtype torch.float32"),
-    ({"f": lambda t, y: (y, y)}, TypeError, "structure"),
+    ({"f": lambda t, y: (y, y)}, TypeError, r"the structure \(tensor, tensor\), but y has tensor"),
+    (
+        {"f": lambda t, y: {"a": (y["a"][0],)}, "y0": {"a": [ONE]}},
+        TypeError,
+        r"\{'a': \(tensor,\)\}, but y has \{'a': \[tensor\]\}",
+    ),
     ({"f": lambda t, y: 1.0}, TypeError, "f's result is a float"),
     ({"y0": None}, TypeError, "y0 must be a tensor; got NoneType"),
     ({"y0": {"a": ONE, "b": 3}}, TypeError, r"y0\['b'\] must be a tensor; got int 3"),
@@ -109,6 +116,37 @@ def test_wrong_argument(change: dict[str, Any], kind: type[Exception], match: st
     f, y0, ts = (arguments.pop(k) for k in ("f", "y0", "ts"))
     with pytest.raises(kind, match=match):
         odenet.solve(f, y0, ts, **arguments)
+
+
+NOTES: list[tuple[Any, Any, type[Exception], str]] = [
+    (
+        torch.nn.Linear(3, 3),
+        torch.ones(2, 3),
+        TypeError,
+        r"y of shape \(2, 3\) and dtype torch.float32.*lambda t, y: f\(y\)",
+    ),
+    (
+        lambda t, y: y @ torch.ones(2, 2),
+        torch.ones(4, 3),
+        RuntimeError,
+        r"t of shape \(\) .*y of shape \(4, 3\) [^:]*$",
+    ),
+    (
+        lambda t, y: torch.ones(3, 3) @ t.expand(3) * y,
+        torch.ones(3),
+        RuntimeError,
+        r"t of .*dtype torch.float64.*write t.to\(y.dtype\)",
+    ),
+    (lambda t, y: {"v": y["w"]}, {"v": torch.ones(2)}, KeyError, r"y\['v'\] of shape \(2,\)"),
+]
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+@pytest.mark.parametrize(("f", "y0", "kind", "match"), NOTES, ids=["no t", "size", "dtype", "key"])
+def test_errors_of_f_say_what_it_was_given(f: Any, y0: Any, kind: type[Exception], match: str, gradient: str) -> None:
+    with pytest.raises(kind) as caught:
+        odenet.solve(f, y0, [0.0, 1.0], gradient=gradient)
+    assert re.search(match, caught.value.__notes__[0])
 
 
 def test_pid_settings() -> None:

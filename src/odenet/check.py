@@ -26,6 +26,10 @@ from .methods import METHODS, Method
 
 FAILURES = ("raise", "return")  # what on_failure can be
 _FEW = 64  # times that are looked at quicker in Python
+_OTHERS_NAMES = {  # of SciPy, torchdiffeq and diffrax, where the nearest of ours by spelling would be another method
+    **{"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "adaptive_heun": "heun", "heun2": "heun"},
+    **dict.fromkeys(("radau", "bdf", "lsoda", "kvaerno5"), "radauIIA5"),
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -169,7 +173,7 @@ def method(given: Any) -> Method:
     if not isinstance(given, str):
         raise TypeError(f"method must be a name or a Method instance; got {shown(given)}")
     if given not in METHODS:
-        raise unknown_name("method", given, METHODS)
+        raise unknown_name("method", given, METHODS, _OTHERS_NAMES.get(given.lower()))
     return METHODS[given]
 
 

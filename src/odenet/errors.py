@@ -50,9 +50,9 @@ class ConvergenceWarning(UserWarning):
     """An iteration inside a step ended before it converged; the solve goes on."""
 
 
-def unknown_name(argument: str, given: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not in a table, with the nearest that is."""
+def unknown_name(argument: str, given: str, known: Iterable[str], meant: str | None = None) -> ValueError:
+    """The error for a name that is not in a table, with what is `meant` by it, else the nearest that is."""
     names = sorted(known)
-    near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.4)
+    near = [meant] if meant else difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"{argument}={given!r} is unknown.{hint} Known: {', '.join(names)}.")

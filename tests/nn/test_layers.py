@@ -31,6 +31,17 @@ def test_neural_ode_is_a_module_like_any() -> None:
     assert layer(x.double(), ts=[0.0, 0.5, 1.0]).shape == (3, 5, 3)
 
 
+def test_a_layer_tells_how_its_solve_ended() -> None:
+    layer = NeuralODE(lambda t, y: y**2, ts=(0.0, 2.0), per_sample=True, on_failure="return")
+    layer(torch.tensor([[0.1], [1.0]]))
+    assert [odenet.Status(int(x)) for x in layer.status] == [odenet.Status.SUCCESS, odenet.Status.BLOW_UP]
+    layer = NeuralODE(lambda t, y: -y)
+    layer(torch.ones(2))
+    assert layer.status == odenet.Status.SUCCESS
+    torch.func.vmap(layer)(torch.ones(3, 2))
+    assert torch.equal(copy.deepcopy(layer).status, torch.zeros(3, dtype=layer.status.dtype))
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_conv_field_and_augmented(per_sample: bool) -> None:
     layer = Augmented(NeuralODE(ConvField(8), per_sample=per_sample, rtol=1e-3, atol=1e-3), extra=3)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .capture import Captured, graph_marker
-from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, new_leaves, unflatten
+from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, new_leaves, outline, unflatten
 from .narrowing import Cut, find_cut, take
 from .wrapped import no_wrapped
+
+_ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
 
 def _versions(*tensors: Tensor) -> list[int]:
@@ -151,12 +153,14 @@ class VectorField:
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
         if self.captured is None:
-            out = self._called_with_note(t, y)
+            with no_wrapped():
+                out = self._evaluate(t, y)
         else:
             with torch.enable_grad():
                 marker = graph_marker()
                 t, y = t.detach(), new_leaves(y)
-                out = self._called_with_note(t, y)
+                with no_wrapped():
+                    out = self._evaluate(t, y)
                 self.see(out, t, y, marker)
             self.captured.close()
             out = tuple(x.detach() for x in out)
@@ -177,7 +181,7 @@ class VectorField:
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
         before = _versions(t, *y)
-        out = self._f(t, self.pack(y), *self._given)
+        out = self._call(t, y)
         if before != _versions(t, *y):
             raise ValueError("f changes its t or y in place, which are the solver's own: let it work on y.clone()")
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
@@ -203,21 +207,37 @@ class VectorField:
                 return False
         return True
 
-    def _called_with_note(self, t: Tensor, y: Leaves) -> Leaves:
+    def _call(self, t: Tensor, y: Leaves) -> Any:
+        """f's own result; what it raises at its first evaluation gets a note that says what it was given."""
+        if self.checked:
+            return self._f(t, self.pack(y), *self._given)
         try:
-            with no_wrapped():
-                return self._evaluate(t, y)
-        except RuntimeError as error:
-            if "dtype" in str(error):
-                error.add_note(
-                    f"odenet called f with t of dtype {t.dtype} (that of ts; Python numbers count as float64) and y "
-                    f"of dtype {self.dtypes[0]}. If f joins t to y, write t.to(y.dtype), or give ts in y's dtype."
-                )
+            return self._f(t, self.pack(y), *self._given)
+        except _ILL_FITTING as error:
+            if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
+                error.add_note(self._what_f_was_given(t, y, error))
             raise
+
+    def _what_f_was_given(self, t: Tensor, y: Leaves, error: Exception) -> str:
+        pairs = zip(self._names, y, self.dtypes, strict=True)
+        states = ", ".join(f"y{name} of shape {tuple(x.shape)} and dtype {dtype}" for name, x, dtype in pairs)
+        more = f", and {len(self._given)} of args" if self._given else ""
+        note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
+        if isinstance(error, TypeError) and "argument" in str(error):
+            note += " If f does not depend on t, write lambda t, y: f(y)."
+        elif "dtype" in str(error) and t.dtype != self.dtypes[0]:
+            note += (
+                " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "
+                "give ts in y's dtype."
+            )
+        return note
 
     def _check(self, out: list[Any], spec: Spec, y: Leaves) -> None:
         if spec != self._spec:
-            raise TypeError(f"f returned the structure {spec}, but y has {self._spec}: return dy/dt with y's structure")
+            raise TypeError(
+                f"f returned the structure {outline(spec)}, but y has {outline(self._spec)}: return dy/dt with y's "
+                "structure"
+            )
         autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
         for name, k, x, dtype in zip(self._names, out, y, self.dtypes, strict=True):
             where = f"f's result{name}"

@@ -38,6 +38,20 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
     return [(_pytree.keystr(path), leaf) for path, leaf in pairs]
 
 
+def outline(spec: Spec) -> str:
+    """The structure of a pytree, as a message shows it: {'x': tensor, 'v': (tensor, tensor)}."""
+    if spec.is_leaf():
+        return "tensor"
+    inner = [outline(child) for child in spec.children()]
+    if spec.type is dict:
+        return "{" + ", ".join(f"{key!r}: {x}" for key, x in zip(spec.context, inner, strict=True)) + "}"
+    if spec.type is list:
+        return f"[{', '.join(inner)}]"
+    if spec.type is tuple:
+        return f"({', '.join(inner)}{',' * (len(inner) == 1)})"
+    return f"{getattr(spec.type, '__name__', spec.type)}({', '.join(inner)})"
+
+
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 

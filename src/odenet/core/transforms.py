@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ def unwrapped(x: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
+
+
+def outlasting(x: Any) -> Any:
+    """A value that can be kept beyond `torch.func.vmap`: there that of all lanes."""
+    return unwrapped(x) if isinstance(x, Tensor) and vmapping() else x
 
 
 def plain_view() -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, forward_mode
-from ..core.transforms import transforming, unwrapped, vmapping
+from ..core.transforms import outlasting, transforming, vmapping
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
 from ..engine.problem import Problem
@@ -33,7 +33,7 @@ class Stats(dict[str, Any]):
 
     def kept(self) -> Stats:
         """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
-        return Stats({k: unwrapped(v) if isinstance(v, Tensor) else v for k, v in self.items()}) if vmapping() else self
+        return Stats({k: outlasting(v) for k, v in self.items()}) if vmapping() else self
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

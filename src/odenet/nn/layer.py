@@ -13,6 +13,7 @@ from ..core.given import function, number, shown, whole
 from ..core.given import times as real_times
 from ..core.leaves import flatten, real_dtype, tree_map
 from ..core.outside_graphs import exporting
+from ..core.transforms import outlasting
 from ..solve import solve
 
 
@@ -24,7 +25,9 @@ class NeuralODE(nn.Module):
     start to end. solve_options: those of `odenet.solve`.
 
     forward(y0, ts=None, args=()): the state at the last time, or with `ts` the trajectory at ts: (T, ...), with
-    per_sample (B, T, ...). `stats`: counts of the last solve (nfe, accepted, rejected, backward_nfe).
+    per_sample (B, T, ...). `stats`: counts of the last solve (nfe, accepted, rejected, backward_nfe). `status`: how it
+    ended, a `Status`, with per_sample the codes of the samples, (B,). A layer gives states alone: for dense output and
+    the hits of events call `odenet.solve`.
 
     Raises TypeError or ValueError for a wrong option at once, but for what only y0 tells (tolerances like y0).
     """
@@ -36,6 +39,7 @@ class NeuralODE(nn.Module):
         check.options(solve_options, solve)
         self.solve_options = solve_options
         self.stats: Any = None
+        self.status: Any = None
 
     def forward(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Any:
         times = self.ts if ts is None else ts
@@ -51,7 +55,7 @@ class NeuralODE(nn.Module):
             if sol is not None:
                 return sol.y1 if ts is None else sol.ys
         sol = solve(self.field, y0, times, args=args, **self.solve_options)
-        self.stats = sol.stats.kept()
+        self.stats, self.status = sol.stats.kept(), outlasting(sol.status)
         return sol.y1 if ts is None else sol.ys
 
     def extra_repr(self) -> str:
