@@ -213,7 +213,7 @@ class Hybrid:
         if bool(resets.any()):
             with torch.no_grad():
                 before, after = (self._as_rows(self.watched(time, x)) for x in (there, y))
-            unknown = (quiet > 0) & (after.abs() <= quiet)
+            unknown = (quiet > 0) & ((after.abs() <= quiet) | found.jumped.unsqueeze(-1))
             fresh = torch.where(unknown, 0.0, torch.where((after == before) & (quiet == 0), signs, after.sign()))
             signs = torch.where(resets.unsqueeze(-1), fresh, signs)
             quiet = torch.where(resets.unsqueeze(-1) & ~unknown, 0.0, quiet)

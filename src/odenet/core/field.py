@@ -224,7 +224,7 @@ class VectorField:
         more = f", and {len(self._given)} of args" if self._given else ""
         note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
         if isinstance(error, TypeError) and "argument" in str(error):
-            note += " If f does not depend on t, write lambda t, y: f(y)."
+            note += "" if self._given else " If f does not depend on t, write lambda t, y: f(y)."
         elif "dtype" in str(error) and t.dtype != self.dtypes[0]:
             note += (
                 " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,10 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 # The Lebesgue constant of 9 Chebyshev points is 2.1, so the polynomial stays within 0.55 of the samples' range of them:
 # with _DOUBT, samples of one sign that are further than this part of their range from zero leave nothing to look for.
 _FAR = 0.6
+_HIDDEN = 4.0  # the same where the samples are too few, and many waves may lie between them
+_HALVINGS = 6  # so that a step may have some sixty waves
+_RESOLVED = 0.05  # the last three of nine coefficients, as a part of the samples' range, where these are enough: a wave
+_ELSEWHERE = (0.2871, 0.7643)  # where the polynomial of samples is held against the function itself
 
 
 @cache
@@ -30,13 +34,24 @@ def nodes() -> tuple[float, ...]:
 
 @cache
 def _fine() -> tuple[Tensor, Tensor]:
-    """Points, and the matrix that takes samples at the nodes to the values of their polynomial there.
+    """Points, and the matrix that takes samples at the nodes to the values of their polynomial there."""
+    points = sorted({i / _FINE for i in range(_FINE + 1)} | set(nodes()))
+    return torch.tensor(points, dtype=torch.float64), _interpolation(points)
+
+
+@cache
+def _as_they_are() -> tuple[Tensor, Tensor]:
+    """The nodes, and their samples."""
+    return torch.tensor(nodes(), dtype=torch.float64), torch.eye(NODES, dtype=torch.float64)
+
+
+def _interpolation(points: Sequence[float]) -> Tensor:
+    """The matrix that takes samples at the nodes to the values of their polynomial at these points.
 
     By the barycentric formula: J.-P. Berrut, L. N. Trefethen, Barycentric Lagrange interpolation, SIAM Review 46
     (2004), 501-517.
     """
     x = nodes()
-    points = sorted({i / _FINE for i in range(_FINE + 1)} | set(x))
     weights = [(-1.0) ** i * (0.5 if i in (0, NODES - 1) else 1.0) for i in range(NODES)]
     rows = []
     for point in points:
@@ -45,50 +60,137 @@ def _fine() -> tuple[Tensor, Tensor]:
             continue
         terms = [w / (point - node) for w, node in zip(weights, x, strict=True)]
         rows.append([term / sum(terms) for term in terms])
-    return torch.tensor(points, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@cache
+def _between_nodes(x: float) -> Tensor:
+    return _interpolation([x]).mT
+
+
+@cache
+def _last_coefficients() -> Tensor:
+    """The matrix that takes samples at the nodes to the last three Chebyshev coefficients of their polynomial."""
+    n = NODES - 1
+    weights = [0.5 if i in (0, n) else 1.0 for i in range(NODES)]
+    rows = [
+        [(1.0 if k == n else 2.0) / n * w * math.cos(math.pi * k * i / n) for k in (n - 2, n - 1, n)]
+        for i, w in enumerate(weights)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 class Roots(NamedTuple):
-    """where: in (0, 1], infinite where there is none. rising: the function goes from negative to positive there."""
+    """where: in (0, 1], infinite where there is none; there `sign` is that of the function at 1.
+
+    rising: the function goes from negative to positive at its root.
+    """
 
     where: Tensor
     rising: Tensor
+    sign: Tensor
 
 
 def first_roots(
-    g: Function, samples: Tensor, direction: Tensor, sign: Tensor, left: Tensor, ends_at_zero: Tensor
+    g: Function,
+    samples: Tensor,
+    direction: Tensor,
+    sign: Tensor,
+    left: Tensor,
+    ends_at_zero: Tensor,
+    halvings: int = _HALVINGS,
 ) -> Roots:
     """The first crossing of each function in (0, 1], given its samples at `nodes()` on the last axis.
 
     All else has one number for each function. direction: +1 for crossings from negative to positive, -1 for the others,
     0 for both. sign: that of the function before `left`, where its value may be zero; 0: not looked at. A crossing
     needs both signs: a touch is none, but for a zero at 1 where `ends_at_zero`. What the samples' polynomial says is
-    checked by g itself.
+    checked by g itself; where the samples are too few for the function, its halves are looked at, and theirs.
     """
     signed = samples * sign.unsqueeze(-1)
     least = signed.amin(-1)
-    some = (sign != 0) & ((least <= 0) | (least <= _FAR * (signed.amax(-1) - least)))
-    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(some)
-    if not bool(some.any()):
-        return Roots(where, rising)
+    size = signed.amax(-1) - least
+    near = (sign != 0) & (least <= _HIDDEN * size) & ((size > 0) | (least < 0))
+    some = near & (least <= _FAR * size)
+    poor = near & _poor(g, samples, size, some & (halvings > 0))
+    roots = Roots(torch.full_like(sign, torch.inf), torch.zeros_like(some), sign.clone())
+    further = partial(_on_halves, halvings=halvings - 1) if halvings else partial(_first_roots, smooth=False)
+    for these, search in ((some & ~poor, _first_roots), (poor, further)):
+        if bool(these.any()):
+            which, before, begin, to_end = (x.expand_as(sign)[these] for x in (direction, sign, left, ends_at_zero))
+            found = search(_of(g, these, sign), samples[these], which, before, begin, to_end)
+            for whole, part in zip(roots, found, strict=True):
+                whole[these] = part
+    return roots
 
-    def g_of_some(x: Tensor, live: Tensor) -> Tensor:
-        at, wanted = torch.zeros_like(sign), torch.zeros_like(some)
-        at[some], wanted[some] = x, live
-        return g(at, wanted)[some]
 
-    parts = (x.expand_as(sign)[some] for x in (direction, sign, left, ends_at_zero))
-    where[some], rising[some] = _first_roots(g_of_some, samples[some], *parts)
-    return Roots(where, rising)
+def _poor(g: Function, samples: Tensor, size: Tensor, some: Tensor) -> Tensor:
+    """Whether the samples are too few: their polynomial does not converge or, of some, misses g in between."""
+    bound = _RESOLVED * size
+    poor = (samples @ _last_coefficients().to(samples.device)).abs().sum(-1) > bound
+    for x in _ELSEWHERE:
+        asked = some & ~poor
+        if not bool(asked.any()):
+            break
+        says = (samples @ _between_nodes(x).to(samples.device))[..., 0]
+        poor = poor | (asked & ((g(torch.full_like(size, x), asked) - says).abs() > bound))
+    return poor
+
+
+def _of(g: Function, these: Tensor, like: Tensor) -> Function:
+    """The function of some alone."""
+
+    def g_of_these(x: Tensor, live: Tensor) -> Tensor:
+        at, wanted = torch.zeros_like(like), torch.zeros_like(these)
+        at[these], wanted[these] = x, live
+        return g(at, wanted)[these]
+
+    return g_of_these
+
+
+def _on_halves(
+    g: Function,
+    samples: Tensor,
+    direction: Tensor,
+    sign: Tensor,
+    left: Tensor,
+    ends_at_zero: Tensor,
+    halvings: int,
+) -> Roots:
+    """`first_roots` on the first half, and of what has none there on the second."""
+    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(ends_at_zero)
+    middle = g(torch.full_like(sign, 0.5), ~rising)
+    for begin, first, last in ((0.0, samples[..., 0], middle), (0.5, middle, samples[..., -1])):
+        live = torch.isinf(where)
+        if not bool(live.any()):
+            break
+
+        def half(x: Tensor, wanted: Tensor, begin: float = begin) -> Tensor:
+            return g(begin + x / 2, wanted)
+
+        inner = [half(torch.full_like(sign, x), live) for x in nodes()[1:-1]]
+        at_left = (2 * (left - begin)).clamp(0.0, 1.0)
+        to_end = ends_at_zero if begin else torch.zeros_like(ends_at_zero)
+        column, signs = torch.stack([first, *inner, last], -1), torch.where(live, sign, 0.0)
+        found = first_roots(half, column, direction, signs, at_left, to_end, halvings)
+        where = torch.where(live, begin + found.where / 2, where)
+        rising, sign = torch.where(live, found.rising, rising), torch.where(live, found.sign, sign)
+    return Roots(where, rising, sign)
 
 
 def _first_roots(
-    g: Function, samples: Tensor, direction: Tensor, sign: Tensor, left: Tensor, ends_at_zero: Tensor
+    g: Function,
+    samples: Tensor,
+    direction: Tensor,
+    sign: Tensor,
+    left: Tensor,
+    ends_at_zero: Tensor,
+    smooth: bool = True,
 ) -> Roots:
-    """`first_roots` of functions that may have one."""
-    points, interpolate = (x.to(samples.device) for x in _fine())
+    """`first_roots` of functions that may have one; of those that are not `smooth` by the samples' signs alone."""
+    points, interpolate = (x.to(samples.device) for x in (_fine() if smooth else _as_they_are()))
     values, index = samples @ interpolate.mT, torch.arange(len(points), device=samples.device)
-    near = values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))
+    near = (values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))) & smooth
     at_end = (values[..., -1] == 0) & ends_at_zero
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(at_end)
     passed, live = torch.searchsorted(points, left, right=True) - 1, sign != 0
@@ -101,7 +203,7 @@ def _first_roots(
         seen = (crosses | valley) & (index > passed.unsqueeze(-1)) & live.unsqueeze(-1)
         live = seen.any(-1)
         if not bool(live.any()):
-            return Roots(where, rising)
+            return Roots(where, rising, sign)
         i = seen.to(torch.uint8).argmax(-1)
         by_sign = crosses.gather(-1, i.unsqueeze(-1)).squeeze(-1)
         begin = torch.where(by_sign, left, torch.maximum(left, points[(i - 1).clamp(min=0)]))

@@ -32,7 +32,7 @@ class Found:
 
     t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
     those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,). peak:
-    how large it was since the start, (L,).
+    how large it was since the start, (L,). jumped: it has jumped across zero, so its value there says nothing, (L,).
     """
 
     t: Tensor
@@ -40,6 +40,7 @@ class Found:
     signs: Tensor
     zero: Tensor
     peak: Tensor
+    jumped: Tensor
 
 
 @dataclass

@@ -20,8 +20,11 @@ from .problem import Problem
 
 _EPS = 2.0**-52
 _ROUNDING = 64 * _EPS  # of the values on a step: a value below that is zero
-_JUMP = 1e-3  # of the values on a step: one that is further from zero at its root has jumped across it
+_JUMP = 1e-3  # of the values on a step: one that is further from zero at its root is taken for no better root
 _APART = 1e-3  # of a step: where the rate of a value is measured around its root
+# Of the largest value so far: one that is further from zero at its root, and changes by as much within _APART of it,
+# has jumped across zero. One that changes less is where the dense output is off.
+_JUMPED = 0.25
 _CLOSE = tuple(8.0**-k for k in range(6, 0, -1))  # of the first node: where to look for the sign just after an event
 
 
@@ -71,15 +74,15 @@ class Seeker:
         self.scale = one.clone()
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
         self.value = torch.full((count,), -1, dtype=torch.int64, device=lane.device)
-        self.polished = self.value >= 0
+        self.polished, self.jumped = self.value >= 0, self.value >= 0
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
-        self.last = _silenced(self._values(p, p.ts[..., 0], p.y0), self.quiet)
+        self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
     @property
     def found(self) -> Found:
         peak = self.peaks.gather(-1, self.value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return Found(self.t, self.value, self.after, self.zero, peak)
+        return Found(self.t, self.value, self.after, self.zero, peak, self.jumped)
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         rows = _rows(p)
@@ -119,7 +122,10 @@ class Seeker:
         signs, left = self._first_signs(path, column, signs, quiet, wanted)
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
-            return _silenced(path.each(theta, live), quiet)
+            found = path.each(theta, live)
+            if not bool((torch.isfinite(found) | ~live).all()):
+                raise _not_finite(found.unsqueeze(-1), live, move)
+            return _silenced(found, quiet)
 
         roots = first_roots(g, column, self.events.directions, torch.where(wanted, signs, 0.0), left, quiet == 0)
         where = roots.where.amin(-1)
@@ -168,11 +174,15 @@ class Seeker:
 
     def _polish(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
         """Move the ends of steps to events by what their values still are there; gives lanes that are to try again."""
-        values = self._values(p, move.time1, move.step.y)
-        left = values.gather(-1, self.value[rows].clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        self._put("zero", rows, lanes, 2 * left.abs() + self.rounding * self.scale[rows] + 1e-300)
-        t0, limit = _lanes(move.t0, p), self.limit[rows]
-        t = self.t[rows] - left / self.rate[rows]
+        values, pick = self._values(p, move.time1, move.step.y), self.value[rows].clamp(min=0).unsqueeze(-1)
+        left, peak = (x.gather(-1, pick).squeeze(-1) for x in (values, self.peaks[rows]))
+        t0, limit, rate = _lanes(move.t0, p), self.limit[rows], self.rate[rows]
+        rise = rate.abs() * (limit - t0).abs() * 2 * _APART  # around the root, on the step that it was found in
+        noise = self.rounding * self.scale[rows] + 1e-300
+        jumped = (left.abs() > _JUMPED * peak) & (rise > left.abs() / 2)
+        self._put("jumped", rows, lanes, jumped)
+        self._put("zero", rows, lanes, torch.where(jumped, noise, 2 * left.abs() + noise))
+        t = self.t[rows] - left / rate
         sign, least = (limit - t0).sign(), 8 * _EPS * torch.maximum(t0.abs(), limit.abs())
         inside = torch.isfinite(t) & ((t - t0) * sign >= least) & ((limit - t) * sign >= 0)
         size = left.abs() / self.scale[rows]

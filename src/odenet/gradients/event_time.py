@@ -65,8 +65,6 @@ class _EventTime(torch.autograd.Function):
                 "whose time is a constant, for higher ones"
             )
         time_bar, *y_bar = bars
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, *y_bar
         total = torch.zeros_like(ctx.rate) if time_bar is None else time_bar.to(ctx.rate.dtype)
         for bar, k in zip(y_bar, ctx.slope, strict=True):
             if bar is not None:
@@ -76,5 +74,7 @@ class _EventTime(torch.autograd.Function):
                 "the time of an event has no derivative where the event function does not change along the solution: "
                 "it jumps across zero there, or only touches it. Event(constant_time=True) takes the time as a constant"
             )
+        if not ctx.needs_input_grad[0]:  # a condition on t alone
+            return None, None, None, None, *y_bar
         moved = torch.where(total == 0, 0.0, -total / ctx.rate)  # nobody asks for what may have no derivative
         return moved.to(ctx.dtype).reshape(ctx.shape), None, None, None, *y_bar
