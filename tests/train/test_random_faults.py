@@ -33,7 +33,7 @@ def _once(words: list[str], chance: random.Random, longest: float, out: Path) ->
         time.sleep(chance.uniform(0, 0.05))
         process.send_signal(which)  # an impatient second one
     _, err = process.communicate(timeout=120)
-    told = [line for line in err.splitlines() if "trained in" not in line]
+    told = [line for line in err.splitlines() if ": trained " not in line]
     print(f"{which.name} after {wait:.3f} s: exit {process.returncode}; {' | '.join(told)[:100]}")
     if process.returncode == 0:
         return True
