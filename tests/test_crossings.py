@@ -12,7 +12,7 @@ from torch import Tensor
 
 import odenet
 from odenet import Event
-from odenet.core.roots import first_roots, nodes
+from odenet.core.roots import Sought, first_roots, nodes
 
 D = torch.float64
 
@@ -83,9 +83,9 @@ def test_roots_of_short_waves() -> None:
 
     samples = torch.stack([g(torch.full_like(k, x), square) for x in nodes()], -1)
     zero = torch.zeros_like(k)
-    found = first_roots(g, samples, zero, samples[:, 0].sign(), zero, zero == 0)
+    found = first_roots(g, samples, Sought(zero, samples[:, 0].sign(), zero, zero == 0))
     torch.testing.assert_close(found.where, (math.pi - phase) / k, rtol=0, atol=1e-9)
-    rising = first_roots(g, samples, zero + 1, samples[:, 0].sign(), zero, zero == 0)
+    rising = first_roots(g, samples, Sought(zero + 1, samples[:, 0].sign(), zero, zero == 0))
     torch.testing.assert_close(rising.where, (2 * math.pi - phase) / k, rtol=0, atol=1e-9)
     assert asked < 10_000
 

@@ -80,6 +80,23 @@ def _last_coefficients() -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+class Sought(NamedTuple):
+    """Which crossings: one number for each function.
+
+    direction: +1 for those from negative to positive, -1 for the others, 0 for both. sign: that of the function before
+    `left`, where its value may be zero; 0: not looked at. A crossing needs both signs: a touch is none, but for a zero
+    at 1 where `ends_at_zero`.
+    """
+
+    direction: Tensor
+    sign: Tensor
+    left: Tensor
+    ends_at_zero: Tensor
+
+    def of(self, these: Tensor) -> Sought:
+        return Sought(*(x.expand_as(these)[these] for x in self))
+
+
 class Roots(NamedTuple):
     """where: in (0, 1], infinite where there is none; there `sign` is that of the function at 1.
 
@@ -91,22 +108,13 @@ class Roots(NamedTuple):
     sign: Tensor
 
 
-def first_roots(
-    g: Function,
-    samples: Tensor,
-    direction: Tensor,
-    sign: Tensor,
-    left: Tensor,
-    ends_at_zero: Tensor,
-    halvings: int = _HALVINGS,
-) -> Roots:
+def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _HALVINGS) -> Roots:
     """The first crossing of each function in (0, 1], given its samples at `nodes()` on the last axis.
 
-    All else has one number for each function. direction: +1 for crossings from negative to positive, -1 for the others,
-    0 for both. sign: that of the function before `left`, where its value may be zero; 0: not looked at. A crossing
-    needs both signs: a touch is none, but for a zero at 1 where `ends_at_zero`. What the samples' polynomial says is
-    checked by g itself; where the samples are too few for the function, its halves are looked at, and theirs.
+    What the samples' polynomial says is checked by g itself; where the samples are too few for the function, its halves
+    are looked at, and theirs.
     """
+    sign = sought.sign
     signed = samples * sign.unsqueeze(-1)
     least = signed.amin(-1)
     size = signed.amax(-1) - least
@@ -117,8 +125,7 @@ def first_roots(
     further = partial(_on_halves, halvings=halvings - 1) if halvings else partial(_first_roots, smooth=False)
     for these, search in ((some & ~poor, _first_roots), (poor, further)):
         if bool(these.any()):
-            which, before, begin, to_end = (x.expand_as(sign)[these] for x in (direction, sign, left, ends_at_zero))
-            found = search(_of(g, these, sign), samples[these], which, before, begin, to_end)
+            found = search(_of(g, these, sign), samples[these], sought.of(these))
             for whole, part in zip(roots, found, strict=True):
                 whole[these] = part
     return roots
@@ -148,16 +155,9 @@ def _of(g: Function, these: Tensor, like: Tensor) -> Function:
     return g_of_these
 
 
-def _on_halves(
-    g: Function,
-    samples: Tensor,
-    direction: Tensor,
-    sign: Tensor,
-    left: Tensor,
-    ends_at_zero: Tensor,
-    halvings: int,
-) -> Roots:
+def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> Roots:
     """`first_roots` on the first half, and of what has none there on the second."""
+    direction, sign, left, ends_at_zero = sought
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(ends_at_zero)
     middle = g(torch.full_like(sign, 0.5), ~rising)
     for begin, first, last in ((0.0, samples[..., 0], middle), (0.5, middle, samples[..., -1])):
@@ -172,22 +172,15 @@ def _on_halves(
         at_left = (2 * (left - begin)).clamp(0.0, 1.0)
         to_end = ends_at_zero if begin else torch.zeros_like(ends_at_zero)
         column, signs = torch.stack([first, *inner, last], -1), torch.where(live, sign, 0.0)
-        found = first_roots(half, column, direction, signs, at_left, to_end, halvings)
+        found = first_roots(half, column, Sought(direction, signs, at_left, to_end), halvings)
         where = torch.where(live, begin + found.where / 2, where)
         rising, sign = torch.where(live, found.rising, rising), torch.where(live, found.sign, sign)
     return Roots(where, rising, sign)
 
 
-def _first_roots(
-    g: Function,
-    samples: Tensor,
-    direction: Tensor,
-    sign: Tensor,
-    left: Tensor,
-    ends_at_zero: Tensor,
-    smooth: bool = True,
-) -> Roots:
+def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = True) -> Roots:
     """`first_roots` of functions that may have one; of those that are not `smooth` by the samples' signs alone."""
+    direction, sign, left, ends_at_zero = sought
     points, interpolate = (x.to(samples.device) for x in (_fine() if smooth else _as_they_are()))
     values, index = samples @ interpolate.mT, torch.arange(len(points), device=samples.device)
     near = (values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))) & smooth

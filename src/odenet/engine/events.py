@@ -13,7 +13,7 @@ from ..control.base import Verdict
 from ..core.dense import Coefficients, evaluate
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, spread
-from ..core.roots import first_roots, nodes
+from ..core.roots import Sought, first_roots, nodes
 from .advance import Clock, Move, State, nudged
 from .drive import Attempt, Found
 from .problem import Problem
@@ -127,7 +127,8 @@ class Seeker:
                 raise _not_finite(found.unsqueeze(-1), live, move)
             return _silenced(found, quiet)
 
-        roots = first_roots(g, column, self.events.directions, torch.where(wanted, signs, 0.0), left, quiet == 0)
+        sought = Sought(self.events.directions, torch.where(wanted, signs, 0.0), left, quiet == 0)
+        roots = first_roots(g, column, sought)
         where = roots.where.amin(-1)
         tied = roots.where <= where.unsqueeze(-1)
         value = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ....control.first_step import hairer
-from ....core.roots import first_roots, nodes
+from ....core.roots import Sought, first_roots, nodes
 from .. import inputs as _inputs
 from .. import methods as _methods
 
@@ -184,6 +184,6 @@ def find_event(interp_fn: Any, sign0: Tensor, t0: Tensor, t1: Tensor, event_fn: 
 
     zero = torch.zeros(1, dtype=torch.float64)
     samples = zero.new_tensor([[value(x) for x in nodes()]])
-    where = float(first_roots(values, samples, zero, zero + float(sign0), zero, zero == 0).where)
+    where = float(first_roots(values, samples, Sought(zero, zero + float(sign0), zero, zero == 0)).where)
     t = t1 if math.isinf(where) else t0 + where * (t1 - t0)
     return t, interp_fn(t)
