@@ -8,6 +8,7 @@ the numbers do not depend on who solved which.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -65,6 +66,8 @@ def main() -> None:
         if given.out is not None:
             torch.save({"y1": states, "nfe": counts}, given.out)
     if dist.is_initialized():
+        # ending the group holds Python's lock, which gloo's thread needs to let go of the last message
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ in float64, as Adam makes a difference of the rounding of float32.
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,8 @@ def main() -> None:
         if rank == 0 and step % 10 == 9:
             print(f"step {step + 1}: loss {seen[0] / size:.4f}, {seen[1] / size:.2f} evaluations a sample")
     if dist.is_initialized():
+        # ending the group holds Python's lock, which gloo's thread needs to let go of the last message
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

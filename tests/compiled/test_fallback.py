@@ -1,5 +1,6 @@
 """What cannot be compiled is solved eagerly, right, with one warning that says why."""
 
+import time
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import odenet
 from compiled.sides import field_of, solved
+from odenet.compiled import choice, solving
 
 ENDS = [0.0, 1.0]
 
@@ -263,3 +265,16 @@ def test_an_f_that_changes_a_tensor_within_a_larger_one(y0):
         return -y
 
     falls_back(counting, y0, reason="in place")
+
+
+def test_slower_code_is_not_taken(monkeypatch, params, y0):
+    """Code that takes longer than eager code is left, with a warning that says so."""
+    taken = solving._solved
+
+    def slowly(*args):
+        time.sleep(0.5)
+        return taken(*args)
+
+    monkeypatch.setattr(choice, "CLEARLY", 1.5)
+    monkeypatch.setattr(solving, "_solved", slowly)
+    falls_back(field_of(*params), y0, params, reason="eager code is faster for this f here")

@@ -34,7 +34,7 @@ def started(command: Sequence[str], folder: Path, limit: float = 200) -> subproc
         try:
             out, err = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            out, err = process.communicate()
+            process.terminate()  # torchrun ends its own, which are in sessions of theirs, by force after half a minute
+            out, err = process.communicate(timeout=60)
             raise AssertionError(f"{command} took more than {limit} s\n{out[-2000:]}\n{err[-4000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -40,6 +41,8 @@ def main(folder: Path, names: list[str]) -> None:
             results[name] = traceback.format_exc()
         (folder / f"{dist.get_rank()}.json").write_text(json.dumps(results))
         dist.barrier()
+    # ending the group holds Python's lock, which gloo's thread needs to let go of the last message
+    time.sleep(0.1)
     dist.destroy_process_group()
 
 
