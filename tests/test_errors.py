@@ -118,26 +118,27 @@ def test_wrong_argument(change: dict[str, Any], kind: type[Exception], match: st
         odenet.solve(f, y0, ts, **arguments)
 
 
+F = torch.float32
 NOTES: list[tuple[Any, Any, type[Exception], str]] = [
     (
-        torch.nn.Linear(3, 3),
-        torch.ones(2, 3),
+        torch.nn.Linear(3, 3, dtype=F),
+        torch.ones(2, 3, dtype=F),
         TypeError,
         r"y of shape \(2, 3\) and dtype torch.float32.*lambda t, y: f\(y\)",
     ),
     (
-        lambda t, y: y @ torch.ones(2, 2),
-        torch.ones(4, 3),
+        lambda t, y: y @ torch.ones(2, 2, dtype=F),
+        torch.ones(4, 3, dtype=F),
         RuntimeError,
         r"t of shape \(\) .*y of shape \(4, 3\) [^:]*$",
     ),
     (
-        lambda t, y: torch.ones(3, 3) @ t.expand(3) * y,
-        torch.ones(3),
+        lambda t, y: torch.ones(3, 3, dtype=F) @ t.expand(3) * y,
+        torch.ones(3, dtype=F),
         RuntimeError,
         r"t of .*dtype torch.float64.*write t.to\(y.dtype\)",
     ),
-    (lambda t, y: {"v": y["w"]}, {"v": torch.ones(2)}, KeyError, r"y\['v'\] of shape \(2,\)"),
+    (lambda t, y: {"v": y["w"]}, {"v": torch.ones(2, dtype=F)}, KeyError, r"y\['v'\] of shape \(2,\)"),
 ]
 
 
