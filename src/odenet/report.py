@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from . import check
-from .core.capture import named_tensors
 from .core.given import function, shown, whole
 from .core.leaves import flatten, tree_map
 from .core.peak_memory import PeakMemory
+from .core.reach import reached
 from .errors import SolveError
 from .gradients import GRADIENTS, Gradient, Reversible
 from .methods.reversible import ReversibleMethod
@@ -170,6 +170,11 @@ def _error(found: list[Tensor], reference: list[Tensor] | None) -> float:
     return max(miss / max(norm, floor) for miss, norm in zip(misses, norms, strict=True))
 
 
+def _captured(f: Any) -> list[Tensor]:
+    found = reached(f)
+    return [x for _, x in (*found.leaves.values(), *found.computed.values())]
+
+
 class Case:
     """One solve and its loss, and what to differentiate by."""
 
@@ -181,7 +186,7 @@ class Case:
         self.args = tree_map(_leaf, args)
         tensors = [x for x in flatten((self.y0, self.args))[0] if isinstance(x, Tensor) and x.requires_grad]
         found = {id(x) for x in tensors}
-        self.inputs = tensors + [x for key, (_, x) in named_tensors(f).items() if key not in found]
+        self.inputs = tensors + [x for x in _captured(f) if id(x) not in found]
 
     def in_float64(self) -> Case:
         y0, args = tree_map(_doubled, self.y0), tree_map(_doubled, self.args)

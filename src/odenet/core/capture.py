@@ -1,87 +1,29 @@
 """Finds the tensors that f uses without being given them: parameters, and whatever else it closes over.
 
-Two views, joined. The autograd graph of one evaluation shows what was used. The function's closure, attributes and
-globals give the tensors their names, and show what another branch of f may use later.
+What was used is told by the autograd graph of an evaluation: a tensor that its operations took, that asks for a
+gradient, and that the evaluation did not make. Where the graph alone does not give the tensor, or does not tell whether
+f made it, f is evaluated once more while every operation shows its operands. What f can merely reach (a loss that was
+kept, a feature of the last step) is no input of the solve, but for leaves: another branch of f may use them later.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Iterable
-from types import ModuleType
-from typing import Any, cast
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
+from .leaves import Leaves
+from .reach import Edge, Reached, reached
+from .vjp import edge_of, local_vjp
 
 Nodes = set[Any]
 """Nodes of autograd's graphs."""
-
-_DEPTH = 5  # containers within containers; deeper tensors are still found by the graph, only without their name
-
-
-def named_tensors(f: Any) -> dict[int, tuple[str, Tensor]]:
-    """Every tensor with requires_grad that f can reach: id -> (name, tensor)."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    seen: set[int] = set()
-
-    def visit(name: str, x: Any, depth: int) -> None:
-        if isinstance(x, Tensor):
-            if x.requires_grad:
-                found.setdefault(id(x), (name, x))
-            return
-        if depth > _DEPTH or id(x) in seen or isinstance(x, (str, bytes, int, float, complex, type, ModuleType)):
-            return
-        seen.add(id(x))
-        for key, child in _children(x):
-            visit(f"{name}{key}", child, depth + 1)
-
-    visit("", f, 0)
-    return {key: (name.lstrip("."), tensor) for key, (name, tensor) in found.items()}
-
-
-def _children(x: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(x, nn.Module):
-        yield from ((f".{k}", v) for k, v in x.named_parameters(remove_duplicate=False))
-        yield from ((f".{k}", v) for k, v in x.named_buffers(remove_duplicate=False))
-        for prefix, module in x.named_modules():
-            yield from ((f".{prefix}.{k}" if prefix else f".{k}", v) for k, v in _plain_attributes(module))
-    elif isinstance(x, functools.partial):
-        yield ("", x.func)
-        yield from ((f".args[{i}]", v) for i, v in enumerate(x.args))
-        yield from ((f".{k}", v) for k, v in x.keywords.items())
-    elif inspect.ismethod(x):
-        yield ("", x.__func__)
-        yield ("", x.__self__)
-    elif inspect.isfunction(x):
-        yield from _of_function(x)
-    elif isinstance(x, dict):
-        yield from ((f"[{k!r}]", v) for k, v in x.items())
-    elif isinstance(x, (list, tuple, set, frozenset)):
-        yield from ((f"[{i}]", v) for i, v in enumerate(x))
-    elif hasattr(x, "__dict__"):
-        yield from ((f".{k}", v) for k, v in vars(x).items())
-
-
-def _plain_attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
-    hidden = ("_parameters", "_buffers", "_modules")
-    return ((k, v) for k, v in vars(module).items() if k not in hidden and not k.endswith("_hooks"))
-
-
-def _of_function(f: Any) -> Iterable[tuple[str, Any]]:
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            yield (f".{name}", cell.cell_contents)
-        except ValueError:  # a variable of the enclosing function that has no value yet
-            continue
-    yield from ((f".{n}", f.__globals__[n]) for n in f.__code__.co_names if n in f.__globals__)
-    yield from ((f".{n}", v) for n, v in (f.__kwdefaults__ or {}).items())
-    yield from (("", v) for v in f.__defaults__ or ())
-    if hasattr(f, "__wrapped__"):
-        yield ("", f.__wrapped__)
 
 
 def _leaf_node() -> type[Any]:
@@ -106,60 +48,239 @@ def graph_marker() -> int:
     return node._sequence_nr()
 
 
+@final
+class Operands(TorchFunctionMode):
+    """Notes the operands of every operation inside.
+
+    computed: edge -> operand, of operands with a history older than `marker`. made: leaves that operations gave.
+    """
+
+    def __init__(self, marker: int) -> None:
+        super().__init__()
+        self.marker = marker
+        self.computed: dict[Edge, Tensor] = {}
+        self.made: dict[int, weakref.ref[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        for x in given:
+            node = x.grad_fn if x.requires_grad else None
+            if node is not None and node._sequence_nr() <= self.marker:
+                self.computed.setdefault((node, x.output_nr), x)
+        out = func(*args, **kwargs)
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in given):
+                self.made[id(x)] = weakref.ref(x)
+        return out
+
+
 class Captured:
-    """The tensors that f was found to use beside its arguments, and a check that no other turns up."""
+    """The tensors that f was found to use beside its arguments, and a check that no other turns up.
+
+    used: those that an evaluation used, leaves and computed ones, each cut from its own history. spare: leaves that f
+    can reach and did not use: another branch of f may.
+    """
 
     def __init__(self, f: Any) -> None:
-        self._named = named_tensors(f)
-        self.tensors: dict[int, Tensor] = {key: tensor for key, (_, tensor) in self._named.items()}
-        self._edges = {(t.grad_fn, t.output_nr) for t in self.tensors.values() if t.grad_fn is not None}
+        self._f = f
+        self.used: list[Tensor] = []
+        self.spare: list[Tensor] = []
+        self.reach = Reached()
+        self._leaves: set[int] = set()
+        self._computed: dict[Edge, Tensor] = {}
+        self._own: dict[int, weakref.ref[Tensor]] = {}
         self._open = True
+        self._suspects = False
+        self._chained = False
+        self._marker = graph_marker()
+        self.makes_leaves = False
+
+    @property
+    def tensors(self) -> Leaves:
+        """All of them: inputs of the solve."""
+        return (*self.used, *self.spare)
+
+    @property
+    def watching(self) -> bool:
+        """Whether every evaluation of the forward solve is to be shown: f can reach computed tensors not yet used."""
+        return self._open and self._suspects
+
+    @property
+    def closed(self) -> bool:
+        return not self._open
+
+    def look_around(self, again: bool = True) -> None:
+        """Find what may be used later; `again` where f may reach something else than when it was last looked at."""
+        if again:
+            self.reach = reached(self._f)
+        for key, (_, x) in self.reach.leaves.items():
+            if key not in self._leaves and not self._is_own(x):
+                self._leaves.add(key)
+                self.spare.append(x)
+        self._suspects = any(edge not in self._computed for edge in self.reach.computed)
 
     def close(self) -> None:
         """From now on a tensor not seen before is an error: its gradient could no longer be given."""
+        if not self._open:
+            return
         self._open = False
+        ends = {edge_of(x) for x in self.tensors}
+        self._chained = any(self._leads_on(x, ends) for x in self.used if x.grad_fn is not None)
+
+    def own(self, x: Tensor) -> None:
+        """x is a leaf that f made, or one of its arguments that f marked: no input of the solve."""
+        self._own[id(x)] = weakref.ref(x)
+
+    def _is_own(self, x: Tensor) -> bool:
+        known = self._own.get(id(x))
+        return known is not None and known() is x
+
+    def _leads_on(self, x: Tensor, ends: set[Edge]) -> bool:
+        """Whether x was computed from another one of them; raises where it was computed from a state of this solve."""
+        node = cast(Any, x.grad_fn)
+        during = node._sequence_nr() > self._marker
+        stack, seen, found = [node], {node}, False
+        while stack and (during or not found):
+            for edge in stack.pop().next_functions:
+                after = edge[0]
+                if after is None or after in seen:
+                    continue
+                if edge in ends:
+                    found = True
+                    continue
+                seen.add(after)
+                if type(after) is not _LEAF:
+                    stack.append(after)
+                elif during:
+                    raise CaptureError(
+                        f"f uses a tensor of shape {tuple(x.shape)} that an earlier evaluation of it made of its t, y "
+                        "or args: an evaluation has to depend on these alone. Keep x.detach() in f, or use "
+                        "gradient='backprop'."
+                    )
+        return found
+
+    def vjp(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        """Cotangents of `inputs`, captured tensors among them, from those of outputs; None where there is none."""
+        if self._chained:
+            return local_vjp(outputs, inputs, bars, create_graph)
+        return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
 
     def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
-        """Walk the graph of one evaluation. `inputs` are f's own arguments; `marker` was taken before it.
+        """Check that evaluations used nothing that is not known. `inputs` are f's own arguments; `marker` was taken
+        before. After a look around, while it is open, what is new and can be reached becomes known.
 
         seen: nodes that were walked before, which may be of another thread; those of this walk are added.
         """
-        known = {id(x) for x in inputs}
+        leaves, computed = self._borders(outputs, inputs, marker, seen)
+        if computed and self._open:
+            self.look_around()
+            computed = [edge for edge in computed if not self._reachable(edge)]
+        if leaves:
+            shape = tuple(leaves[0].shape)
+            raise _error(f"a tensor of shape {shape} that f did not use at its first evaluation")
+        if computed:
+            raise _error(f"a tensor computed outside f by {computed[0][0].name()}, of shape {_shape(*computed[0])}")
+
+    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> bool:
+        """Take in what the first evaluation used; False where it has to be shown by its operands."""
+        leaves, computed = self._borders(outputs, inputs, marker)
+        self.reach = found = reached(self._f)
+        if any(id(x) not in found.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
+            return False
+        for x in leaves:
+            self._use(x)
+        for edge in computed:
+            self._use(found.computed[edge][1])
+        self.look_around(again=False)
+        return True
+
+    def shown(self, outputs: Leaves, inputs: Iterable[Tensor], operands: Operands) -> None:
+        """Take in what an evaluation used that was shown by its operands."""
+        leaves, computed = self._borders(outputs, inputs, operands.marker)
+        for x in leaves:
+            made = operands.made.get(id(x))
+            if made is not None and made() is x:
+                self.own(x)
+                self.makes_leaves = True
+            else:
+                self._use(x)
+        self.reach = reached(self._f)
+        for edge in computed:
+            x = operands.computed.get(edge)
+            if x is None and edge in self.reach.computed:
+                x = self.reach.computed[edge][1]
+            if x is None:
+                raise _error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(*edge)}")
+            self._use(x)
+        self.look_around(again=False)
+
+    def uses_any(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> bool:
+        """Whether an evaluation used any tensor that asks for a gradient, beside its inputs."""
+        return any(self._borders(outputs, inputs, marker))
+
+    def made_by(self, operands: Operands) -> None:
+        """Leaves that f made in an evaluation."""
+        for key, made in operands.made.items():
+            x = made()
+            if x is not None and x.requires_grad and key not in self._leaves:
+                self.own(x)
+
+    def _reachable(self, edge: Edge) -> bool:
+        if edge not in self.reach.computed:
+            return False
+        self._use(self.reach.computed[edge][1])
+        return True
+
+    def _use(self, x: Tensor) -> None:
+        if x.grad_fn is None:
+            self._leaves.add(id(x))
+        else:
+            self._computed[x.grad_fn, x.output_nr] = x
+        self.used.append(x)
+
+    def _borders(
+        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None
+    ) -> tuple[list[Tensor], list[Edge]]:
+        """Leaves and edges at which the graph of an evaluation ends, but for inputs and what is known."""
+        known, edges, given = set(self._leaves), set(self._computed), set()
+        for x in inputs:
+            if x.grad_fn is None:
+                known.add(id(x))
+            else:
+                given.add((x.grad_fn, x.output_nr))
         seen = set() if seen is None else seen
-        stack = [x.grad_fn for x in outputs if x.grad_fn is not None and x.grad_fn not in seen]
-        seen.update(stack)
-        for x in outputs:
-            if x.grad_fn is None and x.requires_grad and id(x) not in known:
-                self._leaf(x)
-        edges = self._edges
+        leaves: list[Tensor] = []
+        computed: list[Edge] = []
+        stack: list[Iterable[Edge]] = [[(x.grad_fn, x.output_nr) for x in outputs if x.grad_fn is not None]]
+        leaves += [x for x in outputs if x.grad_fn is None and x.requires_grad and id(x) not in known]
         while stack:
-            for edge in stack.pop().next_functions:
+            for edge in stack.pop():
                 node = edge[0]
                 if node is None or node in seen or (edges and edge in edges):
                     continue
-                seen.add(node)
                 if type(node) is _LEAF:
+                    seen.add(node)
                     variable: Tensor = cast(Any, node).variable
-                    if id(variable) not in known:
-                        self._leaf(variable)
+                    if id(variable) not in known and not self._is_own(variable):
+                        leaves.append(variable)
                 elif node._sequence_nr() <= marker:
-                    raise self._error(f"a tensor computed outside f by {node.name()}, of shape {_shape(*edge)}")
+                    if edge not in given:
+                        computed.append(edge)
+                    edges.add(edge)
                 else:
-                    stack.append(node)
+                    seen.add(node)
+                    stack.append(node.next_functions)
+        return leaves, computed
 
-    def _leaf(self, tensor: Tensor) -> None:
-        if id(tensor) in self.tensors:
-            return
-        if not self._open:
-            raise self._error(f"a tensor of shape {tuple(tensor.shape)} that f did not use at its first evaluation")
-        self.tensors[id(tensor)] = tensor
 
-    @staticmethod
-    def _error(what: str) -> CaptureError:
-        return CaptureError(
-            f"f closes over {what}: its gradient cannot be given with this choice of `gradient`. "
-            "Hand it to f through `args` (solve(f, y0, ts, args=(...,)) and f(t, y, ...)), or use gradient='backprop'."
-        )
+def _error(what: str) -> CaptureError:
+    return CaptureError(
+        f"f closes over {what}: its gradient cannot be given with this choice of `gradient`. "
+        "Hand it to f through `args` (solve(f, y0, ts, args=(...,)) and f(t, y, ...)), or use gradient='backprop'."
+    )
 
 
 def _shape(node: Any, number: int) -> tuple[int, ...] | str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .capture import Captured, graph_marker
-from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, new_leaves, outline, unflatten
+from .capture import Captured, Operands, graph_marker
+from .generators import Generators, GeneratorStates, same_states
+from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, outline, unflatten
+from .mixing import refuse_mixing
 from .narrowing import Cut, find_cut, take
+from .transforms import transforming
 from .wrapped import no_wrapped
 
 _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
@@ -44,6 +48,9 @@ class VectorField:
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.calls = 0
         self.captured: Captured | None = None
+        self.generators: Generators | None = None  # that f may draw from, where its steps may be taken again
+        self.random = False
+        self.first_states: GeneratorStates | None = None
         self.checked = False
         self._grad_inside = False
         self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
@@ -95,6 +102,8 @@ class VectorField:
 
     def divisible(self) -> bool:
         """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
+        if self.random:
+            return False  # fewer rows would draw other numbers
         if self._cut is None and self._first_seen is not None:
             self._cut, self._first_seen = self._ask(*self._first_seen), None
         return self._cut is not None
@@ -130,6 +139,41 @@ class VectorField:
         other.captured = Captured(self._f)
         return other
 
+    def capture(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The tensors that f used in the forward solve, and leaves that it may have; no other may turn up from now on."""
+        if self.captured is None:
+            return (), ()
+        self.captured.close()
+        return self.captured.used, self.captured.spare
+
+    def vjp(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        """Cotangents of `inputs`, each an input in its own right, from those of what evaluations made; or None."""
+        if self.captured is None:
+            return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
+        return self.captured.vjp(outputs, inputs, bars, create_graph)
+
+    @property
+    def start_states(self) -> GeneratorStates | None:
+        """Those from which f drew at its first evaluation, where it draws random numbers."""
+        return self.first_states if self.random else None
+
+    def states(self) -> GeneratorStates | None:
+        """Those of the generators that f draws from, where it does."""
+        return self.generators.states() if self.random and self.generators is not None else None
+
+    def draw_from(self, states: GeneratorStates | None) -> None:
+        """f draws its next numbers from `states`."""
+        if states is not None and self.generators is not None:
+            self.generators.set(states)
+
+    def drawing_from(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
+        """f draws the numbers here that it drew from `states`; None: where it draws none."""
+        if states is None or self.generators is None:
+            return nullcontext()
+        return self.generators.drawing_from(states)
+
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
         t = cast(t, self.time_dtype)
@@ -139,6 +183,9 @@ class VectorField:
         self.calls += 1
         if not self.checked:
             return self._first(t, y)
+        captured = self.captured
+        if captured is not None and (captured.watching or (captured.makes_leaves and torch.is_grad_enabled())):
+            return self._watched(captured, t, y)
         if self._grad_inside and not torch.is_grad_enabled():
             return self._under_grad(t, y)
         try:
@@ -152,22 +199,58 @@ class VectorField:
             return self._under_grad(t, y)
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
-        if self.captured is None:
-            with no_wrapped():
-                out = self._evaluate(t, y)
-        else:
-            with torch.enable_grad():
-                marker = graph_marker()
-                t, y = t.detach(), new_leaves(y)
-                with no_wrapped():
-                    out = self._evaluate(t, y)
-                self.see(out, t, y, marker)
-            self.captured.close()
-            out = tuple(x.detach() for x in out)
+        with no_wrapped():
+            out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
         self.checked = True
         if t.ndim:
             self._first_seen = t.detach(), tuple(x.detach() for x in y), tuple(x.detach() for x in out)
         return out
+
+    def _plain_first(self, t: Tensor, y: Leaves) -> Leaves:
+        attached = torch.is_grad_enabled()
+        if not t.ndim or transforming() or forward_mode() or torch.is_inference_mode_enabled():
+            return self._evaluate(t, y)
+        asking = attached and any(x.requires_grad for x in (t, *y))
+        with torch.enable_grad():
+            marker = graph_marker()
+            t, *state = (x if attached and x.requires_grad else x.detach().requires_grad_() for x in (t, *y))
+            out = self._evaluate(t, tuple(state))
+            refuse_mixing(self._f, t, tuple(state), out)
+        asking = asking or (attached and Captured(self._f).uses_any(out, (t, *state), marker))
+        return out if asking else tuple(x.detach() for x in out)
+
+    def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
+        """Find what f uses, and whether it draws random numbers."""
+        self.generators = Generators(y[0].device)
+        self.first_states = self.generators.states()
+        with torch.enable_grad():
+            marker = graph_marker()
+            t, y = t.detach().requires_grad_(t.ndim > 0), new_leaves(y)
+            inputs = (t, *y, *self.differentiable_args)
+            out = self._evaluate(t, y)
+            self.random = not same_states(self.first_states, self.generators.states())
+            if not captured.first(out, inputs, marker):
+                self.calls += 1
+                with self.drawing_from(self.first_states), Operands(graph_marker()) as operands:
+                    out = self._evaluate(t, y)
+                captured.shown(out, inputs, operands)
+            if t.ndim:
+                refuse_mixing(self._f, t, y, out)
+        return tuple(x.detach() for x in out)
+
+    def _watched(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
+        """An evaluation of an f that may use what it has not used before, or that makes leaves of its own."""
+        attached = torch.is_grad_enabled()
+        marker = graph_marker()
+        with torch.enable_grad(), Operands(marker) if captured.makes_leaves else nullcontext() as seen:
+            if not attached:
+                t, y = t.detach(), new_leaves(y)
+            out = self._evaluate(t, y)
+        if isinstance(seen, Operands):
+            captured.made_by(seen)
+        if captured.watching:
+            self.see(out, t, y, marker)
+        return out if attached else tuple(x.detach() for x in out)
 
     def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
         """Check that what f used for `out` is known."""
@@ -180,10 +263,12 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        before = _versions(t, *y)
+        before, flags = _versions(t, *y), [x.requires_grad for x in (t, *y)]
         out = self._call(t, y)
         if before != _versions(t, *y):
             raise ValueError("f changes its t or y in place, which are the solver's own: let it work on y.clone()")
+        if flags != [x.requires_grad for x in (t, *y)]:
+            self._unmark(t, *y, flags=flags)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
         if not self.checked or spec != self._spec or not self._alike(leaves, y):
             self._check(leaves, spec, y)
@@ -197,6 +282,14 @@ class VectorField:
                 )
             self._fresh = None
         return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
+
+    def _unmark(self, *given: Tensor, flags: list[bool]) -> None:
+        """f has marked what it was given by requires_grad_(): it was the solver's own, and asks for no gradient."""
+        for x, flag in zip(given, flags, strict=True):
+            if x.requires_grad and not flag:
+                if self.captured is not None:
+                    self.captured.own(x)
+                x.requires_grad_(False)
 
     def _alike(self, out: list[Any], y: Leaves) -> bool:
         """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""

@@ -152,7 +152,7 @@ def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence
     if vmapping():  # in-place operations are for tensors that are all batched
         return along(y, dt, weighted(coefficients, stages))
     out: list[Tensor] = []
-    owned = not torch.is_grad_enabled() and not forward_mode()
+    owned = not (torch.is_grad_enabled() or forward_mode() or torch.compiler.is_compiling())
     for i, (x, h) in enumerate(zip(y, dt, strict=True)):
         terms = [(c, stage[i]) for c, stage in zip(coefficients, stages, strict=True) if c != 0.0]
         if not terms:

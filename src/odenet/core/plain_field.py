@@ -18,6 +18,7 @@ class PlainField:
     calls = 0
     checked = True
     captured = None
+    random = False
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ differentiation.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..control.base import Memory, Verdict, measured
 from ..core.dense import Coefficients
+from ..core.generators import GeneratorStates
 from ..core.lanes import Flag, Number, negate, where
 from ..core.leaves import Leaves, differentiable, rows, select
 from ..core.norms import all_finite, finite_on_host, rms
@@ -46,6 +48,13 @@ class State(NamedTuple):
     status: Number
 
 
+class Draws(NamedTuple):
+    """The states of the generators before a step and before its dense output, of an f that draws random numbers."""
+
+    step: GeneratorStates | None = None
+    dense: GeneratorStates | None = None
+
+
 @dataclass
 class Move:
     """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
@@ -54,6 +63,7 @@ class Move:
     ends the solve (of these lanes) with this move.
     sought: lanes in which an event was looked for, which took `search_calls` evaluations of each.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
+    draws: where an f that draws random numbers draws them from.
     """
 
     problem: Problem
@@ -75,6 +85,7 @@ class Move:
     sought: Flag = False
     search_calls: int = 0
     graph: Step | None = None
+    draws: Draws = field(default_factory=Draws)
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     @property
@@ -91,8 +102,12 @@ class Move:
             p, before = self.problem, self.problem.f.calls
             f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
             step = self.step if self.graph is None else self.graph
+            again = self.draws.dense
+            if p.f.random and again is None:
+                self.draws = self.draws._replace(dense=p.f.states())
             with torch.set_grad_enabled(self.graph is not None or torch.is_grad_enabled()):
-                self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
+                with nullcontext() if again is None else p.f.drawing_from(again):
+                    self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial

@@ -14,7 +14,7 @@ from ..control.base import Verdict
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step
-from .advance import Clock, Move, State, attempt, not_finite, nudged
+from .advance import Clock, Draws, Move, State, attempt, not_finite, nudged
 from .compact import worthwhile
 from .observe import Observer
 from .problem import Problem
@@ -39,6 +39,7 @@ class Entry:
     given: Given | None
     problem: Problem
     rows: Tensor | None = None
+    draws: Draws = Draws()
 
     def among(self, rows: Tensor) -> Entry:
         """The entry of the lanes that accepted the step, without the others."""
@@ -63,13 +64,19 @@ class Entry:
 
     def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
         """The same step from other (attached) inputs."""
-        step = p.method.step(self.field(p, time0, time1), time0, time1, y, carry)
+        with self.drawing(p):
+            step = p.method.step(self.field(p, time0, time1), time0, time1, y, carry)
         return self.move(p, time0, time1, y, carry, step)
+
+    def drawing(self, p: Problem) -> AbstractContextManager[object]:
+        """An f that draws random numbers draws those of the step."""
+        return p.f.drawing_from(self.draws.step) if self.draws.step is not None else nullcontext()
 
     def move(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> Move:
         """The move of a step that was taken by other means."""
         ends = (self.t0, self.t1, time0, time1)
-        return Move(p, *ends, y, carry, step, self.accept, self.hit, self.stop, self.jumped, self.jumps)
+        chosen = (self.accept, self.hit, self.stop, self.jumped, self.jumps)
+        return Move(p, *ends, y, carry, step, *chosen, draws=self.draws)
 
 
 class Keeper(ABC):
@@ -90,6 +97,10 @@ class GraphKeeper(Keeper):
     def recording(self, p: Problem) -> AbstractContextManager[object]:
         """Entered while a step is recorded."""
         return nullcontext()
+
+    def without_hooks(self, error: RuntimeError) -> bool:
+        """Whether a step failed for the hooks of `recording`, and there will be none from now on."""
+        return False
 
     def start(self, s: State) -> tuple[Leaves, Leaves]:
         """What a step from s is attached to: leaves of its own for y and the carry."""
@@ -119,6 +130,20 @@ class Tape(Observer):
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
+        states, calls = p.f.states() if p.f.random else None, p.f.calls
+        try:
+            move, verdict = self._attempt(p, clock, s)
+        except RuntimeError as error:
+            if self.graphs is None or not self.graphs.without_hooks(error):
+                raise
+            p.f.calls = calls
+            p.f.draw_from(states)
+            move, verdict = self._attempt(p, clock, s)
+        if p.f.random:
+            move.draws = move.draws._replace(step=states or p.f.start_states)
+        return move, verdict
+
+    def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         # the first evaluation of f looks for captured tensors and is not a leaf's
         if self.graphs is None or not self.graphs.wants_graph() or not p.f.checked:
             return attempt(p, clock, s)
@@ -154,7 +179,7 @@ class Tape(Observer):
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)
         choices = (accept, move.hit, move.stop, move.jumped, jumps)
-        entry = Entry(move.t0, t1, *choices, self.record.last, move.problem)
+        entry = Entry(move.t0, t1, *choices, self.record.last, move.problem, draws=move.draws)
         if isinstance(accept, Tensor) and move.graph is None and move.problem.compact:
             rows = accept.nonzero()[:, 0]
             if worthwhile(len(accept), len(rows)) and move.problem.f.divisible():

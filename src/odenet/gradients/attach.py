@@ -3,109 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.autocast import autocast_as_now
+from ..core.vjp import local_vjp
 
 Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 Again = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 def attach(
-    pull: Pullback, again: Again, outputs: Sequence[Tensor], inputs: Sequence[Tensor], captured: Sequence[Tensor]
+    pull: Pullback,
+    again: Again,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    captured: Sequence[Tensor],
+    spare: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """`outputs` (already computed, detached) as differentiable functions of `inputs` and `captured`.
+    """`outputs` (already computed, detached) as differentiable functions of `inputs`, `captured` and `spare`.
 
-    pull: cotangents of the outputs -> those of (*inputs, *captured). again: computes the outputs once more from aliases
-    of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them, to any
-    order of derivative and with the memory of `backprop`.
+    pull: cotangents of the outputs -> those of (*inputs, *captured, *spare). again: computes the outputs once more from
+    aliases of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them,
+    to any order of derivative and with the memory of `backprop`. spare: leaves that may turn out not to have been used,
+    and may be changed in place where they were not.
 
     They come back as aliases: `pull` may hold what was given, and would hold itself through the graph of the results, a
     circle that no garbage collector sees.
     """
-    return _Attach.apply(pull, again, len(captured), [x.detach() for x in outputs], *inputs, *captured)
+    counts = len(captured), len(spare)
+    return _Attach.apply(pull, again, counts, [x.detach() for x in outputs], *inputs, *captured, *spare)
 
 
 class _Attach(torch.autograd.Function):
+    takes_none = True
+
     @staticmethod
     def forward(
-        ctx: Any, pull: Pullback, again: Again, captured: int, outputs: list[Tensor], *inputs: Tensor
+        ctx: Any, pull: Pullback, again: Again, counts: tuple[int, int], outputs: list[Tensor], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.pull, ctx.again, ctx.captured = pull, again, captured
+        fixed = len(inputs) - counts[1]
+        ctx.pull, ctx.again, ctx.captured = pull, again, counts[0]
         ctx.precision = autocast_as_now(outputs[0].device.type)
-        ctx.save_for_backward(*inputs)  # so that autograd notices inputs changed in place before the backward pass
+        ctx.save_for_backward(*inputs[:fixed])  # so that autograd notices inputs changed before the backward pass
+        ctx.spare = [(x, x._version) for x in inputs[fixed:]]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
+        inputs, spare = ctx.saved_tensors, [x for x, _ in ctx.spare]
         split = len(inputs) - ctx.captured
         with ctx.precision():
             if torch.is_grad_enabled():
-                bars = _differentiably(ctx.again, inputs[:split], inputs[split:], cotangents)
+                bars = _differentiably(ctx.again, inputs[:split], (*inputs[split:], *spare), cotangents)
             else:
                 bars = ctx.pull(cotangents)
+        for (x, version), bar in zip(ctx.spare, bars[len(inputs) :], strict=True):
+            if bar is not None and x._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(x.shape)} that f uses has been modified by an inplace operation since "
+                    "the solve: run the backward pass before it is changed"
+                )
         return (None, None, None, None, *bars)
 
 
 def _differentiably(
     again: Again, inputs: Sequence[Tensor], captured: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The pullback as operations that can be differentiated again."""
-    _refuse_chains(captured)
-    dam = _Dam()
-    aliases = [_Alias.apply(x, dam) if x.requires_grad else x for x in inputs]
+    """The pullback as operations that can be differentiated again.
+
+    Each input is an input in its own right: where one was computed from another, nothing flows on from it here.
+    """
+    aliases = [x.view_as(x) if x.requires_grad else x for x in inputs]
     pairs = [(y, c) for y, c in zip(again(aliases), cotangents, strict=True) if c is not None and y.requires_grad]
-    asked = [x for x in (*aliases, *captured) if x.requires_grad]
-    if not pairs or not asked:
+    if not pairs:
         return [None] * (len(inputs) + len(captured))
     ys, bars = zip(*pairs, strict=True)
-    dam.closed = True
-    found = iter(torch.autograd.grad(ys, asked, bars, create_graph=True, allow_unused=True))
-    dam.closed = False
-    return [next(found) if x.requires_grad else None for x in (*inputs, *captured)]
-
-
-@dataclass
-class _Dam:
-    """While it is closed nothing flows from an alias to what it stands for."""
-
-    closed: bool = False
-
-
-class _Alias(torch.autograd.Function):
-    """An input in its own right: where one input was computed from another, autograd would count that way twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dam: _Dam) -> Tensor:
-        ctx.dam = dam
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (None if ctx.dam.closed else bar), None
-
-
-def _refuse_chains(captured: Sequence[Tensor]) -> None:
-    """f uses captured tensors directly, so no alias can stand for them: one must not lead on to another."""
-    ends = {id(x) for x in captured}
-    edges = {(x.grad_fn, x.output_nr) for x in captured if x.grad_fn is not None}
-    stack = [x.grad_fn for x in captured if x.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        for edge in stack.pop().next_functions:
-            node = edge[0]
-            if id(getattr(node, "variable", None)) in ends or (edge in edges):
-                raise RuntimeError(
-                    "f closes over a tensor that was computed from another one that it closes over too: a backward "
-                    "pass with create_graph=True can then be given by gradient='backprop' only, or hand the tensors "
-                    "to f through `args`."
-                )
-            if node is not None and node not in seen:
-                seen.add(node)
-                stack.append(node)
+    return local_vjp(ys, (*aliases, *captured), bars, create_graph=True)

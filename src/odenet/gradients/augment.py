@@ -20,6 +20,7 @@ class CotangentField(ABC):
 
     checked = True
     captured = None
+    random = False
     parts: list[Sequence[Tensor | None]] | None = None
     """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
 
@@ -73,10 +74,10 @@ class CotangentField(ABC):
             marker = 0 if self.parts is None else graph_marker()
             slope = self.f(t, y, nudge)
             if self.parts is None:
-                pulled = _grad(slope, y, a, attached)
+                pulled = self._grad(slope, y, a, attached)
             else:
                 self.f.see(slope, t, y, marker)
-                pulled = _grad(slope, (*y, *self.fixed), a, attached)
+                pulled = self._grad(slope, (*y, *self.fixed), a, attached)
                 self.parts.append(pulled[len(y) :])
                 pulled = pulled[: len(y)]
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
@@ -90,7 +91,16 @@ class CotangentField(ABC):
             t = t.detach()
             slope = self.f(t, y)
             self.f.see(slope, t, y, marker)
-            return _grad(slope, self.fixed, a)
+            return self._grad(slope, self.fixed, a)
+
+    def _grad(
+        self, slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves, create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
+        if not pairs or not inputs:
+            return [None] * len(inputs)
+        outs, bars = zip(*pairs, strict=True)
+        return self.f.vjp(outs, tuple(inputs), bars, create_graph)
 
 
 @final
@@ -148,13 +158,3 @@ class AlongPath(CotangentField):
 
     def state(self, y: Leaves, a: Leaves) -> Leaves:
         return a
-
-
-def _grad(
-    slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves, create_graph: bool = False
-) -> Sequence[Tensor | None]:
-    pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    outs, bars = zip(*pairs, strict=True)
-    return torch.autograd.grad(outs, tuple(inputs), bars, allow_unused=True, create_graph=create_graph)

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.field import VectorField
 from ..core.leaves import Leaves, forward_mode
 from ..core.transforms import outlasting, transforming, vmapping
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
 from ..engine.problem import Problem
+from ..errors import CaptureError
+from ..methods.base import StagewiseMethod
 
 
 class Stats(dict[str, Any]):
@@ -87,6 +90,21 @@ def direct() -> bool:
     `torch.func` is under way: derivatives then pass through every operation, exactly, whatever the gradient.
     """
     return not torch.is_grad_enabled() or forward_mode() or transforming()
+
+
+def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
+    """Raise CaptureError where f draws random numbers and a backward pass would draw others.
+
+    f: that was evaluated. replayed: whether steps are taken again as they were.
+    """
+    if not f.random or (replayed and isinstance(p.method, StagewiseMethod) and p.stops.jumps is None):
+        return
+    raise CaptureError(
+        "f draws random numbers (as Dropout does in training), and this choice of `gradient`, method or jump times "
+        "evaluates it anew for the backward pass, with other numbers: the gradient would be that of another solve. Draw "
+        "them once, outside f, and hand them over through `args`; or use f.eval(), gradient='backprop', or "
+        "gradient='discrete' with an explicit Runge-Kutta method and without jump_ts."
+    )
 
 
 def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:

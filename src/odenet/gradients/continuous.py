@@ -29,7 +29,7 @@ from ..methods.base import Method
 from .attach import attach
 from .augment import CotangentField
 from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct
+from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .frozen import places
 from .quadrature import quadrature
 
@@ -88,13 +88,15 @@ class ContinuousAdjoint(Gradient):
         with torch.no_grad():
             solved, backward = self.forwards(q, driver, request)
         stats, n = Stats.of(solved.outcome), len(p.y0)
-        captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
+        used, spare = q.f.capture()
+        captured = (*used, *spare)
 
         def attached(ts: Tensor, ys: Leaves, end: Leaves) -> tuple[Tensor, ...]:
             """ys at ts, and the state `end` at the time reached, as functions of all inputs."""
             inputs = (*p.y0, ts, *p.f.differentiable_args)
             if not any(x.requires_grad for x in (*inputs, *captured)):
                 return (*ys, *end)
+            refuse_random(p, q.f, replayed=False)
             versions = [y._version for y in ys]
             last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
             times, times_needed = ts.detach(), ts.requires_grad
@@ -119,7 +121,7 @@ class ContinuousAdjoint(Gradient):
                 anew = integrate(other, driver, replace(request.again(), dense=False), Record(other))
                 return (*anew.ys, *anew.y1)
 
-            return attach(pull, again, (*ys, *end), inputs, captured)
+            return attach(pull, again, (*ys, *end), inputs, used, spare)
 
         values = attached(p.ts, solved.ys, solved.y1)
         pieces = solved.pieces

@@ -88,7 +88,8 @@ class StepSweep(Sweep):
         y, carry = self._from(n)
         time0, time1 = e.ends(q)
         f = Evaluations(e.field(q, time0, time1))
-        method.step(f, time0, time1, y, carry)
+        with e.drawing(q):
+            method.step(f, time0, time1, y, carry)
         return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
     def _from(self, n: int) -> Start:

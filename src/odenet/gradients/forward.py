@@ -26,7 +26,7 @@ from ..engine.record import Collected, Record, first_outputs, outputs, piece
 from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
 from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct
+from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .directions import Directions
 from .frozen import Survivors
 from .local import attached_step
@@ -58,6 +58,7 @@ class Forward(Gradient):
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
         values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(solved.pieces.flat() if solved.pieces else ()))
         if carried.directions.count:
+            refuse_random(p, q.f, replayed=True)
             directions, tangents = carried.directions, carried.tangents()
             survivors = Survivors.of(solved.outcome)
             if survivors is not None:
@@ -70,8 +71,8 @@ class Forward(Gradient):
                     bars[2 * n :] = [None if b is None else b.transpose(0, 1) for b in bars[2 * n :]]
                 return directions.gradients(tangents, bars)
 
-            again = partial(once_more, p, driver, request, survivors=survivors)
-            values = attach(pull, again, values, inputs, carried.captured)
+            again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
+            values = attach(pull, again, values, inputs, carried.used, carried.spare)
         return unpacked(p, values, solved, stats)
 
 
@@ -103,7 +104,8 @@ class Sensitivities(Observer):
         if self.begun:
             return
         self.begun, q, p, n = True, self.q, self.p, len(self.p.y0)
-        self.captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
+        self.used, self.spare = q.f.capture()
+        self.captured = (*self.used, *self.spare)
         self.fixed = (*q.f.differentiable_args, *self.captured)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *self.captured)
         self.directions = d = Directions([x.requires_grad for x in inputs], inputs, n, p.batched)
@@ -113,7 +115,8 @@ class Sensitivities(Observer):
             ts = q.ts.detach().requires_grad_(self.times_needed)
             y = new_leaves(q.y0)
             rows, first, _ = first_outputs(q, ts, y)
-            carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
+            with q.f.drawing_from(q.f.start_states):
+                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
         self.outputs.keep(rows, tuple(x.transpose(0, 1) for x in found[:n]))
         self.carry = found[n:]
@@ -181,7 +184,7 @@ class Sensitivities(Observer):
         if not live or not asked or not self.directions.count:
             return out
         bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
-        pulled = torch.autograd.grad(attached, [x for x, _ in asked], bars, create_graph=True, allow_unused=True)
+        pulled = self.q.f.vjp(attached, [x for x, _ in asked], bars, create_graph=True)
         pairs = [(g, t) for g, (_, t) in zip(pulled, asked, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return out

@@ -87,7 +87,7 @@ class Reversible(Gradient):
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
-        return checked(p, taped(p, driver, request, None, None, pull))
+        return checked(p, taped(p, driver, request, None, None, pull, replayed=False))
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..core.capture import Captured, Nodes, graph_marker
 from ..core.leaves import Leaves
@@ -19,6 +18,7 @@ from ..engine.tape import Entry, GraphKeeper, Keeper
 from .local import Local
 from .memory import nbytes
 from .parts import fewer
+from .weigh import Weighed, saved
 
 Start = tuple[Leaves, Leaves]  # y and the carry
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
@@ -55,6 +55,7 @@ class KeptGraphs(GraphKeeper):
         self.last: Move | None = None  # the last step, where its graph is kept
         self.size: int | None = None
         self.weighed: Weighed | None = None
+        self.hooks = True  # a step is weighed by hooks for what autograd saves
 
     def wants_graph(self) -> bool:
         return self.left > 0 if self.size is None else self.size <= self.left
@@ -62,9 +63,15 @@ class KeptGraphs(GraphKeeper):
     def recording(self, p: Problem) -> AbstractContextManager[object]:
         if self.size is not None:
             return nullcontext()
-        captured = p.f.captured.tensors.values() if p.f.captured else ()
+        captured = p.f.captured.tensors if p.f.captured else ()
         self.weighed = Weighed((*p.f.differentiable_args, *captured))
-        return self.weighed
+        return self.weighed if self.hooks else nullcontext()
+
+    def without_hooks(self, error: RuntimeError) -> bool:
+        if self.weighed is None or not self.hooks or "saved tensor hooks" not in str(error):
+            return False
+        self.hooks = False
+        return True
 
     def start(self, s: State) -> Start:
         last = self.last
@@ -79,6 +86,8 @@ class KeptGraphs(GraphKeeper):
         if self.weighed is not None:
             for leaves in (move.y, move.carry, move.graph.y, move.graph.carry, *move.graph.stages):
                 self.weighed.add(leaves)
+            if not self.hooks:
+                self.weighed.add(saved((*move.graph.y, *move.graph.carry), self.marker))
             self.size, self.weighed = self.weighed.bytes, None
         assert self.size is not None
         if self.size <= self.left:
@@ -127,26 +136,6 @@ class EveryState(States):
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         return self.starts[n]
-
-
-class Weighed(saved_tensors_hooks):
-    """Adds up the bytes that autograd saves inside, but for tensors that are there anyway."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        self.bytes = 0
-        self._seen = {x.untyped_storage().data_ptr() for x in known}
-        super().__init__(self._pack, lambda x: x)
-
-    def _pack(self, x: Tensor) -> Tensor:
-        self.add((x,))
-        return x
-
-    def add(self, leaves: Leaves) -> None:
-        for x in leaves:
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
 
 
 class Shelf:
@@ -202,6 +191,7 @@ class Checkpoints(States):
         wanted, dropped = self.schedule.offer(n)
         if dropped is not None:
             self._drop(dropped)
+        self.method_carries = self.method_carries or move.problem.f.random  # it would be evaluated to other numbers
         if wanted:
             self._hold(n, move.y, move.carry)
 

@@ -161,13 +161,7 @@ class Sweep(ABC):
         outs = tuple(v for v, _ in pairs)
         if self.q.f.captured is not None:
             self.q.f.captured.see(outs, (*inputs, *self.part.args), self.marker, self.seen)
-        grads = torch.autograd.grad(
-            outs,
-            (*inputs, *self.part.args, *self.captured),
-            tuple(b for _, b in pairs),
-            allow_unused=True,
-            retain_graph=False,
-        )
+        grads = self.q.f.vjp(outs, (*inputs, *self.part.args, *self.captured), tuple(b for _, b in pairs))
         if suspect and not all(bool(torch.isfinite(g.sum())) for g in grads if g is not None):
             raise PoisonedError
         split = len(inputs)
@@ -326,7 +320,9 @@ class Sweep(ABC):
         time = (q.ts[..., 0] if self.stand is None else self.stand.time).detach().requires_grad_(self.times_needed)
         y = new_leaves(q.y0 if self.stand is None else self.stand.y)
         ends = (time,) if self.times_needed else ()
-        grads = self.vjp(list(q.method.init(q.f, time, y)), carry_bar, (*y, *ends))
+        with q.f.drawing_from(q.f.start_states):
+            carry = q.method.init(q.f, time, y)
+        grads = self.vjp(list(carry), carry_bar, (*y, *ends))
         self.charge()
         if self.times_needed and (bar := grads[-1]) is not None:
             self.ts_bar[..., 0] += bar if lanes is None else lanes.spread(bar)

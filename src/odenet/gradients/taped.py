@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..engine.advance import State
 from ..engine.drive import Driver
@@ -19,7 +21,7 @@ from ..engine.record import Pieces, Record
 from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
-from .base import Stats, Trajectory
+from .base import Stats, Trajectory, refuse_random
 from .frozen import Survivors, replaced, standing
 from .states import KeptGraphs
 
@@ -49,9 +51,13 @@ def taped(
     keeper: Keeper | None,
     graphs: KeptGraphs | None,
     pull: Callable[[Taken, Sequence[Tensor | None]], Sequence[Tensor | None]],
+    replayed: bool = True,
     **extra: Any,
 ) -> Trajectory:
-    """The trajectory of p. `pull` is the backward pass; `extra` goes into the stats."""
+    """The trajectory of p. `pull` is the backward pass; `extra` goes into the stats.
+
+    replayed: steps are taken again as they were, from a state at their start.
+    """
     q = p.detached()
     with torch.no_grad():
         record = Record(q)
@@ -59,19 +65,21 @@ def taped(
         solved = integrate(q, driver, request, record, (tape,), tape.attempt)
     stats = Stats.of(solved.outcome)
     stats.update(extra)
-    captured = tuple(q.f.captured.tensors.values()) if q.f.captured else ()
+    used, spare = q.f.capture()
+    captured = (*used, *spare)
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
     needed = [x.requires_grad for x in (*inputs, *captured)]
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
+        refuse_random(p, q.f, replayed)
         survivors = Survivors.of(solved.outcome)
         entries = tape.entries if survivors is None else standing(tape.entries, q, survivors)
         if graphs is not None:  # a graph is that of all who were in the batch
             graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
         taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, survivors)
-        again = partial(once_more, p, driver, request, survivors=survivors)
-        values = attach(partial(pull, taken), again, values, inputs, captured)
+        again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
+        values = attach(partial(pull, taken), again, values, inputs, used, spare)
     return unpacked(p, values, solved, stats)
 
 
@@ -86,10 +94,11 @@ def once_more(
     request: Request,
     inputs: Sequence[Tensor],
     survivors: Survivors | None = None,
+    like: VectorField | None = None,
 ) -> Sequence[Tensor]:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
 
-    Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake.
+    like: the field of the solve before, whose random numbers are drawn again. Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake.
     """
     n = len(p.y0)
     p = replace(
@@ -102,7 +111,8 @@ def once_more(
     )
     if survivors is not None and not request.dense:
         p = replaced(p, survivors)
-    solved = integrate(p, driver, request.again(), Record(p))
+    with nullcontext() if like is None else like.drawing_from(like.start_states):
+        solved = integrate(p, driver, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 

@@ -150,6 +150,7 @@ class _Both:
     calls = 0
     checked = True
     captured = None
+    random = False
 
     def __init__(self, field: PlainField, n: int) -> None:
         self.field, self.n = field, n

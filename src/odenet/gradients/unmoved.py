@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.capture import named_tensors
 from ..core.leaves import Leaves
+from ..core.reach import reached
 from ..core.transforms import some
 from ..engine.problem import Problem
 from .base import Trajectory, direct
@@ -22,7 +22,7 @@ from .frozen import unfailed
 
 
 def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
-    """`found`, differentiable by everything that f reaches, if no step was accepted, or if all samples failed."""
+    """`found`, differentiable by all leaves that f reaches, if no step was accepted, or if all samples failed."""
     accepted = found.outcome.accepted
     if direct() or p.traced:
         return found
@@ -30,29 +30,31 @@ def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
     constant = good is not None and not bool(good.any())
     if not constant and (some(accepted > 0) if isinstance(accepted, Tensor) else accepted > 0):
         return found
-    reached = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
-    reached |= {id(x): x for x in p.f.differentiable_args}
-    reached |= {key: x for key, (_, x) in named_tensors(p.f.parts[0]).items()}
-    if not reached:
+    asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
+    asked |= {id(x): x for x in p.f.differentiable_args}
+    asked |= {key: x for key, (_, x) in reached(p.f.parts[0]).leaves.items()}
+    if not asked:
         return found
 
     def attached(y: Leaves) -> Leaves:
         y = tuple(x.detach() for x in y) if constant else y
-        return tuple(_Reached.apply(len(reached), *reached.values(), *y))
+        return tuple(Zeros.apply(len(asked), *asked.values(), *y))
 
     n, values, dense = len(found.ys), attached((*found.ys, *found.y1)), found.dense
     dense = (lambda t, before=dense: attached(before(t))) if constant and dense is not None else dense
     return replace(found, ys=values[:n], y1=values[n:], dense=dense)
 
 
-class _Reached(torch.autograd.Function):
-    """Copies of what follows the first `reached` tensors; the gradient of those is zero."""
+class Zeros(torch.autograd.Function):
+    """Copies of what follows the first `count` tensors; the gradient of those is zero."""
+
+    takes_none = True
 
     @staticmethod
-    def forward(ctx: Any, reached: int, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.looks = [(x.shape, x.dtype, x.device) for x in given[:reached]]
+    def forward(ctx: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.looks = [(x.shape, x.dtype, x.device) for x in given[:count]]
         ctx.set_materialize_grads(False)
-        return tuple(x.clone() for x in given[reached:])
+        return tuple(x.clone() for x in given[count:])
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:

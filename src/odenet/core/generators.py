@@ -1,0 +1,53 @@
+"""Random numbers: the states of the generators that f may draw from, kept and set again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+GeneratorStates = tuple[Tensor, ...]
+
+
+class Generators:
+    """PyTorch's own generators, of the CPU and of a state's device, and those that f holds."""
+
+    def __init__(self, device: torch.device, held: Sequence[torch.Generator] = ()) -> None:
+        self.device, self.held = device, tuple(held)
+
+    def states(self) -> GeneratorStates:
+        found = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            found.append(torch.cuda.get_rng_state(self.device))
+        elif self.device.type == "mps":
+            found.append(torch.mps.get_rng_state())
+        return (*found, *(x.get_state() for x in self.held))
+
+    def set(self, states: GeneratorStates) -> None:
+        first, *others = states
+        torch.set_rng_state(first)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(others.pop(0), self.device)
+        elif self.device.type == "mps":
+            torch.mps.set_rng_state(others.pop(0))
+        for generator, state in zip(self.held, others, strict=True):
+            generator.set_state(state)
+
+    @contextmanager
+    def drawing_from(self, states: GeneratorStates | None) -> Iterator[None]:
+        """The numbers drawn here are those that were drawn from `states`; outside it is as if none had been."""
+        if states is None:
+            yield
+            return
+        before = self.states()
+        self.set(states)
+        try:
+            yield
+        finally:
+            self.set(before)
+
+
+def same_states(a: GeneratorStates, b: GeneratorStates) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
