@@ -16,7 +16,16 @@ from .control import Controller
 from .core.autocast import uncached
 from .core.field import VectorField
 from .core.given import flag, named
-from .core.leaves import Leaves, differentiable, flatten, in_working_precision, select, time_dtype
+from .core.leaves import (
+    Leaves,
+    differentiable,
+    flatten,
+    in_working_precision,
+    own_view,
+    select,
+    time_dtype,
+    tree_map,
+)
 from .core.outside_graphs import outside_graphs
 from .core.status import Status
 from .core.transforms import some, vmapping
@@ -113,11 +122,12 @@ def solve(
     control = check.controller(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
-    working = in_working_precision(leaves)
+    # f is handed views: it may mark what it is given by requires_grad_(), and the caller's own tensors stay as they are
+    working = tuple(own_view(x) for x in in_working_precision(leaves))
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
     check.reachable(relative, absolute, control)
-    args = check.arguments(args)
+    args = tree_map(own_view, check.arguments(args))
     dtypes = tuple(x.dtype for x in leaves)
     field = VectorField(f, flatten(y0)[1], names, dtypes, time_dtype(given_ts, working), args)
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)

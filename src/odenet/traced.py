@@ -14,7 +14,7 @@ from . import check
 from .control import Controller
 from .core.leaves import in_working_precision, time_dtype
 from .core.outside_graphs import exporting
-from .core.plain_field import PlainField
+from .core.plain_field import PlainField, with_own_tensors
 from .core.status import Status
 from .engine.problem import Problem
 from .engine.traced import Found, find, plan, take
@@ -88,7 +88,7 @@ def solve(
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
     dtypes = tuple(x.dtype for x in leaves)
-    field: Any = PlainField(f, y0, dtypes, time_dtype(given_ts, working), tuple(args))  # as much of a field as it needs
+    field: Any = PlainField(with_own_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
     p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)

@@ -9,6 +9,7 @@ from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
 from ..gradients.frozen import without_failed
+from .interpreter import as_before
 
 _told: set[str] = set()
 
@@ -19,8 +20,9 @@ def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request
     from .solving import solve_compiled
 
     try:
-        found = solve_compiled(p, driver, how, request)
-        return without_failed(p, found, lambda q: solve_compiled(q, driver, how, request))
+        with as_before():
+            found = solve_compiled(p, driver, how, request)
+            return without_failed(p, found, lambda q: solve_compiled(q, driver, how, request))
     except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are

@@ -56,6 +56,13 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
+def own_view(x: Any) -> Any:
+    """A tensor as a view of it, attached to it, whose flags are its own; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.view_as(x) if x.requires_grad or x.layout is torch.strided else x.detach()
+
+
 _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 

@@ -7,9 +7,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .leaves import Leaves, cast, flatten, unflatten
+
+
+def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A module f with copies of its parameters, made within each evaluation.
+
+    The loop operator of PyTorch allows no two inputs that share memory, and TorchDynamo makes inputs of the views that
+    an attribute gives (`w.T`) and of tensors that a module keeps beside the parameters that they are views of.
+    """
+    if not isinstance(f, nn.Module):
+        return f
+    kept = {k: x.clone() for k, x in f.named_parameters()}
+    if not f.training:  # in training a buffer may be changed in place, which a copy would hide
+        kept |= {k: x.clone() for k, x in f.named_buffers()}
+
+    def g(t: Tensor, y: Any, *args: Any) -> Any:
+        return torch.func.functional_call(f, {k: x.clone() for k, x in kept.items()}, (t, y, *args))
+
+    return g
 
 
 class PlainField:

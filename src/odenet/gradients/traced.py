@@ -47,7 +47,8 @@ class Parts:
             module = cast(nn.Module, self.f)
 
             def f(t: Tensor, y: Any, *rest: Any) -> Any:
-                return torch.func.functional_call(module, params, (t, y, *rest))
+                own = {k: x.clone() for k, x in params.items()}  # see `with_own_tensors`
+                return torch.func.functional_call(module, own, (t, y, *rest))
 
         return like.with_function(f, given)
 

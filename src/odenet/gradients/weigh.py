@@ -28,7 +28,10 @@ class Weighed(saved_tensors_hooks):
 
     def add(self, leaves: Iterable[Tensor]) -> None:
         for x in leaves:
-            storage = unwrapped(x).untyped_storage()
+            x = unwrapped(x)
+            if x._is_zerotensor():  # of forward mode: it has no memory
+                continue
+            storage = x.untyped_storage()
             if storage.data_ptr() not in self._seen:
                 self._seen.add(storage.data_ptr())
                 self.bytes += storage.nbytes()
