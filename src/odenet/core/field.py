@@ -263,12 +263,13 @@ class VectorField:
         return tuple(x.detach() for x in out)
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        before, flags = _versions(t, *y), [x.requires_grad for x in (t, *y)]
+        before, given = _versions(t, *y), (t, *y, *(x for x in self._args if isinstance(x, Tensor)))
+        flags = [x.requires_grad for x in given]
         out = self._call(t, y)
         if before != _versions(t, *y):
             raise ValueError("f changes its t or y in place, which are the solver's own: let it work on y.clone()")
-        if flags != [x.requires_grad for x in (t, *y)]:
-            self._unmark(t, *y, flags=flags)
+        if flags != [x.requires_grad for x in given]:
+            self._unmark(*given, flags=flags)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
         if not self.checked or spec != self._spec or not self._alike(leaves, y):
             self._check(leaves, spec, y)
