@@ -372,7 +372,7 @@ def test_args_that_are_not_finite_are_not_blamed_later() -> None:
 def test_hints_fit_the_call() -> None:
     with pytest.raises(odenet.MaxStepsError, match=r"Hint: raise max_steps, or take larger steps\.$"):
         odenet.solve(decay, ONE, [0.0, 1.0], method="rk4", step=1e-6, max_steps=3)
-    with pytest.raises(odenet.MaxStepsError, match="stiff f, for an implicit method such as 'radauIIA5'"):
+    with pytest.raises(odenet.MaxStepsError, match=r"problem is stiff.*method='radauIIA5' with step=\.\.\."):
         odenet.solve(lambda t, y: -1e5 * y, ONE, [0.0, 10.0], max_steps=20)
     with pytest.raises(odenet.NonFiniteError, match=r"and args\[0\] holds one"):
         odenet.solve(lambda t, y, k: -k * y, ONE, [0.0, 1.0], args=(math.nan,))

@@ -12,6 +12,7 @@ from .errors import (
     PileUpError,
     SolveError,
     StepUnderflowError,
+    StiffnessWarning,
 )
 from .events import Event
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
@@ -44,6 +45,7 @@ __all__ = [
     "SolveError",
     "Status",
     "StepUnderflowError",
+    "StiffnessWarning",
     "gradient_report",
     "nn",
     "solve",

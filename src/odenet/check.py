@@ -16,13 +16,13 @@ from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
-from .core.transforms import every, nested, unwrapped
+from .core.transforms import every, largest, nested, unwrapped
 from .core.wrapped import refuse_wrapped
 from .engine.callbacks import Callbacks
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
-from .methods import METHODS, Method
+from .methods import METHODS, ImplicitRK, Method
 
 FAILURES = ("raise", "return")  # what on_failure can be
 _FEW = 64  # times that are looked at quicker in Python
@@ -30,6 +30,7 @@ _OTHERS_NAMES = {  # of SciPy, torchdiffeq and diffrax, where the nearest of our
     **{"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "adaptive_heun": "heun", "heun2": "heun"},
     **dict.fromkeys(("radau", "bdf", "lsoda", "kvaerno5"), "radauIIA5"),
 }
+_OWN_STEPS = "step=..., or controller=Grid(torch.logspace(...)) where they are to grow"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -71,6 +72,11 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
     return names, leaves
 
 
+def narrowest(leaves: list[Tensor]) -> Tensor:
+    """That of the leaves whose dtype has the smallest range."""
+    return min(leaves, key=lambda x: torch.finfo(x.dtype).max)
+
+
 def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     """ts as a tensor in its own dtype (Python numbers: float64), (T,) or (B, T)."""
     if isinstance(ts, (int, float)):
@@ -98,7 +104,7 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
     flat = out.detach()
     many = flat.ndim > 1 or len(flat) > _FEW or nested() or torch.compiler.is_compiling()
-    finite, ordered = _many_times(flat) if many else _few_times(flat.tolist())
+    finite, ordered, span = _many_times(flat) if many else _few_times(flat.tolist())
     if not finite:
         entries = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
         raise ValueError(f"ts must be finite; got {entries}")
@@ -107,18 +113,26 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
             "ts must increase or decrease throughout (equal neighbours are allowed); got "
             f"{unwrapped(flat).tolist() if flat.numel() < 20 else f'times of shape {tuple(flat.shape)} that turn back'}"
         )
+    most = torch.finfo(torch.promote_types(real_dtype(leaf.dtype), torch.float32)).max
+    if span > most:
+        raise ValueError(
+            f"ts spans {span:.3g}, and numbers beyond {most:.2g} do not exist in y0's dtype {leaf.dtype}, by whose "
+            "slopes steps in time are multiplied: count time in a larger unit, or use float64"
+        )
     return out.expand(leaf.shape[0], -1) if per_sample and out.ndim == 1 else out
 
 
-def _few_times(ts: list[float]) -> tuple[bool, bool]:
-    """Whether all are finite, and none turns back: from one copy to Python."""
+def _few_times(ts: list[float]) -> tuple[bool, bool, float]:
+    """Whether all are finite, whether none turns back, and how far they reach: from one copy to Python."""
     pairs = list(itertools.pairwise(ts))
-    return all(map(math.isfinite, ts)), all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
+    ordered = all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
+    return all(map(math.isfinite, ts)), ordered, abs(ts[-1] - ts[0])
 
 
-def _many_times(ts: Tensor) -> tuple[bool, bool]:
+def _many_times(ts: Tensor) -> tuple[bool, bool, float]:
     steps = ts.diff(dim=-1)
-    return every(torch.isfinite(ts)), every((steps >= 0).all(-1) | (steps <= 0).all(-1))
+    ordered = every((steps >= 0).all(-1) | (steps <= 0).all(-1))
+    return every(torch.isfinite(ts)), ordered, 0.0 if torch.compiler.is_compiling() else largest(steps.sum(-1).abs())
 
 
 def _stacked(ts: Any) -> Tensor:
@@ -173,7 +187,11 @@ def method(given: Any) -> Method:
     if not isinstance(given, str):
         raise TypeError(f"method must be a name or a Method instance; got {shown(given)}")
     if given not in METHODS:
-        raise unknown_name("method", given, METHODS, _OTHERS_NAMES.get(given.lower()))
+        meant = _OTHERS_NAMES.get(given.lower())
+        error = unknown_name("method", given, METHODS, meant)
+        if meant is not None and METHODS[meant].error_order is None:
+            raise ValueError(f"{error} {meant!r} takes steps that you give it: {_OWN_STEPS}.")
+        raise error
     return METHODS[given]
 
 
@@ -201,6 +219,11 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
     if given.adaptive and solver.error_order is None:
+        if isinstance(solver, ImplicitRK):
+            raise ValueError(
+                f"step is required: method={solver.name!r} has no error estimate to choose steps by. Give "
+                f"{_OWN_STEPS}. (Methods that choose their steps, such as 'tsit5', are explicit, and slow for stiff f.)"
+            )
         raise ValueError(
             f"step is required: method={solver.name!r} has no error estimate to choose steps by. "
             "Give step=..., or take an adaptive method such as 'tsit5'."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SolveError(RuntimeError):
@@ -16,6 +17,14 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, *, t: float, dt: float, sample: int | None, component: str) -> None:
         super().__init__(message)
         self.t, self.dt, self.sample, self.component = t, dt, sample, component
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy, which would call the class with the message alone: a pool of processes then waits."""
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
+    return kind.__new__(kind, *args)
 
 
 class MaxStepsError(SolveError):
@@ -48,6 +57,10 @@ class WrappedFieldError(RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """An iteration inside a step ended before it converged; the solve goes on."""
+
+
+class StiffnessWarning(UserWarning):
+    """The steps of an explicit method are held down by its stability and not by the tolerances; the solve goes on."""
 
 
 def unknown_name(argument: str, given: str, known: Iterable[str], meant: str | None = None) -> ValueError:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .core.leaves import Leaves, cast, flatten, select, tree_map, unflatten
 from .core.narrowing import Cut, find_cut, take
+from .core.portable import constants
 from .engine.events import Values
 from .engine.problem import Problem
 from .gradients.event_time import with_event_time
@@ -81,6 +82,13 @@ class Hit(NamedTuple):
     which: Any
     t: Tensor
     y: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and deepcopy: as constants."""
+        return Hit, tuple(constants(tuple(self)))
+
+    def __copy__(self) -> Hit:
+        return Hit(*self)
 
 
 class Watched(Values):

@@ -22,6 +22,7 @@ from .engine.advance import State
 from .engine.drive import Found, Outcome
 from .engine.events import Events
 from .engine.integrate import Progress, Request
+from .engine.pieces import Stretch, Stretches
 from .engine.problem import Problem
 from .engine.record import Collected
 from .errors import SolveError
@@ -254,22 +255,24 @@ class Hybrid:
     def _at_events(self, whole: State, lanes: Tensor, time: Tensor, y: Leaves) -> State:
         """The state with these lanes standing at events."""
         if self.p.batched:
-            return whole._replace(y=select(lanes, y, whole.y), time=torch.where(lanes, time.detach(), whole.time))
-        return whole._replace(y=y, time=time.detach()) if bool(lanes) else whole
+            return whole._replace(y=select(lanes, y, whole.y), time=torch.where(lanes, time, whole.time))
+        return whole._replace(y=y, time=time) if bool(lanes) else whole
 
     def _whole(self, whole: State) -> Journey:
         stats = Stats.joined([leg.found.stats for leg in self.legs])
         last = self.legs[-1].found.outcome
         outcome = Outcome(whole, stats["nfe"], stats["accepted"], stats["rejected"], last.found)
         ys = self.collected.whole(self.p.ts, torch.nan)
-        dense = self._dense if self.request.dense else None
+        dense = pieces = None
+        if self.request.dense:
+            dense, pieces = self._along(lambda found: found.dense), self._along(lambda found: found.pieces)
         time = self.p.ts.detach()[..., 0]
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
         good = unfailed(whole.status)
         if good is not None:
             constant = tree_map(lambda x: held(good, (x,))[0], hits.y)
             hits = hits._replace(t=held(good, (hits.t,))[0], y=constant)
-        return Journey(frozen(Trajectory(ys, whole.y, dense, outcome, stats)), self._last(hits), hits)
+        return Journey(frozen(Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits)
 
     def _last(self, hits: Hit) -> Hit | None:
         if not self.p.batched:
@@ -282,36 +285,9 @@ class Hybrid:
         place = (rows, (count - 1).clamp(min=0))  # the first of a sample without hits is NaN
         return Hit(hits.which[place], hits.t[place], tree_map(lambda y: y[place], hits.y))
 
-    def _dense(self, t: Tensor) -> Leaves:
-        """The solution at t, (m,) or (B, m): of the solve that has it; at the time of an event of the one before."""
-        sign = self.p.direction
-        if not self.p.batched:
-            ends = torch.stack([leg.end[0] for leg in self.legs]) * sign
-            which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
-            place = torch.empty_like(which)
-            parts, count = [], 0
-            for k in sorted(set(which.tolist())):
-                rows = (which == k).nonzero()[:, 0]
-                parts.append(self._of_leg(k, t[rows]))
-                place[rows] = count + torch.arange(len(rows), device=rows.device)
-                count += len(rows)
-            return tuple(torch.cat(xs)[place] for xs in zip(*parts, strict=True))
-        out: Leaves | None = None
-        for k, leg in enumerate(self.legs):
-            low, high, sign = (x.unsqueeze(1) for x in (leg.start, leg.end, self.p.direction))
-            inside = leg.going.unsqueeze(1) & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
-            if out is not None and not bool(inside.any()):
-                continue
-            before, after = (t.detach() - low) * sign < 0, (t.detach() - high) * sign > 0
-            values = self._of_leg(k, torch.where(before, low, torch.where(after, high, t)))
-            out = values if out is None else select(inside, values, out)
-        assert out is not None
-        return out
-
-    def _of_leg(self, k: int, t: Tensor) -> Leaves:
-        dense = self.legs[k].found.dense
-        assert dense is not None
-        return dense(t)
+    def _along(self, dense: Callable[[Trajectory], Any]) -> Stretches:
+        parts = [Stretch(dense(leg.found), leg.start, leg.end, leg.going) for leg in self.legs]
+        return Stretches(parts, self.p.direction, self.p.batched)
 
     def _progress(self, p: Problem) -> Progress | None:
         report = self.request.progress

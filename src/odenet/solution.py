@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,33 +11,44 @@ from torch import Tensor
 
 from .core.given import times
 from .core.leaves import Leaves
+from .core.portable import constants
 from .core.status import Status
 from .core.transforms import some
+from .engine.pieces import Interpolation, Stretches
 from .gradients.base import Stats
+from .summary import Facts, line, lines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A solution of an ODE.
 
     ts: the output times, (T,), or (B, T) with per_sample. ys: the state at ts, in y0's structure and dtype, with the
     leading axis T, or (B, T, ...) with per_sample; NaN at times that a failed solve did not reach. y1: the last state
-    reached. stats: nfe, accepted, rejected, backward_nfe, by key or as attributes; ints, or (B,) with per_sample.
+    reached. t1: the time of y1, 0-d or (B,), in the dtype of ts; solve(f, sol.y1, [sol.t1, ...]) goes on from there. It
+    moves as y1 does: with ts[-1] where the solve came there, with the event that ended it, and where it broke off with
+    the last of ts that it passed (with a continuous adjoint, and of a sample that failed, it is a constant then).
+    stats: nfe, accepted, rejected, backward_nfe, by key or as attributes; ints, or (B,) with per_sample.
     status: a `Status`, or its codes as a (B,) tensor. event: the last event that happened (the one that ended the
     solve, where the status says so): which, t and y; per sample (B,), with -1 and NaN where none did; else None where
     none did. hits: all events in their order, with an axis for them; see `odenet.events.Hit`. None without events.
+
+    A pickle or a deep copy has the values, without a graph, and sol(t) where that was there.
     """
 
     ts: Tensor
     ys: Any
     y1: Any
+    t1: Tensor
     stats: Stats
     status: Status | Tensor
     event: Any = None
     hits: Any = None
-    _dense: Callable[[Tensor], Leaves] | None = field(default=None, repr=False)
-    _pack: Callable[[Leaves], Any] = field(default=lambda leaves: leaves, repr=False)
-    _limits: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _dense: Callable[[Tensor], Leaves] | None = None
+    _pack: Callable[[Leaves], Any] | None = None
+    _limits: tuple[Tensor, Tensor] | None = None
+    _pieces: Interpolation | Stretches | None = None
+    _about: str = ""
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
         """The solution at any t between ts[0] and the time reached (needs dense=True); differentiable.
@@ -45,7 +56,7 @@ class Solution:
         t: a number gives y's shape; shape (m,) gives (m, ...). With per_sample a number gives (B, ...), (m,) the same
         times for every sample and (B, m) own times: (B, m, ...).
         """
-        if self._dense is None or self._limits is None:
+        if self._dense is None or self._limits is None or self._pack is None:
             raise ValueError("sol(t) needs the dense solution: call solve(..., dense=True)")
         start, end = self._limits
         t = times("t", t).to(start)
@@ -72,3 +83,23 @@ class Solution:
         if t.ndim == 0:
             leaves = tuple(x[:, 0] if batched else x[0] for x in leaves)
         return self._pack(leaves)
+
+    def __repr__(self) -> str:
+        return line(self._facts())
+
+    def __str__(self) -> str:
+        """What was solved, to which time, in how many steps, and how it ended."""
+        return lines(self._facts())
+
+    def _facts(self) -> Facts:
+        return Facts(self._about, self.ts, self.y1, self.t1, self.stats, self.status, self.hits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = dict(vars(self))
+        for name in ("ts", "ys", "y1", "t1", "status", "_limits"):
+            own[name] = constants(own[name])
+        pieces = None if self._pieces is None else self._pieces.detached()
+        return own | {"_dense": pieces, "_pieces": pieces}
+
+    def __copy__(self) -> Solution:
+        return replace(self)

@@ -18,6 +18,7 @@ from .core.field import VectorField
 from .core.given import flag, named
 from .core.leaves import (
     Leaves,
+    Structure,
     differentiable,
     flatten,
     in_working_precision,
@@ -35,10 +36,11 @@ from .engine.drive import Eager, Outcome
 from .engine.functional import Functional
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
+from .engine.stiffness import Stiffness
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
-from .gradients.base import Trajectory
-from .gradients.frozen import frozen
+from .gradients.base import Trajectory, direct
+from .gradients.frozen import frozen, unfailed
 from .gradients.unmoved import with_zeros
 from .hybrid import Hybrid
 from .methods import Method
@@ -117,7 +119,7 @@ def solve(
     named("on_failure", on_failure, check.FAILURES)
     check.observers(callbacks, progress)
     names, leaves = check.state(y0, per_sample)
-    given_ts = check.times(ts, per_sample, leaves[0])
+    given_ts = check.times(ts, per_sample, check.narrowest(leaves))
     solver = check.method(method)
     control = check.controller(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
@@ -132,7 +134,8 @@ def solve(
     field = VectorField(f, flatten(y0)[1], names, dtypes, time_dtype(given_ts, working), args)
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
-    problem, pack = Problem.build(field, working, precise, control, method=solver, **limits), field.pack
+    problem = Problem.build(field, working, precise, control, method=solver, **limits)
+    pack = Structure(flatten(y0)[1], dtypes)  # not the field's own, which would keep f alive
     if vmapping():
         check.vmapped(events, callbacks, progress, solver)
         problem = replace(problem, traced=True)
@@ -143,33 +146,79 @@ def solve(
         compiled = compiled_or_none(p, driver, how, request) if compile else None
         found = how.run(p, driver, request) if compiled is None else compiled
         judge(p, found.outcome)
-        return frozen(with_zeros(p, replace(found, y1=_ends(p, found))))
+        moves = direct() or not isinstance(how, ContinuousAdjoint)
+        outcome = replace(found.outcome, state=found.outcome.state._replace(time=_reached(p, found.outcome, moves)))
+        return frozen(with_zeros(p, replace(found, y1=_ends(p, found), outcome=outcome)))
 
     with bar(progress) as report, uncached(working[0].device.type):
-        request = Request(dense, report, callbacks)
+        request = Request(dense, report, callbacks, stiffness=Stiffness())
         if events:
             trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
-    final = trajectory.outcome.state
-    status: Status | Tensor = final.status if isinstance(final.status, Tensor) else Status(int(final.status))
-    return Solution(
-        given_ts,
-        pack(trajectory.ys),
-        pack(trajectory.y1),
-        trajectory.stats,
-        status,
-        _told(last, given_ts),
-        _told(hits, given_ts),
-        trajectory.dense,
-        pack,
-        (problem.ts.detach()[..., 0], final.time.detach()) if dense else None,
+    events_told = _told(last, given_ts), _told(hits, given_ts)
+    return _solution(
+        problem, trajectory, pack, given_ts, *events_told, dense=dense, about=f"{_name(f)} by {solver.name}"
     )
+
+
+def _solution(
+    p: Problem,
+    found: Trajectory,
+    pack: Structure,
+    ts: Tensor,
+    last: Hit | None,
+    hits: Hit | None,
+    *,
+    dense: bool,
+    about: str,
+) -> Solution:
+    final = found.outcome.state
+    return Solution(
+        ts,
+        pack(found.ys),
+        pack(found.y1),
+        final.time.to(ts.dtype),
+        found.stats,
+        final.status if isinstance(final.status, Tensor) else Status(int(final.status)),
+        last,
+        hits,
+        found.dense,
+        pack,
+        (p.ts.detach()[..., 0], final.time.detach()) if dense else None,
+        found.pieces,
+        about,
+    )
+
+
+def _name(f: Callable[..., Any]) -> str:
+    """The equation, with f by its name where it has one."""
+    name = getattr(f, "__name__", type(f).__name__)
+    return f"y' = {name if name.isidentifier() else 'f'}(t, y)"
 
 
 def _told(hit: Hit | None, ts: Tensor) -> Hit | None:
     """The hit with times in the dtype of ts."""
     return None if hit is None else hit._replace(t=hit.t.to(ts.dtype))
+
+
+def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
+    """The time reached, as y1 depends on it: a constant after the last time that a step had to hit, or after ts[0].
+
+    moves: False: of a solve that did not come to its end a constant, as the end of a continuous adjoint is.
+    """
+    time = outcome.state.time.detach()
+    if not (differentiable(p.ts) or differentiable(p.stops.times)):
+        return time
+    stops = p.stops.times
+    passed = ((stops.detach() - time.unsqueeze(-1)) * p.direction.unsqueeze(-1) <= 0).sum(-1)
+    last = stops.gather(-1, (passed - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    base = torch.where(passed > 0, last, p.ts[..., 0])
+    at = base + (time - base.detach())
+    if not moves:
+        at = torch.where(passed == stops.shape[-1], at, time)
+    good = unfailed(outcome.state.status)
+    return at if good is None else torch.where(good, at, time)
 
 
 def _ends(p: Problem, found: Trajectory) -> Leaves:

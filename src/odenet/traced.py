@@ -103,7 +103,9 @@ def solve(
     zero = found.accepted * 0
     nfe = _evaluations(p, found)
     stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
-    return Solution(given_ts, field.pack(ys), field.pack(y1), stats, found.status, _pack=field.pack)
+    ended = found.status == int(Status.SUCCESS)
+    t1 = torch.where(ended, given_ts[-1], found.t.detach().to(given_ts.dtype))
+    return Solution(given_ts, field.pack(ys), field.pack(y1), t1, stats, found.status)
 
 
 def _given(controller: Controller | None, name: str) -> Any:

@@ -366,7 +366,7 @@ def test_grid_as_made() -> None:
     whole, some = Grid(), Grid([0.1, 0.2], perturb=True, finite=False)
     assert whole.every_output and whole.finite and not whole.perturb and whole.step_ts is None
     assert not some.every_output and not some.finite and some.perturb and some.step_ts == [0.1, 0.2]
-    assert repr(whole) == "Grid()" and repr(some) == "Grid([0.1, 0.2])"
+    assert repr(whole) == "Grid()" and repr(some) == "Grid([0.1, 0.2], perturb=True, finite=False)"
     assert whole.first(0.5) >= 1e300 and whole.stretch == 1.0
 
 

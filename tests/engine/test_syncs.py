@@ -25,7 +25,7 @@ def looks(tolerance: float, compile: bool) -> tuple[int, int]:
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_look_a_step(compile: bool) -> None:
-    """Only that which decides: the error, or in a compiled loop whether it goes on."""
+    """Only that which decides: the error, or in a compiled loop whether it goes on; after 50 one at stiffness."""
     (few, first), (many, second) = looks(1e-3, compile), looks(1e-9, compile)
     assert many > few + 10
-    assert second - first == many - few
+    assert second - first - (many - few) == (many > 54 and not compile)

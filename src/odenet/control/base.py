@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves
+from ..core.portable import Settings
 
 Memory = tuple[Number, ...]
 Norm = Callable[[Leaves], Tensor]
@@ -53,7 +54,7 @@ class Verdict(NamedTuple):
     failed: Flag
 
 
-class Controller(ABC):
+class Controller(Settings, ABC):
     """Works on lanes (see core/lanes.py): h and ratio are positive numbers, or tensors of shape (B,).
 
     adaptive: asks the method for an error estimate and the engine for the first step.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import final
 
 from ..core.given import flag, number
 from ..core.lanes import Number, isfinite, negate
+from ..core.portable import described
 from .base import Controller, Memory, Times, Verdict, check_times
 
 
@@ -58,7 +60,7 @@ class ConstantStep(Unjudged):
             )
 
     def __repr__(self) -> str:
-        return f"ConstantStep({self.step})"
+        return described(self)
 
 
 @final
@@ -71,7 +73,7 @@ class Grid(Unjudged):
     """
 
     stretch = 1.0
-    step = 1e300  # longer than any, so that each attempt reaches the next time
+    step = sys.float_info.max  # longer than any, so that each attempt reaches the next time
 
     def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)
@@ -79,4 +81,8 @@ class Grid(Unjudged):
         self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
 
     def __repr__(self) -> str:
-        return "Grid()" if self.step_ts is None else f"Grid({self.step_ts!r})"
+        return described(self)
+
+    @property
+    def times(self) -> Times | None:
+        return self.step_ts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import final
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..core.given import function, number
 from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
+from ..core.portable import described
 from .base import Controller, Memory, Norm, Times, Verdict, check_times
 
 _STRONGEST = 10.0  # of the coefficients: _SMALLEST to its third power is still far from overflow
@@ -88,11 +88,7 @@ class PID(Controller):
             raise ValueError(f"first_step must be positive and finite; got {first_step!r}")
 
     def __repr__(self) -> str:
-        """Without what is as by default."""
-        defaults = {name: p.default for name, p in inspect.signature(PID).parameters.items()}
-        own = {name: getattr(self, name) for name in defaults}
-        given = (f"{k}={v!r}" for k, v in own.items() if not isinstance(v, (float, type(None))) or v != defaults[k])
-        return f"PID({', '.join(given)})"
+        return described(self)
 
     def memory(self, h: Number) -> Memory:
         one = torch.ones_like(h) if isinstance(h, Tensor) else 1.0

@@ -15,10 +15,9 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
-from .leaves import Leaves
+from .leaves import Leaves, flatten
 from .reach import Edge, Reached, reached
 from .vjp import edge_of, local_vjp
 
@@ -63,13 +62,13 @@ class Operands(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         for x in given:
             node = x.grad_fn if x.requires_grad else None
             if node is not None and node._sequence_nr() <= self.marker:
                 self.computed.setdefault((node, x.output_nr), x)
         out = func(*args, **kwargs)
-        for x in tree_leaves(out):
+        for x in flatten(out)[0]:
             if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in given):
                 self.made[id(x)] = weakref.ref(x)
         return out
@@ -169,10 +168,9 @@ class Captured:
         return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
 
     def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
-        """Check that evaluations used nothing that is not known. `inputs` are f's own arguments; `marker` was taken
-        before. After a look around, while it is open, what is new and can be reached becomes known.
+        """Check that evaluations used nothing that is not known; until `close`, what f can reach becomes known.
 
-        seen: nodes that were walked before, which may be of another thread; those of this walk are added.
+        inputs: f's own arguments. marker: taken before the evaluations. seen: nodes that were walked before, which may be of another thread; those of this walk are added.
         """
         leaves, computed = self._borders(outputs, inputs, marker, seen)
         if computed and self._open:

@@ -140,7 +140,7 @@ class VectorField:
         return other
 
     def capture(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The tensors that f used in the forward solve, and leaves that it may have; no other may turn up from now on."""
+        """The tensors that f used in the forward solve, and leaves that it may have; no other may turn up now."""
         if self.captured is None:
             return (), ()
         self.captured.close()

@@ -8,6 +8,7 @@ A `Lane` is what belongs to a sequence of steps: the time, the step size. Shape 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -109,6 +110,25 @@ def new_leaves(x: Leaves) -> Leaves:
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x.to(dtype), which takes its time also where it has nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Leaves -> the state in the caller's structure and dtypes."""
+
+    spec: Spec
+    dtypes: tuple[torch.dtype, ...]
+
+    def __call__(self, leaves: Leaves) -> Any:
+        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self.spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a state of numbers: PyTorch warns where a TreeSpec is pickled."""
+        return Structure.like, (unflatten(range(len(self.dtypes)), self.spec), self.dtypes)
+
+    @staticmethod
+    def like(state: Any, dtypes: tuple[torch.dtype, ...]) -> Structure:
+        return Structure(flatten(state)[1], dtypes)
 
 
 def spread(lane: Tensor, leaf: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def _message(f: Any, name: str, row: int, other: int, count: int, y: Leaves) -> 
             f"BatchNorm in training ({norms[0] or 'f'}) takes its mean over the batch: use f.eval(), another norm "
             "(GroupNorm, LayerNorm), or per_sample=False"
         )
-    return text + "Samples are solved each for itself, with their own steps: use per_sample=False for an f that mixes them"
+    return text + "Use per_sample=False for an f that mixes samples: they then share their steps"
 
 
 def _is_module(f: Any) -> bool:

@@ -14,22 +14,42 @@ Tolerance = Sequence[float | Tensor]
 
 
 def rms(leaves: Leaves, batched: bool) -> Tensor:
-    """Root mean square over all elements of all leaves (of each sample). Hairer, Norsett & Wanner I, (II.4.11)."""
+    """Root mean square over all elements of all leaves (of each sample). Hairer, Norsett & Wanner I, (II.4.11).
+
+    Squared in float64: the square of 1e20 is too large for float32.
+    """
     total: Tensor | None = None
     count = 0
     for leaf in leaves:
         x = leaf.abs() if leaf.is_complex() else leaf
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        part = rows(x * x).sum(1, dtype=wide) if batched else (x * x).sum(dtype=wide)
-        total = part if total is None else total + part
+        x = rows(x) if batched else x
+        part = torch.linalg.vector_norm(x, dim=1 if batched else None, dtype=wide(x))
+        total = part if total is None else torch.hypot(total, part)
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
-    return (total / max(count, 1)).sqrt()
+    return total / math.sqrt(max(count, 1))
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The real dtype that norms are computed in."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def peak(leaves: Leaves, batched: bool) -> Tensor:
+    """The largest magnitude among all elements of all leaves (of each sample)."""
+    tops = [rows(x.abs()).amax(1) if batched else x.abs().amax() for x in leaves]
+    return torch.stack([x.to(wide(x)) for x in tops]).amax(0)
 
 
 def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
     """atol + rtol * |y|."""
     return tuple(a + r * leaf.abs() for leaf, r, a in zip(y, rtol, atol, strict=True))
+
+
+def never_zero(atol: Tolerance, y: Leaves) -> Tolerance:
+    """atol that a leaf's own dtype can tell from zero: 0 / 0 is no error where a component stays zero."""
+    least = [torch.finfo(leaf.dtype).tiny for leaf in y]
+    return [a.clamp(min=x) if isinstance(a, Tensor) else max(a, x) for a, x in zip(atol, least, strict=True)]
 
 
 def all_finite(y: Leaves, batched: bool) -> Tensor:

@@ -20,8 +20,10 @@ Edge = tuple[Any, int]
 
 @dataclass
 class Reached:
-    """leaves: id -> (name, tensor) of leaves that ask for a gradient. computed: edge -> (name, tensor) of tensors with
-    a history. generators: of random numbers.
+    """What was reached.
+
+    leaves: id -> (name, tensor) of leaves that ask for a gradient. computed: edge -> (name, tensor) of tensors with a
+    history. generators: of random numbers.
     """
 
     leaves: dict[int, tuple[str, Tensor]] = field(default_factory=dict)

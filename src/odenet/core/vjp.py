@@ -85,15 +85,16 @@ class _Inside(torch.autograd.Function):
 
 
 def _nodes(outputs: Sequence[Tensor], places: dict[Edge, int]) -> tuple[list[Node], set[Node]]:
-    """The nodes behind outputs as far as the places, those first that others lead to; and those that lead to a place."""
+    """The nodes behind outputs as far as the places, those first that others lead to; and which lead to a place."""
     order: list[Node] = []
     leads: set[Node] = set()
     seen: set[Node] = set()
     for x in outputs:
         if not x.requires_grad or edge_of(x) in places or x.grad_fn in seen:
             continue
-        seen.add(x.grad_fn)
-        stack: list[tuple[Node, list[Edge]]] = [(x.grad_fn, list(x.grad_fn.next_functions))]
+        root: Node = x.grad_fn
+        seen.add(root)
+        stack: list[tuple[Node, list[Edge]]] = [(root, list(root.next_functions))]
         while stack:
             node, ahead = stack[-1]
             if not ahead:
@@ -116,7 +117,9 @@ def _pulled(node: Node, bars: list[Tensor | None]) -> list[tuple[Edge, Tensor]]:
         made = made if isinstance(made, tuple) else (made,)
         pairs = zip(node.next_functions, made, strict=False)
         return [(edge, bar) for edge, bar in pairs if edge[0] is not None and bar is not None]
-    custom: Any = node  # an autograd.Function of the caller's: its backward answers for arguments that are no tensors too
+    custom: Any = (
+        node  # an autograd.Function of the caller's: its backward answers for arguments that are no tensors too
+    )
     # whether it wants None for zeros cannot be read; zeros are right for all, and dearer for this library's own
     if not getattr(custom._forward_cls, "takes_none", False):
         like = custom._input_metadata

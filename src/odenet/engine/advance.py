@@ -105,9 +105,9 @@ class Move:
             again = self.draws.dense
             if p.f.random and again is None:
                 self.draws = self.draws._replace(dense=p.f.states())
-            with torch.set_grad_enabled(self.graph is not None or torch.is_grad_enabled()):
-                with nullcontext() if again is None else p.f.drawing_from(again):
-                    self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
+            grad = self.graph is not None or torch.is_grad_enabled()
+            with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.drawing_from(again):
+                self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
@@ -361,5 +361,5 @@ def _settled(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -
 
 
 def too_small(h: Number, t: Number) -> Flag:
-    """Whether a step of size h would be lost in the rounding of t."""
-    return (h <= 4.0 * _EPS * abs(t)) | (h < 1e-300)
+    """Whether a step of size h would be lost in the rounding of t, or at zero is near the smallest of all numbers."""
+    return (h <= 4.0 * _EPS * abs(t)) | (h < 1e-307)

@@ -11,24 +11,25 @@ from ..core.norms import all_finite
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
 from ..errors import BlowUpError, MaxStepsError, NonFiniteError, PileUpError, SolveError, StepUnderflowError
-from .advance import State
+from .advance import Clock, State, attempt, settle
 from .drive import Outcome
 from .problem import Problem
+from .stiffness import CURE, at_the_bound, watchable
 
 _HUGE = 1e6  # growth over the initial state (at least 1) beyond which a failure counts as a blow-up
+_AHEAD = 16  # attempts that tell whether a problem is stiff
 _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
     Status.MAX_STEPS: (
         MaxStepsError,
         "max_steps={max_steps} attempted steps did not reach the end",
         "raise max_steps, loosen rtol and atol, or take on_failure='return' to look at the part that was solved; "
-        "many tiny steps mean a noisy f, a jump of f that belongs in PID(jump_ts=...), or a stiff f, for an implicit "
-        "method such as 'radauIIA5'",
+        "many tiny steps mean a noisy f, a jump of f that belongs in PID(jump_ts=...), or a stiff f: for that " + CURE,
     ),
     Status.NON_FINITE: (
         NonFiniteError,
         "f returned NaN or infinity",
-        "look at f at this t and y: a division by zero, the log or square root of a negative number, or a weight that "
-        "is NaN already",
+        "look at f at this t and y: a division by zero, the log or square root of a negative number, a number that is "
+        "too large for the dtype, or a weight that is NaN already",
     ),
     Status.BLOW_UP: (
         BlowUpError,
@@ -39,8 +40,8 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
     Status.STEP_UNDERFLOW: (
         StepUnderflowError,
         "the step size fell below the resolution of time",
-        "rtol and atol ask for more than the dtype holds, or f jumps here: loosen them, use float64, or give the time "
-        "of the jump in PID(jump_ts=...)",
+        "rtol and atol ask for more than the dtype holds, or f jumps here, or changes within less than the rounding of "
+        "t: loosen them, use float64, give the time of the jump in PID(jump_ts=...), or count time from here",
     ),
     Status.PILE_UP: (
         PileUpError,
@@ -111,11 +112,14 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause, hint = given or (cause, hint)
     if status == Status.MAX_STEPS and not p.controller.adaptive:
         hint = "raise max_steps, or take larger steps"
+    elif status == Status.MAX_STEPS and backward is None and _stiff(p, s, sample):
+        cause += f", for the problem is stiff: they are as long as method={p.method.name!r} is stable for"
+        hint = CURE + ". Or raise max_steps"
 
     def lane(x: Number) -> float:
         return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
 
-    t, dt = lane(s.t), lane(s.h) * float(p.direction[sample] if sample is not None else p.direction)
+    t, dt = lane(s.t), _attempted(p, s, sample)
     component, size = _worst(p, outcome, sample, names)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
@@ -127,6 +131,39 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause = cause.format(max_steps=p.max_steps, size=size)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _stiff(p: Problem, s: State, sample: int | None) -> bool:
+    """Whether stability holds down the steps that would come next."""
+    if not watchable(p):
+        return False
+    clock, count = Clock(p), 0
+    time = s.time.detach()
+    y = tuple(x.detach() for x in s.y)
+    status = int(Status.RUNNING)
+    if sample is not None:
+        status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
+    s = s._replace(time=time, y=y, carry=p.method.init(p.f, time, y), status=status)
+    for _ in range(_AHEAD):
+        move, verdict = attempt(p, clock, s)
+        held = at_the_bound(move)
+        count += bool(held if sample is None else held[sample])
+        s = settle(p, clock, s, move, verdict)
+        if int(s.status if sample is None else s.status[sample]) != Status.RUNNING:
+            return False
+    return count >= _AHEAD // 2
+
+
+def _attempted(p: Problem, s: State, sample: int | None) -> float:
+    """The signed size of the attempt that failed, which ends at the next time to hit, whatever is asked for."""
+
+    def lane(x: Number) -> float:
+        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
+
+    stops = p.stops.times.detach() if sample is None else p.stops.times.detach()[sample]
+    left = abs(float(stops[min(int(lane(s.stop)), len(stops) - 1)]) - lane(s.t))
+    h = lane(s.h)
+    return lane(p.direction) * (left if h > left > 0.0 else h)
 
 
 def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from .functional import Lanewise
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
+from .stiffness import Stiffness, watchable
 
 Progress = Callable[[float, dict[str, int]], Any]
 
@@ -27,10 +28,11 @@ class Request:
     progress: Progress | None = None
     callbacks: Callbacks | None = None
     events: Events | None = None
+    stiffness: Stiffness | None = None
 
     def again(self) -> Request:
         """For the same solve once more, unseen."""
-        return replace(self, progress=None, callbacks=None)
+        return replace(self, progress=None, callbacks=None, stiffness=None)
 
 
 @dataclass
@@ -58,6 +60,8 @@ def integrate(
         observers.append(everywhere)
     if request.progress is not None:
         observers.append(Report(request.progress))
+    if request.stiffness is not None and watchable(p):
+        attempt = request.stiffness.around(attempt)
     seeker = None if request.events is None else Seeker(p, request.events, attempt)
     if seeker is not None:
         attempt = seeker.attempt

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
 import torch
 from torch import Tensor
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, spread
+from ..core.leaves import Leaves, select, spread
+from ..core.portable import constant, constants
 from .record import Pieces
 
 
@@ -36,3 +41,78 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool,
     y0 = tuple(y[place] for y in pieces.y)
     coefficients = [tuple(c[place] for c in cs) for cs in pieces.coefficients]
     return evaluate(y0, coefficients, tuple(spread(theta, y) for y in y0))
+
+
+@final
+@dataclass
+class Interpolation:
+    """The dense solution by its pieces: times (m,) or (B, m) -> leaves."""
+
+    pieces: Pieces
+    direction: Tensor
+    batched: bool
+
+    def __call__(self, t: Tensor) -> Leaves:
+        return evaluate_pieces(self.pieces, t, self.direction, self.batched)
+
+    def detached(self) -> Self:
+        pieces = Pieces.from_flat([constant(x) for x in self.pieces.flat()], len(self.pieces.y))
+        return type(self)(pieces, constant(self.direction), self.batched)
+
+
+@dataclass
+class Stretch:
+    """A part of a solution: `dense` from `start` to `end`, (L,), for the lanes that were `going`."""
+
+    dense: Callable[[Tensor], Leaves]
+    start: Tensor
+    end: Tensor
+    going: Tensor
+
+
+@final
+@dataclass
+class Stretches:
+    """The solution at t, (m,) or (B, m): of the part that has it; at the time between two of the one before."""
+
+    parts: Sequence[Stretch]
+    direction: Tensor
+    batched: bool
+
+    def __call__(self, t: Tensor) -> Leaves:
+        return self._of_samples(t) if self.batched else self._joint(t)
+
+    def _joint(self, t: Tensor) -> Leaves:
+        sign = self.direction
+        ends = torch.stack([part.end[0] for part in self.parts]) * sign
+        which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
+        place = torch.empty_like(which)
+        found, count = [], 0
+        for k in sorted(set(which.tolist())):
+            rows = (which == k).nonzero()[:, 0]
+            found.append(self.parts[k].dense(t[rows]))
+            place[rows] = count + torch.arange(len(rows), device=rows.device)
+            count += len(rows)
+        return tuple(torch.cat(xs)[place] for xs in zip(*found, strict=True))
+
+    def _of_samples(self, t: Tensor) -> Leaves:
+        out: Leaves | None = None
+        for part in self.parts:
+            low, high, sign = (x.unsqueeze(1) for x in (part.start, part.end, self.direction))
+            inside = part.going.unsqueeze(1) & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
+            if out is not None and not bool(inside.any()):
+                continue
+            before, after = (t.detach() - low) * sign < 0, (t.detach() - high) * sign > 0
+            values = part.dense(torch.where(before, low, torch.where(after, high, t)))
+            out = values if out is None else select(inside, values, out)
+        assert out is not None
+        return out
+
+    def detached(self) -> Self:
+        """Without a graph. Each `dense` is then one that can be."""
+        parts = [
+            Stretch(part.dense.detached(), *constants((part.start, part.end, part.going)))
+            for part in self.parts
+            if isinstance(part.dense, Interpolation)
+        ]
+        return type(self)(parts, constant(self.direction), self.batched)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..control.base import Controller, check_times
 from ..core.field import VectorField
 from ..core.leaves import Leaves
-from ..core.norms import Tolerance
+from ..core.norms import Tolerance, never_zero
 from ..methods.base import Method
 
 
@@ -115,6 +115,7 @@ class Problem:
         span = ts.detach()[..., -1] - ts.detach()[..., 0]
         direction = torch.where(span < 0, -1.0, 1.0).to(span.dtype)
         stops = Stops.build(ts, direction, controller)
+        rest["atol"] = never_zero(rest["atol"], y0)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
         )

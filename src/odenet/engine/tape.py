@@ -20,6 +20,8 @@ from .observe import Observer
 from .problem import Problem
 from .record import Given, Record
 
+NO_DRAWS = Draws()
+
 
 @dataclass(slots=True)
 class Entry:
@@ -39,7 +41,7 @@ class Entry:
     given: Given | None
     problem: Problem
     rows: Tensor | None = None
-    draws: Draws = Draws()
+    draws: Draws = NO_DRAWS
 
     def among(self, rows: Tensor) -> Entry:
         """The entry of the lanes that accepted the step, without the others."""

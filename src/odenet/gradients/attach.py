@@ -26,7 +26,7 @@ def attach(
     """`outputs` (already computed, detached) as differentiable functions of `inputs`, `captured` and `spare`.
 
     pull: cotangents of the outputs -> those of (*inputs, *captured, *spare). again: computes the outputs once more from
-    aliases of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them,
+    views of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them,
     to any order of derivative and with the memory of `backprop`. spare: leaves that may turn out not to have been used,
     and may be changed in place where they were not.
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
-from torch import Tensor
-
-from ..core.leaves import Leaves
 from ..engine.drive import Driver
 from ..engine.functional import Lanewise
 from ..engine.integrate import Request, integrate
-from ..engine.pieces import evaluate_pieces
+from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
 from .base import Gradient, Stats, Trajectory, direct
@@ -29,9 +25,9 @@ def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 
 
-def interpolator(pieces: Pieces, p: Problem) -> Callable[[Tensor], Leaves]:
+def interpolator(pieces: Pieces, p: Problem) -> Interpolation:
     """Times -> the solution there."""
-    return lambda t: evaluate_pieces(pieces, t, p.direction, p.batched)
+    return Interpolation(pieces, p.direction, p.batched)
 
 
 @final

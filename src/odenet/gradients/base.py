@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..core.field import VectorField
 from ..core.leaves import Leaves, forward_mode
+from ..core.portable import constants, described
 from ..core.transforms import outlasting, transforming, vmapping
 from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
+from ..engine.pieces import Interpolation, Stretches
 from ..engine.problem import Problem
 from ..errors import CaptureError
 from ..methods.base import StagewiseMethod
@@ -33,6 +35,13 @@ class Stats(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"stats has {', '.join(self)}; no {name!r}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The counts alone, as constants: what a sum is of stays where it is."""
+        return Stats, (constants(dict(self)),)
+
+    def __copy__(self) -> Stats:
+        return Stats(self)
 
     def kept(self) -> Stats:
         """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
@@ -65,19 +74,30 @@ class Stats(dict[str, Any]):
 
 @dataclass
 class Trajectory:
-    """A differentiable solution. dense: times (m,) or (B, m) -> leaves, where it was asked for."""
+    """A differentiable solution. dense: times (m,) or (B, m) -> leaves, where it was asked for.
+
+    pieces: the same without derivatives, where `dense` is not that itself.
+    """
 
     ys: Leaves
     y1: Leaves
     dense: Callable[[Tensor], Leaves] | None
     outcome: Outcome
     stats: Stats
+    pieces: Interpolation | Stretches | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dense, (Interpolation, Stretches)) and self.pieces is None:
+            self.pieces = self.dense
 
 
 class Gradient(ABC):
     """A way to differentiate a solve; `name` is how `solve(gradient=...)` knows it."""
 
     name: str
+
+    def __repr__(self) -> str:
+        return described(self)
 
     @abstractmethod
     def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory: ...
@@ -101,7 +121,7 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
         return
     raise CaptureError(
         "f draws random numbers (as Dropout does in training), and this choice of `gradient`, method or jump times "
-        "evaluates it anew for the backward pass, with other numbers: the gradient would be that of another solve. Draw "
+        "evaluates it anew for the backward pass, with other numbers: the gradient would be of another solve. Draw "
         "them once, outside f, and hand them over through `args`; or use f.eval(), gradient='backprop', or "
         "gradient='discrete' with an explicit Runge-Kutta method and without jump_ts."
     )

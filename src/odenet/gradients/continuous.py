@@ -28,10 +28,12 @@ from ..engine.record import Record
 from ..methods.base import Method
 from .attach import attach
 from .augment import CotangentField
-from .backprop import plain
+from .backprop import interpolator, plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .frozen import places
 from .quadrature import quadrature
+
+_STEPS = 10_000
 
 
 @dataclass(eq=False, repr=False)
@@ -41,9 +43,10 @@ class ContinuousAdjoint(Gradient):
     rtol, atol: tolerances of the backward solve. By default those of the forward solve, atol in units of the largest
     entry of the cotangent (of each sample), so that the gradient of 0.001 times a loss is 0.001 times its gradient; an
     atol given here is absolute. method: of the backward solve (default: that of the forward solve). controller: its
-    step control (default: that of the forward solve). max_steps: attempted steps between two output times. norm:
-    "seminorm" (the error control sees no parameters), or a callable on the leaves of the scaled error. callbacks: for
-    the steps of the backward solve, with its leaves as the state.
+    step control (default: that of the forward solve). max_steps: attempted steps between two output times (default: as
+    in the forward solve, and at least 10,000, as that may be meant to go on later). norm: "seminorm" (the error control
+    sees no parameters), or a callable on the leaves of the scaled error. callbacks: for the steps of the backward
+    solve, with its leaves as the state.
     """
 
     rtol: float | None = None
@@ -137,8 +140,10 @@ class ContinuousAdjoint(Gradient):
                 return tuple(y[back] for y in ys)
             return tuple(y[torch.arange(len(y), device=y.device)[:, None], back] for y in ys)
 
-        query_or_none = query if pieces is not None else None
-        return Trajectory(tuple(values[:n]), tuple(values[n:]), query_or_none, solved.outcome, stats)
+        plainly = None if pieces is None else interpolator(pieces, p)
+        asked = any(x.requires_grad for x in (*p.y0, p.ts, *p.f.differentiable_args, *captured))
+        dense = query if plainly is not None and asked else plainly  # nothing that is attached keeps f alive
+        return Trajectory(tuple(values[:n]), tuple(values[n:]), dense, solved.outcome, stats, plainly)
 
 
 class Backward:
@@ -153,7 +158,7 @@ class Backward:
         if callable(how.norm):
             controller = _with_norm(controller, how.norm)
         self.options: dict[str, Any] = {
-            "method": method, "controller": controller, "max_steps": how.max_steps or q.max_steps,
+            "method": method, "controller": controller, "max_steps": how.max_steps or max(q.max_steps, _STEPS),
         }  # fmt: skip
         self.quadrature = quadrature(self.field, method, controller, q.batched)
         self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0

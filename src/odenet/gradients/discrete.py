@@ -9,7 +9,7 @@ of Stumm & Walther 2010.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -59,11 +59,12 @@ class Discrete(Gradient):
             return plain(p, driver, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
         slots = None if slots is None else min(slots, p.max_steps)
+        extra: dict[str, Any] = {}
         if slots is None:
-            states, graphs, extra = EveryState(), KeptGraphs(), {}
+            states, graphs = EveryState(), KeptGraphs()
         else:
             states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
-            extra = {"checkpoints": slots}
+            extra["checkpoints"] = slots
 
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return StepSweep(taken, states).run(cotangents)

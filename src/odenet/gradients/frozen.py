@@ -160,6 +160,7 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
         y1=select(good, others.y1, tuple(y.detach() for y in found.y1)),
         dense=None if dense is None or others_dense is None else lambda t: _chosen(good, start, others_dense, dense, t),
         outcome=found.outcome,
+        pieces=found.pieces,
     )
 
 

@@ -98,7 +98,8 @@ def once_more(
 ) -> Sequence[Tensor]:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
 
-    like: the field of the solve before, whose random numbers are drawn again. Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake.
+    Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake. like:
+    the field of the solve before, whose random numbers are drawn again.
     """
     n = len(p.y0)
     p = replace(

@@ -47,6 +47,7 @@ class Method(ABC):
     stages: int = 1  # evaluations of f in a step, about
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
     interpolation: str = "own"
+    stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
     branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
     @abstractmethod
@@ -72,6 +73,13 @@ class Method(ABC):
 
         Called without grad mode; it may evaluate f again where the step came from `increment`.
         """
+
+    def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
+        """Of a step with all its stages: (E, D) with E = dt J D for a linear f, largest in the fastest modes.
+
+        None where stages are missing, or there is no error estimate. See engine/stiffness.py.
+        """
+        return None
 
     @abstractmethod
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:

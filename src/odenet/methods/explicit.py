@@ -53,6 +53,16 @@ class ExplicitRK(StagewiseMethod):
         weights = self.tableau.error
         return None if weights is None else scale(spread_over(t1 - t0, y), weighted(weights, self._whole(f, t1, step)))
 
+    @property
+    def stability(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 0.0 if self.tableau.error is None else self.tableau.real_stability
+
+    def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
+        table = self.tableau
+        if table.error is None or len(step.stages) != table.stages:
+            return None
+        return weighted(table.error, step.stages), weighted(table.error_of_states, step.stages)
+
     def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
         table, length = self.tableau, t1 - t0
         dt = spread_over(length, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 _RTOL = 1e-12
 
@@ -78,6 +79,16 @@ class Tableau:
         """Number of evaluations that dense output adds to an accepted step."""
         return len(self.extra_c)
 
+    @property
+    def error_of_states(self) -> tuple[float, ...]:
+        """w with sum_i error_i g_i = dt sum_j w_j k_j, for g_i the state at which stage i evaluates f."""
+        return () if self.error is None else _of_states(self.a, self.error)
+
+    @property
+    def real_stability(self) -> float:
+        """The largest x, to 0.01, for which steps are stable at every dt * eigenvalue in [-x, 0]; at most 100."""
+        return _real_stability(self.a, self.b)
+
     def _check_shapes(self) -> None:
         s, extra = self.stages, self.extra_stages
         self._same_length("b", s, "at least one stage", max(s, 1))
@@ -141,3 +152,23 @@ class Tableau:
 
     def _fail(self, rule: str, found: str) -> None:
         raise ValueError(f"tableau {self.name!r}: {rule}, {found}")
+
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@lru_cache(maxsize=64)
+def _of_states(a: Rows, error: tuple[float, ...]) -> tuple[float, ...]:
+    pairs = list(zip(error, a, strict=True))
+    return tuple(math.fsum(e * row[j] for e, row in pairs if j < len(row)) for j in range(len(a)))
+
+
+@lru_cache(maxsize=64)
+def _real_stability(a: Rows, b: tuple[float, ...]) -> float:
+    for n in range(1, 10_000):
+        z, states = -0.01 * n, list[float]()  # of y' = y and steps of z, from one
+        for row in a:
+            states.append(1.0 + z * math.fsum(x * g for x, g in zip(row, states, strict=True)))
+        if abs(1.0 + z * math.fsum(x * g for x, g in zip(b, states, strict=True))) > 1.0 + 1e-9:
+            return 0.01 * (n - 1)
+    return 100.0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...control import PID, ConstantStep, Controller, Grid
 from ...core.leaves import Leaves, real_dtype
+from ...core.norms import rms
 from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .inputs import Inputs, chosen
@@ -142,7 +143,7 @@ def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
 
 def largest_rms(leaves: Sequence[Tensor]) -> Tensor:
     """The largest root mean square of several tensors."""
-    return torch.stack([x.abs().square().mean(dtype=torch.float64).sqrt() for x in leaves]).amax()
+    return torch.stack([rms((x,), False) for x in leaves]).amax()
 
 
 def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:

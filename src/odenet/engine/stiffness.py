@@ -1,0 +1,120 @@
+"""Whether stability, and not accuracy, holds the steps of a solve down: told once, early.
+
+The error estimate of an explicit method is E = dt sum_i e_i k_i, of slopes k_i at the states g_i of its stages. The
+weights e_i sum to zero, so with D = sum_i e_i g_i a linear f has E = dt J D. Both are small but for the fastest modes:
+(E, D) / (D, D) is dt times the fastest eigenvalue, from slopes that are there already. Where steps are as long as the
+method is stable for, it lies at the end of the stability interval, step after step, within a tenth; where accuracy
+decides, well inside. Hairer & Wanner II, IV.2, "Detecting Stiffness", compare two stages to the same end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..control.base import Verdict
+from ..core.leaves import Leaves, dot
+from ..core.norms import tolerance_scale
+from ..errors import StiffnessWarning
+from .advance import Clock, Move, State
+from .drive import Attempt
+from .problem import Problem
+
+_FIRST = 50  # attempts before the first look; later ones after twice, four times as many
+_LOOKS = 18  # steps that are looked at one after the other
+_ENOUGH = 12  # of them that have to be at the bound
+_FEW = 4  # looks that end the matter where none of them is
+_BAND = (0.75, 2.0)  # parts of the stability interval
+_LEFT = 1000.0  # further steps from which on it is worth telling
+
+CURE = (
+    "take an implicit method with steps of your own, method='radauIIA5' with step=..., or with "
+    "controller=Grid(torch.logspace(...)) where they are to grow"
+)
+
+
+def watchable(p: Problem) -> bool:
+    return p.controller.adaptive and p.method.stability > 0.0 and not p.traced
+
+
+@torch.no_grad()
+def at_the_bound(move: Move) -> Tensor:
+    """Lanes of which an accepted step is about as long as the method is stable for; 0-d for a joint solve."""
+    p = move.problem
+    accept = torch.as_tensor(move.accept)
+    parts = p.method.stiff_part(move.step)
+    if parts is None:
+        return torch.zeros_like(accept)
+    scale = tolerance_scale(tuple(y.detach() for y in move.y), p.rtol, p.atol)
+    error, states = (_over(x, scale) for x in parts)
+    part = -dot(error, states, p.batched) / dot(states, states, p.batched) / p.method.stability
+    return accept & (part > _BAND[0]) & (part < _BAND[1])
+
+
+def _over(x: Leaves, scale: Leaves) -> Leaves:
+    return tuple(a.detach() / s for a, s in zip(x, scale, strict=True))
+
+
+@final
+class Stiffness:
+    """Looks now and then at some steps in a row; one object for a solve, also where that is several legs."""
+
+    def __init__(self) -> None:
+        self.wait = _FIRST
+        self.told = False
+        self._rest(_FIRST)
+
+    def _rest(self, attempts: int) -> None:
+        self.left, self.looks = attempts, 0
+        self.count: Tensor | None = None
+
+    def around(self, attempt: Attempt) -> Attempt:
+        """`attempt`, watched."""
+
+        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+            move, verdict = attempt(p, clock, s)
+            self.left -= 1
+            if self.left < 0 and not self.told:
+                self.look(move)
+            return move, verdict
+
+        return watched
+
+    def look(self, move: Move) -> None:
+        if move.accept is False:
+            return
+        held = at_the_bound(move)
+        if self.count is not None and self.count.shape != held.shape:  # samples have left the batch
+            self.count = None
+        self.count = held * 1 if self.count is None else self.count + held
+        self.looks += 1
+        if self.looks not in (_FEW, _LOOKS):  # a device is waited for no more often
+            return
+        most = int(self.count.max())
+        if most >= _ENOUGH:
+            self._tell(move, self.count >= _ENOUGH)
+        if self.looks == _LOOKS or not most:
+            self._rest(self.wait)
+            self.wait *= 2
+
+    def _tell(self, move: Move, held: Tensor) -> None:
+        p = move.problem
+        t, step = move.time1.detach(), (move.time1 - move.time0).detach()
+        left = torch.where(held & (step != 0), (p.ts.detach()[..., -1] - t) / step, 0.0)
+        if float(left.max()) < _LEFT:
+            return
+        self.told, whose = True, ""
+        if p.batched:
+            row = int(left.argmax())
+            t, step, left = t[row], step[row], left[row]
+            whose = f", sample {row if p.lanes is None else int(p.lanes.index[row])}"
+        warnings.warn(
+            f"The problem is stiff (t={float(t):.3g}{whose}): steps of {abs(float(step)):.1g} are as long as method="
+            f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "
+            f"more lead to the end. For fewer steps {CURE}.",
+            StiffnessWarning,
+            stacklevel=2,
+        )
