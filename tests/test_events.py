@@ -200,11 +200,11 @@ def test_first_roots() -> None:
 
     first = torch.tensor(samples, dtype=D)
     zero = torch.zeros(len(cases), dtype=D)
-    found = first_roots(all_of_them, first, Sought(zero, first[:, 0].sign(), zero, zero == 0))
+    found = first_roots(all_of_them, first, Sought(zero, first[:, 0].sign(), zero, zero))
     for (g, true), where in zip(cases, found.where.tolist(), strict=True):
         assert where == pytest.approx(true, abs=6e-5) or (math.isinf(true) and abs(float(g(where))) < 1e-12)
         assert math.isinf(where) or abs(float(g(where))) < 1e-12
-    one_way = first_roots(all_of_them, first, Sought(zero + 1, first[:, 0].sign(), zero, zero == 0))
+    one_way = first_roots(all_of_them, first, Sought(zero + 1, first[:, 0].sign(), zero, zero))
     both = torch.isfinite(found.where) & found.rising
     assert torch.equal(one_way.where[both], found.where[both]) and bool(one_way.rising[both].all())
     others = torch.isfinite(one_way.where) & ~both

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .core.field import VectorField
 from .core.leaves import Leaves, cast, flatten, select, tree_map, unflatten
 from .core.narrowing import Cut, find_cut, take
 from .core.portable import constants
@@ -148,11 +149,12 @@ class Watched(Values):
             )
         return out.reshape(len(out), -1)
 
-    def at_event(self, value: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+    def at_event(self, f: VectorField, value: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
         """The times of events, and the states there, as functions of all that decides them.
 
-        value: which of the m values was zero, a lane; -1 where none was. time: when, a lane. y: the state at that time,
-        taken as fixed. Lanes without an event come back as they are.
+        f: of the solve that ends there, which gives the slope just before the event. value: which of the m values was
+        zero, a lane; -1 where none was. time: when, a lane. y: the state at that time, taken as fixed. Lanes without an
+        event come back as they are.
         """
         p, chosen = self.p, value.clamp(min=0)
         constant = torch.tensor([e.constant_time for e in self.events], device=value.device)
@@ -161,7 +163,7 @@ class Watched(Values):
             return time, y
         at, state = self._safe(moves, time, y)
         with torch.no_grad():
-            slope = p.f(at, tuple(x.detach() for x in state))
+            slope = f(at, tuple(x.detach() for x in state))
 
         def crossing(s: Tensor, x: Leaves) -> Tensor:
             return self(s, x).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)

@@ -88,7 +88,7 @@ class Hybrid:
         return x.reshape(1) if isinstance(x, Tensor) else torch.tensor([x], device=self.p.ts.device)
 
     def journey(self) -> Journey:
-        p, going = self.p, torch.ones_like(self.cursor, dtype=torch.bool)
+        p, going = self.p.with_edges(None, self.p.direction), torch.ones_like(self.cursor, dtype=torch.bool)
         signs = self._as_rows(self.watched.first).sign()
         quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
         whole: State | None = None
@@ -102,7 +102,7 @@ class Hybrid:
             happened = going & (found.value >= 0) & (self.lanes(outcome.state.status) == Status.EVENT)
             if not bool(happened.any()):
                 break
-            which, time, there = self._note(found, happened, leg.found.y1)
+            which, time, there = self._note(p, found, happened, leg.found.y1)
             ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
             piled = self._piled_up(found, happened & self.resets[which], time, leg.found.y1) & ~ended
             stays, going = happened & (ended | piled), happened & ~ended & ~piled
@@ -115,7 +115,7 @@ class Hybrid:
                 break
             time, y, signs, quiet = self._after(found, going, which, leg.found.y1, time, there)
             whole = self._at_events(whole, going, time, y)
-            p = self._next(going, time, y, spent if self.p.batched else int(spent))
+            p = self._next(p, going, time, y, spent if self.p.batched else int(spent))
         return self._whole(whole)
 
     def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Leg:
@@ -156,19 +156,19 @@ class Hybrid:
         self.collected.keep((lane, j), tuple(y[lane, column] for y in leg.found.ys))
         self.cursor = torch.where(leg.going, torch.maximum(self.cursor, reached.sum(1)), self.cursor)
 
-    def _note(self, found: Found, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
+    def _note(self, p: Problem, found: Found, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
         """Write the hits down: which event each is (-1: none), its time and the state there, attached."""
         value = torch.where(happened, found.value, -1)
         which = torch.where(happened, self.watched.owner[value.clamp(min=0)], -1)
         self.counts.scatter_add_(1, which.clamp(min=0).unsqueeze(-1), happened.unsqueeze(-1).long())
         end = torch.where(happened, found.t, self.legs[-1].end)
         if self.p.batched:
-            time, there = self.watched.at_event(value, end, y1)
+            time, there = self.watched.at_event(p.f, value, end, y1)
             nan = tuple(torch.full_like(y, torch.nan) for y in y1)
             shown = torch.where(happened, time, torch.nan), select(happened, there, nan)
             self.hits.append(Hit(which, shown[0], self.p.f.pack(shown[1])))
         else:
-            time, there = self.watched.at_event(value[0], end[0], y1)
+            time, there = self.watched.at_event(p.f, value[0], end[0], y1)
             self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
         return which, time, there
 
@@ -220,7 +220,7 @@ class Hybrid:
             quiet = torch.where(resets.unsqueeze(-1) & ~unknown, 0.0, quiet)
         return time, y, signs, quiet
 
-    def _next(self, going: Tensor, time: Tensor, y: Leaves, spent: Any) -> Problem:
+    def _next(self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any) -> Problem:
         """The problem from here on; samples that have ended stand still, beside one that goes on."""
         p = self.p
         if p.batched:
@@ -233,10 +233,12 @@ class Hybrid:
             y = select(going, y, tuple(x[one].detach().expand_as(x) for x in y))
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
-        return Problem.build(
+        built = Problem.build(
             p.f, y, ts, self.controller, method=p.method, rtol=p.rtol, atol=p.atol, max_steps=p.max_steps, spent=spent,
             compact=p.compact,
         )  # fmt: skip
+        start = ts.detach()[..., 0]
+        return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()))
 
     def _joined(self, whole: State | None, s: State, leg: Leg) -> State:
         """Where all lanes stand, after a solve of some of them."""

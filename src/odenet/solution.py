@@ -78,8 +78,9 @@ class Solution:
                 sample = int(outside.any(1).to(torch.uint8).argmax())
                 start, end, whose = start[sample, 0], end[sample, 0], f" of sample {sample}"
             raise ValueError(f"t must lie between ts[0]={start.tolist()} and the time reached, {end.tolist()}{whose}")
-        # where, not clamp: a clamp halves the gradient of a time that is exactly at an end
-        leaves = self._dense(torch.where(asked < low, low, torch.where(asked > high, high, asked)))
+        # a time that rounding has put past an end is that end, and moves the solution as one inside does
+        at = torch.where(asked < low, low, torch.where(asked > high, high, asked)).detach()
+        leaves = self._dense(at + (asked - asked.detach()))
         if t.ndim == 0:
             leaves = tuple(x[:, 0] if batched else x[0] for x in leaves)
         return self._pack(leaves)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .capture import Captured, Operands, graph_marker
+from .edges import Edges
 from .generators import Generators, GeneratorStates, same_states
 from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, outline, unflatten
 from .mixing import refuse_mixing
@@ -56,6 +57,7 @@ class VectorField:
         self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
         self._cut: Cut | None = None
         self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
+        self.edges: Edges | None = None  # of a solve that begins or ends at an event
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
@@ -115,6 +117,7 @@ class VectorField:
         other = copy.copy(self)
         other._args = [take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)]
         other._given = unflatten(other._args, self._args_spec)
+        other.edges = None if self.edges is None else self.edges.of(rows)
         return other
 
     @property
@@ -128,6 +131,7 @@ class VectorField:
             trial = copy.copy(self)
             trial._args = [x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)]
             trial._given = unflatten(trial._args, self._args_spec)
+            trial.edges = None  # the time is what f was given already
             return trial(t[rows], tuple(x.index_select(0, rows) for x in y))
 
         with torch.no_grad():
@@ -176,7 +180,7 @@ class VectorField:
 
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        t = cast(t, self.time_dtype)
+        t = cast(t, self.time_dtype) if self.edges is None else self.edges.within(t, self.time_dtype)
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()

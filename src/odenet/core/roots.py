@@ -23,6 +23,7 @@ _FAR = 0.6
 _HIDDEN = 4.0  # the same where the samples are too few, and many waves may lie between them
 _HALVINGS = 6  # so that a step may have some sixty waves
 _RESOLVED = 0.05  # the last three of nine coefficients, as a part of the samples' range, where these are enough: a wave
+_NEXT = 1e-7  # how far past a zero, maybe past 1, a function has to have left its sign for more than a touch
 _ELSEWHERE = (0.2871, 0.7643)  # where the polynomial of samples is held against the function itself
 
 
@@ -33,16 +34,18 @@ def nodes() -> tuple[float, ...]:
 
 
 @cache
-def _fine() -> tuple[Tensor, Tensor]:
-    """Points, and the matrix that takes samples at the nodes to the values of their polynomial there."""
+def _fine() -> tuple[Tensor, Tensor, Tensor]:
+    """Points, the matrix that takes samples at the nodes to the values of their polynomial there, which are nodes."""
     points = sorted({i / _FINE for i in range(_FINE + 1)} | set(nodes()))
-    return torch.tensor(points, dtype=torch.float64), _interpolation(points)
+    sampled = torch.tensor([x in nodes() for x in points])
+    return torch.tensor(points, dtype=torch.float64), _interpolation(points), sampled
 
 
 @cache
-def _as_they_are() -> tuple[Tensor, Tensor]:
-    """The nodes, and their samples."""
-    return torch.tensor(nodes(), dtype=torch.float64), torch.eye(NODES, dtype=torch.float64)
+def _as_they_are() -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the nodes alone."""
+    every = torch.ones(NODES, dtype=torch.bool)
+    return torch.tensor(nodes(), dtype=torch.float64), torch.eye(NODES, dtype=torch.float64), every
 
 
 def _interpolation(points: Sequence[float]) -> Tensor:
@@ -83,24 +86,25 @@ def _last_coefficients() -> Tensor:
 class Sought(NamedTuple):
     """Which crossings: one number for each function.
 
-    direction: +1 for those from negative to positive, -1 for the others, 0 for both. sign: that of the function before
-    `left`, where its value may be zero; 0: not looked at. A crossing needs both signs: a touch is none, but for a zero
-    at 1 where `ends_at_zero`.
+    direction: +1 for those from negative to positive, -1 for the others, 0 for both; to exactly zero counts as well.
+    sign: that of the function before `left`, where its value may be zero; 0: not looked at. zeros_from: from there on a
+    value of exactly zero is one; before it only values of the other sign count.
     """
 
     direction: Tensor
     sign: Tensor
     left: Tensor
-    ends_at_zero: Tensor
+    zeros_from: Tensor
 
     def of(self, these: Tensor) -> Sought:
         return Sought(*(x.expand_as(these)[these] for x in self))
 
 
 class Roots(NamedTuple):
-    """where: in (0, 1], infinite where there is none; there `sign` is that of the function at 1.
+    """where: in (0, 1], infinite where there is none; there `sign` is that of the function at 1, 0 where it is zero.
 
-    rising: the function goes from negative to positive at its root.
+    rising: the function comes from negative values to its root. A root is where the function has left its sign: it is
+    zero there, or has the other one; a touch of zero, before and after which it has the same sign, is none.
     """
 
     where: Tensor
@@ -157,8 +161,8 @@ def _of(g: Function, these: Tensor, like: Tensor) -> Function:
 
 def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> Roots:
     """`first_roots` on the first half, and of what has none there on the second."""
-    direction, sign, left, ends_at_zero = sought
-    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(ends_at_zero)
+    direction, sign, left, zeros_from = sought
+    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
     middle = g(torch.full_like(sign, 0.5), ~rising)
     for begin, first, last in ((0.0, samples[..., 0], middle), (0.5, middle, samples[..., -1])):
         live = torch.isinf(where)
@@ -169,28 +173,34 @@ def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> R
             return g(begin + x / 2, wanted)
 
         inner = [half(torch.full_like(sign, x), live) for x in nodes()[1:-1]]
-        at_left = (2 * (left - begin)).clamp(0.0, 1.0)
-        to_end = ends_at_zero if begin else torch.zeros_like(ends_at_zero)
-        column, signs = torch.stack([first, *inner, last], -1), torch.where(live, sign, 0.0)
-        found = first_roots(half, column, Sought(direction, signs, at_left, to_end), halvings)
+        at_left, zeros = (2 * (left - begin)).clamp(0.0, 1.0), 2 * (zeros_from - begin)
+        column = torch.stack([first, *inner, last], -1)
+        if begin:  # what is zero so far has the sign that it takes first
+            sign = torch.where(live & (sign == 0), _first_sign(column), sign)
+        signs = torch.where(live, sign, 0.0)
+        found = first_roots(half, column, Sought(direction, signs, at_left, zeros), halvings)
         where = torch.where(live, begin + found.where / 2, where)
         rising, sign = torch.where(live, found.rising, rising), torch.where(live, found.sign, sign)
     return Roots(where, rising, sign)
 
 
+def _first_sign(samples: Tensor) -> Tensor:
+    """That of the first sample that is not zero."""
+    return samples.gather(-1, (samples != 0).to(torch.uint8).argmax(-1, keepdim=True)).squeeze(-1).sign()
+
+
 def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = True) -> Roots:
     """`first_roots` of functions that may have one; of those that are not `smooth` by the samples' signs alone."""
-    direction, sign, left, ends_at_zero = sought
-    points, interpolate = (x.to(samples.device) for x in (_fine() if smooth else _as_they_are()))
+    direction, sign, left, zeros_from = sought
+    points, interpolate, sampled = (x.to(samples.device) for x in (_fine() if smooth else _as_they_are()))
     values, index = samples @ interpolate.mT, torch.arange(len(points), device=samples.device)
     near = (values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))) & smooth
-    at_end = (values[..., -1] == 0) & ends_at_zero
-    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(at_end)
+    zero = (values == 0) & sampled & (points >= zeros_from.unsqueeze(-1))
+    where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
     passed, live = torch.searchsorted(points, left, right=True) - 1, sign != 0
     while True:
         signed = values * sign.unsqueeze(-1)
-        crosses, valley = signed < 0, torch.zeros_like(near)
-        crosses[..., -1] |= at_end
+        crosses, valley = (signed < 0) | zero, torch.zeros_like(near)
         inner = signed[..., 1:-1]
         valley[..., 1:-1] = near[..., 1:-1] & (inner <= signed[..., :-2]) & (inner <= signed[..., 2:])
         seen = (crosses | valley) & (index > passed.unsqueeze(-1)) & live.unsqueeze(-1)
@@ -198,20 +208,32 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
         if not bool(live.any()):
             return Roots(where, rising, sign)
         i = seen.to(torch.uint8).argmax(-1)
-        by_sign = crosses.gather(-1, i.unsqueeze(-1)).squeeze(-1)
+        by_sign, at_zero = (x.gather(-1, i.unsqueeze(-1)).squeeze(-1) for x in (crosses, zero))
         begin = torch.where(by_sign, left, torch.maximum(left, points[(i - 1).clamp(min=0)]))
-        right = _beyond(g, sign, begin, points[i], points[(i + 1).clamp(max=len(points) - 1)], live, at_end)
+        end = points[(i + 1).clamp(max=len(points) - 1)]
+        right = torch.where(at_zero, points[i], _beyond(g, sign, begin, points[i], end, live & ~at_zero))
         found = live & torch.isfinite(right)
         passed = torch.where(live, i, passed)
         if not bool(found.any()):
             continue
         right = torch.where(found, right, 1.0)
-        root = _refined(g, _nearest(samples, sign, left, right), right, sign, found)
+        nearest = _nearest(samples, sign, left, right)
+        root, exact = _refined(g, nearest, right, sign, found & ~at_zero)
+        exact = found & (at_zero | exact)
+        root = _where_it_begins(g, nearest, root, sign, exact)
+        touches = exact & (g(right + _NEXT, exact) * sign > 0) if bool(exact.any()) else exact
+        found, left = found & ~touches, torch.where(touches, right, left)
         good = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
         where, rising = torch.where(good, root, where), torch.where(good, sign < 0, rising)
         live, turned = live & ~good, found & ~good
-        left, sign = torch.where(turned, right, left), torch.where(turned, -sign, sign)
-        passed = torch.where(turned, torch.searchsorted(points, right), passed)
+        # a function that is zero now has the sign that it takes next, maybe that from before
+        ahead = torch.where((points > right.unsqueeze(-1)) & sampled, values, 0.0)
+        other = torch.where(exact & at_zero, _first_sign(ahead), -sign)
+        left, sign = torch.where(turned, right, left), torch.where(turned, other, sign)
+        beyond = torch.where(
+            exact & at_zero, (ahead != 0).to(torch.uint8).argmax(-1), torch.searchsorted(points, right)
+        )
+        passed, live = torch.where(turned, beyond, passed), live & (sign != 0)
 
 
 def _nearest(samples: Tensor, sign: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -221,13 +243,13 @@ def _nearest(samples: Tensor, sign: Tensor, left: Tensor, right: Tensor) -> Tens
     return torch.maximum(left, torch.where(fits, x, 0.0).amax(-1))
 
 
-def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, live: Tensor, at_end: Tensor) -> Tensor:
+def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, live: Tensor) -> Tensor:
     """A point of [a, b] where the function has the other sign: `middle`, or by golden section; NaN where there is none.
 
     The search ends where the values in the bracket differ by less than the smallest of them, and so hide no zero.
     """
     value = g(middle, live) * sign
-    good = live & ((value < 0) | ((middle == 1.0) & (value == 0) & at_end))
+    good = live & (value < 0)
     found, live = torch.where(good, middle, torch.nan), live & ~good
     if not bool(live.any()):
         return found
@@ -254,35 +276,55 @@ def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, liv
     return found
 
 
-def _refined(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> Tensor:
+def _refined(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     """The root between a, where the function has `sign` (or is zero at the very start), and b, where it has the other.
 
+    It has the other sign there, or is zero; and whether it is. The others come back as their b.
     T. R. Chandrupatla, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
     using derivatives, Advances in Engineering Software 28 (1997), 145-149.
     """
     fa, fb = g(a, live), g(b, live)
     fa = torch.where(fa * sign <= 0, torch.copysign(torch.full_like(sign, 1e-300), sign), fa)
-    done = ~live | (fb == 0)
+    exact = live & (fb == 0)
+    done = ~live | exact
     best, part = b, torch.full_like(a, 0.5)
     a, b, fa, fb = b, a, fb, fa
     c, fc = b, fb
     for _ in range(100):
+        if bool(done.all()):
+            break
         x = a + part * (b - a)
         fx = g(x, ~done)
-        best = torch.where(done, best, torch.where(fx == 0, x, best))
-        done = done | (fx == 0)
+        exact = exact | (~done & (fx == 0))
         same = (fx > 0) == (fa > 0)
         c, fc, b, fb = (torch.where(same, u, v) for u, v in ((a, b), (fa, fb), (b, a), (fb, fa)))
         a, fa = x, fx
-        best = torch.where(done, best, torch.where(fa.abs() < fb.abs(), a, b))
+        best = torch.where(done, best, torch.where(fa * sign <= 0, a, b))  # of both ends the one that has crossed
+        done = done | exact
         least = (2e-16 + 4e-16 * best.abs()) / torch.where(b == c, 1e-300, (b - c).abs())
         done = done | (least > 0.5)
-        if bool(done.all()):
-            break
         part = _between(a, b, c, fa, fb, fc)
         part = torch.minimum(torch.maximum(part, least), 1 - least)
         part = torch.where(torch.isfinite(part), part, 0.5)
-    return best
+    return best, exact
+
+
+def _where_it_begins(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> Tensor:
+    """The first point from a, where the function has `sign`, to b, where it is zero, at which it has not.
+
+    Looked for back from b: mostly it is b itself.
+    """
+    step, back = torch.full_like(a, 4e-16), live
+    for _ in range(100):
+        live = live & (b - a > 2e-16 + 4e-16 * b)
+        if not bool(live.any()):
+            break
+        x = b - step
+        x = torch.where(back & (x > a), x, a + 0.5 * (b - a))
+        before = g(x, live) * sign > 0
+        a, b = torch.where(live & before, x, a), torch.where(live & ~before, x, b)
+        back, step = back & ~before, 16 * step
+    return b
 
 
 def _between(a: Tensor, b: Tensor, c: Tensor, fa: Tensor, fb: Tensor, fc: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,11 @@ from ..control.base import Memory, Verdict, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
 from ..core.lanes import Flag, Number, negate, where
-from ..core.leaves import Leaves, differentiable, rows, select
+from ..core.leaves import Leaves, rows, select
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
+from .clock import Clock
 from .problem import Problem
 
 _EPS = 2.0**-52
@@ -61,7 +62,7 @@ class Move:
 
     stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
     ends the solve (of these lanes) with this move.
-    sought: lanes in which an event was looked for, which took `search_calls` evaluations of each.
+    sought: lanes in which an event was looked for: they are charged for the polynomial in any case.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
     draws: where an f that draws random numbers draws them from.
     """
@@ -83,10 +84,14 @@ class Move:
     asked: Flag = False
     polynomial_calls: int = 0
     sought: Flag = False
-    search_calls: int = 0
     graph: Step | None = None
     draws: Draws = field(default_factory=Draws)
     _polynomial: Coefficients | None = field(default=None, repr=False)
+
+    @property
+    def charged(self) -> Flag:
+        """Lanes that are charged for the polynomial."""
+        return self.sought | (self.asked & self.accept)
 
     @property
     def known_polynomial(self) -> Coefficients:
@@ -112,11 +117,16 @@ class Move:
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
 
+    def forget_polynomial(self) -> None:
+        """The step has been replaced: its polynomial is to be computed when somebody asks."""
+        self._polynomial = None
+
 
 def not_finite(move: Move) -> Tensor:
     """Lanes of which a value of the step is not finite: zeros could not be pulled through their graph."""
     bad = torch.zeros_like(move.accept)
-    for leaf in (*move.step.y, *move.step.carry, *(leaf for stage in move.step.stages for leaf in stage)):
+    inner = (*move.step.stages, *move.known_polynomial)
+    for leaf in (*move.step.y, *move.step.carry, *(leaf for leaves in inner for leaf in leaves)):
         finite = torch.isfinite(leaf.detach())
         bad = bad | ~(rows(finite).all(1) if move.problem.batched else finite.all())
     return bad
@@ -150,114 +160,6 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
     fresh = p.method.restart(lambda t, y: p.f(t, y, nudge), time1, step.y, step.carry)
     return select(jumps, fresh, step.carry)
-
-
-class Clock:
-    """The times to hit, on the host where lanes are there, else in tensors."""
-
-    def __init__(self, p: Problem) -> None:
-        self.p = p
-        self.times = p.stops.times.detach()
-        self.tracked = differentiable(p.stops.times)
-        self.host = self.times.tolist() if p.on_host else None
-        self.jumps_there: Any = p.stops.jumps if p.stops.jumps is None or not p.on_host else p.stops.jumps.tolist()
-        self.sign: Number = float(p.direction) if p.on_host else p.direction
-        self.count = self.times.shape[-1]
-        self.last = self._last_of_equal()
-        self.leaves = False  # the end of a step is a leaf that asks for its gradient
-        self.cut_lanes: Flag = None  # lanes of which the next time to hit is that of an event
-
-    def cut(self, lanes: Flag, stop: Number, t: Number) -> None:
-        """Of these lanes: end the step at hand at t, the time of an event, in place of the next time to hit.
-
-        f jumps there only where that is the next time to hit, and f jumps at it.
-        """
-        if self.host is not None:
-            if self.jumps_there is not None:
-                self.jumps_there[stop] &= self.host[stop] == t
-            self.cut_lanes, self.host[stop] = True, t
-            return
-        if self.cut_lanes is None:  # the times are the problem's own until then
-            self.cut_lanes, self.times = torch.zeros_like(lanes), self.times.clone()
-            self.jumps_there = None if self.jumps_there is None else self.jumps_there.clone()
-        rows = lanes.nonzero()[:, 0]
-        place = rows, stop[rows]
-        if self.jumps_there is not None:
-            self.jumps_there[place] &= self.times[place] == t[rows]
-        self.cut_lanes[rows], self.times[place] = True, t[rows]
-
-    def _last_of_equal(self) -> Number:
-        """For each stop the last one at the same time: what ends there moves with the last."""
-        if self.p.traced:  # ONNX knows no cumulative minimum
-            same = self.times.unsqueeze(-1) == self.times.unsqueeze(-2)
-            return self.count - 1 - same.flip(-1).to(torch.uint8).argmax(-1)
-        if self.host is None:
-            index = torch.arange(self.count, device=self.times.device)
-            after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
-            return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
-        last = list(range(self.count))
-        for i in range(self.count - 2, -1, -1):
-            if self.host[i] == self.host[i + 1]:
-                last[i] = last[i + 1]
-        return last
-
-    def target(self, stop: Number) -> Number:
-        if self.host is not None:
-            return self.host[stop]
-        return self._at(self.times, stop)
-
-    def jumps(self, stop: Number, hit: Flag) -> Flag:
-        if self.jumps_there is None:
-            return False
-        if self.host is not None:
-            return hit and self.jumps_there[stop]
-        return hit & self._at(self.jumps_there, stop)
-
-    def time(self, stop: Number, hit: Flag, t1: Number, time0: Tensor, t0: Number) -> Tensor:
-        """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
-        if not self.tracked or (hit is True and self.cut_lanes):
-            time1 = t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
-            return time1.detach().requires_grad_() if self.leaves else time1
-        time1 = attached(self.p.stops.times, stop, hit, t1, time0)
-        if isinstance(self.cut_lanes, Tensor):
-            time1 = torch.where(self.cut_lanes & hit, t1, time1)
-        return time1
-
-    def stop_hit(self, stop: Number, hit: Flag) -> Number:
-        """`stop`, or -1 where it is the time of an event that a step hits."""
-        if isinstance(self.cut_lanes, Tensor):
-            return torch.where(self.cut_lanes & hit, -1, stop)
-        return -1 if self.cut_lanes and hit else stop
-
-    def next_stop(self, t: Number, stop: Number) -> Number:
-        """Index of the first stop after t, the last one of several at that time."""
-        if self.host is not None:
-            while stop < self.count and (self.host[stop] - t) * self.sign <= 0:
-                stop = self.last[stop] + 1
-            return self.last[stop] if stop < self.count else stop
-        first = ((self.times - t.unsqueeze(-1)) * self.sign.unsqueeze(-1) <= 0).sum(-1)
-        return torch.where(first < self.count, self._at(self.last, first), first)
-
-    def passed(self, t: Tensor, stop: Tensor) -> Tensor:
-        """`next_stop` for lanes that go to their stop and no further, at a cost that does not grow with the stops."""
-        after = stop + 1
-        after = torch.where(after < self.count, self._at(self.last, after), self.count)
-        there = (self._at(self.times, stop) - t) * self.sign <= 0
-        return torch.where(there & (stop < self.count), after, stop)
-
-    def _at(self, values: Tensor, stop: Tensor) -> Tensor:
-        """For each lane the value of its stop (of the last one where it has passed them all)."""
-        if self.count == 1:
-            return values[..., 0]
-        return values.gather(-1, stop.clamp(max=self.count - 1).unsqueeze(-1)).squeeze(-1)
-
-
-def attached(stops: Tensor, stop: Number, hit: Flag, t1: Number, time0: Tensor) -> Tensor:
-    """The end of a step with its dependence on ts: on the stop where it was hit, on the start of the step elsewhere."""
-    if not isinstance(hit, Tensor):
-        return stops[stop] if hit else time0 + (t1 - time0.detach())
-    at_stop = stops.gather(-1, stop.clamp(max=stops.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-    return torch.where(hit, at_stop, time0 + (t1 - time0.detach()))
 
 
 def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:

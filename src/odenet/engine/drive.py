@@ -175,15 +175,16 @@ class Eager(Driver):
         """One attempt of all lanes, seen and settled."""
         before, nfe = p.f.calls, tally.nfe
         move, verdict = attempt(p, clock, s)
-        nfe = nfe + running * (p.f.calls - before - move.search_calls) + move.sought * move.search_calls
+        nfe = nfe + running * (p.f.calls - before - move.polynomial_calls)
         if torch.is_grad_enabled():
             move = without_poison(p, move)
         accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)
+        known = bool(move.known_polynomial)
         before = p.f.calls
         for observer in observers:
             observer.see(move)
-        seen = p.f.calls - before - move.polynomial_calls
-        nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
+        seen = p.f.calls - before - (0 if known else move.polynomial_calls)
+        nfe = nfe + move.accept * seen + move.charged * move.polynomial_calls
         before = p.f.calls
         s = settle(p, clock, s, move, verdict)
         if isinstance(move.ends, Tensor):
@@ -205,4 +206,5 @@ def without_poison(p: Problem, move: Move) -> Move:
     step = p.method.step(f, move.time0, time1, move.y, move.carry)
     keep = select(move.accept, step.y, move.y)
     move.time1, move.step = time1, step._replace(y=keep)
+    move.forget_polynomial()
     return move

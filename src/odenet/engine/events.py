@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
@@ -10,34 +9,22 @@ import torch
 from torch import Tensor
 
 from ..control.base import Verdict
-from ..core.dense import Coefficients, evaluate
-from ..core.lanes import Flag, Number
-from ..core.leaves import Leaves, spread
-from ..core.roots import Sought, first_roots, nodes
-from .advance import Clock, Move, State, nudged
+from ..core.leaves import Leaves
+from ..core.leaves import rows as as_rows
+from ..core.norms import all_finite
+from ..core.roots import Roots, Sought, first_roots, nodes
+from .advance import Clock, Move, State
 from .drive import Attempt, Found
+from .landing import Claim, Landing, resolution
+from .path import Path, Values, as_lanes, lanes_of, rows_at_hand
 from .problem import Problem
 
-_EPS = 2.0**-52
-_ROUNDING = 64 * _EPS  # of the values on a step: a value below that is zero
-_JUMP = 1e-3  # of the values on a step: one that is further from zero at its root is taken for no better root
+__all__ = ["Events", "Seeker", "Values"]
+
 _APART = 1e-3  # of a step: where the rate of a value is measured around its root
-# Of the largest value so far: one that is further from zero at its root, and changes by as much within _APART of it,
-# has jumped across zero. One that changes less is where the dense output is off.
-_JUMPED = 0.25
+_CLOSEST = 1e-9  # of a step: a value that changes as much in so little as within _APART jumps
 _CLOSE = tuple(8.0**-k for k in range(6, 0, -1))  # of the first node: where to look for the sign just after an event
-
-
-class Values(ABC):
-    """The values of all event functions; each lane has m of them."""
-
-    @abstractmethod
-    def __call__(self, t: Tensor, y: Leaves, rows: Tensor | None) -> Tensor:
-        """(m,), or (B, m) per sample; of these rows of the batch, where it is `divisible`."""
-
-    @abstractmethod
-    def divisible(self, p: Problem) -> bool:
-        """Whether the functions work on a part of the batch."""
+_HUGE = 1e6  # of the initial state: one that has grown beyond is blowing up, and may be too much for an event function
 
 
 @dataclass(frozen=True)
@@ -61,164 +48,232 @@ class Events:
 class Seeker:
     """Looks for an event in each step that was accepted, and takes the one it lies in again, to end at the event.
 
-    Roots are those of the method's own dense output; where the step that ends there says that the value is not zero, it
-    is taken once more, to end where its rate says. Of the batch, `rows` are at hand.
+    Roots are those of the method's own dense output; steps that end there decide (see `Landing`). Of the batch, `rows`
+    are at hand.
     """
 
     def __init__(self, p: Problem, events: Events, attempt: Attempt) -> None:
         self.events, self.plain = events, attempt
         self.clock: Clock | None = None
+        self.edges = p.f.edges
         lane = p.direction.reshape(-1)
-        count, one = len(lane), torch.zeros_like(lane)
-        self.t, self.rate, self.zero, self.limit = one + torch.inf, one.clone(), one.clone(), one.clone()
-        self.scale = one.clone()
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
-        self.value = torch.full((count,), -1, dtype=torch.int64, device=lane.device)
-        self.polished, self.jumped = self.value >= 0, self.value >= 0
+        self.landing = Landing(lane, self.rounding)
+        self.zero, self.scale = torch.zeros_like(lane), torch.zeros_like(lane)
+        self.jumped = torch.zeros_like(lane, dtype=torch.bool)
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
+        self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
+        self.bound = _HUGE * _size(p, p.y0).clamp(min=1.0)
         self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
     @property
     def found(self) -> Found:
-        peak = self.peaks.gather(-1, self.value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return Found(self.t, self.value, self.after, self.zero, peak, self.jumped)
+        value = self.landing.value
+        peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped)
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        rows = _rows(p)
+        rows = rows_at_hand(p)
         if clock is not self.clock:  # samples have left the batch
-            self.clock, there = clock, self.value[rows] >= 0
+            self.clock, there = clock, self.landing.value[rows] >= 0
             if bool(there.any()):
-                clock.cut(there, s.stop, self.t[rows])
+                clock.cut(there, s.stop, self.landing.t[rows])
         move, verdict = self.plain(p, clock, s)
+        accept = lanes_of(move.accept, p)
+        found = self.landing.value[rows] >= 0
+        ends = accept & found & lanes_of(move.hit, p)
+        looks = accept & ~ends & all_finite(move.step.y, p.batched).reshape(-1)  # else the solve is about to fail
+        if bool(looks.any()):  # in the grad mode of the step, as outputs are made of it too
+            move.polynomial(looks if p.batched else True)
+            move.sought = looks if p.batched else True
         with torch.no_grad():
-            accept = _lanes(move.accept, p)
-            found = self.value[rows] >= 0
-            ends = accept & found & _lanes(move.hit, p)
+            off = accept & found & ~ends  # a shorter step than that to the event, which is looked for anew
             back = torch.zeros_like(accept)
-            if bool((accept & ~found).any()):
-                back = self._look(p, move, accept & ~found, rows)
             if bool(ends.any()):
-                back = back | self._polish(p, move, ends, rows)
+                back, none = self._judge(p, move, ends, rows)
+                off, ends = off | none, ends & ~back & ~none
+                back = back | none
+            if bool(off.any()):
+                self._call_off(clock, s, off, rows)
+            if bool(looks.any()):
+                back = back | self._look(p, move, looks, rows)
             if not bool(back.any()):
                 move.ends = ends if p.batched else bool(ends)
                 return move, verdict
-            clock.cut(back if p.batched else True, s.stop, self.t[rows] if p.batched else float(self.t))
+            to_event = back & (self.landing.value[rows] >= 0)
+            if bool(to_event.any()):
+                self._cut(clock, s, to_event, rows)
             return _taken_back(p, s, move, verdict, back, ends)
 
+    def _cut(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
+        """The step of these lanes is to end at an event, before which f is to be seen."""
+        t, batched = self.landing.t, clock.p.batched
+        clock.cut(lanes if batched else True, s.stop, t[rows] if batched else float(t))
+        self._edge(lanes, rows, t)
+
+    def _call_off(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
+        clock.uncut(lanes if clock.p.batched else True, s.stop)
+        self.landing.leave(rows[lanes])
+        self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
+
+    def _edge(self, lanes: Tensor, rows: Tensor, t: Tensor) -> None:
+        if self.edges is not None:
+            whole = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True)
+            claim = self.landing.claim
+            self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()))
+
+    def _judge(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
+        values, pick = self._values(p, move.time1, move.step.y), self.landing.value[rows].clamp(min=0).unsqueeze(-1)
+        left, claim = values.gather(-1, pick).squeeze(-1), self.landing.claim
+        landed = self.landing.judge(rows, lanes, left)
+        noise = self.rounding * self.scale[rows] + 1e-300
+        self._put("jumped", rows, lanes, landed.jumped)
+        self._put("zero", rows, lanes, torch.where(landed.jumped, noise, 2 * left.abs() + noise))
+        start, limit, t = claim.start[rows], claim.limit[rows], claim.t[rows]
+        moved = ((self.landing.t[rows] - t).abs() > _APART * (limit - start).abs()).unsqueeze(-1)
+        chosen = torch.arange(values.shape[-1], device=values.device) == pick
+        after = torch.where(moved & ~chosen & (values != 0), values.sign(), self.after[rows])
+        self._put("after", rows, lanes, after)
+        if bool(landed.off.any()):  # from there on the step is looked at once more
+            self._put("past", rows, landed.off, torch.where(chosen, t.unsqueeze(-1), self.past[rows]))
+            sign = -claim.sign[rows].unsqueeze(-1)
+            self._put("past_sign", rows, landed.off, torch.where(chosen, sign, self.past_sign[rows]))
+        return landed.again, landed.off
+
     def _look(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
-        """Look for the first event in a step of these lanes; gives those that have one."""
-        before = p.f.calls
+        """Look for the first event in a step of these lanes; gives those that have one.
+
+        Where what was found was none, the search goes on from there: `past`, with the sign that the value has beyond it
+        on the dense output, `past_sign`.
+        """
         path = Path(self.events.values, p, move)
-        move.sought, move.search_calls = lanes, p.f.calls - before
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
         samples = [self.last[rows], *(path.same(x) for x in nodes()[1:-1]), self._values(p, move.time1, move.step.y)]
         column = torch.stack(samples, -1)
-        if not bool((torch.isfinite(column) | ~wanted.unsqueeze(-1)).all()):
-            raise _not_finite(column, wanted, move)
+        bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).any(-1).any(-1)
+        if bool(bad.any()):
+            lanes = lanes & ~self._blows_up(p, move, column, wanted)
+            wanted = wanted & lanes.unsqueeze(-1)
         column = torch.where(torch.isfinite(column), column, 0.0)
-        quiet, signs = self.quiet[rows], self.signs[rows]
-        column = _silenced(column, quiet.unsqueeze(-1))
-        signs, left = self._first_signs(path, column, signs, quiet, wanted)
+        quiet, own = self.quiet[rows], self.signs[rows]
+        t0, t1 = (lanes_of(x, p).unsqueeze(-1) for x in (move.t0, move.t1))
+        past = ((self.past[rows] - t0) / (t1 - t0)).nan_to_num(0.0)
+        signs, left, loud = self._first_signs(path, column, own, quiet, wanted)
+        points = torch.tensor(nodes(), dtype=column.dtype, device=column.device)
+        column = torch.where((points < loud.unsqueeze(-1)) & (column.abs() <= quiet.unsqueeze(-1)), 0.0, column)
+
+        last = t1 == p.ts.detach()[..., -1].reshape(-1, 1)  # nothing is asked of event functions past that
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
-            found = path.each(theta, live)
+            found = path.each(torch.where(last, theta.clamp(max=1.0), theta), live)
             if not bool((torch.isfinite(found) | ~live).all()):
                 raise _not_finite(found.unsqueeze(-1), live, move)
-            return _silenced(found, quiet)
+            return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
 
-        sought = Sought(self.events.directions, torch.where(wanted, signs, 0.0), left, quiet == 0)
+        at = torch.where(past > 0, self.past_sign[rows], signs)
+        sought = Sought(
+            self.events.directions, torch.where(wanted, at, 0.0), torch.maximum(left, past), torch.maximum(loud, past)
+        )
         roots = first_roots(g, column, sought)
-        where = roots.where.amin(-1)
-        tied = roots.where <= where.unsqueeze(-1)
-        value = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1)
-        found = lanes & torch.isfinite(where)
-        end = column[..., -1]
-        at_end = torch.where(end != 0, end.sign(), signs)
-        self._put("signs", rows, lanes, at_end)
-        self._put("last", rows, lanes, end)
-        before_it = torch.tensor(nodes(), dtype=where.dtype, device=where.device) <= where[:, None, None]
-        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], (column.abs() * before_it).amax(-1)))
-        self._put("quiet", rows, lanes, torch.where(end != 0, 0.0, quiet))
+        found = lanes & torch.isfinite(roots.where.amin(-1))
         if bool(found.any()):
-            self._place(p, path, move, rows, found, roots.where, roots.rising, signs, value, column)
+            self._claim(p, path, move, rows, found, roots, signs, column)
+        end, on = column[..., -1], lanes & ~found
+        self._put("signs", rows, on, torch.where(end != 0, end.sign(), signs))
+        self._put("last", rows, on, end)
+        self._put("quiet", rows, on, torch.where(end != 0, 0.0, quiet))
+        self._put("past", rows, on, torch.full_like(past, torch.nan))
+        until = torch.where(found, roots.where.amin(-1), 1.0)
+        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], _largest(column, until)))
         return found
 
-    def _place(
-        self, p: Problem, path: Path, move: Move, rows: Tensor, found: Tensor, where: Tensor, rising: Tensor,
-        signs: Tensor, value: Tensor, column: Tensor,
+    def _claim(
+        self, p: Problem, path: Path, move: Move, rows: Tensor, found: Tensor, roots: Roots, signs: Tensor,
+        column: Tensor,
     ) -> None:  # fmt: skip
-        """Keep the events that were found: their times, and how the values stand and change there."""
-        pick = value.unsqueeze(-1)
-        first = where.gather(-1, pick)
+        """Keep the events that were found: where they may be, and how the values stand and change there."""
+        where = roots.where
+        first = where.amin(-1, keepdim=True)
+        tied = where <= first
+        pick = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1, keepdim=True)
         chosen, live = torch.arange(where.shape[-1], device=where.device) == pick, found.unsqueeze(-1)
         at = torch.where(torch.isfinite(first), first, 0.5).expand_as(where)
         here = path.each(at, live.expand_as(chosen))
-        after = torch.where(here != 0, here.sign(), signs)
-        after = torch.where(torch.isfinite(where), torch.where(rising, -1.0, 1.0), after)  # its root is still ahead
-        after = torch.where(chosen, -after, after)
-        low, high = (at - _APART).clamp(min=0.0), (at + _APART).clamp(max=1.0)
-        t0, t1 = _lanes(move.t0, p), _lanes(move.t1, p)
-        rates = (path.each(high, chosen & live) - path.each(low, chosen & live)) / (high - low)
-        length = t1 - t0
-        # where a step ends at the event it is no step any more
-        least = 8 * _EPS * torch.maximum(t0.abs(), t1.abs())
-        t = t0 + length.sign() * torch.maximum(first.squeeze(-1) * length.abs(), least)
-        self._put("t", rows, found, t)
-        self._put("value", rows, found, value)
-        self._put("after", rows, found, after)
-        self._put("rate", rows, found, rates.gather(-1, pick).squeeze(-1) / length)
-        self._put("limit", rows, found, t1)
-        halfway = path.each(at / 2, live.expand_as(chosen))  # the nodes may all lie past an event
-        self._put("peaks", rows, found, torch.maximum(self.peaks[rows], halfway.abs()))
-        self._put("scale", rows, found, column.abs().amax(-1).gather(-1, pick).squeeze(-1))
+        before = torch.where(roots.rising, -1.0, 1.0)
 
-    def _polish(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
-        """Move the ends of steps to events by what their values still are there; gives lanes that are to try again."""
-        values, pick = self._values(p, move.time1, move.step.y), self.value[rows].clamp(min=0).unsqueeze(-1)
-        left, peak = (x.gather(-1, pick).squeeze(-1) for x in (values, self.peaks[rows]))
-        t0, limit, rate = _lanes(move.t0, p), self.limit[rows], self.rate[rows]
-        rise = rate.abs() * (limit - t0).abs() * 2 * _APART  # around the root, on the step that it was found in
-        noise = self.rounding * self.scale[rows] + 1e-300
-        jumped = (left.abs() > _JUMPED * peak) & (rise > left.abs() / 2)
-        self._put("jumped", rows, lanes, jumped)
-        self._put("zero", rows, lanes, torch.where(jumped, noise, 2 * left.abs() + noise))
-        t = self.t[rows] - left / rate
-        sign, least = (limit - t0).sign(), 8 * _EPS * torch.maximum(t0.abs(), limit.abs())
-        inside = torch.isfinite(t) & ((t - t0) * sign >= least) & ((limit - t) * sign >= 0)
-        size = left.abs() / self.scale[rows]
-        again = lanes & ~self.polished[rows] & inside & (size > _ROUNDING) & (size < _JUMP) & (t != self.t[rows])
-        self._put("t", rows, again, t)
-        self._put("polished", rows, again, again)
-        return again
+        def around(distance: float) -> tuple[Tensor, Tensor, Tensor]:
+            low, high = (at - distance).clamp(min=0.0), (at + distance).clamp(max=1.0)
+            return path.each(low, chosen & live), path.each(high, chosen & live), high - low
+
+        below, above, width = around(_APART)
+        nearly, just, _ = around(_CLOSEST)
+        jumps = (just - nearly).abs() > torch.maximum(above.abs(), below.abs()) / 2
+        sharp = jumps | ((above == 0) & (here == 0) & (at < 1))
+        # a value whose root is still ahead has its sign; one that is zero gets that which it takes first
+        after = torch.where(here != 0, here.sign(), signs)
+        after = torch.where(torch.isfinite(where), before, after)
+        after = torch.where(chosen, torch.where(here == 0, 0.0, -before), after)
+        self._put("after", rows, found, after)
+        t0, t1 = lanes_of(move.t0, p), lanes_of(move.t1, p)
+        length, nan = t1 - t0, torch.full_like(t0, torch.nan)
+
+        def of_it(x: Tensor) -> Tensor:
+            return x.gather(-1, pick).squeeze(-1)
+
+        # where a step ends at the event it is no step any more
+        part = first.squeeze(-1)
+        t = t0 + length.sign() * torch.maximum(part * length.abs(), resolution(t0, t1))
+        sign, end = of_it(before), of_it(column[..., -1])
+        size = torch.maximum(of_it(_largest(column, part)), of_it(path.each(at / 2, (chosen & live))).abs())
+        peaks = torch.where(chosen, torch.maximum(self.peaks[rows], size.unsqueeze(-1)), self.peaks[rows])
+        self._put("peaks", rows, found, peaks)  # the nodes may all lie past an event
+        self._put("scale", rows, found, of_it(column.abs().amax(-1)))
+        low, high = torch.where(of_it(signs) == sign, t0, nan), torch.where(end * sign > 0, nan, t1)
+        rate = of_it((above - below) / width) / length
+        self.landing.begin(rows, found, Claim(
+            pick.squeeze(-1), t, t0, t1, sign, low, high, rate, size, of_it(sharp)
+        ))  # fmt: skip
 
     def _first_signs(
         self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The signs before the step, and from where on they hold.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The signs before the step, from where on they hold, and from where on values are more than noise.
 
         After an event, a value that is zero has the sign that it takes first, maybe long before the first node.
         """
         left, unknown = torch.zeros_like(signs), wanted & (signs == 0)
-        if not bool(unknown.any()):
-            return signs, left
+        points = torch.tensor(nodes(), dtype=column.dtype, device=column.device)
+        loud = column.abs() > quiet.unsqueeze(-1)
+        index = loud.to(torch.uint8).argmax(-1, keepdim=True)
+        since = torch.where(loud.any(-1), points[index.squeeze(-1)], torch.inf)
+        since = torch.where(unknown | (quiet > 0), since, 0.0)
         risen = unknown & (quiet > 0)
         if bool(risen.any()):
             for part in _CLOSE:
                 theta = torch.full_like(left, part * nodes()[1])
-                value = _silenced(path.each(theta, risen), quiet)
-                known = risen & (value != 0)
+                value = path.each(theta, risen)
+                known = risen & (value.abs() > quiet) & torch.isfinite(value)
                 signs, left = torch.where(known, value.sign(), signs), torch.where(known, theta, left)
-                risen = risen & ~known
+                since, risen = torch.where(known, theta, since), risen & ~known
                 if not bool(risen.any()):
                     break
-        loud = column != 0
-        first = column.gather(-1, loud.to(torch.uint8).argmax(-1, keepdim=True)).squeeze(-1).sign()
-        return torch.where(unknown & (signs == 0), first, signs), left
+        first = column.gather(-1, index).squeeze(-1).sign()
+        return torch.where(unknown & (signs == 0) & loud.any(-1), first, signs), left, since
+
+    def _blows_up(self, p: Problem, move: Move, column: Tensor, wanted: Tensor) -> Tensor:
+        """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
+        large = _size(p, move.step.y) > self.bound[rows_at_hand(p)]
+        wanted = wanted & ~large.unsqueeze(-1)
+        bad = ~torch.isfinite(column) & wanted.unsqueeze(-1)
+        if bool(bad.any()):
+            raise _not_finite(column, wanted, move)
+        return large
 
     def _values(self, p: Problem, t: Tensor, y: Leaves) -> Tensor:
         with torch.no_grad():
-            return _as_lanes(self.events.values(t, y, None if p.lanes is None else p.lanes.index), p.batched)
+            return as_lanes(self.events.values(t, y, None if p.lanes is None else p.lanes.index), p.batched)
 
     def _put(self, name: str, rows: Tensor, lanes: Tensor, x: Tensor) -> None:
         """Keep x of these lanes among those at hand."""
@@ -226,50 +281,17 @@ class Seeker:
         whole[rows[lanes]] = x[lanes].to(whole.dtype)
 
 
-class Path:
-    """The event functions along one step, at theta in [0, 1]."""
-
-    def __init__(self, values: Values, p: Problem, move: Move) -> None:
-        self.values, self.p, self.move = values, p, move
-        f = nudged(p, move.time0, move.time1, move.jumped, move.jumps)
-        self.coefficients = p.method.polynomial(f, move.time0, move.time1, move.y, move.step)
-        self.rows = None if p.lanes is None else p.lanes.index
-        self.parts = p.batched and values.divisible(p)
-
-    def same(self, theta: float) -> Tensor:
-        """(L, m): all values at the same theta."""
-        move = self.move
-        t = move.time0 + theta * (move.time1 - move.time0)
-        over = tuple(spread(torch.full_like(move.time0, theta), y) for y in move.y)
-        return _as_lanes(self.values(t, evaluate(move.y, self.coefficients, over), self.rows), self.p.batched)
-
-    def each(self, theta: Tensor, live: Tensor) -> Tensor:
-        """(L, m): each value at its own theta, of those that are live."""
-        out = torch.zeros_like(theta)
-        for k in range(theta.shape[-1]):
-            lanes = live[:, k].nonzero()[:, 0]
-            if not len(lanes):
-                continue
-            if not self.parts or 2 * len(lanes) > len(theta):
-                out[:, k] = self._at(theta[:, k], None)[:, k]
-            else:
-                out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
-        return out
-
-    def _at(self, theta: Tensor, lanes: Tensor | None) -> Tensor:
-        move, rows = self.move, self.rows
-        time0, time1, y, coefficients = move.time0, move.time1, move.y, self.coefficients
-        if lanes is not None:
-            rows = lanes if rows is None else rows[lanes]
-            time0, time1, y = time0[lanes], time1[lanes], _taken(y, lanes)
-            coefficients: Coefficients = tuple(_taken(c, lanes) for c in coefficients)
-        theta = theta if self.p.batched else theta[0]
-        at = evaluate(y, coefficients, tuple(spread(theta, x) for x in y))
-        return _as_lanes(self.values(time0 + theta * (time1 - time0), at, rows), self.p.batched)
+def _largest(column: Tensor, until: Tensor) -> Tensor:
+    """The largest absolute value at the nodes up to a point of a step, (L, m)."""
+    points = torch.tensor(nodes(), dtype=until.dtype, device=until.device)
+    return (column.abs() * (points <= until[:, None, None])).amax(-1)
 
 
-def _taken(y: Leaves, lanes: Tensor) -> Leaves:
-    return tuple(x.index_select(0, lanes) for x in y)
+def _size(p: Problem, y: Leaves) -> Tensor:
+    """The largest entry of the state, (L,)."""
+    return torch.stack(
+        [(as_rows(x.detach().abs()) if p.batched else x.detach().abs().reshape(1, -1)).amax(1).double() for x in y]
+    ).amax(0)
 
 
 def _taken_back(p: Problem, s: State, move: Move, verdict: Verdict, back: Tensor, ends: Tensor) -> tuple[Move, Verdict]:
@@ -282,35 +304,12 @@ def _taken_back(p: Problem, s: State, move: Move, verdict: Verdict, back: Tensor
     return move, verdict._replace(accept=move.accept, h=torch.where(back, s.h, verdict.h), memory=memory)
 
 
-def _rows(p: Problem) -> Tensor:
-    """The rows of the batch that are at hand."""
-    if p.lanes is not None:
-        return p.lanes.index
-    return torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device)
-
-
-def _lanes(x: Number | Flag, p: Problem) -> Tensor:
-    """A number or flag of each lane as a tensor (L,)."""
-    if p.batched:
-        return x.detach()
-    return torch.tensor([x], dtype=torch.bool if isinstance(x, bool) else p.ts.dtype, device=p.ts.device)
-
-
-def _as_lanes(values: Tensor, batched: bool) -> Tensor:
-    """(L, m) in float64."""
-    return (values if batched else values.unsqueeze(0)).double()
-
-
-def _silenced(x: Tensor, quiet: Tensor) -> Tensor:
-    return torch.where(x.abs() <= quiet, 0.0, x)
-
-
 def _not_finite(column: Tensor, wanted: Tensor, move: Move) -> ValueError:
     bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).nonzero()[0].tolist()
     t0 = float(torch.as_tensor(move.t0).reshape(-1)[bad[0]])
     sample = f", sample {bad[0]}" if isinstance(move.t0, Tensor) else ""
     return ValueError(
         f"value {bad[1]} of the event functions is {float(column[tuple(bad)])} in the step from t={t0:.6g}{sample}: "
-        "an event function must be finite along the solution, also a step past the event (clamp what it takes the log "
-        "or root of)"
+        "an event function must be a number along the solution, also a step past the event (clamp what it takes the "
+        "log or root of)"
     )

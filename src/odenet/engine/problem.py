@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..control.base import Controller, check_times
+from ..core.edges import Edges
 from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..core.norms import Tolerance, never_zero
@@ -119,6 +121,16 @@ class Problem:
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
         )
+
+    def with_edges(self, start: Tensor | None, scale: Tensor) -> Problem:
+        """The same problem between events, where f is seen from within: see `Edges`.
+
+        start: ts[0] where an event was there, a lane; None: nowhere. scale: the size of the times that led there.
+        """
+        f, ts = copy.copy(self.f), self.ts.detach()
+        start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
+        f.edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction)
+        return replace(self, f=f)
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""

@@ -19,7 +19,8 @@ from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.leaves import Leaves, spread
 from ..core.status import Status
 from ..methods.base import Field, Method, Step
-from .advance import Clock, Move, State, after_step, attached, attempt, nudged, settle
+from .advance import Clock, Move, State, after_step, attempt, nudged, settle
+from .clock import attached
 from .drive import start
 from .problem import Problem, Stops
 

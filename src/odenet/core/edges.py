@@ -1,0 +1,61 @@
+"""The ends of a solve between two events, where f is to be seen from inside: it may jump at an event."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from .leaves import cast
+
+
+class Edges:
+    """Where a solve begins and ends at events; a lane each, NaN where it does not.
+
+    f at such a time is f a few units in the last place further inside: the limit from within, where it jumps there. One
+    object serves the fields of all samples and of those left in a batch, as an end is known only when it is found.
+    """
+
+    def __init__(self, start: Tensor, scale: Tensor, length: Tensor, direction: Tensor) -> None:
+        """start: NaN where the solve does not begin at an event. scale: the size of the times there.
+
+        length: of the solve, in time. direction: +1 or -1. All are 0-d, or (B,) per sample.
+        """
+        self._start, self._scale, self._direction = start.clone(), scale, direction
+        self._most = length.abs() / 4  # of a very short solve the middle is kept
+        self._end = torch.full_like(start, torch.nan)
+        self._end_scale = torch.zeros_like(start)
+        self._rows: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Edges:
+        """Those of some of the samples at hand, which share what is set later."""
+        other = copy.copy(self)
+        other._rows = rows if self._rows is None else self._rows[rows]
+        return other
+
+    def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor) -> None:
+        """The solve of these lanes of all, (L,), ends at `time`, an event; NaN: it does not."""
+        place = lanes.view_as(self._end)
+        self._end.copy_(torch.where(place, time.view_as(self._end), self._end))
+        self._end_scale.copy_(torch.where(place, scale.view_as(self._end), self._end_scale))
+
+    def within(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """t in f's own dtype, moved inside where it is at an edge."""
+        at = t.detach()
+        at_start, at_end = at == self._of(self._start), at == self._of(self._end)
+        if t.device.type == "cpu" and not bool((at_start | at_end).any()):  # a look costs less than what follows
+            return cast(t, dtype)
+        forth = torch.where(at_start, self._of(self._scale), 0.0)
+        back = torch.where(at_end, self._of(self._end_scale), 0.0)
+        most = self._of(self._most)
+        moved = ((forth - back) * _units(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
+        return cast(t, dtype) + moved.to(dtype)
+
+    def _of(self, x: Tensor) -> Tensor:
+        return x if self._rows is None else x[self._rows]
+
+
+def _units(dtype: torch.dtype) -> float:
+    """How far inside, as a part of the size of the times: past the rounding of an event's time, and of f's own."""
+    return 16 * torch.finfo(torch.float64).eps + 2 * torch.finfo(dtype).eps

@@ -1,0 +1,108 @@
+"""The values of event functions along one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..core.dense import Coefficients, evaluate
+from ..core.lanes import Flag, Number
+from ..core.leaves import Leaves, select, spread
+from ..core.norms import all_finite
+from .advance import Move
+from .problem import Problem
+
+_FAR = 1e300  # in place of infinity
+
+
+class Values(ABC):
+    """The values of all event functions; each lane has m of them."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor, y: Leaves, rows: Tensor | None) -> Tensor:
+        """(m,), or (B, m) per sample; of these rows of the batch, where it is `divisible`."""
+
+    @abstractmethod
+    def divisible(self, p: Problem) -> bool:
+        """Whether the functions work on a part of the batch."""
+
+
+class Path:
+    """The event functions along one step, at theta in [0, 1]: on its dense output, which the move has computed."""
+
+    def __init__(self, values: Values, p: Problem, move: Move) -> None:
+        self.values, self.p, self.move = values, p, move
+        self.coefficients = _finite(p, move)
+        self.rows = None if p.lanes is None else p.lanes.index
+        self.parts = p.batched and values.divisible(p)
+
+    def state(self, theta: float) -> tuple[Tensor, Leaves]:
+        """Time and state, of all lanes at the same theta."""
+        move = self.move
+        over = tuple(spread(torch.full_like(move.time0, theta), y) for y in move.y)
+        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+
+    def same(self, theta: float) -> Tensor:
+        """(L, m): all values at the same theta."""
+        return as_lanes(self.values(*self.state(theta), self.rows), self.p.batched)
+
+    def each(self, theta: Tensor, live: Tensor) -> Tensor:
+        """(L, m): each value at its own theta, of those that are live."""
+        out = torch.zeros_like(theta)
+        for k in range(theta.shape[-1]):
+            lanes = live[:, k].nonzero()[:, 0]
+            if not len(lanes):
+                continue
+            if not self.parts or 2 * len(lanes) > len(theta):
+                out[:, k] = self._at(theta[:, k], None)[:, k]
+            else:
+                out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
+        return out
+
+    def _at(self, theta: Tensor, lanes: Tensor | None) -> Tensor:
+        move, rows = self.move, self.rows
+        time0, time1, y, coefficients = move.time0, move.time1, move.y, self.coefficients
+        if lanes is not None:
+            rows = lanes if rows is None else rows[lanes]
+            time0, time1, y = time0[lanes], time1[lanes], _taken(y, lanes)
+            coefficients: Coefficients = tuple(_taken(c, lanes) for c in coefficients)
+        theta = theta if self.p.batched else theta[0]
+        at = evaluate(y, coefficients, tuple(spread(theta, x) for x in y))
+        return as_lanes(self.values(time0 + theta * (time1 - time0), at, rows), self.p.batched)
+
+
+def _finite(p: Problem, move: Move) -> Coefficients:
+    """The dense output of a step; of lanes where it overflows a straight line."""
+    coefficients = move.known_polynomial
+    fine = all_finite(tuple(c for cs in coefficients for c in cs), p.batched)
+    if bool(fine.all()):
+        return coefficients
+    line = tuple(b - a for a, b in zip(move.y, move.step.y, strict=True))
+    still = tuple(torch.zeros_like(x) for x in line)
+    keep = fine if p.batched else bool(fine)
+    return (select(keep, coefficients[0], line), *(select(keep, c, still) for c in coefficients[1:]))
+
+
+def _taken(y: Leaves, lanes: Tensor) -> Leaves:
+    return tuple(x.index_select(0, lanes) for x in y)
+
+
+def rows_at_hand(p: Problem) -> Tensor:
+    """The rows of the batch that are at hand."""
+    if p.lanes is not None:
+        return p.lanes.index
+    return torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device)
+
+
+def lanes_of(x: Number | Flag, p: Problem) -> Tensor:
+    """A number or flag of each lane as a tensor (L,)."""
+    if p.batched:
+        return x.detach()
+    return torch.tensor([x], dtype=torch.bool if isinstance(x, bool) else p.ts.dtype, device=p.ts.device)
+
+
+def as_lanes(values: Tensor, batched: bool) -> Tensor:
+    """(L, m) in float64. What overflows still has its sign, and is far from zero."""
+    return (values if batched else values.unsqueeze(0)).double().nan_to_num(torch.nan, _FAR, -_FAR)
