@@ -170,7 +170,8 @@ class Captured:
     def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
         """Check that evaluations used nothing that is not known; until `close`, what f can reach becomes known.
 
-        inputs: f's own arguments. marker: taken before the evaluations. seen: nodes that were walked before, which may be of another thread; those of this walk are added.
+        inputs: f's own arguments. marker: taken before the evaluations. seen: nodes that were walked before, which may
+        be of another thread; those of this walk are added.
         """
         leaves, computed = self._borders(outputs, inputs, marker, seen)
         if computed and self._open:

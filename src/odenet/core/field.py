@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .capture import Captured, Operands, graph_marker
 from .edges import Edges
+from .fit import check_fit, what_f_was_given
 from .generators import Generators, GeneratorStates, same_states
-from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, outline, unflatten
+from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, unflatten
 from .mixing import refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .transforms import transforming
@@ -276,7 +277,7 @@ class VectorField:
             self._unmark(*given, flags=flags)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
         if not self.checked or spec != self._spec or not self._alike(leaves, y):
-            self._check(leaves, spec, y)
+            check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
         if not self.checked:
             self._fresh = list(zip(leaves, _versions(*leaves), strict=True))
         elif self._fresh is not None:
@@ -313,43 +314,5 @@ class VectorField:
             return self._f(t, self.pack(y), *self._given)
         except _ILL_FITTING as error:
             if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
-                error.add_note(self._what_f_was_given(t, y, error))
+                error.add_note(what_f_was_given(self._names, t, y, self.dtypes, len(self._given), error))
             raise
-
-    def _what_f_was_given(self, t: Tensor, y: Leaves, error: Exception) -> str:
-        pairs = zip(self._names, y, self.dtypes, strict=True)
-        states = ", ".join(f"y{name} of shape {tuple(x.shape)} and dtype {dtype}" for name, x, dtype in pairs)
-        more = f", and {len(self._given)} of args" if self._given else ""
-        note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
-        if isinstance(error, TypeError) and "argument" in str(error):
-            note += "" if self._given else " If f does not depend on t, write lambda t, y: f(y)."
-        elif "dtype" in str(error) and t.dtype != self.dtypes[0]:
-            note += (
-                " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "
-                "give ts in y's dtype."
-            )
-        return note
-
-    def _check(self, out: list[Any], spec: Spec, y: Leaves) -> None:
-        if spec != self._spec:
-            raise TypeError(
-                f"f returned the structure {outline(spec)}, but y has {outline(self._spec)}: return dy/dt with y's "
-                "structure"
-            )
-        autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
-        for name, k, x, dtype in zip(self._names, out, y, self.dtypes, strict=True):
-            where = f"f's result{name}"
-            if not isinstance(k, Tensor):
-                raise TypeError(f"{where} is a {type(k).__name__}, not a tensor: return dy/dt as a tensor like y{name}")
-            if k.shape != x.shape:
-                raise ValueError(
-                    f"{where} has shape {tuple(k.shape)}, but y{name} has {tuple(x.shape)}: dy/dt has y's shape"
-                )
-            if k.layout is not torch.strided:
-                raise TypeError(f"{where} has layout {k.layout}: return a dense tensor, with to_dense()")
-            if k.device != x.device:
-                raise ValueError(f"{where} is on {k.device}, but y{name} is on {x.device}: move f's tensors there")
-            if k.dtype != dtype and not (autocast and k.dtype.is_floating_point):
-                raise TypeError(
-                    f"{where} has dtype {k.dtype}, but y{name} has {dtype}: cast it, or cast t with t.to(y.dtype)"
-                )

@@ -1,4 +1,4 @@
-"""Whether f mixes the samples of a batch that are solved each for itself: told by a gradient of its first evaluation."""
+"""Whether f mixes the samples of a batch that are solved each for itself: told by a gradient of one evaluation."""
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""Whether what f returns fits the state, and what is said where it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .leaves import Leaves, Spec, outline
+
+
+def what_f_was_given(
+    names: list[str], t: Tensor, y: Leaves, dtypes: tuple[torch.dtype, ...], more_args: int, error: Exception
+) -> str:
+    """The note of what f raised at its first evaluation."""
+    pairs = zip(names, y, dtypes, strict=True)
+    states = ", ".join(f"y{name} of shape {tuple(x.shape)} and dtype {dtype}" for name, x, dtype in pairs)
+    more = f", and {more_args} of args" if more_args else ""
+    note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
+    if isinstance(error, TypeError) and "argument" in str(error):
+        note += "" if more_args else " If f does not depend on t, write lambda t, y: f(y)."
+    elif "dtype" in str(error) and t.dtype != dtypes[0]:
+        note += (
+            " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "
+            "give ts in y's dtype."
+        )
+    return note
+
+
+def check_fit(
+    out: list[Any], spec: Spec, own: Spec, names: list[str], y: Leaves, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise TypeError or ValueError where f's result, of structure `spec`, does not fit y, of structure `own`."""
+    if spec != own:
+        raise TypeError(
+            f"f returned the structure {outline(spec)}, but y has {outline(own)}: return dy/dt with y's structure"
+        )
+    autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
+    for name, k, x, dtype in zip(names, out, y, dtypes, strict=True):
+        where = f"f's result{name}"
+        if not isinstance(k, Tensor):
+            raise TypeError(f"{where} is a {type(k).__name__}, not a tensor: return dy/dt as a tensor like y{name}")
+        if k.shape != x.shape:
+            raise ValueError(
+                f"{where} has shape {tuple(k.shape)}, but y{name} has {tuple(x.shape)}: dy/dt has y's shape"
+            )
+        if k.layout is not torch.strided:
+            raise TypeError(f"{where} has layout {k.layout}: return a dense tensor, with to_dense()")
+        if k.device != x.device:
+            raise ValueError(f"{where} is on {k.device}, but y{name} is on {x.device}: move f's tensors there")
+        if k.dtype != dtype and not (autocast and k.dtype.is_floating_point):
+            raise TypeError(
+                f"{where} has dtype {k.dtype}, but y{name} has {dtype}: cast it, or cast t with t.to(y.dtype)"
+            )
