@@ -16,6 +16,7 @@ from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
 from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
 from .core.norms import Tolerance
+from .core.saved import Save
 from .core.transforms import every, largest, nested, unwrapped
 from .core.wrapped import refuse_wrapped
 from .engine.callbacks import Callbacks
@@ -307,9 +308,15 @@ def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
     observers(asked["callbacks"], asked["progress"])
 
 
-def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method) -> None:
+def save(given: Any, per_sample: bool) -> Save | None:
+    return None if given is None else Save(callable_as("save", given, "save(t, y, *args)"), per_sample)
+
+
+def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method, save: Any, save_steps: Any) -> None:
     """Refuse what looks at the values of a solve from outside, inside `torch.func.vmap`."""
-    for name, given in (("event", events), ("callbacks", callbacks), ("progress", progress)):
+    for name, given in (
+        ("event", events), ("callbacks", callbacks), ("progress", progress), ("save", save), ("save_steps", save_steps),
+    ):  # fmt: skip
         if given:
             raise ValueError(f"{name} is not available inside torch.func.vmap (nor in jacfwd and jacrev, which use it)")
     if not solver.branchless:

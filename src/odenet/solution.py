@@ -15,6 +15,7 @@ from .core.portable import constants
 from .core.status import Status
 from .core.transforms import some
 from .engine.pieces import Interpolation, Stretches
+from .engine.steps import Steps
 from .gradients.base import Stats
 from .summary import Facts, line, lines
 
@@ -32,6 +33,9 @@ class Solution:
     status: a `Status`, or its codes as a (B,) tensor. event: the last event that happened (the one that ended the
     solve, where the status says so): which, t and y; per sample (B,), with -1 and NaN where none did; else None where
     none did. hits: all events in their order, with an axis for them; see `odenet.events.Hit`. None without events.
+    steps: with save_steps the accepted steps, see `odenet.engine.steps.Steps`; else None.
+
+    With `save`, ys has what that makes of the states.
 
     A pickle or a deep copy has the values, without a graph, and sol(t) where that was there.
     """
@@ -49,6 +53,7 @@ class Solution:
     _limits: tuple[Tensor, Tensor] | None = None
     _pieces: Interpolation | Stretches | None = None
     _about: str = ""
+    steps: Steps | None = None
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
         """The solution at any t between ts[0] and the time reached (needs dense=True); differentiable.
@@ -97,7 +102,7 @@ class Solution:
 
     def __getstate__(self) -> dict[str, Any]:
         own = dict(vars(self))
-        for name in ("ts", "ys", "y1", "t1", "status", "_limits"):
+        for name in ("ts", "ys", "y1", "t1", "status", "_limits", "steps"):
             own[name] = constants(own[name])
         pieces = None if self._pieces is None else self._pieces.detached()
         return own | {"_dense": pieces, "_pieces": pieces}

@@ -36,6 +36,7 @@ from .engine.drive import Eager, Outcome
 from .engine.functional import Functional
 from .engine.integrate import Progress, Request
 from .engine.problem import Problem
+from .engine.steps import StepEnds
 from .engine.stiffness import Stiffness
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
@@ -72,6 +73,8 @@ def solve(
     on_failure: str = "raise",
     progress: bool | Progress = False,
     callbacks: Callbacks | None = None,
+    save: Callable[..., Any] | None = None,
+    save_steps: bool = False,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y0 at ts[0], and give the solution at all of ts; differentiable.
 
@@ -104,6 +107,10 @@ def solve(
     compile: True: solve and exact gradient by machine code that is compiled at first use (some seconds) and kept; what
         does not compile is solved as without, with one warning that says why. docs/compiling.md.
     callbacks: `Callbacks`, called around each attempted step.
+    save: fn(t, y, *args) -> pytree of tensors: what `sol.ys` holds in place of the states, differentiable. With
+        per_sample t is (B,), y (B, ...) and the result's leading axis the batch.
+    save_steps: True: `sol.steps` has the ends t of the accepted steps, their sizes h, and the states there (or what
+        `save` makes of them), as constants; see `odenet.engine.steps.Steps`.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
 
@@ -132,18 +139,22 @@ def solve(
     args = tree_map(own_view, check.arguments(args))
     dtypes = tuple(x.dtype for x in leaves)
     field = VectorField(f, flatten(y0)[1], names, dtypes, time_dtype(given_ts, working), args)
+    field.save = check.save(save, per_sample)
+    steps = StepEnds() if flag("save_steps", save_steps) else None
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
     problem = Problem.build(field, working, precise, control, method=solver, **limits)
     pack = Structure(flatten(y0)[1], dtypes)  # not the field's own, which would keep f alive
     if vmapping():
-        check.vmapped(events, callbacks, progress, solver)
+        check.vmapped(events, callbacks, progress, solver, save, save_steps)
         problem = replace(problem, traced=True)
     judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
     driver, last, hits = Functional() if problem.traced else Eager(), None, None
 
     def run(p: Problem, request: Request) -> Trajectory:
         compiled = compiled_or_none(p, driver, how, request) if compile else None
+        if compiled is not None and p.f.save is not None:  # a library gives whole states
+            compiled = replace(compiled, ys=p.f.saved_all(p.ts, compiled.ys))
         found = how.run(p, driver, request) if compiled is None else compiled
         judge(p, found.outcome)
         moves = direct() or not isinstance(how, ContinuousAdjoint)
@@ -151,14 +162,21 @@ def solve(
         return frozen(with_zeros(p, replace(found, y1=_ends(p, found), outcome=outcome)))
 
     with bar(progress) as report, uncached(working[0].device.type):
-        request = Request(dense, report, callbacks, stiffness=Stiffness())
+        request = Request(dense, report, callbacks, stiffness=Stiffness(), steps=steps)
         if events:
             trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
     events_told = _told(last, given_ts), _told(hits, given_ts)
     return _solution(
-        problem, trajectory, pack, given_ts, *events_told, dense=dense, about=f"{_name(f)} by {solver.name}"
+        problem,
+        trajectory,
+        pack,
+        given_ts,
+        *events_told,
+        dense=dense,
+        about=f"{_name(f)} by {solver.name}",
+        steps=steps,
     )
 
 
@@ -172,11 +190,13 @@ def _solution(
     *,
     dense: bool,
     about: str,
+    steps: StepEnds | None,
 ) -> Solution:
-    final = found.outcome.state
+    final, save = found.outcome.state, p.f.save
+    shown = pack if save is None else save.pack
     return Solution(
         ts,
-        pack(found.ys),
+        shown(found.ys),
         pack(found.y1),
         final.time.to(ts.dtype),
         found.stats,
@@ -188,6 +208,7 @@ def _solution(
         (p.ts.detach()[..., 0], final.time.detach()) if dense else None,
         found.pieces,
         about,
+        None if steps is None else steps.taken(p, shown, ts.dtype),
     )
 
 
@@ -223,7 +244,7 @@ def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
 
 def _ends(p: Problem, found: Trajectory) -> Leaves:
     """The last states. Where a solve has no length they are y0, and move with its last time against the first."""
-    if not differentiable(p.ts):
+    if not differentiable(p.ts) or p.f.save is not None:
         return found.y1
     still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
     if not some(still):

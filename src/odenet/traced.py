@@ -15,6 +15,7 @@ from .control import Controller
 from .core.leaves import in_working_precision, time_dtype
 from .core.outside_graphs import exporting
 from .core.plain_field import PlainField, with_own_tensors
+from .core.saved import Save
 from .core.status import Status
 from .engine.problem import Problem
 from .engine.traced import Found, find, plan, take
@@ -63,6 +64,8 @@ def solve(
     on_failure: str = "raise",
     progress: Any = False,
     callbacks: Any = None,
+    save: Callable[..., Any] | None = None,
+    save_steps: bool = False,
     host_ts: Sequence[float] | None = None,
 ) -> Solution | None:
     """`odenet.solve` as operations alone; None where its options do not allow that.
@@ -71,7 +74,7 @@ def solve(
     tensor, says why. Counts are tensors too. host_ts: ts as numbers, where they are known; an export with steps of
     constant size then has no loop.
     """
-    if not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
+    if save_steps or not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
         return None
     # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
     moving = isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled()
@@ -105,7 +108,9 @@ def solve(
     stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
     ended = found.status == int(Status.SUCCESS)
     t1 = torch.where(ended, given_ts[-1], found.t.detach().to(given_ts.dtype))
-    return Solution(given_ts, field.pack(ys), field.pack(y1), t1, stats, found.status)
+    kept = None if save is None else Save(save, False)
+    shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
+    return Solution(given_ts, shown, field.pack(y1), t1, stats, found.status)
 
 
 def _given(controller: Controller | None, name: str) -> Any:

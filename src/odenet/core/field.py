@@ -17,6 +17,7 @@ from .generators import Generators, GeneratorStates, same_states
 from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, unflatten
 from .mixing import refuse_mixing
 from .narrowing import Cut, find_cut, take
+from .saved import Save
 from .transforms import transforming
 from .wrapped import no_wrapped
 
@@ -47,6 +48,7 @@ class VectorField:
         self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
         self._args, self._args_spec = flatten(args)
         self._given = args
+        self.save: Save | None = None  # what is kept of the solution, in place of the state
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.calls = 0
         self.captured: Captured | None = None
@@ -105,8 +107,8 @@ class VectorField:
 
     def divisible(self) -> bool:
         """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
-        if self.random:
-            return False  # fewer rows would draw other numbers
+        if self.random or self.save is not None:
+            return False  # fewer rows would draw other numbers; which args `save` wants cut is not known
         if self._cut is None and self._first_seen is not None:
             self._cut, self._first_seen = self._ask(*self._first_seen), None
         return self._cut is not None
@@ -141,7 +143,7 @@ class VectorField:
     def detached(self) -> VectorField:
         """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
         other = self.with_args(new_leaves(self.differentiable_args))
-        other.captured = Captured(self._f)
+        other.captured = Captured(self._f if self.save is None else (self._f, self.save.fn))
         return other
 
     def capture(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -234,14 +236,28 @@ class VectorField:
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
             self.random = not same_states(self.first_states, self.generators.states())
-            if not captured.first(out, inputs, marker):
+            if not captured.first((*out, *self._kept(t, y)), inputs, marker):
                 self.calls += 1
                 with self.drawing_from(self.first_states), Operands(graph_marker()) as operands:
                     out = self._evaluate(t, y)
-                captured.shown(out, inputs, operands)
+                    kept = self._kept(t, y)
+                captured.shown((*out, *kept), inputs, operands)
             if t.ndim:
                 refuse_mixing(self._f, t, y, out)
         return tuple(x.detach() for x in out)
+
+    def _kept(self, t: Tensor, y: Leaves) -> Leaves:
+        return () if self.save is None else self.save(t, self.pack(y), self._given)
+
+    def saved(self, t: Tensor, y: Leaves) -> Leaves:
+        """What is kept of the state y at t, one state of all samples."""
+        assert self.save is not None
+        return self.save(cast(t, self.time_dtype), self.pack(y), self._given)
+
+    def saved_all(self, ts: Tensor, ys: Leaves) -> Leaves:
+        """What is kept of the states ys at ts, with an axis for the times."""
+        assert self.save is not None
+        return self.save.of_all(cast(ts, self.time_dtype), ys, self.pack, self._given)
 
     def _watched(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
         """An evaluation of an f that may use what it has not used before, or that makes leaves of its own."""

@@ -37,6 +37,7 @@ class PlainField:
     checked = True
     captured = None
     random = False
+    save = None
 
     def __init__(
         self,

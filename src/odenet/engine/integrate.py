@@ -15,6 +15,7 @@ from .functional import Lanewise
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
+from .steps import StepEnds
 from .stiffness import Stiffness, watchable
 
 Progress = Callable[[float, dict[str, int]], Any]
@@ -29,10 +30,11 @@ class Request:
     callbacks: Callbacks | None = None
     events: Events | None = None
     stiffness: Stiffness | None = None
+    steps: StepEnds | None = None
 
     def again(self) -> Request:
         """For the same solve once more, unseen."""
-        return replace(self, progress=None, callbacks=None, stiffness=None)
+        return replace(self, progress=None, callbacks=None, steps=None, stiffness=None)
 
 
 @dataclass
@@ -58,6 +60,8 @@ def integrate(
     everywhere = Everywhere() if request.dense else None
     if everywhere is not None:
         observers.append(everywhere)
+    if request.steps is not None:
+        observers.append(request.steps)
     if request.progress is not None:
         observers.append(Report(request.progress))
     if request.stiffness is not None and watchable(p):

@@ -65,6 +65,7 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
     """
     rows: Rows
     calls: Number
+    lane: Tensor | None = None
     if p.batched:
         at_start = (ts - ts[..., :1]).detach() * p.direction.unsqueeze(-1) <= 0
         lane, j = at_start.nonzero(as_tuple=True)
@@ -78,13 +79,42 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
         calls = count > 1
         needed = differentiable(ts) and calls
     if not needed:
-        return rows, values, 0
+        return rows, kept(p, ts[rows], values, lane, ts[..., 0], y0), 0
     slope = p.f(ts[..., 0], y0)
     if not isinstance(rows, slice):
         slope = tuple(k[rows[0]] for k in slope)
     slope = tuple(torch.where(torch.isfinite(k), k, 0) for k in slope)  # of a solve that fails there; times zero
     late = ts[rows] - first
-    return rows, tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True)), calls * 1
+    values = tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True))
+    return rows, kept(p, ts[rows], values, lane, ts[..., 0], y0), calls * 1
+
+
+def kept(p: Problem, times: Tensor, values: Leaves, lane: Tensor | None, time0: Tensor, y: Leaves) -> Leaves:
+    """What the caller wants of the solution `values` at `times`, stacked on the first axis.
+
+    lane: whose time each is; None for a joint solve. time0, y: a time and a state of all samples, for those that have
+    no output where others do.
+    """
+    if p.f.save is None:
+        return values
+    if lane is None:
+        rows = [p.f.saved(t, tuple(x[i] for x in values)) for i, t in enumerate(times)]
+        return tuple(torch.stack(list(x)) for x in zip(*rows, strict=True))
+    time0, y = time0.detach(), tuple(x.detach() for x in y)
+    # the outputs of one sample come one after another
+    turn = torch.zeros_like(lane)
+    for count in range(1, len(lane)):
+        turn[count] = (lane[:count] == lane[count]).sum()
+    parts: list[Leaves] = []
+    places: list[Tensor] = []
+    for k in range(int(turn.max()) + 1):
+        place = (turn == k).nonzero()[:, 0]
+        whose = lane[place]
+        state = tuple(a.index_copy(0, whose, x[place]) for a, x in zip(y, values, strict=True))
+        parts.append(tuple(x[whose] for x in p.f.saved(time0.index_copy(0, whose, times[place]), state)))
+        places.append(place)
+    order = torch.cat(places).argsort()
+    return tuple(torch.cat(list(x))[order] for x in zip(*parts, strict=True))
 
 
 class Collected:
@@ -146,7 +176,7 @@ class Record(Observer):
             values = tuple(y.expand(rows.stop - rows.start, *y.shape) for y in move.step.y)
         else:
             values = outputs(move, self.p.ts[rows], last.lane)
-        self.collected.keep(rows, values)
+        self.collected.keep(rows, kept(move.problem, self.p.ts[rows], values, last.lane, move.time0, move.y))
 
     def _given(self, move: Move) -> Given | None:
         if not isinstance(move.accept, Tensor):

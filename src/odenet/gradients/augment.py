@@ -21,6 +21,7 @@ class CotangentField(ABC):
     checked = True
     captured = None
     random = False
+    save = None
     parts: list[Sequence[Tensor | None]] | None = None
     """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..control.base import Controller
+from ..core.capture import graph_marker
 from ..core.field import VectorField
 from ..core.given import number, shown, whole
 from ..core.lanes import Flag, where
-from ..core.leaves import Leaves, dot, rows, select, spread
+from ..core.leaves import Leaves, dot, new_leaves, rows, select, spread
 from ..core.norms import Tolerance
 from ..core.status import Status
 from ..engine.callbacks import Callbacks
@@ -94,8 +95,11 @@ class ContinuousAdjoint(Gradient):
         used, spare = q.f.capture()
         captured = (*used, *spare)
 
-        def attached(ts: Tensor, ys: Leaves, end: Leaves) -> tuple[Tensor, ...]:
-            """ys at ts, and the state `end` at the time reached, as functions of all inputs."""
+        def attached(ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> tuple[Tensor, ...]:
+            """ys at ts, and the state `end` at the time reached, as functions of all inputs.
+
+            saved: ys are what is saved of the states.
+            """
             inputs = (*p.y0, ts, *p.f.differentiable_args)
             if not any(x.requires_grad for x in (*inputs, *captured)):
                 return (*ys, *end)
@@ -111,7 +115,7 @@ class ContinuousAdjoint(Gradient):
                         "its backward solves from it: change a copy, ys.clone()"
                     )
                 made = backward(captured)
-                grads = made.run(times, solved.outcome, ys, last, cotangents, times_needed)
+                grads = made.run(times, solved.outcome, None if saved else ys, last, cotangents, times_needed)
                 stats["backward_nfe"] = made.nfe
                 return grads
 
@@ -126,7 +130,8 @@ class ContinuousAdjoint(Gradient):
 
             return attach(pull, again, (*ys, *end), inputs, used, spare)
 
-        values = attached(p.ts, solved.ys, solved.y1)
+        m = len(solved.ys)
+        values = attached(p.ts, solved.ys, solved.y1, p.f.save is not None)
         pieces = solved.pieces
 
         def query(t: Tensor) -> Leaves:
@@ -143,7 +148,7 @@ class ContinuousAdjoint(Gradient):
         plainly = None if pieces is None else interpolator(pieces, p)
         asked = any(x.requires_grad for x in (*p.y0, p.ts, *p.f.differentiable_args, *captured))
         dense = query if plainly is not None and asked else plainly  # nothing that is attached keeps f alive
-        return Trajectory(tuple(values[:n]), tuple(values[n:]), dense, solved.outcome, stats, plainly)
+        return Trajectory(tuple(values[:m]), tuple(values[m:]), dense, solved.outcome, stats, plainly)
 
 
 class Backward:
@@ -171,12 +176,14 @@ class Backward:
         self,
         ts: Tensor,
         outcome: Outcome,
-        ys: Leaves,
+        ys: Leaves | None,
         y1: Leaves,
         cotangents: Sequence[Tensor | None],
         times_needed: bool,
     ) -> Sequence[Tensor | None]:
-        q, n, batched = self.q, len(self.q.y0), self.q.batched
+        """Cotangents of y0, ts, and what f uses. ys: the states at ts; None: `save` keeps something else of them."""
+        q, batched = self.q, self.q.batched
+        n = len(cotangents) - len(q.y0)
         reached, status = outcome.state.time, outcome.state.status
         direction = q.direction[:, None] if batched else q.direction
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
@@ -198,7 +205,8 @@ class Backward:
             tuple(torch.zeros_like(y) if b is None else b for y, b in zip(y1, cotangents[n:], strict=True)),
         )
         self.reached = self.here = reached
-        self.silent = all(b is None for b in cotangents[n:])
+        # without states at the outputs to start from, the state is solved for from the end on
+        self.silent = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
             # y1 moves with the end of the solve where it succeeded, and not with an event that is there
             if times_needed:
@@ -222,20 +230,41 @@ class Backward:
         batched = self.q.batched
         time = torch.where(lanes, self.ts[..., i], self.here) if isinstance(lanes, Tensor) else self.ts[i]
         self._go(time)
-        self.y = select(lanes, tuple(x[:, i] if batched else x[i] for x in self.ys), self.y)
+        if self.ys is not None:
+            self.y = select(lanes, tuple(x[:, i] if batched else x[i] for x in self.ys), self.y)
         if i == 0 and self.times_needed:
             self.ts_bar[..., 0] -= self._rate(self.a, lanes)
         if all(b is None for b in self.ys_bar):
             return
         self.silent = False
-        bar = tuple(
-            torch.zeros_like(x) if b is None else (b[:, i] if batched else b[i])
-            for x, b in zip(self.y, self.ys_bar, strict=True)
-        )
+        given = [None if b is None else (b[:, i] if batched else b[i]) for b in self.ys_bar]
+        bar = self._through_save(i, lanes, given) if self.ys is None else _filled(given, self.y)
         bar = select(lanes, bar, tuple(torch.zeros_like(b) for b in bar))
         if i > 0 and self.times_needed:
             self.ts_bar[..., i] += self._rate(bar, lanes)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
+
+    def _through_save(self, i: int, lanes: Flag, given: Sequence[Tensor | None]) -> Leaves:
+        """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
+        f, fixed = self.field.f, self.field.fixed
+        with torch.enable_grad():
+            marker = graph_marker()
+            t, y = self.here.detach().requires_grad_(self.times_needed), new_leaves(self.y)
+            kept = f.saved(t, y)
+            f.see(kept, t, y, marker)
+            pairs = [(k, b) for k, b in zip(kept, given, strict=True) if b is not None and k.requires_grad]
+            if not pairs:
+                return _filled([None] * len(y), self.y)
+            values, bars = zip(*pairs, strict=True)
+            bars = select(lanes, bars, tuple(torch.zeros_like(b) for b in bars))
+            found = f.vjp(values, (*y, t, *fixed) if self.times_needed else (*y, *fixed), bars)
+        n = len(y)
+        if self.times_needed:
+            by_t, found = found[n], (*found[:n], *found[n + 1 :])
+            if by_t is not None:
+                self.ts_bar[..., i] += by_t
+        self.quadrature.add(found[n:])
+        return _filled(found[:n], self.y)
 
     def _rate(self, a: Leaves, lanes: Flag) -> Tensor:
         """a^T f where the pass stands, zero for the other lanes."""
@@ -275,6 +304,10 @@ class Backward:
         top = torch.stack([x.double() for x in tops]).amax(0)
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
         return [spread(top, x) if self.q.batched else float(top) for x in self.a]
+
+
+def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
+    return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, bars, strict=True))
 
 
 def _with_norm(controller: Controller, norm: Any) -> Controller:

@@ -22,7 +22,7 @@ from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
 from ..engine.observe import Observer
 from ..engine.problem import Problem
-from ..engine.record import Collected, Record, first_outputs, outputs, piece
+from ..engine.record import Collected, Record, first_outputs, kept, outputs, piece
 from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
 from .backprop import plain
@@ -66,9 +66,9 @@ class Forward(Gradient):
                 tangents = [torch.where(good.view(1, -1, *(1,) * (x.ndim - 2)), x, 0.0) for x in tangents]
 
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-                bars = list(cotangents)
+                bars, m = list(cotangents), len(solved.ys) + n
                 if p.batched:  # pieces are (N, B, ...); samples come first here
-                    bars[2 * n :] = [None if b is None else b.transpose(0, 1) for b in bars[2 * n :]]
+                    bars[m:] = [None if b is None else b.transpose(0, 1) for b in bars[m:]]
                 return directions.gradients(tangents, bars)
 
             again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
@@ -118,8 +118,8 @@ class Sensitivities(Observer):
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
-        self.outputs.keep(rows, tuple(x.transpose(0, 1) for x in found[:n]))
-        self.carry = found[n:]
+        self.outputs.keep(rows, tuple(x.transpose(0, 1) for x in found[: len(first)]))
+        self.carry = found[len(first) :]
 
     def see(self, move: Move) -> None:
         if not self.tape.entries:
@@ -131,7 +131,10 @@ class Sensitivities(Observer):
             move, carry1 = self._attached(e, move)
             times = q.ts.detach().requires_grad_(self.times_needed)
             given = e.given
-            inner = outputs(move, times[given.rows], given.lane) if given is not None else ()
+            inner: Leaves = ()
+            if given is not None:
+                inner = outputs(move, times[given.rows], given.lane)
+                inner = kept(q, times[given.rows], inner, given.lane, move.time0, move.y)
             parts = piece(move) if self.dense else ()
             time1 = self._end(e)
             found = self._jvp(
@@ -144,7 +147,7 @@ class Sensitivities(Observer):
             q.f.calls = calls + (0 if known else move.polynomial_calls)
         m = n + len(carry1)
         if given is not None:
-            self.outputs.keep(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + n]))
+            self.outputs.keep(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + len(inner)]))
         if self.dense:
             self.pieces.append(tuple(found[m + len(inner) :]))
         self.y = [_select(e.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]

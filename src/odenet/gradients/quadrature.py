@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast, final
 
 import torch
+from torch import Tensor
 
 from ..control.base import Controller
 from ..core.dense import evaluate
@@ -14,6 +16,7 @@ from ..engine.observe import Observer
 from ..methods.base import Bars, Method
 from ..methods.explicit import ExplicitRK
 from .augment import CotangentField
+from .base import add
 from .parts import Shared
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
@@ -58,6 +61,10 @@ class StageSum(Observer):
         """For each of the field's fixed tensors."""
         return self.sums
 
+    def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
+        """Cotangents that belong to no step."""
+        self.sums = [add(a, b) for a, b in zip(self.sums, parts, strict=True)]
+
     def see(self, move: Move) -> None:
         parts = self.field.parts
         if parts is None:
@@ -91,6 +98,11 @@ class Quadrature(Observer):
         """For each of the field's fixed tensors."""
         self.shared.enter(self.field.f, None)
         return self.shared.total
+
+    def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
+        """Cotangents that belong to no step."""
+        self.shared.enter(self.field.f, None)
+        self.shared.add(parts)
 
     def see(self, move: Move) -> None:
         if not self.field.fixed:

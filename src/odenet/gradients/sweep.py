@@ -13,7 +13,7 @@ from ..core.lanes import Flag
 from ..core.leaves import Leaves, cast, new_leaves, select
 from ..engine.advance import after_step
 from ..engine.problem import Problem
-from ..engine.record import first_outputs, outputs, piece
+from ..engine.record import first_outputs, kept, outputs, piece
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
@@ -42,6 +42,7 @@ class Sweep(ABC):
         q, self.survivors = self.whole.q, taken.survivors
         self.stand = Stand.of(q, self.survivors)
         self.whole.charged = q.f.calls
+        self.shown = taken.shown
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
         self.shared = Shared((*self.whole.args, *taken.captured))
         self.ts = q.ts.detach()
@@ -74,7 +75,8 @@ class Sweep(ABC):
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         q, n = self.q, len(self.q.y0)
-        ys_bar, y_bar, dense_bar = cotangents[:n], list(cotangents[n : 2 * n]), cotangents[2 * n :]
+        m = self.shown
+        ys_bar, y_bar, dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
         carry_bar: Bars = []
         self.outputs_wanted = any(b is not None for b in ys_bar)
         self.dense_wanted = any(b is not None for b in dense_bar)
@@ -262,7 +264,8 @@ class Sweep(ABC):
         times: Leaves = ()
         if given is not None:
             times = (self.ts[given.rows].requires_grad_(self.times_needed),)
-            values += outputs(move, times[0], given.lane)
+            inside = outputs(move, times[0], given.lane)
+            values += kept(self.q, times[0], inside, given.lane, move.time0, move.y)
             bars += [None if b is None else b[given.rows] for b in ys_bar]
         if self.dense_wanted:
             values += piece(move)

@@ -31,7 +31,8 @@ class Taken:
     """A solve that was taken down on a tape.
 
     q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
-    the inputs (y0, ts, stops, args, captured) ask for a gradient. survivors: None where no sample failed.
+    the inputs (y0, ts, stops, args, captured) ask for a gradient. shown: leaves of each output. survivors: None where
+    no sample failed.
     """
 
     q: Problem
@@ -41,6 +42,7 @@ class Taken:
     captured: Leaves
     stats: Stats
     needed: list[bool]
+    shown: int
     survivors: Survivors | None = None
 
 
@@ -77,7 +79,8 @@ def taped(
         entries = tape.entries if survivors is None else standing(tape.entries, q, survivors)
         if graphs is not None:  # a graph is that of all who were in the batch
             graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
-        taken = Taken(q, entries, _private(solved.outcome.state), graphs, captured, stats, needed, survivors)
+        carry, shown = _private(solved.outcome.state), len(solved.ys)
+        taken = Taken(q, entries, carry, graphs, captured, stats, needed, shown, survivors)
         again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
         values = attach(partial(pull, taken), again, values, inputs, used, spare)
     return unpacked(p, values, solved, stats)
@@ -119,7 +122,7 @@ def once_more(
 
 def unpacked(p: Problem, values: Sequence[Tensor], solved: Solved, stats: Stats) -> Trajectory:
     """The trajectory of attached outputs: ys, y1 and, with dense, the flat pieces."""
-    n = len(p.y0)
-    pieces = None if solved.pieces is None else Pieces.from_flat(values[2 * n :], n)
+    m, n = len(solved.ys), len(p.y0)
+    pieces = None if solved.pieces is None else Pieces.from_flat(values[m + n :], n)
     dense = None if pieces is None else interpolator(pieces, p)
-    return Trajectory(tuple(values[:n]), tuple(values[n : 2 * n]), dense, solved.outcome, stats)
+    return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)

@@ -152,6 +152,7 @@ class _Both:
     checked = True
     captured = None
     random = False
+    save = None
 
     def __init__(self, field: PlainField, n: int) -> None:
         self.field, self.n = field, n

@@ -1,0 +1,54 @@
+"""What a solve keeps of its solution in place of the state: a function of it that the caller gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from .leaves import Leaves, Spec, flatten, outline, unflatten
+
+
+@final
+class Save:
+    """fn(t, y, *args) -> any pytree of tensors; the structure is that of its first result.
+
+    per_sample: t is (B,) and y (B, ...), and the result's leading axis is the batch too.
+    """
+
+    def __init__(self, fn: Callable[..., Any], per_sample: bool) -> None:
+        self.fn, self.per_sample = fn, per_sample
+        self._spec: Spec | None = None
+
+    def __call__(self, t: Tensor, y: Any, args: tuple[Any, ...]) -> Leaves:
+        leaves, spec = flatten(self.fn(t, y, *args))
+        if self._spec is None:
+            self._spec = spec
+        if spec != self._spec or not leaves:
+            raise TypeError(
+                f"save returned the structure {outline(spec)}, and {outline(self._spec)} before: return the same "
+                "pytree of tensors at every time"
+            )
+        for x in leaves:
+            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+                what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"save must return tensors of floating point (NaN at times not reached); got {what}")
+            if self.per_sample and (x.ndim == 0 or len(x) != len(t)):
+                raise ValueError(
+                    f"save returned the shape {tuple(x.shape)}, but per_sample=True gives it {len(t)} samples: its "
+                    "leading axis must be the batch"
+                )
+        return tuple(leaves)
+
+    def pack(self, leaves: Leaves) -> Any:
+        assert self._spec is not None  # the output at ts[0] came first
+        return unflatten(list(leaves), self._spec)
+
+    def of_all(self, ts: Tensor, ys: Leaves, pack: Callable[[Leaves], Any], args: tuple[Any, ...]) -> Leaves:
+        """What is kept of whole states ys at ts: (T,) and (T, ...), or (B, T) and (B, T, ...)."""
+        axis = int(self.per_sample)
+        columns = zip(ts.unbind(-1), *(y.unbind(axis) for y in ys), strict=True)
+        kept = [self(t, pack(tuple(y)), args) for t, *y in columns]
+        return tuple(torch.stack(list(x), axis) for x in zip(*kept, strict=True))

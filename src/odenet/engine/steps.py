@@ -1,0 +1,86 @@
+"""The accepted steps themselves: their ends, sizes and states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, select
+from .advance import Move
+from .observe import Observer
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The N accepted steps of a solve; constants.
+
+    t: the ends, (N,), or (B, N) with per_sample. h: the sizes, likewise, positive. y: the states at t, with the axes of
+    t first, or what `save` makes of them. count: N, or (B,) with per_sample: a sample with fewer steps than others
+    repeats its last t and y, with h = 0.
+    """
+
+    t: Tensor
+    h: Tensor
+    y: Any
+    count: int | Tensor
+
+
+@final
+class StepEnds(Observer):
+    """Keeps the end of every accepted step."""
+
+    starts_whole: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Tensor, Tensor, Tensor, Leaves]] = []  # whose, t, h, y
+
+    @torch.no_grad()
+    def see(self, move: Move) -> None:
+        p, accept = move.problem, move.accept
+        t, h = move.time1.detach(), (move.time1 - move.time0).detach().abs()
+        if not isinstance(accept, Tensor):
+            if accept:
+                y = move.step.y if p.f.save is None else p.f.saved(t, tuple(x.detach() for x in move.step.y))
+                self.rows.append(
+                    (t.new_zeros(1, dtype=torch.int64), t[None], h[None], tuple(x.detach()[None] for x in y))
+                )
+            return
+        rows = accept.nonzero()[:, 0]
+        if not len(rows):
+            return
+        y = select(accept, move.step.y, move.y)
+        if p.f.save is not None:
+            y = p.f.saved(torch.where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
+        whose = rows if p.lanes is None else p.lanes.index[rows]
+        self.rows.append((whose, t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
+
+    @torch.no_grad()
+    def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
+        """p: the whole problem; dtype: of the caller's times."""
+        batch = len(p.direction) if p.batched else 1
+        start = p.ts.detach()[..., 0].reshape(-1)
+        first = p.y0 if p.f.save is None else p.f.saved(p.ts.detach()[..., 0], p.y0)
+        first = tuple(x.detach() if p.batched else x.detach()[None] for x in first)
+        whose = torch.cat([start.new_zeros(0, dtype=torch.int64), *(r[0] for r in self.rows)])
+        count = torch.bincount(whose, minlength=batch)
+        # the entries of a sample in their order, after its start, which stands for all where it takes no step
+        order = whose.argsort(stable=True) + batch
+        ends = batch + count.cumsum(0)
+        place = torch.arange(int(count.max()) if batch else 0, device=start.device).expand(batch, -1)
+        last = (ends - 1).unsqueeze(1)
+        index = torch.minimum((ends - count).unsqueeze(1) + place, last)
+        index = torch.cat([torch.arange(batch, device=start.device), order])[
+            torch.where(count.unsqueeze(1) > 0, index, torch.arange(batch, device=start.device).unsqueeze(1))
+        ]
+        t = torch.cat([start, *(r[1] for r in self.rows)])[index]
+        h = torch.cat([torch.zeros_like(start), *(r[2] for r in self.rows)])[index]
+        h = torch.where(place < count.unsqueeze(1), h, 0.0)
+        y = tuple(torch.cat([a, *(r[3][i] for r in self.rows)])[index] for i, a in enumerate(first))
+        if p.batched:
+            return Steps(t.to(dtype), h.to(dtype), pack(y), count)
+        return Steps(t[0].to(dtype), h[0].to(dtype), pack(tuple(x[0] for x in y)), int(count))
