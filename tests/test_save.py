@@ -11,7 +11,7 @@ from torch import Tensor
 import odenet
 from odenet import Discrete, Event
 
-from gradient_settings import D  # isort: skip
+D = torch.float64
 
 GRADIENTS = ["backprop", "discrete", Discrete(checkpoints=2), "forward", "reversible", "adjoint", "gauss"]
 EXACT = ("backprop", "discrete", "forward", "Discrete(checkpoints=2)")
@@ -88,7 +88,12 @@ def test_memory_is_that_of_what_is_kept() -> None:
 def test_failures_leave_nan(per_sample: bool) -> None:
     y0 = torch.tensor([[1.0], [2.0]], dtype=D)
     sol = odenet.solve(
-        lambda t, y: y * y, y0, [0.0, 0.25, 0.75, 2.0], per_sample=per_sample, on_failure="return", save=lambda t, y: 2 * y
+        lambda t, y: y * y,
+        y0,
+        [0.0, 0.25, 0.75, 2.0],
+        per_sample=per_sample,
+        on_failure="return",
+        save=lambda t, y: 2 * y,
     )
     expected = 2 / (1 / y0 - torch.tensor([0.0, 0.25, 0.75, 2.0], dtype=D))  # (2, 4)
     good = torch.tensor([[True, True, per_sample, False], [True, True, False, False]])
