@@ -133,6 +133,7 @@ def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) ->
             found = find(p, True, False)
         ok = found.status == int(Status.SUCCESS)
         return tuple(torch.where(ok, y, torch.nan) for y in found.y), found.ys, found
+    _refuse_random(p)
     if isinstance(how, Adjoint):
         return adjoint(p, how, f, args)
     with torch.no_grad():
@@ -141,6 +142,21 @@ def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) ->
         found = find(q if p.controller.adaptive else plan(q), False, True)
     y1, ys = take(p, found)
     return y1, ys, found
+
+
+def _refuse_random(p: Any) -> None:
+    """Raise, when the graph runs, where f draws random numbers: the steps of a backward pass would draw others.
+
+    Two evaluations at the start are compared. Of an f that draws none the compiler makes one.
+    """
+    with torch.no_grad():
+        pairs = zip(p.f(p.ts[0], p.y0), p.f(p.ts[0], p.y0), strict=True)
+        same = torch.stack([((a == b) | (a != a)).all() for a, b in pairs]).all()
+    torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
+        same,
+        "f draws random numbers (as Dropout does in training): inside torch.compile a backward pass would draw others. "
+        "Draw them once, outside f, and hand them over through args, or use f.eval()",
+    )
 
 
 def _asks(p: Any) -> bool:

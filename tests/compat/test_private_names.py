@@ -22,27 +22,38 @@ from compat.sides import Riccati, Turning, close, double, start, turning_start
 
 SOURCE = Path(drop_in.__file__).parent.parent.parent
 NAMES = {
-    "odeint": "SOLVERS odeint",
+    "odeint": "SOLVERS odeint odeint_dense odeint_event Dopri5Solver Euler RK4 _check_inputs _flat_to_shape",
     "adjoint": "odeint_adjoint OdeintAdjointMethod find_parameters handle_adjoint_norm_",
-    "solvers": "FixedGridODESolver AdaptiveStepsizeODESolver",
-    "fixed_grid": "Euler RK4",
-    "dopri5": "Dopri5Solver _DORMAND_PRINCE_SHAMPINE_TABLEAU",
-    "dopri8": "_DOPRI8_TABLEAU",
-    "bosh3": "Bosh3Solver",
-    "rk_common": "RKAdaptiveStepsizeODESolver _ButcherTableau _RungeKuttaState _runge_kutta_step rk4_alt_step_func "
+    "solvers": "FixedGridODESolver AdaptiveStepsizeODESolver AdaptiveStepsizeEventODESolver",
+    "fixed_grid": "Euler Midpoint Heun2 Heun3 RK4",
+    "fixed_grid_implicit": "ImplicitEuler ImplicitMidpoint Trapezoid GaussLegendre4 GaussLegendre6 RadauIIA3 RadauIIA5 "
+    "SDIRK2 TRBDF2",
+    "fixed_adams": "AdamsBashforth AdamsBashforthMoulton _dot_product",
+    "scipy_wrapper": "ScipyWrapperODESolver",
+    "dopri5": "Dopri5Solver _DORMAND_PRINCE_SHAMPINE_TABLEAU DPS_C_MID",
+    "dopri8": "Dopri8Solver _DOPRI8_TABLEAU _C_mid",
+    "tsit5": "Tsit5Solver _TSITOURAS_TABLEAU TSIT_C_MID",
+    "bosh3": "Bosh3Solver _BOGACKI_SHAMPINE_TABLEAU _BS_C_MID",
+    "fehlberg2": "Fehlberg2 _FEHLBERG2_TABLEAU _FE_C_MID",
+    "adaptive_heun": "AdaptiveHeunSolver _ADAPTIVE_HEUN_TABLEAU _AH_C_MID",
+    "rk_common": "RKAdaptiveStepsizeODESolver FixedGridFIRKODESolver FixedGridDIRKODESolver _ButcherTableau "
+    "_RungeKuttaState _UncheckedAssign _runge_kutta_step rk4_step_func rk4_alt_step_func rk3_step_func rk2_step_func "
     "_optimal_step_size",
     "interp": "_interp_fit _interp_evaluate",
-    "misc": "_check_inputs _flat_to_shape _PerturbFunc _ReverseFunc _TupleFunc Perturb _rms_norm _mixed_norm "
-    "_select_initial_step _compute_error_ratio _handle_unused_kwargs _null_callback _decreasing",
-    "event_handling": "find_event",
+    "misc": "_check_inputs _flat_to_shape _PerturbFunc _ReverseFunc _TupleFunc _TupleInputOnlyFunc Perturb _rms_norm "
+    "_linf_norm _mixed_norm _zero_norm _select_initial_step _compute_error_ratio _optimal_step_size "
+    "_handle_unused_kwargs _null_callback _nextafter _decreasing _all_callback_names _all_adjoint_callback_names",
+    "event_handling": "find_event combine_event_functions",
 }
 
 
 @pytest.mark.parametrize("module", NAMES)
 def test_every_name_is_there(module: str) -> None:
     found = importlib.import_module(f"odenet.compat.torchdiffeq._impl.{module}")
+    text = (SOURCE.parent.parent / "docs" / "migrate.md").read_text(encoding="utf-8")
     for name in NAMES[module].split():
         assert getattr(found, name) is not None
+        assert f"`{name}`" in text, "what is there is listed"
 
 
 def test_nothing_imports_them() -> None:

@@ -382,3 +382,50 @@ def test_names() -> None:
     assert (Adams().name, Adams(implicit=True).name) == ("explicit_adams", "implicit_adams")
     assert Adams().order == 12 and Adams(5).order == 5 and Adams().error_order is None
     assert repr(Adams(5, implicit=True)) == "Adams(max_order=5, implicit=True)"
+
+
+def test_a_short_start_is_cheap() -> None:
+    """Explicit: 4 a step for three steps, 2 for three more, then 1. Implicit: 6, 6, 4, then as the iteration takes."""
+    for steps, most in ((1, 4), (2, 8), (3, 12), (4, 14), (6, 18), (7, 19), (10, 22), (20, 32), (100, 112)):
+        sol = odenet.solve(forced, START, [0.0, 0.02 * steps], method=Adams(start="short"), step=0.02)
+        assert sol.stats.nfe == most
+    for steps, most in ((1, 6), (2, 12), (3, 16), (4, 21), (10, 51)):
+        sol = odenet.solve(forced, START, [0.0, 0.02 * steps], method=Adams(implicit=True, start="short"), step=0.02)
+        assert sol.stats.nfe <= most
+    with pytest.raises(ValueError, match=r"start.*full, short"):
+        Adams(start="long")
+
+
+@pytest.mark.parametrize("order", [4, 5, 8, 12])
+@KINDS
+def test_order_of_a_short_start(implicit: bool, order: int) -> None:
+    """Its first steps leave errors of order 5, and later ones are smaller, of steps that outputs cut as well."""
+    method, ts = Adams(order, implicit, max_iters=12, rtol=1e-13, atol=1e-14, start="short"), [0.0, 0.213, 0.5231, 1.0]
+    exact = torch.stack([START, *(torch.as_tensor(reference(START, t)) for t in ts[1:])])
+    steps, errors = (1 / 32, 1 / 64, 1 / 128), []
+    for step in steps:
+        sol = odenet.solve(forced, START, ts, method=method, step=step)
+        errors.append(float((sol.ys - exact).abs().max()))
+    assert slope(steps, errors) > min(order, 5) - 0.75, errors
+    assert errors[-1] < 1e-7
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "forward"])
+@KINDS
+def test_gradients_of_a_short_start(implicit: bool, gradient: str) -> None:
+    """Of the numerical solution, so those of finite differences; samples on their own times do not see each other."""
+    method = Adams(6, implicit, max_iters=30, rtol=1e-13, atol=1e-14, start="short")
+    ts = torch.tensor([[0.0, 0.5], [0.0, 1.1]], dtype=D)
+
+    def ends(y0: Tensor, ts: Tensor = ts) -> Tensor:
+        sol = odenet.solve(
+            lambda t, y: -y * y * torch.cos(t)[..., None], y0, ts, method=method, step=0.1, per_sample=True,
+            gradient=gradient,
+        )  # fmt: skip
+        return sol.y1
+
+    y0 = torch.tensor([[0.3, 0.9], [1.2, -0.4]], dtype=D, requires_grad=True)
+    assert torch.autograd.gradcheck(ends, (y0,), rtol=1e-5)
+    whole = ends(y0.detach())
+    for i in range(2):
+        assert torch.equal(ends(y0.detach()[i : i + 1], ts[i : i + 1])[0], whole[i])

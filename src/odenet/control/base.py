@@ -81,6 +81,10 @@ class Controller(Settings, ABC):
     def first(self, h: Number) -> Number:
         """The first step size, from the engine's guess h."""
 
+    def always(self) -> Verdict | None:
+        """What `judge` says to any step of a joint solve, where that is always the same."""
+        return None
+
     @abstractmethod
     def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
         """`ratio`: the error in units of the tolerance (without an estimate 0); not finite when a value was not."""

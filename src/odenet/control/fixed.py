@@ -23,6 +23,9 @@ class Unjudged(Controller):
     def first(self, h: Number) -> Number:
         return h * 0.0 + self.step
 
+    def always(self) -> Verdict | None:
+        return None if self.finite else Verdict(True, self.step, (), False)
+
     def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
         accept = isfinite(ratio)
         return Verdict(accept, self.first(h), (), negate(accept))

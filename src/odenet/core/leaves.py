@@ -141,6 +141,13 @@ def spread_over(lane: Tensor, leaves: Leaves) -> Leaves:
     return tuple(spread(lane, leaf) for leaf in leaves)
 
 
+def plus(total: Tensor, k: Tensor, c: float) -> Tensor:
+    """total + c * k, in place of total: it belongs to no one yet, and memory freed at once fragments the heap."""
+    if torch.compiler.is_compiling() or recorded():
+        return total + k * c  # Inductor of PyTorch 2.13 leaves an alpha out where k is a matrix product
+    return total.add_(k, alpha=c)
+
+
 def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """sum_i coefficients[i] * stages[i], leaf by leaf, in this order.
 
@@ -157,8 +164,7 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
         if vmapping():  # the first stages may be the same for all, and no place for the others
             total = [acc + leaf * c for acc, leaf in zip(total, stage, strict=True)]
             continue
-        for acc, leaf in zip(total, stage, strict=True):
-            acc.add_(leaf, alpha=c)  # in place: it belongs to no one yet, and memory freed at once fragments the heap
+        total = [plus(acc, leaf, c) for acc, leaf in zip(total, stage, strict=True)]
     return tuple(total) if total else tuple(torch.zeros_like(leaf) for leaf in stages[0])
 
 
@@ -178,25 +184,32 @@ def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence
     """
     if vmapping():  # in-place operations are for tensors that are all batched
         return along(y, dt, weighted(coefficients, stages))
-    out: list[Tensor] = []
     owned = not (torch.is_grad_enabled() or forward_mode() or torch.compiler.is_compiling())
-    for i, (x, h) in enumerate(zip(y, dt, strict=True)):
-        terms = [(c, stage[i]) for c, stage in zip(coefficients, stages, strict=True) if c != 0.0]
-        if not terms:
-            out.append(x.clone())
+    return tuple([_moved(i, x, h, coefficients, stages, owned) for i, (x, h) in enumerate(zip(y, dt, strict=True))])
+
+
+def _moved(
+    i: int, x: Tensor, h: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves], owned: bool
+) -> Tensor:
+    """The i-th leaf of `moved`. owned: memory may be used again."""
+    first, factor, total = None, 1.0, None
+    for c, stage in zip(coefficients, stages, strict=True):
+        if c == 0.0:
             continue
-        c, total = terms[0]
-        if x.is_complex():
-            out.append(x + weighted([c for c, _ in terms], [(k,) for _, k in terms])[0] * h)
-        elif len(terms) == 1:
-            out.append(torch.addcmul(x, total, h, value=c))
+        if first is None:
+            first, factor = stage[i], c
+        elif total is None:
+            total = plus(first * factor, stage[i], c)
         else:
-            total = total * c
-            for c, k in terms[1:]:
-                total.add_(k, alpha=c)
-            # the sum belongs to no one else: its memory takes the result
-            out.append(torch.addcmul(x, total, h, out=total) if owned else torch.addcmul(x, total, h))
-    return tuple(out)
+            total = plus(total, stage[i], c)
+    if first is None:
+        return x.clone()
+    if x.is_complex():
+        return x + (first * factor if total is None else total) * h
+    if total is None:
+        return torch.addcmul(x, first, h, value=factor) if factor != 1.0 else torch.addcmul(x, first, h)
+    # the sum belongs to no one else: its memory takes the result
+    return torch.addcmul(x, total, h, out=total) if owned else torch.addcmul(x, total, h)
 
 
 def scale(dt: Leaves, leaves: Leaves) -> Leaves:

@@ -19,11 +19,12 @@ from torch import Tensor
 from ..control.base import Memory, Verdict, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, negate, where
+from ..core.lanes import Flag, Number, negate
 from ..core.leaves import Leaves, rows, select
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status
 from ..methods.base import Field, Step
+from .ahead import Planned
 from .clock import Clock
 from .problem import Problem
 
@@ -56,7 +57,7 @@ class Draws(NamedTuple):
     dense: GeneratorStates | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Move:
     """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
 
@@ -164,29 +165,45 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
 
 def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
     """Try one step. Lanes that no longer run take one of length zero."""
+    if clock.ahead is not None and not clock.leaves and not clock.cut_lanes:
+        planned = clock.ahead.step(s.t, s.time, s.h, s.stop)
+        if planned is not None:
+            return _foreseen(p, clock, s, planned)
     target = clock.target(s.stop)
     left = (target - s.t) * clock.sign
     hit = s.h * p.controller.stretch >= left
-    t1 = where(hit, target, s.t + clock.sign * s.h)
-    lanes = not p.on_host
-    running = True  # as the one lane on the host is, where a step is tried
+    lanes = clock.host is None
     if lanes:
         running = s.status == _RUNNING
-        t1, hit = torch.where(running, t1, s.t), hit & running
+        t1 = torch.where(running, torch.where(hit, target, s.t + clock.sign * s.h), s.t)
+        hit = hit & running
+    else:  # the one lane on the host runs, where a step is tried
+        running, t1 = True, target if hit else s.t + clock.sign * s.h
     time1 = clock.time(s.stop, hit, t1, s.time, s.t)
     jumps = clock.jumps(s.stop, hit)
-    f = nudged(p, s.time, time1, s.jumped, jumps)
+    f = p.f if clock.smooth else nudged(p, s.time, time1, s.jumped, jumps)
     step = p.method.step(f, s.time, time1, s.y, s.carry)
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            verdict = judged(p, f, s, t1, time1, step)
-    else:
-        verdict = judged(p, f, s, t1, time1, step)
+    verdict = clock.always or _verdict(p, f, s, t1, time1, step)
     accept = verdict.accept
     if lanes:
         accept, verdict = accept & running, verdict._replace(failed=verdict.failed & running)
     stop = s.stop if clock.cut_lanes is None else clock.stop_hit(s.stop, hit)
     return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), verdict
+
+
+def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Verdict]:
+    """`attempt`, of a step whose times are known."""
+    _, t1, hit, stop, time1, span = planned
+    step = p.method.planned(p.f, span, s.y, s.carry)
+    verdict = clock.always or _verdict(p, p.f, s, t1, time1, step)
+    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, verdict.accept, hit, stop, s.jumped, False), verdict
+
+
+def _verdict(p: Problem, f: Field, s: State, t1: Number, time1: Tensor, step: Step) -> Verdict:
+    if not torch.is_grad_enabled():
+        return judged(p, f, s, t1, time1, step)
+    with torch.no_grad():
+        return judged(p, f, s, t1, time1, step)
 
 
 def judged(p: Problem, f: Field, s: State, t1: Number, time1: Tensor, step: Step) -> Verdict:

@@ -44,6 +44,8 @@ class Stops:
     def build(ts: Tensor, direction: Tensor, controller: Controller) -> Stops:
         inner = ts[..., 1:] if controller.every_output else ts[..., -1:]
         extra = [("step_ts", controller.step_ts, False), ("jump_ts", controller.jump_ts, True)]
+        if controller.step_ts is None and controller.jump_ts is None:
+            return Stops(inner, None)
         times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
         for name, given, jump in extra:
             if given is None:
@@ -59,8 +61,6 @@ class Stops:
             within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
             times.append(torch.where(within, fixed, ts[..., -1:]))
             jumps.append(within if jump else torch.zeros_like(within))
-        if len(times) == 1:
-            return Stops(inner, None)
         all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)
         sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
         order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)

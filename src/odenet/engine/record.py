@@ -173,23 +173,23 @@ class Record(Observer):
             return
         rows = last.rows
         if isinstance(rows, slice) and not self.moving and self.host[rows.start] == move.t1:  # all of them are the end
-            values = tuple(y.expand(rows.stop - rows.start, *y.shape) for y in move.step.y)
+            count = rows.stop - rows.start
+            values = tuple([y.unsqueeze(0) if count == 1 else y.expand(count, *y.shape) for y in move.step.y])
         else:
             values = outputs(move, self.p.ts[rows], last.lane)
         self.collected.keep(rows, kept(move.problem, self.p.ts[rows], values, last.lane, move.time0, move.y))
 
     def _given(self, move: Move) -> Given | None:
-        if not isinstance(move.accept, Tensor):
-            if not move.accept:
-                return None
-            first, self.cursor = self.cursor, self._due(move.t1, self.cursor)
-            return Given(slice(first, self.cursor), None) if self.cursor > first else None
-        return self._given_of_lanes(move, move.accept)
-
-    def _due(self, t: float, cursor: int) -> int:
-        while cursor < len(self.host) and (self.host[cursor] - t) * self.sign <= 0:
+        if isinstance(move.accept, Tensor):
+            return self._given_of_lanes(move, move.accept)
+        if not move.accept:
+            return None
+        first = cursor = self.cursor
+        t, sign, host = move.t1, self.sign, self.host
+        while cursor < len(host) and (host[cursor] - t) * sign <= 0:
             cursor += 1
-        return cursor
+        self.cursor = cursor
+        return Given(slice(first, cursor), None) if cursor > first else None
 
     def _given_of_lanes(self, move: Move, accept: Tensor) -> Given | None:
         """Looks at the next output of each sample, not at all of them in every step."""

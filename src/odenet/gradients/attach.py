@@ -17,7 +17,7 @@ Again = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 def attach(
     pull: Pullback,
-    again: Again,
+    again: Again | None,
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     captured: Sequence[Tensor],
@@ -28,7 +28,8 @@ def attach(
     pull: cotangents of the outputs -> those of (*inputs, *captured, *spare). again: computes the outputs once more from
     views of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them,
     to any order of derivative and with the memory of `backprop`. spare: leaves that may turn out not to have been used,
-    and may be changed in place where they were not.
+    and may be changed in place where they were not. again=None: such a pass goes
+    through `pull` as well, and a second derivative is refused when it is taken.
 
     They come back as aliases: `pull` may hold what was given, and would hold itself through the graph of the results, a
     circle that no garbage collector sees.
@@ -42,7 +43,7 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pull: Pullback, again: Again, counts: tuple[int, int], outputs: list[Tensor], *inputs: Tensor
+        ctx: Any, pull: Pullback, again: Again | None, counts: tuple[int, int], outputs: list[Tensor], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         fixed = len(inputs) - counts[1]
         ctx.pull, ctx.again, ctx.captured = pull, again, counts[0]
@@ -57,10 +58,14 @@ class _Attach(torch.autograd.Function):
         inputs, spare = ctx.saved_tensors, [x for x, _ in ctx.spare]
         split = len(inputs) - ctx.captured
         with ctx.precision():
-            if torch.is_grad_enabled():
+            if not torch.is_grad_enabled():
+                bars = ctx.pull(cotangents)
+            elif ctx.again is not None:
                 bars = _differentiably(ctx.again, inputs[:split], (*inputs[split:], *spare), cotangents)
             else:
-                bars = ctx.pull(cotangents)
+                with torch.no_grad():
+                    bars = ctx.pull(cotangents)
+                bars = once(bars, (*inputs, *spare, *cotangents), _ONLY_FIRST)
         for (x, version), bar in zip(ctx.spare, bars[len(inputs) :], strict=True):
             if bar is not None and x._version != version:
                 raise RuntimeError(
@@ -68,6 +73,35 @@ class _Attach(torch.autograd.Function):
                     "the solve: run the backward pass before it is changed"
                 )
         return (None, None, None, None, *bars)
+
+
+_ONLY_FIRST = (
+    "a second derivative through odeint_adjoint is refused, as in torchdiffeq: use odeint, or "
+    "odenet.solve(gradient='adjoint'), which give it"
+)
+
+
+def once(bars: Sequence[Tensor | None], of: Sequence[Tensor | None], refusal: str) -> list[Tensor | None]:
+    """First derivatives that are functions of `of`, and raise `refusal` where one asks for the derivative of that."""
+    asking = [x for x in of if x is not None and x.requires_grad]
+    given = [x for x in bars if x is not None]
+    if not asking or not given or not torch.is_grad_enabled():
+        return list(bars)
+    held = iter(_Once.apply(refusal, [x.detach() for x in given], *asking))
+    return [None if x is None else next(held) for x in bars]
+
+
+class _Once(torch.autograd.Function):
+    """Tensors that depend on others in a way that nobody can differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, refusal: str, outputs: list[Tensor], *of: Tensor) -> tuple[Tensor, ...]:
+        ctx.refusal = refusal
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(ctx.refusal)
 
 
 def _differentiably(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -57,6 +57,7 @@ class ContinuousAdjoint(Gradient):
     controller: Controller | None = None
     max_steps: int | None = None
     callbacks: Callbacks | None = None
+    twice: bool = field(default=True, init=False)  # second derivatives, through the steps; else they are refused
 
     def __post_init__(self) -> None:
         if not (callable(self.norm) or (isinstance(self.norm, str) and self.norm == "seminorm")):
@@ -128,7 +129,7 @@ class ContinuousAdjoint(Gradient):
                 anew = integrate(other, driver, replace(request.again(), dense=False), Record(other))
                 return (*anew.ys, *anew.y1)
 
-            return attach(pull, again, (*ys, *end), inputs, used, spare)
+            return attach(pull, again if self.twice else None, (*ys, *end), inputs, used, spare)
 
         m = len(solved.ys)
         values = attached(p.ts, solved.ys, solved.y1, p.f.save is not None)

@@ -15,16 +15,23 @@ from torch import Tensor
 
 from ..core.lanes import Flag
 from ..core.leaves import Leaves, dot, new_leaves
+from .attach import once
 
 Value = Callable[[Tensor, Leaves], Tensor]
 """(t, y) -> the one number of the event function that was zero; a lane, where samples have events of their own."""
+
+_ONLY_FIRST = (
+    "a second derivative through the time of an event is refused, as it has first derivatives only: take "
+    "Event(constant_time=True), whose time is a constant, for higher ones"
+)
 
 
 def with_event_time(value: Value, time: Tensor, y: Leaves, slope: Leaves, lanes: Flag = True) -> tuple[Tensor, Leaves]:
     """`time` and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
 
     time: 0-d, or (B,) where `lanes` says which samples have an event; the others' stay as they are.
-    Derivatives of the first order; f and the rate of g count as constants in what a second one would need.
+    Derivatives of the first order: f and the rate of g count as constants in what a second one would need, so that is
+    refused when it is taken.
     """
     time = time.detach()
     rate = _rate(value, time, y, slope)
@@ -54,16 +61,12 @@ class _EventTime(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, rate: Tensor, time: Tensor, slope: list[Tensor], *y: Tensor) -> tuple[Tensor, ...]:
         ctx.rate, ctx.slope, ctx.dtype, ctx.shape = rate, slope, g.dtype, g.shape
+        ctx.save_for_backward(g, *y)
         ctx.set_materialize_grads(False)
         return (time.clone(), *(x.clone() for x in y))
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "create_graph=True: the time of an event has first derivatives only; take Event(constant_time=True), "
-                "whose time is a constant, for higher ones"
-            )
         time_bar, *y_bar = bars
         total = torch.zeros_like(ctx.rate) if time_bar is None else time_bar.to(ctx.rate.dtype)
         for bar, k in zip(y_bar, ctx.slope, strict=True):
@@ -76,5 +79,8 @@ class _EventTime(torch.autograd.Function):
             )
         if not ctx.needs_input_grad[0]:  # a condition on t alone
             return None, None, None, None, *y_bar
-        moved = torch.where(total == 0, 0.0, -total / ctx.rate)  # nobody asks for what may have no derivative
-        return moved.to(ctx.dtype).reshape(ctx.shape), None, None, None, *y_bar
+        with torch.no_grad():
+            moved = torch.where(total == 0, 0.0, -total / ctx.rate)  # nobody asks for what may have no derivative
+        moved = moved.to(ctx.dtype).reshape(ctx.shape)
+        (moved,) = once([moved], (*ctx.saved_tensors, *bars), _ONLY_FIRST)
+        return moved, None, None, None, *y_bar

@@ -14,6 +14,8 @@ The coefficients beta and g come from the times of the steps themselves, so that
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -22,7 +24,9 @@ from torch import Tensor
 from ..core.dense import Coefficients
 from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
+from ..errors import unknown_name
 from .base import Field, Method, Step
+from .dopri5 import TABLEAU as DOPRI5
 from .dopri8 import TABLEAU as DOPRI8
 from .explicit import ExplicitRK
 from .rk4 import RK4_38
@@ -33,14 +37,34 @@ _FALLS = (
     0.5  # by this factor terms must fall; with 1 errors have grown too far before that shows, and 1/4 costs accuracy
 )
 
+_SHORT = 3  # steps by Runge-Kutta in a short start: four slopes are then known, for a local error of h^5 as theirs is
+_DOPRI5 = ExplicitRK(  # its solution alone, in six evaluations
+    replace(
+        DOPRI5,
+        c=DOPRI5.c[:-1],
+        a=DOPRI5.a[:-1],
+        b=DOPRI5.b[:-1],
+        fsal=False,
+        error=None,
+        embedded_order=None,
+        dense=None,
+    )
+)
+
 
 @final
 class Adams(Method):
     """Adams-Bashforth ("explicit_adams"), or Adams-Moulton solved by functional iteration ("implicit_adams").
 
     max_order: 1 to 12. An explicit step evaluates f once, an implicit one at least once more, max_iters times more at
-    the most: until an iteration changes no component by more than atol + rtol |y|. The steps up to a full history are
-    Runge-Kutta steps. A step that is too long for the order goes with fewer terms: see `_terms_used`.
+    the most: until an iteration changes no component by more than atol + rtol |y|. A step that is too long for the
+    order goes with fewer terms: see `_terms_used`.
+
+    start: "full": the steps up to a full history are Runge-Kutta steps, of as high an order as the whole is to have.
+    "short": only three are, and the order rises from there by one a step: for solves of few steps. Explicit: 3/8-rule
+    steps, of four evaluations each, and the three steps after them are corrected once by the implicit formula, as
+    their own would leave more of an error than the three before; n > 5 steps take 12 + n evaluations. Implicit: two
+    steps of order 5 and one by the 3/8 rule, 16 evaluations. What either leaves is of order 5, whatever max_order.
 
     carry: for each leaf its phi*_j of the last step, stacked behind the lane; the times these belong to, the latest
     first; how many of them there are.
@@ -56,6 +80,7 @@ class Adams(Method):
         max_iters: int = 4,
         rtol: float = 1e-7,
         atol: float = 1e-9,
+        start: str = "full",
     ) -> None:
         for name, value, most in (("max_order", max_order, MAX_ORDER), ("max_iters", max_iters, None)):
             if isinstance(value, bool) or not isinstance(value, int):
@@ -64,14 +89,24 @@ class Adams(Method):
                 raise ValueError(f"{name} must be {'at least 1' if most is None else f'1 to {most}'}; got {value}")
         if not (rtol >= 0.0 and atol >= 0.0 and rtol + atol > 0.0):
             raise ValueError(f"rtol and atol must not be negative, nor both zero; got rtol={rtol!r}, atol={atol!r}")
-        self.implicit, self.max_iters, self.rtol, self.atol = implicit, max_iters, float(rtol), float(atol)
+        if start not in ("full", "short"):
+            raise unknown_name("start", str(start), ("full", "short"))
+        self.start, self.implicit, self.max_iters, self.rtol, self.atol = (
+            start,
+            implicit,
+            max_iters,
+            float(rtol),
+            float(atol),
+        )
         self.name, self.order = "implicit_adams" if implicit else "explicit_adams", max_order
         self.stages = 3 if implicit else 1
         self.terms = max(max_order - implicit, 1)  # of the predictor
         self.remembered = self.terms - 1
         # A local error h^order in the few first steps leaves the order of the whole; past 9 it is the constant that
         # tells, which of this tableau is far below that of an Adams method.
-        self.starter = ExplicitRK(RK4_38 if max_order <= 4 else DOPRI8)
+        self.starter = ExplicitRK(RK4_38 if max_order <= 4 or start == "short" else DOPRI8)
+        self.begun = self.remembered if start == "full" else min(self.remembered, _SHORT)
+        self.helped = 0 if implicit or start == "full" else min(self.remembered, 2 * _SHORT)  # corrected up to here
 
     def __repr__(self) -> str:
         return f"Adams(max_order={self.order}, implicit={self.implicit})"
@@ -101,17 +136,12 @@ class Adams(Method):
             starred.append(stacked * spread(beta, stacked))
         starred = tuple(starred)
         still = h == 0  # lanes of a batch that have ended: either way gives them nothing
-        starting = (count < self.remembered) & ~still
-        some = bool(starting.any())
         used = self._terms_used(y, starred, h, g, count)
-        if some and bool((starting | still).all()):
-            y1 = self.starter.step(f, t0, t1, y, slope).y
-        elif some:  # each of the two with the other one's lanes standing still, where nothing can go wrong
-            begun = self.starter.step(f, t0, torch.where(starting, t1, t0), y, slope).y
-            end = torch.where(starting, t0, t1)
-            y1 = select(starting, begun, self._advanced(f, t0, end, y, starred, g, used))
-        else:
-            y1 = self._advanced(f, t0, t1, y, starred, g, used)
+        y1 = _each(
+            count < self.begun, still, t0, t1,
+            lambda end: self._started(f, t0, end, y, slope, count, still),
+            lambda end: self._advanced(f, t0, end, y, starred, g, used, count),
+        )  # fmt: skip
         kept = tuple(x.narrow(axis, 0, self.remembered) for x in starred)
         times = torch.cat((t0.unsqueeze(-1), past), -1)[..., : self.remembered]
         return Step(y1, (*kept, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
@@ -150,14 +180,25 @@ class Adams(Method):
         parts[2] = tuple(p + s - 2 * r for p, r, s in zip(parts[2], rise, slope, strict=True))
         return tuple(parts)
 
-    def _advanced(
-        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor
+    def _started(
+        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, slope: Leaves, count: Tensor, still: Tensor
     ) -> Leaves:
-        """Predict, and correct where the method is implicit."""
+        def by(starter: ExplicitRK) -> Callable[[Tensor], Leaves]:
+            return lambda end: starter.step(f, t0, end, y, slope).y
+
+        if self.start == "full" or not self.implicit:
+            return by(self.starter)(t1)
+        return _each(count < 2, still | (t1 == t0), t0, t1, by(_DOPRI5), by(self.starter))
+
+    def _advanced(
+        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor, count: Tensor
+    ) -> Leaves:
+        """Predict, and correct where the method is implicit, or the history short."""
         h, index = t1 - t0, torch.arange(self.terms + 1, device=t0.device)
         weights = torch.where(index < used.unsqueeze(-1), g * h.unsqueeze(-1), 0.0)[..., : self.terms]
         predicted = tuple(x + s for x, s in zip(y, _combined(weights, starred), strict=True))
-        if not self.implicit:
+        helped = count < self.helped
+        if not self.implicit and not bool(helped.any()):
             return predicted
         used = used.clamp(max=self.order - 1)
         # one of the summands is not zero: exact in any order
@@ -165,7 +206,10 @@ class Adams(Method):
         weights = torch.where(index < used.unsqueeze(-1), (g - last.unsqueeze(-1)) * h.unsqueeze(-1), 0.0)
         rest = _combined(weights[..., : self.terms], starred)
         base = tuple(x + s for x, s in zip(y, rest, strict=True))
-        return self._corrected(f, t0, t1, predicted, base, spread_over(last * h, y))
+        weight = spread_over(last * h, y)
+        if self.implicit:
+            return self._corrected(f, t0, t1, predicted, base, weight)
+        return select(helped, along(base, weight, f(t1, predicted)), predicted)
 
     def _corrected(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
         """Iterate y = base + weight f(t1, y); a sample that has converged stays, whatever is beside it."""
@@ -227,6 +271,26 @@ class Adams(Method):
 
     def _rtol(self, x: Tensor) -> float:
         return max(self.rtol, 4.0 * torch.finfo(real_dtype(x.dtype)).eps)
+
+
+def _each(
+    lanes: Tensor,
+    still: Tensor,
+    t0: Tensor,
+    t1: Tensor,
+    one: Callable[[Tensor], Leaves],
+    other: Callable[[Tensor], Leaves],
+) -> Leaves:
+    """`one` of these lanes and `other` of those, as functions of the end of the step.
+
+    Each is given the other one's lanes standing still, where nothing can go wrong. Those that do so anyway may be with
+    either.
+    """
+    if bool((lanes | still).all()):
+        return one(t1)
+    if not bool((lanes & ~still).any()):
+        return other(t1)
+    return select(lanes, one(torch.where(lanes, t1, t0)), other(torch.where(lanes, t0, t1)))
 
 
 def _coefficients(t0: Tensor, t1: Tensor, past: Tensor, count: Tensor, terms: int) -> tuple[Tensor, Tensor]:

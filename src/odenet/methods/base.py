@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
@@ -20,6 +21,10 @@ Stage = tuple[Leaves, Leaves]
 """An evaluation of f: the state, as leaves of a graph, and the slope that came out of it."""
 Vjp = Callable[[Leaves, Bars, Leaves], Bars]
 """Slopes and their cotangents -> cotangents of the states they were evaluated at."""
+
+
+Span = tuple[Leaves, list[Tensor]]
+"""The length of a step spread over the leaves, and the times of its evaluations in the dtype of f's time."""
 
 
 class Step(NamedTuple):
@@ -50,6 +55,8 @@ class Method(ABC):
     stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
     branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
+    plans: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
+
     @abstractmethod
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         """The carry at the start (t, y)."""
@@ -57,6 +64,14 @@ class Method(ABC):
     @abstractmethod
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
         """One attempt from t0 to t1."""
+
+    def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
+        """Of each step from t0 to t1, both (n,), what `planned` takes."""
+        raise NotImplementedError
+
+    def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
+        """`step`, given its times: the same to the last bit."""
+        raise NotImplementedError
 
     def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
         """y1 - y from no carry, where it can be without the rounding of y1, and the stages of that step."""

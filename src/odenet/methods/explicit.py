@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import final
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, cast, moved, recorded, scale, spread_over, weighted
-from .base import Bars, Field, Stage, StagewiseMethod, Step, Vjp
+from ..core.leaves import Leaves, cast, moved, plus, real_dtype, recorded, scale, spread_over, weighted
+from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, Vjp
 from .tableau import Tableau
 
 
@@ -20,6 +20,7 @@ class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
 
     branchless = True
+    plans = True
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -37,6 +38,24 @@ class ExplicitRK(StagewiseMethod):
         table, length = self.tableau, t1 - t0
         dt = spread_over(length, y)
         times = _nodes(table.c[1:] if carry else table.c, t0, t1, length, getattr(f, "time_dtype", None))
+        return self._stepped(f, dt, times, y, carry)
+
+    def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
+        length = t1 - t0
+        times = zip(*(t.unbind() for t in _nodes(self.tableau.c, t0, t1, length, dtype)), strict=True)
+        kinds: dict[torch.dtype, tuple[Tensor, ...]] = {}
+        for x in y:
+            kind = real_dtype(x.dtype)
+            kinds[kind] = kinds.get(kind) or cast(length, kind).unbind()
+        lengths = zip(*(kinds[real_dtype(x.dtype)] for x in y), strict=True)
+        return ((dt, list(at)) for dt, at in zip(lengths, times, strict=True))
+
+    def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
+        dt, times = span
+        return self._stepped(f, dt, times[1:] if carry else times, y, carry)
+
+    def _stepped(self, f: Field, dt: Leaves, times: list[Tensor], y: Leaves, carry: Leaves) -> Step:
+        table = self.tableau
         slopes = self._slopes(f, times, y, dt, carry)
         y1 = moved(y, dt, table.b[: len(slopes)], slopes)
         if table.fsal:
@@ -140,7 +159,7 @@ def _sum(terms: Sequence[tuple[float, Tensor | None]], dt: Tensor) -> Tensor | N
     total: Tensor | None = None
     for c, bar in terms:
         if c != 0.0 and bar is not None:
-            total = bar * c if total is None else total.add_(bar, alpha=c)
+            total = bar * c if total is None else plus(total, bar, c)
     return None if total is None else total.mul_(dt)
 
 

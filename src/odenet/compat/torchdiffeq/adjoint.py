@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 
 from ...core.given import shown
 from ...core.leaves import Leaves
 from ...gradients import Adjoint
 from . import callbacks as watchers
-from .inputs import Inputs, tensor
+from .inputs import Inputs, State, tensor
 from .inputs import chosen as checked_options
-from .methods import SCIPY, Settings, known, largest_rms, state_norm
+from .methods import SCIPY, Settings, known
+from .norms import handle_adjoint_norm_, joined, of_vector
 from .scipy import SciPy
 from .solve import integrated
 
@@ -53,21 +53,22 @@ def odeint_adjoint(
             "({} for none)"
         )
     inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
+    inputs.y0, asked = _asking(inputs, params)
     name, back = known(method), known(method if adjoint_method is None else adjoint_method, "adjoint_method")
     settings = Settings.of(name, options, inputs)
-    chosen = dict(options or {}) if adjoint_options is None else dict(adjoint_options)
-    norm = chosen.pop("norm", None) if adjoint_options is not None else None
-    chosen.pop("norm", None)
-    if back == SCIPY:
+    kept = {k: v for k, v in (options or {}).items() if k != "norm"} if adjoint_options is None else adjoint_options
+    norm = _adjoint_norm(kept, settings, inputs, params)
+    chosen = {k: v for k, v in kept.items() if k != "norm"}
+    if back == SCIPY or settings.client is not None:
         back, chosen = "dopri5", {}
-    backward = Settings.of(back, chosen, inputs, _adjoint_norm(norm, settings, inputs, params))
+    backward = Settings.of(back, chosen, inputs, norm)
     how = {
         "rtol": _number("adjoint_rtol", adjoint_rtol),
         "atol": _number("atol", atol)
         if adjoint_atol is None and isinstance(atol, (int, float))
         else _number("adjoint_atol", adjoint_atol),
         "method": backward.method,
-        "norm": backward.controller.norm or "seminorm",
+        "norm": norm,
         "controller": backward.controller,
         "max_steps": backward.max_steps,
         "callbacks": watchers.of(
@@ -75,9 +76,12 @@ def odeint_adjoint(
         ),
     }
     gradient = SciPy(settings.options, **how) if name == SCIPY else Adjoint(**how)
+    gradient.twice = False
     found = integrated(inputs, settings, gradient, event_fn)
-    kept = chosen | {"norm": backward.controller.norm}
-    return _marked(found, kept) if event_fn is None else (found[0], _marked(found[1], kept))
+    if event_fn is None:
+        return _marked(found, kept, asked)
+    solution = _marked(found[1], kept, asked)
+    return _constant(found[0], solution), solution
 
 
 def find_parameters(module: nn.Module) -> list[nn.Parameter | Tensor]:
@@ -125,46 +129,95 @@ def _number(name: str, given: Any) -> float | None:
     return least
 
 
-def _adjoint_norm(norm: Any, settings: Settings, inputs: Inputs, params: Leaves) -> Callable[[Leaves], Tensor]:
-    """Of the leaves of (y, a): the caller's, else the larger of both norms."""
-    if callable(norm):
-        custom = norm
+def _asking(inputs: Inputs, params: tuple[Tensor, ...]) -> tuple[State, Leaves]:
+    """y0, which asks for a gradient where anything does, and all that asks.
 
-        def called(leaves: Leaves) -> Tensor:
-            zeros = [torch.zeros_like(x) for x in params]
-            return torch.as_tensor(custom((leaves[0].abs().new_zeros(()), *leaves, *zeros))).abs()
+    So the backward solve takes place whatever func uses, and its norm and its callbacks are called, as in torchdiffeq.
+    """
+    state = (inputs.y0,) if isinstance(inputs.y0, Tensor) else inputs.y0
+    asked = tuple(x for x in (*state, inputs.t, *params) if x.requires_grad)
+    if not asked or not torch.is_grad_enabled() or any(x.requires_grad for x in state):
+        return inputs.y0, asked
+    leaves = tuple(x.detach().requires_grad_() for x in state)
+    return leaves[0] if isinstance(inputs.y0, Tensor) else leaves, asked
 
-        return called
-    if norm is not None and norm != "seminorm":
-        raise TypeError(f"norm of adjoint_options must be 'seminorm' or callable; got {norm!r}")
-    of_state = state_norm(settings.options.get("norm"), inputs) or largest_rms
 
-    def larger(leaves: Leaves) -> Tensor:
-        n = len(leaves) // 2
-        return torch.maximum(of_state(leaves[:n]).double(), of_state(leaves[n:]).double())
+def _adjoint_norm(kept: dict[str, Any], settings: Settings, inputs: Inputs, params: Leaves) -> Callable[..., Tensor]:
+    """Of the leaves of (y, a): what `kept` holds as its norm when it is called, which clients may change.
 
-    return larger
+    It is put there. By default, and with "seminorm", it is the larger of both norms, and of that of the parameters,
+    which are no part of the state that is solved for here.
+    """
+    given = kept.get("norm")
+    if given is not None and not callable(given) and given != "seminorm":
+        raise TypeError(f"norm of adjoint_options must be 'seminorm' or callable; got {given!r}")
+    shapes = None if isinstance(inputs.y0, Tensor) else [x.shape for x in inputs.y0]
+    handle_adjoint_norm_(kept, shapes, of_vector(settings.options.get("norm"), shapes))
+    standard = None if callable(given) else kept["norm"]
+
+    def norm(leaves: Leaves) -> Tensor:
+        called, n = kept["norm"], len(leaves) // 2
+        y, a = (half[0] if shapes is None else _vector(half) for half in (leaves[:n], leaves[n:]))
+        others = () if called is standard else (torch.zeros_like(x) for x in params)
+        return torch.as_tensor(called((y.abs().new_zeros(()), y, a, *others))).abs()
+
+    return norm
+
+
+def _vector(leaves: Leaves) -> Tensor:
+    return torch.cat([x.reshape(-1) for x in leaves])
 
 
 def _shown(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
     """(t, y, adj_y, *params) as callbacks of the backward solve get it, a tuple state as one vector."""
     n = len(state) // 2
-    y, a = ((half[0] if n == 1 else torch.cat([x.reshape(-1) for x in half])) for half in (state[:n], state[n:]))
+    y, a = (joined(half) for half in (state[:n], state[n:]))
     return (y.abs().new_zeros(()), y, a, *(torch.zeros_like(x) for x in params))
 
 
-def _marked(solution: Any, options: dict[str, Any]) -> Any:
-    """The solution, with its options where clients read them, `ys.grad_fn.adjoint_options`; no second derivatives."""
-    for y in (solution,) if isinstance(solution, Tensor) else solution:
-        if isinstance(y.grad_fn, BackwardCFunction):  # not where func made it backpropagation
-            cast(Any, y.grad_fn).adjoint_options = options
-            y.register_hook(_refuse_second)
-    return solution
+class OdeintAdjointMethod(torch.autograd.Function):
+    """The solution again, with the options of its backward solve where clients read them: ys.grad_fn.adjoint_options.
+
+    The tensors after the first `count` are all that ask for a gradient. They get zeros, beside what comes to them from
+    the solve: who averages gradients over processes relies on one also where func does not use them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, options: dict[str, Any], count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.adjoint_options = options
+        ctx.looks = [(x.shape, x.dtype, x.device) for x in tensors[count:]]
+        ctx.set_materialize_grads(False)
+        return tuple(x.detach() for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Any, ...]:
+        return None, None, *bars, *(torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks)
 
 
-def _refuse_second(bar: Tensor) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "a second derivative through odeint_adjoint is refused, as in torchdiffeq: use odeint, or "
-            "odenet.solve(gradient='adjoint'), which give it"
-        )
+def _marked(solution: State, options: dict[str, Any], asked: Leaves) -> State:
+    """The solution as `OdeintAdjointMethod` gives it, if anything asks for a gradient."""
+    ys = (solution,) if isinstance(solution, Tensor) else solution
+    if not any(y.requires_grad for y in ys):
+        return solution
+    ys = cast(Leaves, OdeintAdjointMethod.apply(options, len(ys), *ys, *asked))
+    # clients look for the options two nodes behind a component of a tuple: it is a part, reshaped, of one vector there
+    return ys[0] if isinstance(solution, Tensor) else tuple(y[:].view(y.shape) for y in ys)
+
+
+class _Constant(torch.autograd.Function):
+    """A time whose derivative by everything that the solution depends on is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, time: Tensor, *ys: Tensor) -> Tensor:
+        ctx.looks = [(y.shape, y.dtype, y.device) for y in ys]
+        return time.detach()
+
+    @staticmethod
+    def backward(ctx: Any, bar: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, *(torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks)
+
+
+def _constant(time: Tensor, solution: State) -> Tensor:
+    """The time of an event: a constant, but part of the graph, as torchdiffeq's is."""
+    ys = (solution,) if isinstance(solution, Tensor) else solution
+    return cast(Tensor, _Constant.apply(time, *ys)) if any(y.requires_grad for y in ys) else time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,29 +12,20 @@ from torch import Tensor
 
 from ...control import PID, ConstantStep, Controller, Grid
 from ...core.leaves import Leaves, real_dtype
-from ...core.norms import rms
 from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
+from .fixed_solvers import FixedGridODESolver
 from .inputs import Inputs, chosen
+from .norms import largest_rms
+from .solvers import ADAPTIVE, BUILT_IN, IMPLICIT, SCIPY
 from .step_function import ByStepFunction
 
-SCIPY = "scipy_solver"
-
 # name there -> name here
-_ADAPTIVE = {
-    "dopri8": "dopri8",
-    "dopri5": "dopri5",
-    "tsit5": "tsit5",
-    "bosh3": "bosh3",
-    "fehlberg2": "fehlberg2",
-    "adaptive_heun": "heun",
-}
+_ADAPTIVE = {name: name for name in ADAPTIVE} | {"adaptive_heun": "heun"}
 _EXPLICIT = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun", "heun3": "heun3", "rk4": "rk4_38"}
-_ADAMS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
-_IMPLICIT = {name: name for name, method in METHODS.items() if isinstance(method, ImplicitRK)}
 
-SOLVERS: dict[str, Any] = {name: name for name in (*_ADAPTIVE, *_EXPLICIT, *_ADAMS, *_IMPLICIT, SCIPY)}
-"""Clients enter solver classes of their own here; a name that stands for itself is built in."""
+SOLVERS: dict[str, Any] = dict(BUILT_IN)
+"""Clients enter solver classes of their own here, which can be called, and call those that are in it."""
 
 _ADAPTIVE_OPTIONS = {
     *("norm", "first_step", "min_step", "max_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
@@ -60,13 +51,17 @@ def adaptive(name: str) -> bool:
 
 @dataclass
 class Settings:
-    """What a method's name and options come to. max_steps: of the whole solve."""
+    """What a method's name and options come to. max_steps: of the whole solve.
+
+    client: a class of the caller's own, which solves by itself.
+    """
 
     name: str
     options: dict[str, Any]
     method: Method
     controller: Controller
     max_steps: int
+    client: type | None = None
 
     def time_dtype(self, inputs: Inputs) -> torch.dtype:
         """That of the times which callbacks get."""
@@ -81,8 +76,8 @@ class Settings:
     def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
         """norm: of the error, on leaves; by default that of the options, on the state as the caller has it."""
         options = chosen("options", options)
-        if name not in _ADAPTIVE and SOLVERS[name] != name:
-            return _by_step_function(name, options, inputs)
+        if SOLVERS[name] is not BUILT_IN.get(name):
+            return _by_client(name, options, inputs)
         if name in _ADAPTIVE:
             _warn_unused(name, options, _ADAPTIVE_OPTIONS)
             most = int(options.get("max_num_steps", _MOST))
@@ -102,7 +97,7 @@ def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
     if name in _EXPLICIT:
         _warn_unused(name, options, _FIXED_OPTIONS)
         return METHODS[_EXPLICIT[name]]
-    if name in _IMPLICIT:
+    if name in IMPLICIT:
         _warn_unused(name, options, _FIXED_OPTIONS | {"max_iters"})
         method = METHODS[name]
         assert isinstance(method, ImplicitRK)
@@ -114,13 +109,13 @@ def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
     if order < 4:
         warnings.warn(f"max_order={order} is below 4: the method is rk4 then", UserWarning, stacklevel=4)
         return METHODS["rk4_38"]
-    implicit = bool(options.get("implicit", _ADAMS[name])) and name != "explicit_adams"
+    implicit = bool(options.get("implicit", True)) and name != "explicit_adams"
     rtol, atol = (
         float(torch.as_tensor(x).min()) if isinstance(x, (int, float, Tensor)) else 0.0
         for x in (inputs.rtol, inputs.atol)
     )
     tolerances = {} if rtol + atol <= 0.0 else {"rtol": rtol, "atol": atol}
-    return Adams(order, implicit, int(options.get("max_iters", 4)), **tolerances)
+    return Adams(order, implicit, int(options.get("max_iters", 4)), **tolerances, start="short")
 
 
 def _warn_unused(name: str, options: dict[str, Any], used: set[str]) -> None:
@@ -139,11 +134,6 @@ def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
     if norm is not None:
         return lambda leaves: torch.as_tensor(norm(leaves)).abs()
     return None if len(inputs.y0) == 1 else largest_rms
-
-
-def largest_rms(leaves: Sequence[Tensor]) -> Tensor:
-    """The largest root mean square of several tensors."""
-    return torch.stack([rms((x,), False) for x in leaves]).amax()
 
 
 def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
@@ -205,7 +195,12 @@ def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[
     return grid
 
 
-def _by_step_function(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
-    method = ByStepFunction.of(name, SOLVERS[name], options, inputs)
+def _by_client(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
+    """For a class of a client's own: one step of it in this library's loop, or else its own `integrate`."""
+    kind = SOLVERS[name]
+    own_loop = callable(getattr(kind, "integrate", None)) and kind.integrate is not FixedGridODESolver.integrate
+    if own_loop:
+        return Settings(name, options, METHODS["dopri5"], PID(), _MOST, kind)
+    method = ByStepFunction.of(name, kind, options, inputs)
     control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
     return Settings(name, options, method.interpolated(getattr(method.solver, "interp", "linear")), control, _MOST)

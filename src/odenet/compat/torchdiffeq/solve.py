@@ -18,6 +18,7 @@ from . import callbacks as watchers
 from .errors import as_assertions
 from .inputs import Inputs, State, tensor
 from .methods import SCIPY, Settings, adaptive, known
+from .protocol import solved_by
 from .scipy import SciPy
 
 _FAR = 1e15  # where the search for an event ends, in the unit of time
@@ -64,6 +65,8 @@ def integrated(
     inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
 ) -> Any:
     """What odeint and odeint_adjoint return."""
+    if settings.client is not None:
+        return solved_by(settings.client, settings.name, inputs, settings.options, event_fn)
     watch = watchers.of(inputs.func, settings.name, settings.time_dtype(inputs))
     if event_fn is not None:
         return _until_event(inputs, settings, gradient, event_fn, watch)

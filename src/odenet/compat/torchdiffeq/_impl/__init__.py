@@ -1,9 +1,9 @@
-"""Names from torchdiffeq's private modules that well-known programs import all the same.
+"""Names from torchdiffeq's private modules that other people's programs import all the same.
 
-Latent-ODE, FFJORD, CNF, neural-CDE and graph-diffusion code bases reach into `torchdiffeq._impl`: they register
-fixed-step solvers of their own, ask for parameters, reuse norms and read tableaus. Those names are here, module by
-module, so that such a program runs unchanged. Nothing in this library imports them. Adaptive solver classes are there
-to be named, not to be run: stop a solve early with an event, or with `odenet.solve(max_steps=...)`.
+Latent-ODE, FFJORD, CNF, neural-CDE and graph-diffusion code bases reach into `torchdiffeq._impl`: they register solvers
+of their own, step those that are there by hand, ask for parameters, reuse norms and read tableaus. Those names are
+here, module by module, so that such a program runs unchanged; docs/migrate.md lists them. Nothing in this library
+imports them.
 """
 
 from __future__ import annotations
@@ -12,76 +12,86 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from ....gradients.attach import _Attach
+from .. import adaptive_solvers as _adaptive
 from .. import adjoint as _adjoint
 from .. import events as _events
+from .. import fixed_solvers as _fixed
 from .. import methods as _methods
+from .. import norms as _norms
+from .. import parts as _p
+from .. import protocol as _protocol
 from .. import solve as _solve
-from . import _functions as _f
-from . import _solvers as _s
+from .. import solvers as _solvers
+
+
+def _named(module: Any, names: str) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in names.split()}
+
+
+_NORMS = "_flat_to_shape _rms_norm _mixed_norm _linf_norm _zero_norm"
+_DECIDE = "_optimal_step_size _compute_error_ratio _select_initial_step _handle_unused_kwargs Perturb"
+_WRAPPERS = "_PerturbFunc _ReverseFunc _TupleFunc _TupleInputOnlyFunc _null_callback _decreasing _nextafter"
+_STEPS = (
+    "_ButcherTableau _RungeKuttaState _UncheckedAssign _runge_kutta_step _sort_tvals rk4_step_func rk4_alt_step_func "
+    "rk3_step_func rk2_step_func"
+)
+_PAIRS = {  # the module's name, and what it calls the tableau and the weights for the middle of a step
+    "dopri5": ("_DORMAND_PRINCE_SHAMPINE_TABLEAU", "DPS_C_MID"),
+    "dopri8": ("_DOPRI8_TABLEAU", "_C_mid"),
+    "tsit5": ("_TSITOURAS_TABLEAU", "TSIT_C_MID"),
+    "bosh3": ("_BOGACKI_SHAMPINE_TABLEAU", "_BS_C_MID"),
+    "fehlberg2": ("_FEHLBERG2_TABLEAU", "_FE_C_MID"),
+    "adaptive_heun": ("_ADAPTIVE_HEUN_TABLEAU", "_AH_C_MID"),
+}
 
 
 def _modules() -> dict[str, dict[str, Any]]:
-    dopri5, dopri8, bosh3 = (
-        _s._adaptive(name, name.lower()[:6].removesuffix("s"))
-        for name in ("Dopri5Solver", "Dopri8Solver", "Bosh3Solver")
+    interp, decide = _named(_p, "_interp_fit _interp_evaluate"), _named(_p, _DECIDE)
+    adaptive = "AdaptiveStepsizeODESolver AdaptiveStepsizeEventODESolver"
+    explicit, implicit, pairs = (
+        {kind.__name__: kind for kind in table.values()}
+        for table in (_solvers.EXPLICIT, _solvers.IMPLICIT, _solvers.ADAPTIVE)
     )
-    interp = {"_interp_fit": _f._interp_fit, "_interp_evaluate": _f._interp_evaluate}
-    decide = {
-        "_optimal_step_size": _f._optimal_step_size,
-        "_compute_error_ratio": _f._compute_error_ratio,
-        "_select_initial_step": _f._select_initial_step,
-        "Perturb": _f.Perturb,
-    }
-    adjoint = ("odeint_adjoint", "find_parameters")
-    fixed = {"Euler": "euler", "Midpoint": "midpoint", "Heun2": "heun", "Heun3": "heun3", "RK4": "rk4_38"}
-    return {
+    adams = _named(_fixed, "AdamsBashforthMoulton AdamsBashforth")
+    scipy = _named(_adaptive, "ScipyWrapperODESolver")
+    check = _named(_protocol, "_check_inputs") | _named(_norms, "_flat_to_shape")
+    events = _named(_p, "find_event combine_event_functions")
+    found = {
         "odeint": {
-            "SOLVERS": _methods.SOLVERS,
-            "odeint": _solve.odeint,
-            "odeint_dense": _solve.odeint_dense,
-            "odeint_event": _events.odeint_event,
+            **_named(_methods, "SOLVERS"), **_named(_solve, "odeint odeint_dense"), **_named(_events, "odeint_event"),
+            **explicit, **implicit, **pairs, **adams, **scipy, **check, **interp,
         },
         "adjoint": {
-            **{n: getattr(_adjoint, n) for n in adjoint},
-            "OdeintAdjointMethod": _Attach,
-            "handle_adjoint_norm_": _f.handle_adjoint_norm_,
+            **_named(_adjoint, "odeint_adjoint find_parameters OdeintAdjointMethod"),
+            **_named(_norms, "handle_adjoint_norm_ _mixed_norm"), **_named(_methods, "SOLVERS"),
+            **_named(_solve, "odeint"), **check,
         },
-        "solvers": {
-            "FixedGridODESolver": _s.FixedGridODESolver,
-            "AdaptiveStepsizeODESolver": _s.AdaptiveStepsizeODESolver,
-            "AdaptiveStepsizeEventODESolver": _s.AdaptiveStepsizeODESolver,
+        "solvers": {**_named(_fixed, "FixedGridODESolver"), **_named(_adaptive, adaptive), **events, **decide},
+        "fixed_grid": {**explicit, **_named(_fixed, "FixedGridODESolver"), **_named(_p, _STEPS), **decide},
+        "fixed_grid_implicit": {**implicit, **_named(_fixed, "FixedGridFIRKODESolver FixedGridDIRKODESolver")},
+        "fixed_adams": {
+            **adams, **_named(_p, "_dot_product rk4_alt_step_func"), **_named(_fixed, "FixedGridODESolver"), **decide,
+            "_MIN_ORDER": 4, "_MAX_ORDER": 12, "_MAX_ITERS": 4,
         },
-        "fixed_grid": {name: _s._fixed(name, method) for name, method in fixed.items()},
-        "dopri5": {"Dopri5Solver": dopri5, "_DORMAND_PRINCE_SHAMPINE_TABLEAU": dopri5.tableau},
-        "dopri8": {"Dopri8Solver": dopri8, "_DOPRI8_TABLEAU": dopri8.tableau},
-        "bosh3": {"Bosh3Solver": bosh3, "_BOGACKI_SHAMPINE_TABLEAU": bosh3.tableau},
+        "scipy_wrapper": scipy,
         "rk_common": {
-            "RKAdaptiveStepsizeODESolver": _s.RKAdaptiveStepsizeODESolver,
-            "_ButcherTableau": _s._ButcherTableau,
-            "_RungeKuttaState": _s._RungeKuttaState,
-            "_runge_kutta_step": _s._runge_kutta_step,
-            "rk4_alt_step_func": _s.rk4_alt_step_func,
-            **decide,
-            **interp,
+            **_named(_p, _STEPS), **_named(_adaptive, f"RKAdaptiveStepsizeODESolver {adaptive}"),
+            **_named(_fixed, "FixedGridODESolver FixedGridFIRKODESolver FixedGridDIRKODESolver"),
+            **decide, **interp, **events,
         },
         "interp": interp,
         "misc": {
-            "_check_inputs": _f._check_inputs,
-            "_flat_to_shape": _f._flat_to_shape,
-            "_PerturbFunc": _f._PerturbFunc,
-            "_ReverseFunc": _f._ReverseFunc,
-            "_TupleFunc": _f._TupleFunc,
-            "_rms_norm": _f._rms_norm,
-            "_mixed_norm": _f._mixed_norm,
-            "_linf_norm": _f._linf_norm,
-            "_handle_unused_kwargs": _f._handle_unused_kwargs,
-            "_null_callback": _f._null_callback,
-            "_decreasing": _f._decreasing,
-            **decide,
+            **check, **decide, **events, **_named(_norms, _NORMS), **_named(_p, _WRAPPERS),
+            "_all_callback_names": [*_protocol.CALLBACKS],
+            "_all_adjoint_callback_names": [f"{name}_adjoint" for name in _protocol.CALLBACKS],
         },
-        "event_handling": {"find_event": _f.find_event},
-    }
+        "event_handling": events,
+    }  # fmt: skip
+    for name, (tableau, middle) in _PAIRS.items():
+        kind = _solvers.ADAPTIVE[name]
+        found[name] = {kind.__name__: kind, tableau: kind.tableau, middle: kind.mid}
+        found[name] |= _named(_p, "_ButcherTableau") | _named(_adaptive, "RKAdaptiveStepsizeODESolver")
+    return found
 
 
 def _install() -> None:
