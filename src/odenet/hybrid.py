@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .control import Controller
-from .core.leaves import Leaves, select, tree_map
+from .core.leaves import Leaves, rows, select, tree_map
 from .core.status import Status
 from .engine.advance import State
 from .engine.drive import Found, Outcome
@@ -29,6 +29,7 @@ from .errors import SolveError
 from .events import Event, Hit, Watched, noise, stacked_hits
 from .gradients.base import Stats, Trajectory
 from .gradients.frozen import frozen, held, unfailed
+from .legs import Leg
 
 Run = Callable[[Problem, Request], Trajectory]
 """One solve, differentiable; raises its failure where that is asked for."""
@@ -36,17 +37,8 @@ Run = Callable[[Problem, Request], Trajectory]
 Judge = Callable[[Problem, Outcome], None]
 """Gives failures their causes; raises them where that is asked for."""
 
+_BEND = 1e-6  # of f: what differs by more on both sides of an event jumps there
 _GAPS = 4  # between events of one kind, each shorter than the one before where they pile up
-
-
-@dataclass
-class Leg:
-    """One of the solves: from `start` to `end`, lanes, of those samples that were `going`."""
-
-    found: Trajectory
-    start: Tensor
-    end: Tensor
-    going: Tensor
 
 
 class Journey(NamedTuple):
@@ -88,7 +80,8 @@ class Hybrid:
         return x.reshape(1) if isinstance(x, Tensor) else torch.tensor([x], device=self.p.ts.device)
 
     def journey(self) -> Journey:
-        p, going = self.p.with_edges(None, self.p.direction), torch.ones_like(self.cursor, dtype=torch.bool)
+        still = tuple(torch.zeros_like(y.detach()) for y in self.p.y0)
+        p, going = self.p.with_edges(None, self.p.direction, still), torch.ones_like(self.cursor, dtype=torch.bool)
         signs = self._as_rows(self.watched.first).sign()
         quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
         whole: State | None = None
@@ -113,9 +106,9 @@ class Hybrid:
                 self.judge(p, replace(outcome, state=whole))
             if not bool(going.any()):
                 break
-            time, y, signs, quiet = self._after(found, going, which, leg.found.y1, time, there)
+            time, y, signs, quiet = self._after(p, found, going, which, leg.found.y1, time, there)
             whole = self._at_events(whole, going, time, y)
-            p = self._next(p, going, time, y, spent if self.p.batched else int(spent))
+            p = self._next(p, going, time, y, spent if self.p.batched else int(spent), self._onwards(found, there, y))
         return self._whole(whole)
 
     def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Leg:
@@ -195,18 +188,18 @@ class Hybrid:
         return piled
 
     def _after(
-        self, found: Found, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
+        self, p: Problem, found: Found, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
     ) -> tuple[Tensor, Leaves, Tensor, Tensor]:
         """Time and state to go on from, and the signs of all values there; see `Events`.
 
-        An event that resets nothing leaves the solution as it is: it goes on from its fixed time.
+        An event that resets nothing leaves the solution as it is: it goes on from its fixed time, if f does not jump.
         """
         resets = self.resets[which] & going
-        fixed = time.detach()
+        moves, fixed = resets | self._bends(p, found, going & ~resets, y1, time.detach()), time.detach()
         if self.p.batched:
-            y, time = select(resets, there, y1), torch.where(resets, time, fixed)
+            y, time = select(moves, there, y1), torch.where(moves, time, fixed)
         else:
-            y, time = (there, time) if bool(resets) else (y1, fixed)
+            y, time = (there, time) if bool(moves) else (y1, fixed)
         for number in sorted(set(which[resets].tolist())):
             y = self.watched.reset(number, resets & (which == number), time, y)
         signs, value = found.signs.clone(), found.value.clamp(min=0).unsqueeze(-1)
@@ -220,7 +213,30 @@ class Hybrid:
             quiet = torch.where(resets.unsqueeze(-1) & ~unknown, 0.0, quiet)
         return time, y, signs, quiet
 
-    def _next(self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any) -> Problem:
+    @torch.no_grad()
+    def _bends(self, p: Problem, found: Found, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
+        """Those of these lanes in which f jumps at the event, so that what follows moves with its time."""
+        if not bool(lanes.any()) or not any(x.requires_grad for x in y):
+            return torch.zeros_like(lanes)
+        y = tuple(x.detach() for x in y)
+        after = self.p.with_edges(time, time.abs(), found.onwards).f
+        before, after = ((k for k in f(time, y)) for f in (p.f, after))
+        jump = torch.zeros_like(lanes)
+        for a, b in zip(before, after, strict=True):
+            apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
+            jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
+        return lanes & jump
+
+    def _onwards(self, found: Found, there: Leaves, y: Leaves) -> Leaves:
+        """What leads from the states after events just past them; nothing where a reset has led elsewhere."""
+        still = tuple(torch.zeros_like(x) for x in found.onwards)
+        same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
+        same = torch.stack(same).all(0)
+        return select(same if self.p.batched else bool(same), found.onwards, still)
+
+    def _next(
+        self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any, onwards: Leaves
+    ) -> Problem:  # fmt: skip
         """The problem from here on; samples that have ended stand still, beside one that goes on."""
         p = self.p
         if p.batched:
@@ -238,7 +254,7 @@ class Hybrid:
             compact=p.compact,
         )  # fmt: skip
         start = ts.detach()[..., 0]
-        return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()))
+        return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)
 
     def _joined(self, whole: State | None, s: State, leg: Leg) -> State:
         """Where all lanes stand, after a solve of some of them."""

@@ -26,6 +26,17 @@ def slope_at_end(coefficients: Sequence[Leaves]) -> Leaves:
     return total
 
 
+def slope(coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
+    """dy/dtheta at theta, which is given as in `evaluate`."""
+    out = []
+    for i, x in enumerate(theta):
+        total, count = coefficients[-1][i] * len(coefficients), len(coefficients)
+        for d in range(count - 1, 0, -1):
+            total = total * x + d * coefficients[d - 1][i]
+        out.append(total)
+    return tuple(out)
+
+
 def evaluate(y0: Leaves, coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
     """Horner; `theta` holds one tensor a leaf that broadcasts against the leaf, in its real dtype."""
     out = []

@@ -7,25 +7,28 @@ import copy
 import torch
 from torch import Tensor
 
-from .leaves import cast
+from .leaves import Leaves, cast, select
 
 
 class Edges:
     """Where a solve begins and ends at events; a lane each, NaN where it does not.
 
-    f at such a time is f a few units in the last place further inside: the limit from within, where it jumps there. One
-    object serves the fields of all samples and of those left in a batch, as an end is known only when it is found.
+    f at such a time is f a little further inside, in time and along the solution: the limit from within, where f jumps
+    there, be it with the time or with the state. How far is what an event is known to, and a constant of the
+    differentiation. One object serves the fields of all samples and of those left in a batch, as an end is known only
+    when it is found.
     """
 
-    def __init__(self, start: Tensor, scale: Tensor, length: Tensor, direction: Tensor) -> None:
+    def __init__(self, start: Tensor, scale: Tensor, length: Tensor, direction: Tensor, onwards: Leaves) -> None:
         """start: NaN where the solve does not begin at an event. scale: the size of the times there.
 
-        length: of the solve, in time. direction: +1 or -1. All are 0-d, or (B,) per sample.
+        length: of the solve, in time. direction: +1 or -1. All are 0-d, or (B,) per sample. onwards: what leads from
+        the state there to one just after it.
         """
         self._start, self._scale, self._direction = start.clone(), scale, direction
         self._most = length.abs() / 4  # of a very short solve the middle is kept
-        self._end = torch.full_like(start, torch.nan)
-        self._end_scale = torch.zeros_like(start)
+        self._end, self._end_scale = torch.full_like(start, torch.nan), torch.zeros_like(start)
+        self._onwards, self._back = onwards, tuple(torch.zeros_like(x) for x in onwards)
         self._rows: Tensor | None = None
 
     def of(self, rows: Tensor) -> Edges:
@@ -34,23 +37,29 @@ class Edges:
         other._rows = rows if self._rows is None else self._rows[rows]
         return other
 
-    def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor) -> None:
+    def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor, onwards: Leaves) -> None:
         """The solve of these lanes of all, (L,), ends at `time`, an event; NaN: it does not."""
         place = lanes.view_as(self._end)
         self._end.copy_(torch.where(place, time.view_as(self._end), self._end))
         self._end_scale.copy_(torch.where(place, scale.view_as(self._end), self._end_scale))
+        for whole, x in zip(self._back, select(place, onwards, self._back), strict=True):
+            whole.copy_(x)
 
-    def within(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """t in f's own dtype, moved inside where it is at an edge."""
+    def within(self, t: Tensor, y: Leaves, dtype: torch.dtype) -> tuple[Tensor, Leaves]:
+        """t in f's own dtype, and y, moved inside where they are at an edge."""
         at = t.detach()
         at_start, at_end = at == self._of(self._start), at == self._of(self._end)
         if t.device.type == "cpu" and not bool((at_start | at_end).any()):  # a look costs less than what follows
-            return cast(t, dtype)
+            return cast(t, dtype), y
         forth = torch.where(at_start, self._of(self._scale), 0.0)
         back = torch.where(at_end, self._of(self._end_scale), 0.0)
         most = self._of(self._most)
         moved = ((forth - back) * _units(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
-        return cast(t, dtype) + moved.to(dtype)
+        none = tuple(torch.zeros_like(x) for x in y)
+        after = select(at_start, tuple(map(self._of, self._onwards)), none)
+        before = select(at_end, tuple(map(self._of, self._back)), none)
+        y = tuple(x + (a - b).to(x.dtype) for x, a, b in zip(y, after, before, strict=True))
+        return cast(t, dtype) + moved.to(dtype), y
 
     def _of(self, x: Tensor) -> Tensor:
         return x if self._rows is None else x[self._rows]

@@ -183,7 +183,10 @@ class VectorField:
 
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        t = cast(t, self.time_dtype) if self.edges is None else self.edges.within(t, self.time_dtype)
+        if self.edges is None:
+            t = cast(t, self.time_dtype)
+        else:
+            t, y = self.edges.within(t, y, self.time_dtype)
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..control.base import Verdict
-from ..core.leaves import Leaves
+from ..core.dense import Coefficients
+from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
 from ..core.roots import Roots, Sought, first_roots, nodes
-from .advance import Clock, Move, State
+from .advance import Clock, Move, State, nudged
 from .drive import Attempt, Found
 from .landing import Claim, Landing, resolution
 from .path import Path, Values, as_lanes, lanes_of, rows_at_hand
@@ -55,7 +56,7 @@ class Seeker:
     def __init__(self, p: Problem, events: Events, attempt: Attempt) -> None:
         self.events, self.plain = events, attempt
         self.clock: Clock | None = None
-        self.edges = p.f.edges
+        self.edges, self.straight = p.f.edges, p.method.interpolation == "linear"
         lane = p.direction.reshape(-1)
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
         self.landing = Landing(lane, self.rounding)
@@ -64,6 +65,7 @@ class Seeker:
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
+        self.onwards = tuple(torch.zeros_like(y.detach()) for y in p.y0)
         self.bound = _HUGE * _size(p, p.y0).clamp(min=1.0)
         self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
@@ -71,7 +73,7 @@ class Seeker:
     def found(self) -> Found:
         value = self.landing.value
         peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped)
+        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.onwards)
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         rows = rows_at_hand(p)
@@ -85,8 +87,9 @@ class Seeker:
         ends = accept & found & lanes_of(move.hit, p)
         looks = accept & ~ends & all_finite(move.step.y, p.batched).reshape(-1)  # else the solve is about to fail
         if bool(looks.any()):  # in the grad mode of the step, as outputs are made of it too
-            move.polynomial(looks if p.batched else True)
             move.sought = looks if p.batched else True
+            if not self.straight:
+                move.polynomial(move.sought)
         with torch.no_grad():
             off = accept & found & ~ends  # a shorter step than that to the event, which is looked for anew
             back = torch.zeros_like(accept)
@@ -121,7 +124,7 @@ class Seeker:
         if self.edges is not None:
             whole = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True)
             claim = self.landing.claim
-            self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()))
+            self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
 
     def _judge(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
@@ -148,7 +151,7 @@ class Seeker:
         Where what was found was none, the search goes on from there: `past`, with the sign that the value has beyond it
         on the dense output, `past_sign`.
         """
-        path = Path(self.events.values, p, move)
+        path = Path(self.events.values, p, move, self._own(p, move) if self.straight else move.known_polynomial)
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
         samples = [self.last[rows], *(path.same(x) for x in nodes()[1:-1]), self._values(p, move.time1, move.step.y)]
         column = torch.stack(samples, -1)
@@ -231,10 +234,25 @@ class Seeker:
         self._put("peaks", rows, found, peaks)  # the nodes may all lie past an event
         self._put("scale", rows, found, of_it(column.abs().amax(-1)))
         low, high = torch.where(of_it(signs) == sign, t0, nan), torch.where(end * sign > 0, nan, t1)
+        # one whose root was ahead at the last event, and which had it there, happens at once
+        sharp = of_it(sharp) | (
+            (low == t0) & (of_it(column[..., 0]) * sign <= 0) & (t == t0 + resolution(t0, t1) * length.sign())
+        )
         rate = of_it((above - below) / width) / length
+        self._keep_onwards(p, path, rows, found, part, self.landing.margin(t0, t1, rate, size, sharp) / length)
         self.landing.begin(rows, found, Claim(
-            pick.squeeze(-1), t, t0, t1, sign, low, high, rate, size, of_it(sharp)
+            pick.squeeze(-1), t, t0, t1, sign, low, high, rate, size, sharp
         ))  # fmt: skip
+
+    def _keep_onwards(self, p: Problem, path: Path, rows: Tensor, lanes: Tensor, part: Tensor, margin: Tensor) -> None:
+        """What leads along the dense output just past an event at `part` of the step, by `margin` of it."""
+        slope = path.slope(part)
+        for i, (whole, k) in enumerate(zip(self.onwards, slope, strict=True)):
+            moved = k * spread(margin if p.batched else margin[0], k)
+            if p.batched:
+                whole[rows[lanes]] = moved[lanes]
+            else:
+                self.onwards = (*self.onwards[:i], moved, *self.onwards[i + 1 :])
 
     def _first_signs(
         self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
@@ -270,6 +288,15 @@ class Seeker:
         if bool(bad.any()):
             raise _not_finite(column, wanted, move)
         return large
+
+    @staticmethod
+    def _own(p: Problem, move: Move) -> Coefficients:
+        """The method's own dense output, where that of the solution is a line: it sees two crossings within a step."""
+        before = p.f.calls
+        f = nudged(p, move.time0, move.time1, move.jumped, move.jumps)
+        coefficients = p.method.polynomial(f, move.time0, move.time1, move.y, move.step)
+        move.search_calls = p.f.calls - before
+        return coefficients
 
     def _values(self, p: Problem, t: Tensor, y: Leaves) -> Tensor:
         with torch.no_grad():

@@ -83,6 +83,13 @@ class Landing:
         self.t[here], self.low[here], self.high[here] = t[lanes], c.low[lanes], c.high[lanes]
         self.tries[here], self.final[here], self.best[here] = 0, False, torch.inf
 
+    def margin(self, start: Tensor, limit: Tensor, rate: Tensor, size: Tensor, sharp: Tensor) -> Tensor:
+        """How long the solution takes from an event, as well as it is known, to a state that is past it for certain."""
+        least = 2 * resolution(start, limit)
+        most = torch.maximum(least, _SMALL * (limit - start).abs())
+        time = 4 * max(_GOOD, self.rounding) * size / rate.abs()
+        return torch.where(sharp, least, torch.minimum(torch.maximum(time, least), most)) * (limit - start).sign()
+
     def leave(self, lanes: Tensor) -> None:
         """Of these lanes of all: nothing is looked for."""
         self.value[lanes] = -1
@@ -99,18 +106,18 @@ class Landing:
         better = size < self.best[rows]
         best, best_t = torch.where(better, size, self.best[rows]), torch.where(better, t, self.best_t[rows])
         tolerance = c.size * torch.where(tries == 0, _ROUNDING, max(_GOOD, self.rounding))
-        # the method itself may have a jump or a pole there, as implicit ones do in long steps: then nothing is zero
-        whole = c.sharp | (size <= _SMALL * c.size)
-        good = (~c.sharp & (size <= tolerance)) | (whole & (self.final[rows] | (narrow & ~before)))
         # as near as rounding lets it come; or as the times do
+        near = size <= torch.maximum(_SMALL * c.size, 3 * c.rate.abs() * width)
         last = self.last[rows].abs()
         stalled = ~c.sharp & known & (tries >= 2) & (size > last / 4) & (best <= _SMALL * c.size)
-        closing = (stalled & better) | (~c.sharp & (self._secant(rows, c, t, left) == t))
-        good = good | closing
+        closing = (stalled & better) | (~c.sharp & near & (self._secant(rows, c, t, left) == t))
+        # the method itself may have a jump or a pole there, as implicit ones do in long steps: then nothing is zero
+        there, whole = self.final[rows] | (narrow & ~before), c.sharp | near
+        good = closing | (~c.sharp & (size <= tolerance)) | (whole & there)
         settled = torch.where(narrow | (tries >= _MOST), high, torch.where(stalled, best_t, torch.nan))
         searched = torch.where(c.sharp, self._outwards(c, t, low, high), self._towards(rows, c, t, left, low, high))
         following = torch.where(torch.isfinite(settled), settled, searched)
-        following = torch.where(~whole & (self.final[rows] | (narrow & ~before)), torch.nan, following)
+        following = torch.where(~whole & there, torch.nan, following)
         again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
         self._put(rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
         self._put(rows, again, t=following, final=torch.isfinite(settled))

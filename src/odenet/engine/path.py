@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ..core.dense import Coefficients, evaluate
+from ..core.dense import Coefficients, evaluate, slope
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, select, spread
 from ..core.norms import all_finite
@@ -30,11 +30,11 @@ class Values(ABC):
 
 
 class Path:
-    """The event functions along one step, at theta in [0, 1]: on its dense output, which the move has computed."""
+    """The event functions along one step, at theta in [0, 1]; coefficients: of its dense output."""
 
-    def __init__(self, values: Values, p: Problem, move: Move) -> None:
+    def __init__(self, values: Values, p: Problem, move: Move, coefficients: Coefficients) -> None:
         self.values, self.p, self.move = values, p, move
-        self.coefficients = _finite(p, move)
+        self.coefficients = _finite(p, move, coefficients)
         self.rows = None if p.lanes is None else p.lanes.index
         self.parts = p.batched and values.divisible(p)
 
@@ -61,6 +61,11 @@ class Path:
                 out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
         return out
 
+    def slope(self, theta: Tensor) -> Leaves:
+        """dy/dtheta at a theta of each lane, (L,)."""
+        theta = theta if self.p.batched else theta[0]
+        return slope(self.coefficients, tuple(spread(theta, y) for y in self.move.y))
+
     def _at(self, theta: Tensor, lanes: Tensor | None) -> Tensor:
         move, rows = self.move, self.rows
         time0, time1, y, coefficients = move.time0, move.time1, move.y, self.coefficients
@@ -73,9 +78,8 @@ class Path:
         return as_lanes(self.values(time0 + theta * (time1 - time0), at, rows), self.p.batched)
 
 
-def _finite(p: Problem, move: Move) -> Coefficients:
+def _finite(p: Problem, move: Move, coefficients: Coefficients) -> Coefficients:
     """The dense output of a step; of lanes where it overflows a straight line."""
-    coefficients = move.known_polynomial
     fine = all_finite(tuple(c for cs in coefficients for c in cs), p.batched)
     if bool(fine.all()):
         return coefficients

@@ -122,14 +122,14 @@ class Problem:
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
         )
 
-    def with_edges(self, start: Tensor | None, scale: Tensor) -> Problem:
+    def with_edges(self, start: Tensor | None, scale: Tensor, onwards: Leaves) -> Problem:
         """The same problem between events, where f is seen from within: see `Edges`.
 
         start: ts[0] where an event was there, a lane; None: nowhere. scale: the size of the times that led there.
         """
         f, ts = copy.copy(self.f), self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
-        f.edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction)
+        f.edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
         return replace(self, f=f)
 
     def detached(self) -> Problem:
