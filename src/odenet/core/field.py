@@ -17,6 +17,7 @@ from .generators import Generators, GeneratorStates, same_states
 from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, unflatten
 from .mixing import refuse_mixing
 from .narrowing import Cut, find_cut, take
+from .reach import generators
 from .saved import Save
 from .transforms import transforming
 from .wrapped import no_wrapped
@@ -231,7 +232,8 @@ class VectorField:
 
     def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
         """Find what f uses, and whether it draws random numbers."""
-        self.generators = Generators(y[0].device)
+        # those of f's own have to be known before it draws from them: their states are to be set again
+        self.generators = Generators(y[0].device, generators(self._f, self._args))
         self.first_states = self.generators.states()
         with torch.enable_grad():
             marker = graph_marker()

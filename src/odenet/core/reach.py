@@ -54,6 +54,12 @@ def reached(f: Any) -> Reached:
     return found
 
 
+def generators(f: Any, args: Iterable[Any] = ()) -> list[torch.Generator]:
+    """Those that f can reach, and those among `args`, each once."""
+    found = [*reached(f).generators, *(x for x in args if isinstance(x, torch.Generator))]
+    return list({id(x): x for x in found}.values())
+
+
 def _add(found: Reached, name: str, x: Tensor) -> None:
     if x.grad_fn is None:
         found.leaves.setdefault(id(x), (name, x))
