@@ -10,6 +10,16 @@ from torch import Tensor
 from .leaves import Leaves, Spec, outline
 
 
+def fits(out: list[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""
+    for k, x, dtype in zip(out, y, dtypes, strict=True):
+        if not isinstance(k, Tensor) or k.shape != x.shape or k.dtype is not dtype:
+            return False
+        if k.device != x.device or k.layout is not torch.strided:
+            return False
+    return True
+
+
 def what_f_was_given(
     names: list[str], t: Tensor, y: Leaves, dtypes: tuple[torch.dtype, ...], more_args: int, error: Exception
 ) -> str:
