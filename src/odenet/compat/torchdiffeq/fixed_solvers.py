@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.dense import hermite
-from ...methods import Adams, ImplicitRK, Method
+from ...methods import Adams, ExplicitRK, ImplicitRK, Method
 from .parts import Perturb, _handle_unused_kwargs, _interp_evaluate, callback, evaluated, find_event
 
 
@@ -63,13 +63,16 @@ class FixedGridODESolver:
         grid = self.grid_constructor(self.func, self.y0, t)
         if not bool(grid[0] == t[0]) or not bool(grid[-1] == t[-1]):
             raise AssertionError("grid_constructor must give a grid from t[0] to t[-1]")
-        y0, solution = self.y0, [self.y0]
+        y0, solution, own = self.y0, [self.y0], grid is not t
+        before = callback(self.func, "callback_step")
         for t0, t1 in pairwise(grid.unbind()):
             dt = t1 - t0
-            callback(self.func, "callback_step")(t0, y0, dt)
+            before(t0, y0, dt)
             dy, f0 = self._step_func(self.func, t0, dt, t1, y0)
             y1 = y0 + dy
-            while len(solution) < len(t) and bool(t1 >= t[len(solution)]):
+            if not own:  # every end of a step is an output
+                solution.append(y1)
+            while own and len(solution) < len(t) and bool(t1 >= t[len(solution)]):
                 solution.append(self._between(t0, t1, y0, y1, f0)(t[len(solution)]))
             y0 = y1
         return torch.stack(solution)
@@ -120,6 +123,8 @@ class ByMethod(FixedGridODESolver):
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
         f0 = evaluated(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
+        if self.method.stages == 1 and isinstance(self.method, ExplicitRK):  # Euler's, to which what follows comes down
+            return (dt if dt.dtype == y0.dtype else dt.to(y0.abs().dtype)) * f0, f0
         first = [f0]  # what every method evaluates first
 
         def field(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
