@@ -46,7 +46,7 @@ def _select_initial_step(
     slope = func(t0, y0) if f0 is None else f0
     tolerances = ([x] for x in (rtol, atol))
     return hairer(
-        lambda t, y: (func(t, y[0]),), t0, torch.full_like(t0, 1e300), (y0,), (slope,), order, *tolerances,
+        lambda t, y: (func(t, y[0]),), t0, torch.full_like(t0, 1e18), (y0,), (slope,), order, *tolerances,
         norm=lambda leaves: torch.as_tensor(norm(leaves[0])),
     ).to(t0.dtype)  # fmt: skip
 
