@@ -69,7 +69,13 @@ class Forward(Gradient):
                 bars, m = list(cotangents), len(solved.ys) + n
                 if p.batched:  # pieces are (N, B, ...); samples come first here
                     bars[m:] = [None if b is None else b.transpose(0, 1) for b in bars[m:]]
-                return directions.gradients(tangents, bars)
+                found = directions.gradients(tangents, bars)
+                first = len(found) - len(carried.spare)
+                used = [
+                    x if id(leaf) in carried.touched else None
+                    for leaf, x in zip(carried.spare, found[first:], strict=True)
+                ]
+                return [*found[:first], *used]
 
             again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
             values = attach(pull, again, values, inputs, carried.used, carried.spare)
@@ -96,6 +102,7 @@ class Sensitivities(Observer):
         self.times_needed = p.times_move
         self.marker = graph_marker()
         self.begun = False
+        self.touched: set[int] = set()  # ids of tensors that some step was found to use
         self.outputs = Collected()
         self.pieces: list[Leaves] = []
 
@@ -188,6 +195,7 @@ class Sensitivities(Observer):
             return out
         bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
         pulled = self.q.f.vjp(attached, [x for x, _ in asked], bars, create_graph=True)
+        self.touched.update(id(x) for g, (x, _) in zip(pulled, asked, strict=True) if g is not None)
         pairs = [(g, t) for g, (_, t) in zip(pulled, asked, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return out
