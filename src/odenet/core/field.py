@@ -156,7 +156,7 @@ class VectorField:
         if self.captured is None:
             return (), ()
         self.captured.close()
-        return self.captured.used, self.captured.spare
+        return tuple(self.captured.used), tuple(self.captured.spare)
 
     def vjp(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False

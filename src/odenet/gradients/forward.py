@@ -111,6 +111,10 @@ class Sensitivities(Observer):
         if self.begun:
             return
         self.begun, q, p, n = True, self.q, self.p, len(self.p.y0)
+        with torch.enable_grad():
+            ts = q.ts.detach().requires_grad_(self.times_needed)
+            y = new_leaves(q.y0)
+            rows, first, _ = first_outputs(q, ts, y)  # may be the first to evaluate f
         self.used, self.spare = q.f.capture()
         self.captured = (*self.used, *self.spare)
         self.fixed = (*q.f.differentiable_args, *self.captured)
@@ -119,9 +123,6 @@ class Sensitivities(Observer):
         self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():
-            ts = q.ts.detach().requires_grad_(self.times_needed)
-            y = new_leaves(q.y0)
-            rows, first, _ = first_outputs(q, ts, y)
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
