@@ -131,20 +131,18 @@ def solve(
     control = check.controller(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
-    # f is handed views: it may mark what it is given by requires_grad_(), and the caller's own tensors stay as they are
-    working = tuple(own_view(x) for x in in_working_precision(leaves))
-    relative = check.tolerance("rtol", rtol, y0, working)
-    absolute = check.tolerance("atol", atol, y0, working)
+    working = tuple(own_view(x) for x in in_working_precision(leaves))  # f may mark what it is given
+    relative, absolute = (check.tolerance(name, x, y0, working) for name, x in (("rtol", rtol), ("atol", atol)))
     check.reachable(relative, absolute, control)
     args = tree_map(own_view, check.arguments(args))
-    dtypes = tuple(x.dtype for x in leaves)
-    field = VectorField(f, flatten(y0)[1], names, dtypes, time_dtype(given_ts, working), args)
+    dtypes, spec = tuple(x.dtype for x in leaves), flatten(y0)[1]
+    field = VectorField(f, spec, names, dtypes, time_dtype(given_ts, working), args)
     field.save = check.save(save, per_sample)
     steps = StepEnds() if flag("save_steps", save_steps) else None
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
     problem = Problem.build(field, working, precise, control, method=solver, **limits)
-    pack = Structure(flatten(y0)[1], dtypes)  # not the field's own, which would keep f alive
+    pack = Structure(spec, dtypes)  # not the field's own, which would keep f alive
     if vmapping():
         check.vmapped(events, callbacks, progress, solver, save, save_steps)
         problem = replace(problem, traced=True)

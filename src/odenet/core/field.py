@@ -15,7 +15,7 @@ from .edges import Edges
 from .fit import check_fit, fits, what_f_was_given
 from .generators import Generators, GeneratorStates, same_states
 from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, unflatten
-from .mixing import refuse_mixing
+from .mixing import may_misfit, refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .reach import generators
 from .saved import Save
@@ -228,7 +228,8 @@ class VectorField:
         asking = attached and any(x.requires_grad for x in (t, *y))
         with torch.enable_grad():
             marker = graph_marker()
-            t, *state = (x if attached and x.requires_grad else x.detach().requires_grad_() for x in (t, *y))
+            t = t if attached and t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
+            state = [x if attached and x.requires_grad else x.detach().requires_grad_() for x in y]
             out = self._evaluate(t, tuple(state))
             refuse_mixing(self._f, t, tuple(state), out)
         asking = asking or (attached and Captured(self._f).uses_any(out, (t, *state), marker))
@@ -241,7 +242,7 @@ class VectorField:
         self.first_states = self.generators.states()
         with torch.enable_grad():
             marker = graph_marker()
-            t, y = t.detach().requires_grad_(t.ndim > 0), new_leaves(y)
+            t, y = t.detach().requires_grad_(may_misfit(t, y)), new_leaves(y)
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
             self.random = not same_states(self.first_states, self.generators.states())

@@ -11,6 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .leaves import Leaves, rows
 
 
+def may_misfit(t: Tensor, y: Leaves) -> bool:
+    """Whether t (B,) also broadcasts along another axis of y: a derivative by t then tells which it was.
+
+    Elsewhere t asks for none: f may turn it into a number, or an array of NumPy.
+    """
+    return t.ndim > 0 and any(len(t) in x.shape[1:] for x in y)
+
+
 def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
     """Raise ValueError where one row of f's result depends on another row of y, or of t (B,).
 
@@ -24,10 +32,11 @@ def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
     row = int(torch.nan_to_num(torch.as_tensor(size), nan=0.0, posinf=0.0).argmax())
     total: Any = sum(_weighted(k[row]) for k in live)
     try:
-        by_t, *by_y = torch.autograd.grad(total, (t, *y), allow_unused=True, retain_graph=True)
+        inputs = (t, *y) if t.requires_grad else y
+        found = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
     except RuntimeError:
         return  # f has no derivative: a backward pass says so, where there is one
-    for name, bar in [("t", by_t), *(("y", g) for g in by_y)]:
+    for name, bar in zip(("t",) * t.requires_grad + ("y",) * len(y), found, strict=True):
         other = None if bar is None else _other_row(bar, row)
         if other is not None:
             raise ValueError(_message(f, name, row, other, len(t), y))

@@ -27,6 +27,8 @@ def rms(leaves: Leaves, batched: bool) -> Tensor:
         total = part if total is None else torch.hypot(total, part)
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
+    if torch.compiler.is_compiling():  # the number may be a symbol, of which a square root would make a constant
+        return total / total.new_full((), max(count, 1)).sqrt()
     return total / math.sqrt(max(count, 1))
 
 

@@ -157,7 +157,7 @@ class Shelf:
             self.left -= more
         place = self.free.pop()
         for to, x in zip(shaped(place, leaves), leaves, strict=True):
-            to.copy_(x)
+            to.copy_(x.detach())  # a slope of an f that turns gradients on has a graph
         return place
 
     def take_back(self, place: Leaves) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
@@ -19,7 +20,7 @@ class Weighed(saved_tensors_hooks):
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         self.bytes = 0
-        self._seen = {x.untyped_storage().data_ptr() for x in known}
+        self._seen = {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}
         super().__init__(self._pack, lambda x: x)
 
     def _pack(self, x: Tensor) -> Tensor:
@@ -29,7 +30,9 @@ class Weighed(saved_tensors_hooks):
     def add(self, leaves: Iterable[Tensor]) -> None:
         for x in leaves:
             x = unwrapped(x)
-            if x._is_zerotensor():  # of forward mode: it has no memory
+            if (
+                x._is_zerotensor() or x.layout is not torch.strided
+            ):  # of forward mode: no memory; sparse: none to ask for
                 continue
             storage = x.untyped_storage()
             if storage.data_ptr() not in self._seen:
