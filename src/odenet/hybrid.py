@@ -195,7 +195,7 @@ class Hybrid:
         An event that resets nothing leaves the solution as it is: it goes on from its fixed time, if f does not jump.
         """
         resets = self.resets[which] & going
-        moves, fixed = resets | self._bends(p, found, going & ~resets, y1, time.detach()), time.detach()
+        moves, fixed = resets | self._bends(p, found, going & ~resets, y1, time), time.detach()
         if self.p.batched:
             y, time = select(moves, there, y1), torch.where(moves, time, fixed)
         else:
@@ -216,9 +216,9 @@ class Hybrid:
     @torch.no_grad()
     def _bends(self, p: Problem, found: Found, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
         """Those of these lanes in which f jumps at the event, so that what follows moves with its time."""
-        if not bool(lanes.any()) or not any(x.requires_grad for x in y):
+        if not time.requires_grad or not bool(lanes.any()):
             return torch.zeros_like(lanes)
-        y = tuple(x.detach() for x in y)
+        time, y = time.detach(), tuple(x.detach() for x in y)
         after = self.p.with_edges(time, time.abs(), found.onwards).f
         before, after = ((k for k in f(time, y)) for f in (p.f, after))
         jump = torch.zeros_like(lanes)

@@ -48,7 +48,8 @@ class Edges:
     def within(self, t: Tensor, y: Leaves, dtype: torch.dtype) -> tuple[Tensor, Leaves]:
         """t in f's own dtype, and y, moved inside where they are at an edge."""
         at = t.detach()
-        at_start, at_end = at == self._of(self._start), at == self._of(self._end)
+        # a method may have cast the time for f already
+        at_start, at_end = at == cast(self._of(self._start), at.dtype), at == cast(self._of(self._end), at.dtype)
         if t.device.type == "cpu" and not bool((at_start | at_end).any()):  # a look costs less than what follows
             return cast(t, dtype), y
         forth = torch.where(at_start, self._of(self._scale), 0.0)

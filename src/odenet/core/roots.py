@@ -104,12 +104,14 @@ class Roots(NamedTuple):
     """where: in (0, 1], infinite where there is none; there `sign` is that of the function at 1, 0 where it is zero.
 
     rising: the function comes from negative values to its root. A root is where the function has left its sign: it is
-    zero there, or has the other one; a touch of zero, before and after which it has the same sign, is none.
+    zero there, or has the other one; a touch of zero, before and after which it has the same sign, is none. since: from
+    where on it had that sign.
     """
 
     where: Tensor
     rising: Tensor
     sign: Tensor
+    since: Tensor
 
 
 def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _HALVINGS) -> Roots:
@@ -125,7 +127,7 @@ def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _H
     near = (sign != 0) & (least <= _HIDDEN * size) & ((size > 0) | (least < 0))
     some = near & (least <= _FAR * size)
     poor = near & _poor(g, samples, size, some & (halvings > 0))
-    roots = Roots(torch.full_like(sign, torch.inf), torch.zeros_like(some), sign.clone())
+    roots = Roots(torch.full_like(sign, torch.inf), torch.zeros_like(some), sign.clone(), sought.left.clone())
     further = partial(_on_halves, halvings=halvings - 1) if halvings else partial(_first_roots, smooth=False)
     for these, search in ((some & ~poor, _first_roots), (poor, further)):
         if bool(these.any()):
@@ -163,6 +165,7 @@ def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> R
     """`first_roots` on the first half, and of what has none there on the second."""
     direction, sign, left, zeros_from = sought
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
+    since = left.clone()
     middle = g(torch.full_like(sign, 0.5), ~rising)
     for begin, first, last in ((0.0, samples[..., 0], middle), (0.5, middle, samples[..., -1])):
         live = torch.isinf(where)
@@ -180,8 +183,10 @@ def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> R
         signs = torch.where(live, sign, 0.0)
         found = first_roots(half, column, Sought(direction, signs, at_left, zeros), halvings)
         where = torch.where(live, begin + found.where / 2, where)
+        # what begins before this half does so in the one before it, or where it did
+        since = torch.where(live & (found.since > 0), begin + found.since / 2, since)
         rising, sign = torch.where(live, found.rising, rising), torch.where(live, found.sign, sign)
-    return Roots(where, rising, sign)
+    return Roots(where, rising, sign, since)
 
 
 def _first_sign(samples: Tensor) -> Tensor:
@@ -197,7 +202,7 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
     near = (values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))) & smooth
     zero = (values == 0) & sampled & (points >= zeros_from.unsqueeze(-1))
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
-    passed, live = torch.searchsorted(points, left, right=True) - 1, sign != 0
+    passed, live, since = torch.searchsorted(points, left, right=True) - 1, sign != 0, left
     while True:
         signed = values * sign.unsqueeze(-1)
         crosses, valley = (signed < 0) | zero, torch.zeros_like(near)
@@ -206,7 +211,7 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
         seen = (crosses | valley) & (index > passed.unsqueeze(-1)) & live.unsqueeze(-1)
         live = seen.any(-1)
         if not bool(live.any()):
-            return Roots(where, rising, sign)
+            return Roots(where, rising, sign, since)
         i = seen.to(torch.uint8).argmax(-1)
         by_sign, at_zero = (x.gather(-1, i.unsqueeze(-1)).squeeze(-1) for x in (crosses, zero))
         begin = torch.where(by_sign, left, torch.maximum(left, points[(i - 1).clamp(min=0)]))
@@ -222,9 +227,10 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
         exact = found & (at_zero | exact)
         root = _where_it_begins(g, nearest, root, sign, exact)
         touches = exact & (g(right + _NEXT, exact) * sign > 0) if bool(exact.any()) else exact
-        found, left = found & ~touches, torch.where(touches, right, left)
+        found, begun, left = found & ~touches, left, torch.where(touches, right, left)
         good = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
         where, rising = torch.where(good, root, where), torch.where(good, sign < 0, rising)
+        since = torch.where(good, begun, since)
         live, turned = live & ~good, found & ~good
         # a function that is zero now has the sign that it takes next, maybe that from before
         ahead = torch.where((points > right.unsqueeze(-1)) & sampled, values, 0.0)
@@ -261,7 +267,8 @@ def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, liv
     live = live & ~torch.isfinite(found)
     for _ in range(40):
         least = torch.minimum(at_c, at_d)
-        live = live & (b - a >= 1e-9) & (torch.maximum(ends, torch.maximum(at_c, at_d)) - least >= least)
+        apart = torch.maximum(ends, torch.maximum(at_c, at_d)) - least
+        live = live & (b - a >= 1e-9) & (apart >= least) & (apart > 0)
         if not bool(live.any()):
             break
         lower = at_c < at_d

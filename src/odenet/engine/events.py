@@ -241,7 +241,7 @@ class Seeker:
         rate = of_it((above - below) / width) / length
         self._keep_onwards(p, path, rows, found, part, self.landing.margin(t0, t1, rate, size, sharp) / length)
         self.landing.begin(rows, found, Claim(
-            pick.squeeze(-1), t, t0, t1, sign, low, high, rate, size, sharp
+            pick.squeeze(-1), t, t0, t1, t0 + of_it(roots.since) * length, sign, low, high, rate, size, sharp
         ))  # fmt: skip
 
     def _keep_onwards(self, p: Problem, path: Path, rows: Tensor, lanes: Tensor, part: Tensor, margin: Tensor) -> None:

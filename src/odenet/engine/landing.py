@@ -12,6 +12,7 @@ _ROUNDING = 64 * _EPS  # of the values on a step: a value below that is zero
 _GOOD = 1e-11  # the same, once a better root has been looked for
 _SMALL = 1e-4  # a value below that part may be as near to zero as rounding lets it come
 _MOST = 200  # attempts for one event
+_ENOUGH = 30  # those after which a value that changes steadily is small
 _WIDER = 64.0  # how much further from a jump the next attempt looks for its other side
 
 
@@ -23,15 +24,17 @@ def resolution(t0: Tensor, t1: Tensor) -> Tensor:
 class Claim(NamedTuple):
     """An event as the dense output of a step tells it, a lane each.
 
-    value: which of the values. t: its time. start, limit: of the step. sign: that of the value before it. low: a time
-    at which the value has that sign, for certain, and high: one at which it has not; NaN where none is known. rate: of
-    the value, in time. size: of the value on the step so far. sharp: the value jumps there, or stays zero.
+    value: which of the values. t: its time. start, limit: of the step. bound: from where on the value has its sign
+    before it, `sign`. low: a time at which it has that sign for certain, and high: one at which it has not; NaN where
+    none is known. rate: of the value, in time. size: of the value on the step so far. sharp: the value jumps there, or
+    stays zero.
     """
 
     value: Tensor
     t: Tensor
     start: Tensor
     limit: Tensor
+    bound: Tensor
     sign: Tensor
     low: Tensor
     high: Tensor
@@ -62,8 +65,8 @@ class Landing:
         none = torch.full_like(lane, torch.nan)
         no, index = torch.zeros_like(lane, dtype=torch.bool), torch.full_like(lane, -1, dtype=torch.int64)
         self.rounding = rounding
-        t, start, limit, sign, low, high, rate, size = (none.clone() for _ in range(8))
-        self.claim = Claim(index, t, start, limit, sign, low, high, rate, size, no)
+        t, start, limit, bound, sign, low, high, rate, size = (none.clone() for _ in range(9))
+        self.claim = Claim(index, t, start, limit, bound, sign, low, high, rate, size, no)
         self.t, self.low, self.high = none.clone(), none.clone(), none.clone()
         self.last_t, self.last, self.best_t, self.best = (none.clone() for _ in range(4))
         self.tries, self.final = torch.zeros_like(index), no.clone()
@@ -117,7 +120,7 @@ class Landing:
         settled = torch.where(narrow | (tries >= _MOST), high, torch.where(stalled, best_t, torch.nan))
         searched = torch.where(c.sharp, self._outwards(c, t, low, high), self._towards(rows, c, t, left, low, high))
         following = torch.where(torch.isfinite(settled), settled, searched)
-        following = torch.where(~whole & there, torch.nan, following)
+        following = torch.where(~whole & (there | (tries >= _ENOUGH)), torch.nan, following)
         again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
         self._put(rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
         self._put(rows, again, t=following, final=torch.isfinite(settled))
@@ -131,7 +134,7 @@ class Landing:
         """Where a value that changes steadily is looked at next; NaN where it does not come near zero."""
         tries, forward, known = self.tries[rows], (c.limit - c.start).sign(), torch.isfinite(low + high)
         secant, last = self._secant(rows, c, t, left), self.last[rows].abs()
-        least = torch.where(torch.isfinite(low), low, c.start + resolution(c.start, c.limit) * forward)
+        least = torch.where(torch.isfinite(low), low, c.bound)
         most = torch.where(torch.isfinite(high), high, c.limit)
         inside = torch.isfinite(secant) & ((secant - least) * forward > 0) & ((most - secant) * forward >= 0)
         slow = (tries >= 1) & (left.abs() > last / 2)
@@ -147,7 +150,7 @@ class Landing:
         reach = _WIDER * torch.maximum((t - c.t).abs(), width) * forward
         further = torch.where((low - c.t) * forward >= 0, c.t + reach, torch.where(
             (c.t - high) * forward >= 0, c.t - reach, c.t))  # fmt: skip
-        least, most = torch.where(torch.isfinite(low), low, c.start), torch.where(torch.isfinite(high), high, c.limit)
+        least, most = torch.where(torch.isfinite(low), low, c.bound), torch.where(torch.isfinite(high), high, c.limit)
         inside = ((further - least) * forward > 0) & ((most - further) * forward >= 0) & (further != high)
         return torch.where(inside, further, low + (high - low) / 2)  # NaN where one side is not known
 

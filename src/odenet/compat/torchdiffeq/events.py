@@ -50,10 +50,29 @@ def odeint_event(
     with torch.no_grad():
         values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
         field = Inputs.of(func, y0, t, 0.0, 0.0).field
-        slope = field(time, packed(tuple(x.detach() for x in last)))
+        span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
+        slope = _slope_before(field, time, span, tuple(x.detach() for x in last), packed)
     which = int(values.abs().argmin())  # of several, the one that is zero here
-    slopes: Leaves = (slope,) if isinstance(slope, Tensor) else slope
-    event_t, last = with_event_time(lambda s, y: event_fn(s, packed(y)).reshape(-1)[which], time, last, slopes)
+    event_t, last = with_event_time(lambda s, y: event_fn(s, packed(y)).reshape(-1)[which], time, last, slope)
     if whole:
         return event_t, torch.cat([solution[:-1], last[0][None]])
     return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, last, strict=True))
+
+
+def _slope_before(
+    field: Callable[..., Any], time: Tensor, span: Tensor, y: Leaves, packed: Callable[[Leaves], Any]
+) -> Leaves:
+    """f just before the event, as the solve that ended there saw it: f may jump at an event.
+
+    span: the size of the times at hand, with the sign of their direction.
+    """
+    back = 16 * torch.finfo(time.dtype).eps * span
+    slope: Leaves = ()
+    for _ in range(2):  # along the solution, as soon as its slope is known
+        slope = _leaves(field(time - back, packed(y)))
+        y = tuple(x - k * back for x, k in zip(y, slope, strict=True))
+    return slope
+
+
+def _leaves(y: Any) -> Leaves:
+    return (y,) if isinstance(y, Tensor) else tuple(y)
