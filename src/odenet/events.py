@@ -20,14 +20,15 @@ from .gradients.event_time import with_event_time
 
 @dataclass(frozen=True)
 class Event:
-    """Happens where fn(t, y, *args) crosses zero; ends the solve, or resets the state and lets it go on.
+    """Happens where fn(t, y, *args) crosses or becomes zero; ends the solve, or resets the state and lets it go on.
 
     fn: returns a tensor of one number, or of several, each of which counts; with per_sample (B,) or (B, k), and row i
-        depends on sample i alone. A zero at ts[0] is no event; a touch without a change of sign is none either. Every
-        crossing within a step is looked for, also two of them.
+        depends on sample i alone. A value that becomes exactly zero counts, once, as one that changes its sign does; a
+        zero at ts[0] is no event, nor is a touch, with the same sign before and after one instant. Every crossing
+        within a step is looked for, also two of them.
     terminal: True: the event ends the solve (of the sample): the first time, or at hit number max_hits, or, with a
         `reset`, at hit number max_hits only. False: it is noted down, and the solve goes on.
-    direction: +1: only from negative to positive, -1: only from positive to negative, 0: both.
+    direction: +1: only from negative values, -1: only from positive ones, to zero or past it; 0: both.
     reset: a function (t, y, *args) -> y, with y's structure, shapes and dtypes: the state after the event. The solve
         goes on from there as a new one does. With per_sample it gets all samples, of which only those that have the
         event count. The hit that ends a solve resets nothing.
