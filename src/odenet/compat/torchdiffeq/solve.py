@@ -46,8 +46,8 @@ def odeint(
     func: gets t, 0-d in y's real dtype, and y, a tensor or tuple like y0. y0: a tensor, or a tuple of them. t: (T,),
         strictly increasing or decreasing. rtol, atol: numbers, tensors that broadcast against y0, or a tuple with one
         for each tensor of a tuple y0. method, options: as in torchdiffeq; see docs/migrate.md.
-    event_fn: (t, y) -> tensor; the solve ends where it, or the first of its entries, crosses or becomes zero. Then t has two
-        times, and t[1] says only which way to go.
+    event_fn: (t, y) -> tensor; the solve ends where it, or the first of its entries, crosses or becomes zero. Then t
+        has two times, and t[1] says only which way to go.
 
     Returns (T, *y0.shape), or a tuple of these; with event_fn the time of the event, 0-d, and the solution at t[0] and
     there. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
