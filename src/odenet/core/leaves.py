@@ -58,10 +58,10 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def own_view(x: Any) -> Any:
-    """A tensor as a view of it, attached to it, whose flags are its own; anything else as it is."""
-    if not isinstance(x, Tensor):
+    """A tensor that asks for no gradient as a view whose flag is its own; anything else as it is."""
+    if not isinstance(x, Tensor) or x.requires_grad:
         return x
-    return x.view_as(x) if x.requires_grad or x.layout is torch.strided else x.detach()
+    return x.view_as(x) if x.layout is torch.strided else x.detach()
 
 
 _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
