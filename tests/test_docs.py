@@ -1,4 +1,4 @@
-"""The Python blocks of the README, docs/migrate.md, docs/events.md and docs/compiling.md run."""
+"""The Python blocks of the README, docs/migrate.md, docs/events.md, docs/compiling.md and docs/field.md run."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ COMPILING = re.findall(r"```python\n(.*?)```", (DOCS / "compiling.md").read_text
 @pytest.mark.parametrize("number", range(len(COMPILING)))
 def test_compiling(number: int) -> None:
     exec(compile(COMPILING[number], f"docs/compiling.md, block {number}", "exec"), {})
+
+
+FIELD = re.findall(r"```python\n(.*?)```", (DOCS / "field.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(FIELD)))
+def test_field_page(number: int) -> None:
+    exec(compile(FIELD[number], f"docs/field.md, block {number}", "exec"), {})
