@@ -216,6 +216,7 @@ class Hybrid:
     @torch.no_grad()
     def _bends(self, p: Problem, found: Found, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
         """Those of these lanes in which f jumps at the event, so that what follows moves with its time."""
+        lanes = lanes & found.bends
         if not time.requires_grad or not bool(lanes.any()):
             return torch.zeros_like(lanes)
         time, y = time.detach(), tuple(x.detach() for x in y)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .leaves import Leaves, cast, select
+from .leaves import Leaves, cast, rows, select
+
+_ALIKE = 8.0  # how far two changes of f, over the same distance, may differ where f does not jump
+_NOISE = 64.0  # of the rounding of f's values
 
 
 class Edges:
@@ -55,7 +59,7 @@ class Edges:
         forth = torch.where(at_start, self._of(self._scale), 0.0)
         back = torch.where(at_end, self._of(self._end_scale), 0.0)
         most = self._of(self._most)
-        moved = ((forth - back) * _units(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
+        moved = ((forth - back) * units(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
         none = tuple(torch.zeros_like(x) for x in y)
         after = select(at_start, tuple(map(self._of, self._onwards)), none)
         before = select(at_end, tuple(map(self._of, self._back)), none)
@@ -66,6 +70,27 @@ class Edges:
         return x if self._rows is None else x[self._rows]
 
 
-def _units(dtype: torch.dtype) -> float:
+def jumps(
+    f: Callable[[Tensor, Leaves], Leaves], t: Tensor, y: Leaves, here: Leaves, shift: Tensor, onwards: Leaves
+) -> Tensor:
+    """Whether f changes more across (t, y) than it does beside it: a lane. It takes two evaluations.
+
+    here: f(t, y). shift: what leads to a time just after t. onwards: what leads to a state just after y.
+    """
+    early, late = (
+        f(t + part * shift, tuple(x + (part * a).to(x.dtype) for x, a in zip(y, onwards, strict=True)))
+        for part in (-1, 1)
+    )
+    found = torch.zeros_like(t, dtype=torch.bool)
+    for a, b, c in zip(early, here, late, strict=True):
+        before, after = (b - a).abs(), (c - b).abs()
+        noise = _NOISE * torch.finfo(a.dtype).eps * torch.maximum(a.abs(), c.abs())
+        # of a smooth f both are about the same, be it a little less so for what bends
+        apart = ~(torch.maximum(before, after) <= _ALIKE * torch.minimum(before, after) + noise)  # NaN: they are
+        found = found | (rows(apart).any(1) if t.ndim else apart.any())
+    return found
+
+
+def units(dtype: torch.dtype) -> float:
     """How far inside, as a part of the size of the times: past the rounding of an event's time, and of f's own."""
     return 16 * torch.finfo(torch.float64).eps + 2 * torch.finfo(dtype).eps

@@ -64,7 +64,7 @@ class Move:
     stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
     ends the solve (of these lanes) with this move.
     sought: lanes in which an event was looked for: they are charged for the polynomial in any case, and
-    for `search_calls` further evaluations.
+    for `search_calls` further evaluations. claimed: those in which one was found, charged for `claim_calls`.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
     draws: where an f that draws random numbers draws them from.
     """
@@ -87,6 +87,8 @@ class Move:
     polynomial_calls: int = 0
     sought: Flag = False
     search_calls: int = 0
+    claimed: Flag = False
+    claim_calls: int = 0
     graph: Step | None = None
     draws: Draws = field(default_factory=Draws)
     _polynomial: Coefficients | None = field(default=None, repr=False)

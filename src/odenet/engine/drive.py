@@ -33,7 +33,7 @@ class Found:
     t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
     those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,). peak:
     how large it was since the start, (L,). jumped: it has jumped across zero, so its value there says nothing, (L,).
-    onwards: what leads from the state there along the solution just past it, like the state.
+    bends: f jumps there, (L,). onwards: what leads from the state there to one just past it on the solution.
     """
 
     t: Tensor
@@ -42,6 +42,7 @@ class Found:
     zero: Tensor
     peak: Tensor
     jumped: Tensor
+    bends: Tensor
     onwards: Leaves
 
 
@@ -177,8 +178,8 @@ class Eager(Driver):
         """One attempt of all lanes, seen and settled."""
         before, nfe = p.f.calls, tally.nfe
         move, verdict = attempt(p, clock, s)
-        nfe = nfe + running * (p.f.calls - before - move.polynomial_calls - move.search_calls)
-        nfe = nfe + move.sought * move.search_calls
+        nfe = nfe + running * (p.f.calls - before - move.polynomial_calls - move.search_calls - move.claim_calls)
+        nfe = nfe + move.sought * move.search_calls + move.claimed * move.claim_calls
         if torch.is_grad_enabled():
             move = without_poison(p, move)
         accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)

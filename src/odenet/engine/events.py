@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..control.base import Verdict
 from ..core.dense import Coefficients
+from ..core.edges import jumps, units
 from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
@@ -61,7 +62,7 @@ class Seeker:
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
         self.landing = Landing(lane, self.rounding)
         self.zero, self.scale = torch.zeros_like(lane), torch.zeros_like(lane)
-        self.jumped = torch.zeros_like(lane, dtype=torch.bool)
+        self.jumped, self.bends = (torch.zeros_like(lane, dtype=torch.bool) for _ in range(2))
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
@@ -73,7 +74,7 @@ class Seeker:
     def found(self) -> Found:
         value = self.landing.value
         peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.onwards)
+        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
 
     def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         rows = rows_at_hand(p)
@@ -124,6 +125,7 @@ class Seeker:
         if self.edges is not None:
             whole = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True)
             claim = self.landing.claim
+            t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
             self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
 
     def _judge(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,6 +242,7 @@ class Seeker:
         )
         rate = of_it((above - below) / width) / length
         self._keep_onwards(p, path, rows, found, part, self.landing.margin(t0, t1, rate, size, sharp) / length)
+        self._put("bends", rows, found, self._bends(p, path, rows, found, part))
         self.landing.begin(rows, found, Claim(
             pick.squeeze(-1), t, t0, t1, t0 + of_it(roots.since) * length, sign, low, high, rate, size, sharp
         ))  # fmt: skip
@@ -253,6 +256,19 @@ class Seeker:
                 whole[rows[lanes]] = moved[lanes]
             else:
                 self.onwards = (*self.onwards[:i], moved, *self.onwards[i + 1 :])
+
+    def _bends(self, p: Problem, path: Path, rows: Tensor, lanes: Tensor, part: Tensor) -> Tensor:
+        """Whether f jumps at an event at `part` of the step, of the lanes at hand; of what is drawn nobody knows."""
+        move = path.move
+        if self.edges is None or p.f.random:
+            return torch.ones_like(lanes)
+        before = p.f.calls
+        time, y = path.at(part)
+        shift = units(p.f.time_dtype) * torch.maximum(move.time0.abs(), move.time1.abs()) * p.direction
+        onwards = tuple(x[rows] for x in self.onwards) if p.batched else self.onwards
+        found = jumps(p.f, time, y, p.f(time, y), shift, onwards).reshape(-1)
+        move.claimed, move.claim_calls = (lanes if p.batched else True), p.f.calls - before
+        return found
 
     def _first_signs(
         self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor

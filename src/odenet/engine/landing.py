@@ -108,7 +108,7 @@ class Landing:
         narrow = known & ((high - low) * forward <= 1.5 * width)
         better = size < self.best[rows]
         best, best_t = torch.where(better, size, self.best[rows]), torch.where(better, t, self.best_t[rows])
-        tolerance = c.size * torch.where(tries == 0, _ROUNDING, max(_GOOD, self.rounding))
+        tolerance = c.size * torch.where(tries == 0, max(_ROUNDING, self.rounding / 4), max(_GOOD, self.rounding))
         # as near as rounding lets it come; or as the times do
         near = size <= torch.maximum(_SMALL * c.size, 3 * c.rate.abs() * width)
         last = self.last[rows].abs()

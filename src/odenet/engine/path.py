@@ -61,6 +61,12 @@ class Path:
                 out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
         return out
 
+    def at(self, theta: Tensor) -> tuple[Tensor, Leaves]:
+        """Time and state at a theta of each lane, (L,)."""
+        move, theta = self.move, theta if self.p.batched else theta[0]
+        over = tuple(spread(theta, y) for y in move.y)
+        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+
     def slope(self, theta: Tensor) -> Leaves:
         """dy/dtheta at a theta of each lane, (L,)."""
         theta = theta if self.p.batched else theta[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.edges import jumps
 from ...core.given import flag, function, shown
 from ...core.leaves import Leaves
 from ...gradients.event_time import with_event_time
@@ -51,7 +52,7 @@ def odeint_event(
         values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
         field = Inputs.of(func, y0, t, 0.0, 0.0).field
         span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
-        slope = _slope_before(field, time, span, tuple(x.detach() for x in last), packed)
+        slope = _slope_before(lambda s, y: _leaves(field(s, packed(y))), time, span, tuple(x.detach() for x in last))
     which = int(values.abs().argmin())  # of several, the one that is zero here
     event_t, last = with_event_time(lambda s, y: event_fn(s, packed(y)).reshape(-1)[which], time, last, slope)
     if whole:
@@ -59,17 +60,17 @@ def odeint_event(
     return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, last, strict=True))
 
 
-def _slope_before(
-    field: Callable[..., Any], time: Tensor, span: Tensor, y: Leaves, packed: Callable[[Leaves], Any]
-) -> Leaves:
-    """f just before the event, as the solve that ended there saw it: f may jump at an event.
+def _slope_before(f: Callable[[Tensor, Leaves], Leaves], time: Tensor, span: Tensor, y: Leaves) -> Leaves:
+    """f at the event; where it jumps there just before it, as the solve that ended there saw it.
 
     span: the size of the times at hand, with the sign of their direction.
     """
     back = 16 * torch.finfo(time.dtype).eps * span
-    slope: Leaves = ()
+    slope = f(time, y)
+    if not bool(jumps(f, time, y, slope, back, tuple(k * back for k in slope))):
+        return slope
     for _ in range(2):  # along the solution, as soon as its slope is known
-        slope = _leaves(field(time - back, packed(y)))
+        slope = f(time - back, y)
         y = tuple(x - k * back for x, k in zip(y, slope, strict=True))
     return slope
 
