@@ -14,7 +14,7 @@ from torch import Tensor
 from .control import PID, ConstantStep, Controller
 from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
-from .core.leaves import Leaves, flatten, flatten_with_names, real_dtype
+from .core.leaves import Leaves, flatten, flatten_like, flatten_with_names, real_dtype
 from .core.norms import Tolerance
 from .core.saved import Save
 from .core.transforms import every, largest, nested, unwrapped
@@ -150,8 +150,9 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     if is_real(given) or (isinstance(given, Tensor) and given.ndim == 0):
         values = [given] * len(leaves)
     else:
-        values, spec = flatten(given)
-        if spec != flatten(y0)[1]:
+        own = flatten(y0)[1]
+        values, spec = flatten_like(given, own)
+        if spec != own:
             raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
     out: list[float | Tensor] = []
     for value, leaf in zip(values, leaves, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .core.field import VectorField
-from .core.leaves import Leaves, cast, flatten, select, tree_map, unflatten
+from .core.leaves import Leaves, cast, flatten, flatten_like, select, tree_map, unflatten
 from .core.narrowing import Cut, find_cut, take
 from .core.portable import constants
 from .engine.events import Values
@@ -181,7 +181,8 @@ class Watched(Values):
         at, state = self._safe(lanes, time, y)
         given = p.f.pack(tuple(x.clone() for x in state))  # a reset may change it in place; the hit keeps what was
         out = function(cast(at, p.f.time_dtype), given, *self.args)
-        (leaves, spec), (like, like_spec) = flatten(out), flatten(given)
+        like, like_spec = flatten(given)
+        leaves, spec = flatten_like(out, like_spec)
         if spec != like_spec:
             raise TypeError(f"reset returned the structure {spec}, but y has {like_spec}: return the new y")
         for new, old in zip(leaves, like, strict=True):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ..core.leaves import Leaves, Spec, flatten, unflatten
+from ..core.leaves import Leaves, Spec, flatten_like, unflatten
 from .collecting import paused
 from .columns import largest_product
 from .while_alive import WhileAlive
@@ -185,7 +185,7 @@ _lock = threading.Lock()
 
 
 def _call(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, *y: Tensor) -> list[Any]:
-    return flatten(f(t, unflatten(list(y), spec), *args))[0]
+    return flatten_like(f(t, unflatten(list(y), spec), *args), spec)[0]
 
 
 def _kind(*tensors: Tensor) -> Kind:
@@ -220,7 +220,7 @@ def _code(f: Callable[..., Any]) -> Any:
 def _about_leaves() -> Iterator[None]:
     """Without a warning: TorchDynamo looks for .grad of every tensor that f reaches, computed ones too.
 
-    For the first call of a code only: leaving `catch_warnings` makes Python forget which warnings it has shown.
+    For the first call of a code on such a state only: leaving `catch_warnings` makes Python forget which warnings it has shown.
     """
     with paused(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
@@ -240,7 +240,7 @@ def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor,
     try:
         call = _guarded(f, kind)
         # enabled, else the graph would not tell where f itself turns gradients off
-        with turn, torch.enable_grad(), nullcontext() if known else _about_leaves():
+        with turn, torch.enable_grad(), nullcontext() if kind in known else _about_leaves():
             out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)

@@ -1,4 +1,4 @@
-"""VectorField: calls the user's f on leaves, counts evaluations, checks the first, finds the tensors that f uses."""
+"""VectorField: counts the evaluations of the user's f, and finds the tensors that it uses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .capture import Captured, Operands, graph_marker
 from .edges import Edges
-from .fit import check_fit, fits, what_f_was_given
 from .generators import Generators, GeneratorStates, same_states
-from .leaves import Leaves, Spec, cast, flatten, flatten_with_names, forward_mode, new_leaves, unflatten
+from .leaf_function import LeafFunction
+from .leaves import Leaves, Spec, cast, flatten_with_names, forward_mode, new_leaves, unflatten
 from .mixing import may_misfit, refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .reach import generators
@@ -22,18 +22,8 @@ from .saved import Save
 from .transforms import transforming
 from .wrapped import no_wrapped
 
-_ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
-
-_IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
-
-
-def _versions(*tensors: Tensor) -> list[int]:
-    """How often each was changed in place; not counted in inference mode."""
-    return [0 if x.is_inference() else x._version for x in tensors]
-
-
-class VectorField:
+class VectorField(LeafFunction):
     """f(t, y, *args) on flat leaves.
 
     `dtypes` are the caller's dtypes: a half-precision state is carried in float32 and rounded only where f sees it, so
@@ -49,34 +39,20 @@ class VectorField:
         time_dtype: torch.dtype,
         args: tuple[Any, ...] = (),
     ) -> None:
-        self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
-        self._args, self._args_spec = flatten(args)
-        self._given = args
-        self._lone = spec.is_leaf() and not any(isinstance(x, Tensor) for x in self._args)
+        super().__init__(f, spec, names, dtypes, time_dtype, args)
         self.save: Save | None = None  # what is kept of the solution, in place of the state
-        self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.calls = 0
         self.captured: Captured | None = None
+        self.on_first: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
+        self.by_time = False  # a derivative by its time will be asked for
         self.generators: Generators | None = None  # that f may draw from, where its steps may be taken again
         self.random = False
         self.first_states: GeneratorStates | None = None
-        self.checked = False
         self._grad_inside = False
         self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
         self._cut: Cut | None = None
-        self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
+        self._misfit_at: Tensor | None = None  # t of the first evaluation, where it may go along a wrong axis
         self.edges: Edges | None = None  # of a solve that begins or ends at an event
-
-    def pack(self, leaves: Leaves) -> Any:
-        """The state in the caller's structure and dtypes."""
-        if self._bare:
-            return cast(leaves[0], self.dtypes[0])
-        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
-
-    @property
-    def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
-        """The caller's f, the structure of y, and the further arguments of f."""
-        return self._f, self._spec, self._given
 
     @property
     def differentiable_args(self) -> Leaves:
@@ -198,6 +174,8 @@ class VectorField:
         self.calls += 1
         if not self.checked:
             return self._first(t, y)
+        if self._misfit_at is not None and bool((t != self._misfit_at).all()):
+            self._look_again(t, y)
         captured = self.captured
         if captured is not None and (captured.watching or (captured.makes_leaves and torch.is_grad_enabled())):
             return self._watched(captured, t, y)
@@ -217,9 +195,20 @@ class VectorField:
         with no_wrapped():
             out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
         self.checked = True
+        if may_misfit(t, y) and not (transforming() or forward_mode() or torch.is_inference_mode_enabled()):
+            self._misfit_at = t.detach()
         if t.ndim:
             self._first_seen = t.detach(), tuple(x.detach() for x in y), tuple(x.detach() for x in out)
         return out
+
+    def _look_again(self, t: Tensor, y: Leaves) -> None:
+        """Refuse mixing at a second time too: at the first one a derivative by time may be zero, as that of t**2."""
+        self._misfit_at, states = None, self.states()
+        with torch.enable_grad(), no_wrapped():
+            t, y = t.detach().requires_grad_(), new_leaves(y)
+            self.calls += 1
+            refuse_mixing(self._f, t, y, self._evaluate(t, y))
+        self.draw_from(states)
 
     def _plain_first(self, t: Tensor, y: Leaves) -> Leaves:
         attached = torch.is_grad_enabled()
@@ -236,13 +225,17 @@ class VectorField:
         return out if asking else tuple(x.detach() for x in out)
 
     def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
-        """Find what f uses, and whether it draws random numbers."""
+        """Find what f uses, and whether it draws random numbers. What is given attached stays so."""
+        recorded = torch.is_grad_enabled() and all(x.requires_grad for x in y)
         # those of f's own have to be known before it draws from them: their states are to be set again
         self.generators = Generators(y[0].device, generators(self._f, self._args))
         self.first_states = self.generators.states()
         with torch.enable_grad():
             marker = graph_marker()
-            t, y = t.detach().requires_grad_(may_misfit(t, y)), new_leaves(y)
+            if not recorded or not t.requires_grad:
+                t = t.detach().requires_grad_(may_misfit(t, y) or self.by_time)
+                captured.own(t)
+            y = y if recorded else new_leaves(y)
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
             self.random = not same_states(self.first_states, self.generators.states())
@@ -254,6 +247,11 @@ class VectorField:
                 captured.shown((*out, *kept), inputs, operands)
             if t.ndim:
                 refuse_mixing(self._f, t, y, out)
+        if recorded:
+            return out
+        keep, self.on_first = self.on_first, None  # it may hold what holds this field
+        if keep is not None:
+            keep(t, y, out)
         return tuple(x.detach() for x in out)
 
     def _kept(self, t: Tensor, y: Leaves) -> Leaves:
@@ -293,57 +291,6 @@ class VectorField:
             out = self._evaluate(t.detach(), new_leaves(y))
         return tuple(x.detach() for x in out)
 
-    def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        if self._lone and self.checked and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
-            return self._alone(t, y[0])
-        before, given = _versions(t, *y), (t, *y, *(x for x in self._args if isinstance(x, Tensor)))
-        flags = [x.requires_grad for x in given]
-        out = self._call(t, y)
-        if before != _versions(t, *y):
-            raise ValueError(_IN_PLACE)
-        if flags != [x.requires_grad for x in given]:
-            self._unmark(*given, flags=flags)
-        leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten(out)
-        if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
-            check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
-        if not self.checked:
-            self._fresh = list(zip(leaves, _versions(*leaves), strict=True))
-        elif self._fresh is not None:
-            if any(v != w for (_, v), w in zip(self._fresh, _versions(*(x for x, _ in self._fresh)), strict=True)):
-                raise ValueError(
-                    "f changed what it had returned before: it writes each result into the same tensor. "
-                    "Return a new one, out.clone()"
-                )
-            self._fresh = None
-        return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
-
-    def _alone(self, t: Tensor, x: Tensor) -> Leaves:
-        """`_evaluate` for a state of one tensor and no tensor in args: on a small state it is half of the time."""
-        dtype, before, flags = self.dtypes[0], (t._version, x._version), (t.requires_grad, x.requires_grad)
-        out = self._f(t, x if x.dtype is dtype else x.to(dtype), *self._given)
-        if before != (t._version, x._version):
-            raise ValueError(_IN_PLACE)
-        if flags != (t.requires_grad, x.requires_grad):
-            self._unmark(t, x, flags=list(flags))
-        if not isinstance(out, Tensor) or not fits([out], (x,), self.dtypes):
-            check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
-        return (cast(out, x.dtype),)
-
-    def _unmark(self, *given: Tensor, flags: list[bool]) -> None:
-        """f has marked what it was given by requires_grad_(): it was the solver's own, and asks for no gradient."""
-        for x, flag in zip(given, flags, strict=True):
-            if x.requires_grad and not flag:
-                if self.captured is not None:
-                    self.captured.own(x)
-                x.requires_grad_(False)
-
-    def _call(self, t: Tensor, y: Leaves) -> Any:
-        """f's own result; what it raises at its first evaluation gets a note that says what it was given."""
-        if self.checked:
-            return self._f(t, self.pack(y), *self._given)
-        try:
-            return self._f(t, self.pack(y), *self._given)
-        except _ILL_FITTING as error:
-            if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
-                error.add_note(what_f_was_given(self._names, t, y, self.dtypes, len(self._given), error))
-            raise
+    def _marked(self, x: Tensor) -> None:
+        if self.captured is not None:
+            self.captured.own(x)

@@ -31,6 +31,19 @@ def flatten(tree: Any) -> tuple[list[Any], Spec]:
     return ([tree], _BARE) if isinstance(tree, Tensor) else _pytree.tree_flatten(tree)
 
 
+def flatten_like(tree: Any, like: Spec) -> tuple[list[Any], Spec]:
+    """The same, where dicts may have their keys in another order than in `like`."""
+    leaves, spec = flatten(tree)
+    if spec == like or spec.num_leaves != like.num_leaves:
+        return leaves, spec
+    try:
+        ordered = like.flatten_up_to(tree)
+    except ValueError:
+        return leaves, spec
+    same = all(_pytree.tree_is_leaf(x) for x in ordered)
+    return (ordered, like) if same else (leaves, spec)
+
+
 def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
     """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare leaf)."""
     if isinstance(tree, Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .leaves import Leaves, cast, flatten, unflatten
+from .leaves import Leaves, cast, flatten, flatten_like, unflatten
 
 
 def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,9 +25,14 @@ def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
         kept |= {k: x.clone() for k, x in f.named_buffers()}
 
     def g(t: Tensor, y: Any, *args: Any) -> Any:
-        return torch.func.functional_call(f, {k: x.clone() for k, x in kept.items()}, (t, y, *args))
+        return torch.func.functional_call(f, {k: own(x) for k, x in kept.items()}, (t, y, *args))
 
     return g
+
+
+def own(x: Tensor) -> Tensor:
+    """A copy of x, whose cotangent has the strides of x whatever made it: the loop operator asks for that."""
+    return x.reshape(-1).clone().view(x.shape) if x.is_contiguous() else x.clone()
 
 
 class PlainField:
@@ -64,7 +69,7 @@ class PlainField:
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
-        out, spec = flatten(self._f(t, self.pack(y), *self._args))
+        out, spec = flatten_like(self._f(t, self.pack(y), *self._args), self._spec)
         if spec != self._spec:
             raise TypeError(f"f returned the structure {spec}, but y has {self._spec}: return dy/dt with y's structure")
         for k, x in zip(out, y, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 5  # containers within containers
+_CACHE = type(functools.lru_cache(lambda: None))
 
 Edge = tuple[Any, int]
 """A node of an autograd graph and the number of its output: where autograd hands a tensor's gradient over."""
@@ -86,8 +88,18 @@ def _children(x: Any) -> Iterable[tuple[str, Any]]:
         yield from ((f"[{k!r}]", v) for k, v in list(x.items()))
     elif isinstance(x, (list, tuple, set, frozenset)):
         yield from ((f"[{i}]", v) for i, v in enumerate(x))
-    elif hasattr(x, "__dict__"):
-        yield from ((f".{k}", v) for k, v in list(vars(x).items()))
+    elif isinstance(x, _CACHE):  # its results are nobody's attribute
+        yield ("", x.__wrapped__)
+        yield from ((".cache", v) for v in gc.get_referents(x) if isinstance(v, (Tensor, dict, list, tuple)))
+    else:
+        yield from ((f".{k}", v) for k, v in list(getattr(x, "__dict__", {}).items()))
+        slots = (k for kind in type(x).__mro__ for k in _slots(kind))
+        yield from ((f".{k}", getattr(x, k)) for k in slots if hasattr(x, k))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _plain_attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:

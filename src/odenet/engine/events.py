@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..control.base import Verdict
 from ..core.dense import Coefficients
-from ..core.edges import jumps, units
 from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
@@ -62,7 +61,8 @@ class Seeker:
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
         self.landing = Landing(lane, self.rounding)
         self.zero, self.scale = torch.zeros_like(lane), torch.zeros_like(lane)
-        self.jumped, self.bends = (torch.zeros_like(lane, dtype=torch.bool) for _ in range(2))
+        self.jumped = torch.zeros_like(lane, dtype=torch.bool)
+        self.bends = torch.ones_like(self.jumped)
         self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
@@ -242,7 +242,9 @@ class Seeker:
         )
         rate = of_it((above - below) / width) / length
         self._keep_onwards(p, path, rows, found, part, self.landing.margin(t0, t1, rate, size, sharp) / length)
-        self._put("bends", rows, found, self._bends(p, path, rows, found, part))
+        if self.edges is not None and not p.f.random:  # else it is not known
+            onwards = tuple(x[rows] for x in self.onwards) if p.batched else self.onwards
+            self._put("bends", rows, found, path.bends(part, onwards, found))
         self.landing.begin(rows, found, Claim(
             pick.squeeze(-1), t, t0, t1, t0 + of_it(roots.since) * length, sign, low, high, rate, size, sharp
         ))  # fmt: skip
@@ -256,19 +258,6 @@ class Seeker:
                 whole[rows[lanes]] = moved[lanes]
             else:
                 self.onwards = (*self.onwards[:i], moved, *self.onwards[i + 1 :])
-
-    def _bends(self, p: Problem, path: Path, rows: Tensor, lanes: Tensor, part: Tensor) -> Tensor:
-        """Whether f jumps at an event at `part` of the step, of the lanes at hand; of what is drawn nobody knows."""
-        move = path.move
-        if self.edges is None or p.f.random:
-            return torch.ones_like(lanes)
-        before = p.f.calls
-        time, y = path.at(part)
-        shift = units(p.f.time_dtype) * torch.maximum(move.time0.abs(), move.time1.abs()) * p.direction
-        onwards = tuple(x[rows] for x in self.onwards) if p.batched else self.onwards
-        found = jumps(p.f, time, y, p.f(time, y), shift, onwards).reshape(-1)
-        move.claimed, move.claim_calls = (lanes if p.batched else True), p.f.calls - before
-        return found
 
     def _first_signs(
         self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope
+from ..core.edges import jumps, units
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, select, spread
 from ..core.norms import all_finite
@@ -66,6 +67,18 @@ class Path:
         move, theta = self.move, theta if self.p.batched else theta[0]
         over = tuple(spread(theta, y) for y in move.y)
         return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+
+    def bends(self, theta: Tensor, onwards: Leaves, lanes: Tensor) -> Tensor:
+        """Whether f jumps at a theta of each lane, (L,). These lanes ask, and are charged for what it takes.
+
+        onwards: what leads from the states there to those just after them.
+        """
+        p, move = self.p, self.move
+        before, (time, y) = p.f.calls, self.at(theta)
+        shift = units(p.f.time_dtype) * torch.maximum(move.time0.abs(), move.time1.abs()) * p.direction
+        found = jumps(p.f, time, y, p.f(time, y), shift, onwards).reshape(-1)
+        move.claimed, move.claim_calls = (lanes if p.batched else True), p.f.calls - before
+        return found
 
     def slope(self, theta: Tensor) -> Leaves:
         """dy/dtheta at a theta of each lane, (L,)."""

@@ -146,8 +146,7 @@ class Tape(Observer):
         return move, verdict
 
     def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        # the first evaluation of f looks for captured tensors and is not a leaf's
-        if self.graphs is None or not self.graphs.wants_graph() or not p.f.checked:
+        if self.graphs is None or not self.graphs.wants_graph():
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):

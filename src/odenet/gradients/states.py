@@ -56,6 +56,21 @@ class KeptGraphs(GraphKeeper):
         self.size: int | None = None
         self.weighed: Weighed | None = None
         self.hooks = True  # a step is weighed by hooks for what autograd saves
+        self.first: tuple[Tensor, Leaves, Leaves] | None = None  # t, y, and the carry at ts[0] where f gives it
+
+    def keep_first(self, p: Problem, by_time: bool) -> None:
+        """Keep the graph of the evaluation at ts[0] as well, where that is the carry there."""
+
+        def keep(t: Tensor, y: Leaves, slope: Leaves) -> None:
+            self.first = t, y, slope
+
+        if p.method.carry_is_slope:
+            p.f.on_first, p.f.by_time = keep, by_time
+
+    def take_first(self) -> tuple[Tensor, Leaves, Leaves]:
+        first, self.first = self.first, None
+        assert first is not None
+        return first
 
     def wants_graph(self) -> bool:
         return self.left > 0 if self.size is None else self.size <= self.left
@@ -63,8 +78,7 @@ class KeptGraphs(GraphKeeper):
     def recording(self, p: Problem) -> AbstractContextManager[object]:
         if self.size is not None:
             return nullcontext()
-        captured = p.f.captured.tensors if p.f.captured else ()
-        self.weighed = Weighed((*p.f.differentiable_args, *captured))
+        self.weighed = Weighed()
         return self.weighed if self.hooks else nullcontext()
 
     def without_hooks(self, error: RuntimeError) -> bool:
@@ -88,7 +102,11 @@ class KeptGraphs(GraphKeeper):
                 self.weighed.add(leaves)
             if not self.hooks:
                 self.weighed.add(saved((*move.graph.y, *move.graph.carry), self.marker))
-            self.size, self.weighed = self.weighed.bytes, None
+            f = move.problem.f
+            known = (*f.differentiable_args, *(f.captured.tensors if f.captured else ()))
+            self.size, self.weighed = self.weighed.bytes_beside(known), None
+            if self.size > self.left:
+                self.first = None
         assert self.size is not None
         if self.size <= self.left:
             self.left -= self.size

@@ -74,12 +74,10 @@ class Sweep(ABC):
         """
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        q, n = self.q, len(self.q.y0)
-        m = self.shown
+        q, n, m = self.q, len(self.q.y0), self.shown
         ys_bar, y_bar, dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
         carry_bar: Bars = []
-        self.outputs_wanted = any(b is not None for b in ys_bar)
-        self.dense_wanted = any(b is not None for b in dense_bar)
+        self.outputs_wanted, self.dense_wanted = (any(b is not None for b in bars) for bars in (ys_bar, dense_bar))
         time_bar = torch.zeros_like(q.direction)
         self.apart = Apart(), Apart(), Apart()
         with torch.enable_grad():
@@ -319,13 +317,16 @@ class Sweep(ABC):
         if all(b is None for b in carry_bar):
             return y_bar
         q, lanes = self.q, self.q.lanes
-        self.marker = graph_marker()
-        time = (q.ts[..., 0] if self.stand is None else self.stand.time).detach().requires_grad_(self.times_needed)
-        y = new_leaves(q.y0 if self.stand is None else self.stand.y)
-        ends = (time,) if self.times_needed else ()
-        with q.f.drawing_from(q.f.start_states):
-            carry = q.method.init(q.f, time, y)
-        grads = self.vjp(list(carry), carry_bar, (*y, *ends))
+        self.seen.clear()
+        if self.graphs is not None and self.graphs.first is not None and self.stand is None and lanes is None:
+            (time, y, carry), self.marker = self.graphs.take_first(), self.graphs.marker
+        else:
+            self.marker = graph_marker()
+            time = (q.ts[..., 0] if self.stand is None else self.stand.time).detach().requires_grad_(self.times_needed)
+            y = new_leaves(q.y0 if self.stand is None else self.stand.y)
+            with q.f.drawing_from(q.f.start_states):
+                carry = q.method.init(q.f, time, y)
+        grads = self.vjp(list(carry), carry_bar, (*y, time) if self.times_needed else y)
         self.charge()
         if self.times_needed and (bar := grads[-1]) is not None:
             self.ts_bar[..., 0] += bar if lanes is None else lanes.spread(bar)

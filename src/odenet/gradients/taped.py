@@ -61,6 +61,8 @@ def taped(
     replayed: steps are taken again as they were, from a state at their start.
     """
     q = p.detached()
+    if graphs is not None:
+        graphs.keep_first(q, p.times_move)
     with torch.no_grad():
         record = Record(q)
         tape = Tape(record, keeper, graphs, p.times_move)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, dot, flatten, spread, unflatten
-from ..core.plain_field import PlainField
+from ..core.plain_field import PlainField, own
 from ..core.status import Status
 from ..engine.advance import Move
 from ..engine.problem import Problem, Stops
@@ -47,8 +47,8 @@ class Parts:
             module = cast(nn.Module, self.f)
 
             def f(t: Tensor, y: Any, *rest: Any) -> Any:
-                own = {k: x.clone() for k, x in params.items()}  # see `with_own_tensors`
-                return torch.func.functional_call(module, own, (t, y, *rest))
+                copies = {k: own(x) for k, x in params.items()}  # see `with_own_tensors`
+                return torch.func.functional_call(module, copies, (t, y, *rest))
 
         return like.with_function(f, given)
 

@@ -16,12 +16,16 @@ from ..core.transforms import unwrapped
 
 @final
 class Weighed(saved_tensors_hooks):
-    """Adds up the bytes that autograd saves inside, but for tensors that are there anyway."""
+    """Notes how many bytes autograd saves inside."""
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        self.bytes = 0
-        self._seen = {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
         super().__init__(self._pack, lambda x: x)
+
+    def bytes_beside(self, known: Iterable[Tensor]) -> int:
+        """Those of all but the tensors that are there anyway."""
+        there = {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}
+        return sum(size for place, size in self._sizes.items() if place not in there)
 
     def _pack(self, x: Tensor) -> Tensor:
         self.add((x,))
@@ -35,9 +39,7 @@ class Weighed(saved_tensors_hooks):
             ):  # of forward mode: no memory; sparse: none to ask for
                 continue
             storage = x.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
+            self._sizes[storage.data_ptr()] = storage.nbytes()
 
 
 def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:

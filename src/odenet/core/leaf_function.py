@@ -1,0 +1,114 @@
+"""LeafFunction: calls the user's f on flat leaves, and checks what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .fit import check_fit, fits, what_f_was_given
+from .leaves import Leaves, Spec, cast, flatten, flatten_like, unflatten
+
+_ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
+
+
+_IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each was changed in place; not counted in inference mode."""
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+class LeafFunction:
+    """f(t, y, *args) on flat leaves, in the caller's structure and dtypes.
+
+    checked: f has been evaluated, and its result fits; what is quick to see is looked at every time.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        spec: Spec,
+        names: list[str],
+        dtypes: tuple[torch.dtype, ...],
+        time_dtype: torch.dtype,
+        args: tuple[Any, ...],
+    ) -> None:
+        self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
+        self._args, self._args_spec = flatten(args)
+        self._given = args
+        self._lone = spec.is_leaf() and not any(isinstance(x, Tensor) for x in self._args)
+        self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
+        self.checked = False
+        self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
+
+    def pack(self, leaves: Leaves) -> Any:
+        """The state in the caller's structure and dtypes."""
+        if self._bare:
+            return cast(leaves[0], self.dtypes[0])
+        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
+
+    @property
+    def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
+        """The caller's f, the structure of y, and the further arguments of f."""
+        return self._f, self._spec, self._given
+
+    def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
+        if self._lone and self.checked and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
+            return self._alone(t, y[0])
+        before, given = _versions(t, *y), (t, *y, *(x for x in self._args if isinstance(x, Tensor)))
+        flags = [x.requires_grad for x in given]
+        out = self._call(t, y)
+        if before != _versions(t, *y):
+            raise ValueError(_IN_PLACE)
+        if flags != [x.requires_grad for x in given]:
+            self._unmark(*given, flags=flags)
+        leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten_like(out, self._spec)
+        if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
+            check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
+        if not self.checked:
+            self._fresh = list(zip(leaves, _versions(*leaves), strict=True))
+        elif self._fresh is not None:
+            if any(v != w for (_, v), w in zip(self._fresh, _versions(*(x for x, _ in self._fresh)), strict=True)):
+                raise ValueError(
+                    "f changed what it had returned before: it writes each result into the same tensor. "
+                    "Return a new one, out.clone()"
+                )
+            self._fresh = None
+        return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
+
+    def _alone(self, t: Tensor, x: Tensor) -> Leaves:
+        """`_evaluate` for a state of one tensor and no tensor in args: on a small state it is half of the time."""
+        dtype, before, flags = self.dtypes[0], (t._version, x._version), (t.requires_grad, x.requires_grad)
+        out = self._f(t, x if x.dtype is dtype else x.to(dtype), *self._given)
+        if before != (t._version, x._version):
+            raise ValueError(_IN_PLACE)
+        if flags != (t.requires_grad, x.requires_grad):
+            self._unmark(t, x, flags=list(flags))
+        if not isinstance(out, Tensor) or not fits([out], (x,), self.dtypes):
+            check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
+        return (cast(out, x.dtype),)
+
+    def _unmark(self, *given: Tensor, flags: list[bool]) -> None:
+        """f has marked what it was given by requires_grad_(): it was the solver's own, and asks for no gradient."""
+        for x, flag in zip(given, flags, strict=True):
+            if x.requires_grad and not flag:
+                self._marked(x)
+                x.requires_grad_(False)
+
+    def _marked(self, x: Tensor) -> None:
+        """x, one of its arguments, was marked by f: it may be an end of the graph of this evaluation."""
+
+    def _call(self, t: Tensor, y: Leaves) -> Any:
+        """f's own result; what it raises at its first evaluation gets a note that says what it was given."""
+        if self.checked:
+            return self._f(t, self.pack(y), *self._given)
+        try:
+            return self._f(t, self.pack(y), *self._given)
+        except _ILL_FITTING as error:
+            if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
+                error.add_note(what_f_was_given(self._names, t, y, self.dtypes, len(self._given), error))
+            raise

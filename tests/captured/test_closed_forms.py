@@ -1,0 +1,255 @@
+"""What f uses beside its arguments gets its gradient, as the closed form says, in every way to solve."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+import odenet
+from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, number, ones
+
+Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
+"""() -> f, a leaf, and the derivative of the mean of y(1) in it."""
+
+
+def close(x: Tensor | None, expected: float) -> None:
+    assert x is not None
+    assert float(x) == pytest.approx(expected, rel=1e-6)
+
+
+def a_tensor_and_one_computed_from_it() -> Any:
+    k = number(0.5)
+    a = 2 * k
+    return lambda t, y: -(a + k) * y, k, -3 * math.exp(-1.5)
+
+
+def a_chain_of_three() -> Any:
+    k = number(0.2)
+    a = 2 * k
+    b = a * a + k
+    return lambda t, y: -(a + b + k) * y, k, -(4 + 8 * 0.2) * math.exp(-(4 * 0.2 + 4 * 0.04))
+
+
+def one_of_two_from_the_same() -> Any:
+    k = number(0.5)
+    a, b = (2 * k).exp().log(), 3 * k
+    return lambda t, y: (a - b) * y, k, -math.exp(-0.5)
+
+
+def a_view_of_a_parameter() -> Any:
+    class Growth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(0.7646, dtype=D))
+            self.A = self.a.view(1, 1)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return y @ self.A
+
+    f = Growth()
+    return f, f.a, math.exp(0.7646)
+
+
+def a_view_beside_its_parameter() -> Any:
+    a = number(0.3)
+    view = a.view(1, 1)
+    return lambda t, y: y @ view + a * y, a, 2 * math.exp(0.6)
+
+
+def knots_and_slopes_made_from_them() -> Any:
+    k = number(1.0)
+    knots = torch.tensor([0.4, 0.9], dtype=D) * k
+    slopes = knots.diff()
+    return lambda t, y: -(knots[0] + slopes[0] * column(t)) * y, k, -0.65 * math.exp(-0.65)
+
+
+def softplus_of_a_parameter(used: bool) -> Any:
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw = nn.Parameter(torch.tensor(0.7, dtype=D))
+            self.rate = softplus(self.raw)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -(self.rate + self.raw if used else self.rate) * y
+
+    f, sigmoid, value = Decay(), 1 / (1 + math.exp(-0.7)), math.log(1 + math.exp(0.7))
+    return f, f.raw, -(sigmoid + used) * math.exp(-(value + 0.7 * used))
+
+
+def made_at_the_first_evaluation() -> Any:
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw = nn.Parameter(torch.tensor(0.7, dtype=D))
+            self.rate: Tensor | None = None
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            if self.rate is None:
+                self.rate = softplus(self.raw)
+            return -self.rate * y
+
+    f = Decay()
+    return f, f.raw, -1 / (1 + math.exp(-0.7)) * math.exp(-math.log(1 + math.exp(0.7)))
+
+
+def held_by_a_cache() -> Any:
+    raw = number(0.7)
+
+    @functools.cache
+    def rate(order: int) -> Tensor:
+        return softplus(raw) * order
+
+    f = lambda t, y: -rate(1) * y  # noqa: E731
+    return f, raw, -1 / (1 + math.exp(-0.7)) * math.exp(-math.log(1 + math.exp(0.7)))
+
+
+def held_in_a_slot() -> Any:
+    class Holder:
+        __slots__ = ("rate", "raw")
+
+    holder = Holder()
+    holder.raw, holder.rate = number(0.7), None
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        if holder.rate is None:
+            holder.rate = softplus(holder.raw)
+        return -holder.rate * y
+
+    return f, holder.raw, -1 / (1 + math.exp(-0.7)) * math.exp(-math.log(1 + math.exp(0.7)))
+
+
+def used_from_some_time_on() -> Any:
+    k = number(0.5)
+    a = 2 * k
+    kept = [a]  # where f can be seen to reach it
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(column(t) <= 0.5, 0.0 * y, -kept[0] * y) if float(t.max()) > 0.5 else 0.0 * y
+
+    return f, k, -math.exp(-0.5)
+
+
+def a_gradient_taken_inside() -> Any:
+    """As flows write it: f marks what it is given."""
+    a = number(0.4)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            t.requires_grad_(True)
+            y.requires_grad_(True)
+            return torch.autograd.grad((a * y.square() / 2).sum(), y, create_graph=True)[0]
+
+    return f, a, math.exp(0.4)
+
+
+def leaves_made_inside() -> Any:
+    a = number(0.4)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            zero = torch.zeros_like(y).requires_grad_(True)
+            s = t.clone().detach().requires_grad_(True)
+            return a * (y + zero) + 0 * column(s)
+
+    return f, a, math.exp(0.4)
+
+
+def a_scripted_divergence() -> Any:
+    """A trace by torch.func, as flow libraries write it."""
+    w = torch.tensor([[0.2]], dtype=D, requires_grad=True)
+
+    def drift(y: Tensor) -> Tensor:
+        return y @ w
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        trace = torch.func.vmap(torch.func.jacrev(drift))(y).diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        return trace * y
+
+    return f, w, math.exp(0.2)
+
+
+CASES: dict[str, Case] = {
+    "a tensor and one computed from it": a_tensor_and_one_computed_from_it,
+    "a chain of three": a_chain_of_three,
+    "two computed from the same": one_of_two_from_the_same,
+    "a view of a parameter": a_view_of_a_parameter,
+    "a view beside its parameter": a_view_beside_its_parameter,
+    "knots and slopes": knots_and_slopes_made_from_them,
+    "softplus": lambda: softplus_of_a_parameter(used=False),
+    "softplus beside its parameter": lambda: softplus_of_a_parameter(used=True),
+}
+NOT_LATER = ("forward", "reversible")  # one refuses what is first used later, one is not accurate across a jump
+EAGER_ONLY: dict[str, Case] = {
+    "made at the first evaluation": made_at_the_first_evaluation,
+    "held by a cache": held_by_a_cache,
+    "held in a slot": held_in_a_slot,
+    "a gradient taken inside": a_gradient_taken_inside,
+    "leaves made inside": leaves_made_inside,
+    "a divergence by torch.func": a_scripted_divergence,
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_closed_form(case: str, way: Way) -> None:
+    f, leaf, expected = CASES[case]()
+    way.solve(f, ones()).mean().backward()
+    close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("way", WITHOUT_COMPILING, ids=str)
+@pytest.mark.parametrize("case", EAGER_ONLY)
+def test_closed_form_of_what_f_does_inside(case: str, way: Way) -> None:
+    f, leaf, expected = EAGER_ONLY[case]()
+    y0 = ones()
+    way.solve(f, y0).mean().backward()
+    close(leaf.grad, expected)
+    assert not y0.requires_grad
+
+
+@pytest.mark.parametrize("way", [w for w in EAGER if w.name.split(",")[0] not in NOT_LATER], ids=str)
+def test_a_tensor_that_is_used_from_some_time_on(way: Way) -> None:
+    """Steps across the switch are not accurate to their tolerance."""
+    f, leaf, expected = used_from_some_time_on()
+    way.solve(f, ones()).mean().backward()
+    assert float(leaf.grad) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", [w for w in WITHOUT_COMPILING if "per sample" not in w.name], ids=str)
+def test_the_dense_solution_of_another_solve(way: Way) -> None:
+    """u' = -k u, s' = u - s: s(1) = (exp(-k) - exp(-1)) / (1 - k)."""
+    k = number(1.3)
+    u = odenet.solve(lambda t, y: -k * y, torch.tensor(1.0, dtype=D), [0.0, 1.0], dense=True, **TIGHT)
+    way.solve(lambda t, y: u(t) - y, torch.tensor(0.0, dtype=D)).backward()
+    close(k.grad, (-math.exp(-1.3) * (1 - 1.3) + math.exp(-1.3) - math.exp(-1)) / (1 - 1.3) ** 2)
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per sample"])
+@pytest.mark.parametrize(
+    "options", [{"rtol": 1e-9, "atol": 1e-11}, {"method": "rk4", "step": 0.01}, {"method": "midpoint", "step": 0.001}]
+)
+def test_a_setting_of_f_that_changes_before_the_backward_pass(options: dict[str, Any], per_sample: bool) -> None:
+    """The graphs of the default gradient are those of the solve, that of the very first evaluation among them."""
+
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.c = nn.Parameter(torch.tensor(0.5, dtype=D)), 0.0
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -self.w * self.c * y
+
+    f, total = Decay(), torch.zeros((), dtype=D)
+    for f.c in (1.0, 2.0):
+        total = total + odenet.solve(f, ones(), [0.0, 1.0], per_sample=per_sample, **options).y1.mean()
+    f.c = 7.0
+    total.backward()
+    assert float(f.w.grad) == pytest.approx(-math.exp(-0.5) - 2 * math.exp(-1), rel=1e-6)

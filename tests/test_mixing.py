@@ -1,0 +1,100 @@
+"""per_sample: a field that mixes samples, or takes t along a wrong axis, is refused when it is first seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import odenet
+
+D = torch.float64
+SQUARE = torch.linspace(0.1, 1.0, 9, dtype=D).view(3, 3)
+
+
+def normed(y: Tensor) -> Tensor:
+    return nn.BatchNorm1d(3, dtype=D)(y)
+
+
+MIXING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a mean over the batch": lambda t, y: y - y.mean(0),
+    "a sum over everything": lambda t, y: -y * y.sum(),
+    "a softmax over the batch": lambda t, y: torch.softmax(y, 0),
+    "a product with the batch": lambda t, y: (y @ y.T) @ y,
+    "attention between samples": lambda t, y: torch.softmax(y @ y.T, -1) @ y,
+    "neighbours": lambda t, y: y.roll(1, 0) - y,
+    "a cumulative sum": lambda t, y: y.cumsum(0),
+    "a graph": lambda t, y: torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=D) @ y,
+}
+MISFIT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a product": lambda t, y: -y * t,
+    "a sum": lambda t, y: torch.sin(y) + t,
+    "a derivative that is zero at first": lambda t, y: y * torch.cos(3 * t),
+    "a square": lambda t, y: y * t**2,
+}
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "gauss", "reversible"])
+@pytest.mark.parametrize("field", MIXING)
+def test_mixed_samples(field: str, gradient: str) -> None:
+    y0 = SQUARE.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"f mixes the samples: row \d of f\(t, y\) depends on y\[\d\]"):
+        odenet.solve(MIXING[field], y0, [0.0, 1.0], per_sample=True, gradient=gradient)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient": "backprop"}, {"method": "rk4", "step": 0.1}, {"gradient": "adjoint"}], ids=str
+)
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("field", MISFIT)
+def test_time_along_the_wrong_axis(field: str, asks: bool, options: Any) -> None:
+    with pytest.raises(ValueError, match=r"depends on t\[\d\].*t\.view\(-1, 1\)"):
+        odenet.solve(MISFIT[field], SQUARE.clone().requires_grad_(asks), [0.0, 1.0], per_sample=True, **options)
+
+
+@pytest.mark.filterwarnings("ignore:compile=True:UserWarning")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("compile", [False, True])
+def test_without_grad_mode_too(grad: bool, compile: bool) -> None:
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="mixes the samples"):
+        odenet.solve(MIXING["neighbours"], SQUARE, [0.0, 1.0], per_sample=True, compile=compile)
+
+
+def test_time_along_the_right_axis() -> None:
+    sol = odenet.solve(lambda t, y: -y * t.view(-1, 1), SQUARE, [0.0, 1.0], per_sample=True, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(sol.y1, SQUARE * torch.exp(torch.tensor(-0.5, dtype=D)), rtol=1e-7, atol=0.0)
+
+
+def test_batch_norm_is_named() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3, dtype=D)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.norm(y)
+
+    f = Normed()
+    with pytest.raises(ValueError, match="BatchNorm in training"):
+        odenet.solve(f, SQUARE, [0.0, 1.0], per_sample=True)
+    assert bool(torch.isfinite(odenet.solve(f.eval(), SQUARE, [0.0, 1.0], per_sample=True).y1).all())
+    assert bool(torch.isfinite(odenet.solve(f.train(), SQUARE, [0.0, 1.0]).y1).all())
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda t, y: torch.tanh(y @ torch.ones(3, 3, dtype=D)),
+        lambda t, y: y - y.mean(1, keepdim=True),
+        lambda t, y: y.flip(1),
+        lambda t, y: torch.softmax(y, 1),
+        lambda t, y: torch.stack([torch.sin(x) for x in y]),
+    ],
+)
+def test_fields_that_mix_nothing(f: Any) -> None:
+    alone = [odenet.solve(f, row[None], [0.0, 1.0], rtol=1e-9, atol=1e-11).y1 for row in SQUARE]
+    both = odenet.solve(f, SQUARE, [0.0, 1.0], rtol=1e-9, atol=1e-11, per_sample=True).y1
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-9, atol=1e-11)
