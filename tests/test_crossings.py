@@ -39,7 +39,7 @@ def by_a_fine_search(g: Any, end: float, direction: int) -> Any:
     return t[1:][{1: up, -1: down, 0: up | down}[direction]]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("terminal", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("direction", [0, 1, -1])
 @pytest.mark.parametrize("kind", ["of t", "of y", "late", "two"])
 def test_waves_that_are_short_against_the_steps(kind: str, direction: int, terminal: bool) -> None:

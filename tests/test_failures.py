@@ -324,7 +324,9 @@ def _lost(t: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("options", [{}, {"method": "rk4", "step": 0.1}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "rk4", "step": 0.1}, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_f_is_not_blamed(bad: float, options: dict[str, Any], per_sample: bool) -> None:
     """For a NaN or an infinity that it was given: in y0, in args, or by a reset."""

@@ -57,7 +57,7 @@ def test_time_along_the_wrong_axis(field: str, asks: bool, options: Any) -> None
 
 @pytest.mark.filterwarnings("ignore:compile=True:UserWarning")
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_without_grad_mode_too(grad: bool, compile: bool) -> None:
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="mixes the samples"):
         odenet.solve(MIXING["neighbours"], SQUARE, [0.0, 1.0], per_sample=True, compile=compile)

@@ -54,6 +54,7 @@ def test_gradients_of_large_states(gradient: str, per_sample: bool) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.slow
 def test_large_states_compiled_and_in_the_drop_in() -> None:
     y0 = torch.tensor([1e13, 0.0])
     expected = chain_at(2.0, 1e13)

@@ -18,6 +18,7 @@ def contracting(t: Tensor, y: Tensor) -> Tensor:
     return -25 * (y - torch.sin(t)) * (1 + 0.2 * torch.tanh(y))
 
 
+@pytest.mark.slow
 def test_the_adjoint_drifts_where_the_others_do_not() -> None:
     report = odenet.gradient_report(
         contracting, torch.tensor([0.5, -0.2], dtype=D), [0.0, 2.0], lambda sol: sol.y1.square().sum(),

@@ -77,7 +77,7 @@ SLOW = pytest.mark.slow
         ({}, True),
         ({"method": "rk4", "step": 0.03}, False),
         ({"method": "rk4", "step": 0.03}, True),
-        ({"compile": True}, False),
+        pytest.param({"compile": True}, False, marks=SLOW),
         pytest.param({"compile": True}, True, marks=SLOW),
     ],
     ids=str,

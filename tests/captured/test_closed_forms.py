@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import odenet
-from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, number, ones
+from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
 
 Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
 """() -> f, a leaf, and the derivative of the mean of y(1) in it."""
@@ -197,11 +198,22 @@ EAGER_ONLY: dict[str, Case] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # TorchDynamo looks for it
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_closed_form(case: str, way: Way) -> None:
     f, leaf, expected = CASES[case]()
     way.solve(f, ones()).mean().backward()
+    close(leaf.grad, expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compile=True needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per sample"])
+def test_a_chain_compiled(per_sample: bool) -> None:
+    """One of those above, for every run of the tests."""
+    f, leaf, expected = a_chain_of_three()
+    native("discrete", per_sample, compile=True).solve(f, ones()).mean().backward()
     close(leaf.grad, expected)
 
 

@@ -26,6 +26,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "expand": lambda w: w[0].expand(3, 3),
     "squeeze": lambda w: w.unsqueeze(0).squeeze(0),
 }
+OFTEN = (".T", "t()", "view", "chunk", "a column of t()", "expand")  # in every run of the tests
 STEPS: dict[str, dict[str, Any]] = {
     "constant": {"method": "rk4", "step": 0.25},
     "adaptive": {"rtol": 1e-4, "atol": 1e-6},
@@ -68,12 +69,13 @@ def gradients(model: Any, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (y1.detach(), *torch.autograd.grad(y1.square().sum(), (y0, w)))
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("steps", ["constant", pytest.param("adaptive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("view", [v if v in OFTEN else pytest.param(v, marks=pytest.mark.slow) for v in VIEWS])
 def test_compiled(view: str, steps: str) -> None:
     check_compiled(Layer(VIEWS[view], **STEPS[steps]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [v for v in VIEWS if not v.startswith(".") and "column" not in v])
 def test_compiled_by_a_function(view: str) -> None:
     """But for attributes such as w.T, and cotangents with strides of their own: docs/field.md says so."""
@@ -106,6 +108,12 @@ def test_with_inductor(view: str, steps: str) -> None:
     mine = gradients(torch.compile(model, fullgraph=True), model.w)
     for a, b in zip(mine, gradients(model, model.w), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_adaptive_steps_and_a_chunk() -> None:
+    """One of the slow ones, for every run of the tests."""
+    check_compiled(Layer(VIEWS["chunk"], **STEPS["adaptive"]))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")

@@ -66,10 +66,13 @@ EAGER = [*JOINT, *(native(g, per_sample=True) for g in GRADIENTS)]
 DROPPED_IN = [dropped_in(odeint), dropped_in(odeint_adjoint)]
 COMPILED = [
     pytest.param(
-        native(gradient, per_sample, compile=True),
-        marks=pytest.mark.skipif(shutil.which("g++") is None, reason="compile=True needs a C++ compiler"),
+        native("discrete", per_sample, compile=True),
+        marks=[
+            pytest.mark.skipif(shutil.which("g++") is None, reason="compile=True needs a C++ compiler"),
+            pytest.mark.slow,  # seconds of compiling each
+        ],
     )
-    for gradient, per_sample in [("discrete", False), ("discrete", True)]
+    for per_sample in (False, True)
 ]
 WAYS = [*EAGER, *DROPPED_IN, *COMPILED]
 WITHOUT_COMPILING = [*EAGER, *DROPPED_IN]

@@ -79,6 +79,7 @@ def test_replayed_as_eager(name, params, y0, replayed):
     assert torch.equal(first.ys, kept)
 
 
+@pytest.mark.slow
 def test_many_tapes(params, y0, monkeypatch):
     """A solve longer than a tape: the guard of a full tape, and the state handed from tape to tape."""
     monkeypatch.setattr("odenet.compiled.solving.KEEPING", 4)
@@ -95,6 +96,7 @@ def sliced(w, b):
     return lambda t, y: torch.tanh(y @ w[:, :3].t()) @ w[:, 2:] + b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "shape"), [(narrow, (20, 3)), (sliced, (20, 5))])
 def test_arrays_of_other_strides(field, shape, params):
     """A turn is handed what Inductor has made before the loop as it was compiled for."""

@@ -48,9 +48,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("outputs", "rates") else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", [n if n == "outputs" else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_as_eager(name: str) -> None:
     f, ts, params, options = CASES[name]
     same(f, Y0, ts, params, counted=name != "no slope kept", **options)

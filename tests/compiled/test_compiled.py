@@ -15,7 +15,11 @@ SOURCE = Path(__file__).parents[2] / "src"
 ENDS, MORE = [0.0, 2.0], [0.0, 0.0, 0.5, 1.1, 1.1, 2.0]
 
 
-@pytest.mark.parametrize("ts", [ENDS, MORE, ENDS[::-1], MORE[::-1]], ids=["two", "more", "two back", "more back"])
+@pytest.mark.parametrize(
+    "ts",
+    [ENDS, MORE, ENDS[::-1], pytest.param(MORE[::-1], marks=pytest.mark.slow)],
+    ids=["two", "more", "two back", "more back"],
+)
 def test_as_eager(ts, params, y0):
     same(field_of(*params), y0, ts, params)
 

@@ -243,6 +243,7 @@ def test_more_kinds_of_states_than_torch_dynamo_keeps_graphs_of_a_code(monkeypat
             capture.capture(f, flatten(y)[1], (), t, (y,))
 
 
+@pytest.mark.slow
 def test_states_and_parameters_that_lie_within_larger_tensors():
     """TorchDynamo's stand-ins for them have been changed in place, which f has not done."""
     whole = torch.linspace(0.1, 1.2, 12, dtype=torch.float64)

@@ -91,6 +91,7 @@ def told(err: str) -> str:
 WORDS = ["train", "resnet", "--quick", "--epochs", "5", "--devices", "2", "--out", "run"]
 
 
+@pytest.mark.slow
 def test_right_after_an_epoch(tmp_path: Path) -> None:
     """The processes are on their way into an exchange of another kind then."""
     code, err = stop(tmp_path, WORDS, after_epochs(tmp_path, 2), "first", signal.SIGTERM)

@@ -171,7 +171,8 @@ def test_lanes_of_vmap() -> None:
 COMPILED = ["blow-up", "f is NaN from a time on", "NaN in y0", "infinity in y0", "NaN in args", "max_steps"]
 
 
-@pytest.mark.parametrize("kind", COMPILED[:1] + [pytest.param(k, marks=pytest.mark.slow) for k in COMPILED[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COMPILED)
 def test_compiled(kind: str) -> None:
     """A library takes all samples through all steps; with rows in args, with rows that f closes over."""
     with warnings.catch_warnings():

@@ -50,7 +50,7 @@ def test_no_growth_compiled() -> None:
 kept = []
 
 
-@pytest.mark.parametrize("leaks", [False, True])
+@pytest.mark.parametrize("leaks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_growth_is_seen(soak, leaks: bool) -> None:
     """A solve that leaves a tensor, and its field, behind."""
 
