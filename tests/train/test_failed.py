@@ -34,7 +34,7 @@ def data() -> ImageData:
             {"rtol": 1e-12, "atol": 1e-12},
             r"^ODE-Net, epoch 1, .* max_steps=10000 .* Raise --tolerance",
             marks=pytest.mark.slow,
-        ),  # fmt: skip
+        ),
         ("resnet", {"lr": 1e9}, r"^ResNet, epoch 1, 4 .* loss is not finite \(nan\), training diverged: lower --lr"),
     ],
 )
