@@ -220,7 +220,8 @@ def _code(f: Callable[..., Any]) -> Any:
 def _about_leaves() -> Iterator[None]:
     """Without a warning: TorchDynamo looks for .grad of every tensor that f reaches, computed ones too.
 
-    For the first call of a code on such a state only: leaving `catch_warnings` makes Python forget which warnings it has shown.
+    For the first call of a code on such a state only: leaving `catch_warnings` makes Python forget which warnings it
+    has shown.
     """
     with paused(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
