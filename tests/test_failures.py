@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -205,22 +206,13 @@ def test_out_of_memory(options: dict[str, Any]) -> None:
     assert torch.equal(odenet.solve(decay, y0, [0.0, 1.0], **options).y1, expected)
 
 
-class Hidden:
-    """Nobody sees what it holds."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 def test_a_captured_tensor_whose_gradient_cannot_be_given() -> None:
     """Computed, out of reach, and used from some time on alone."""
     w = torch.ones(3, dtype=D, requires_grad=True)
-    hidden = Hidden(2 * w)
+    hidden = deque([2 * w])  # nobody sees what it holds
 
     def f(t: Tensor, y: Tensor) -> Tensor:
-        return -y if t < 0.5 else -hidden.tensor * y
+        return -y if t < 0.5 else -hidden[0] * y
 
     options: dict[str, Any] = {"step": 0.25, "method": "rk4", "controller": None}
     sol = odenet.solve(f, ONE, [0.0, 1.0], gradient="backprop", **options)

@@ -55,6 +55,33 @@ def test_time_along_the_wrong_axis(field: str, asks: bool, options: Any) -> None
         odenet.solve(MISFIT[field], SQUARE.clone().requires_grad_(asks), [0.0, 1.0], per_sample=True, **options)
 
 
+FEW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the first time for all": lambda t, y: -y * t[0],
+    "the last time for all": lambda t, y: -y * t[-1],
+    "the mean of the times": lambda t, y: -y * t.mean(),
+    "a pair": lambda t, y: torch.cat([y[:2].flip(0), y[2:]]) - 2 * y,
+    "differences from the first": lambda t, y: y - y[:1],
+    "differences from the last": lambda t, y: y - y[-1:],
+    "sums so far": lambda t, y: -y.cumsum(0),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "midpoint", "step": 0.1}, {"gradient": "backprop"}], ids=str)
+@pytest.mark.parametrize("count", [2, 3, 4, 8, 33])
+@pytest.mark.parametrize("field", FEW)
+def test_few_rows_that_others_depend_on(field: str, count: int, options: Any) -> None:
+    for seed in range(3):
+        y0 = torch.randn(count, 1, generator=torch.Generator().manual_seed(seed), dtype=D)
+        with pytest.raises(ValueError, match=r"row \d+ of f\(t, y\) depends on [ty]\[\d+\]"):
+            odenet.solve(FEW[field], y0, [0.0, 1.0], per_sample=True, **options)
+
+
+def test_an_f_that_changes_by_itself_is_no_mixing() -> None:
+    """A power iteration goes on in every evaluation."""
+    norm = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3, dtype=D))
+    assert bool(torch.isfinite(odenet.solve(lambda t, y: norm(y), SQUARE, [0.0, 1.0], per_sample=True).y1).all())
+
+
 @pytest.mark.filterwarnings("ignore:compile=True:UserWarning")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -245,7 +245,7 @@ def test_a_pickle_has_the_size_of_what_it_holds() -> None:
 
 def test_hits_and_counts() -> None:
     y0 = torch.ones(2, dtype=D, requires_grad=True)
-    sol = odenet.solve(decay, y0, [0.0, 1.0], event=EVENT)
+    sol = odenet.solve(decay, y0, [0.0, 1.0], event=EVENT, gradient="adjoint")
     for x in (sol.event, sol.hits):
         for way in WAYS.values():
             assert same(way(x), x) and not way(x).t.requires_grad

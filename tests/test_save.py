@@ -149,3 +149,14 @@ def test_steps_with_events_and_save() -> None:
 
 def test_no_steps_unless_asked() -> None:
     assert odenet.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0]).steps is None
+
+
+@pytest.mark.filterwarnings("ignore:compile=True:UserWarning")
+def test_steps_with_compile() -> None:
+    """Solved eagerly, with a warning."""
+    mine, eager = (
+        odenet.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], save_steps=True, compile=c).steps
+        for c in (True, False)
+    )
+    assert mine is not None and eager is not None and len(mine.t) > 2
+    torch.testing.assert_close(mine.t, eager.t)

@@ -6,15 +6,17 @@ import functools
 import math
 import shutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
 
 import odenet
-from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
+from captured.ways import EAGER, GRADIENTS, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
 
 Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
 """() -> f, a leaf, and the derivative of the mean of y(1) in it."""
@@ -163,6 +165,44 @@ def leaves_made_inside() -> Any:
     return f, a, math.exp(0.4)
 
 
+def zeros_that_ask_for_a_gradient() -> Any:
+    """As FFJORD's own field returns them for its further states: a leaf is the result."""
+    a = number(0.4)
+    made: list[Tensor] = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        half = torch.zeros_like(y[:, :1]).requires_grad_(True)
+        made.append(half)  # outlives the evaluation
+        return a * (y + half) * nn.Parameter(torch.ones(1, dtype=D))
+
+    return f, a, math.exp(0.4)
+
+
+def marked_and_checkpointed() -> Any:
+    a = number(0.4)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        t.requires_grad_(True)
+        y.requires_grad_(True)
+        return checkpoint(lambda x, s: a * x + 0 * column(s), y, t, use_reentrant=False)
+
+    return f, a, math.exp(0.4)
+
+
+def hooked() -> Any:
+    """A hook is called once, with the whole gradient."""
+    a = number(0.4)
+    a.register_hook(lambda g: 2 * g + 1)
+    return lambda t, y: a * y, a, 2 * math.exp(0.4) + 1
+
+
+def computed_and_hooked() -> Any:
+    k = number(0.2)
+    a = 2 * k
+    a.register_hook(lambda g: 3 * g)
+    return lambda t, y: a * y, k, 6 * math.exp(0.4)
+
+
 def a_scripted_divergence() -> Any:
     """A trace by torch.func, as flow libraries write it."""
     w = torch.tensor([[0.2]], dtype=D, requires_grad=True)
@@ -195,6 +235,10 @@ EAGER_ONLY: dict[str, Case] = {
     "a gradient taken inside": a_gradient_taken_inside,
     "leaves made inside": leaves_made_inside,
     "a divergence by torch.func": a_scripted_divergence,
+    "zeros that ask for a gradient": zeros_that_ask_for_a_gradient,
+    "marked and checkpointed": marked_and_checkpointed,
+    "hooked": hooked,
+    "computed and hooked": computed_and_hooked,
 }
 
 
@@ -233,6 +277,47 @@ def test_a_tensor_that_is_used_from_some_time_on(way: Way) -> None:
     f, leaf, expected = used_from_some_time_on()
     way.solve(f, ones()).mean().backward()
     assert float(leaf.grad) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", WITHOUT_COMPILING, ids=str)
+def test_a_result_that_is_a_leaf(way: Way) -> None:
+    """FFJORD's field gives zeros with requires_grad for the states that it only carries along."""
+    a = number(-0.5)
+
+    def f(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return a * y[0], torch.zeros_like(y[1]).requires_grad_(True)
+
+    y1 = way.solve(f, (ones(), ones()))
+    (y1[0].mean() + y1[1].mean()).backward()
+    close(a.grad, math.exp(-0.5))
+    assert torch.equal(y1[1], ones())
+
+
+settings = ModuleType("settings")
+
+
+def test_a_parameter_of_a_module_that_is_used_later() -> None:
+    """An imported module is looked into as far as f's own names go."""
+    settings.rate = number(2.0)  # type: ignore[attr-defined]
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.ones_like(y) if t < 0.5 else settings.rate * torch.ones_like(y)
+
+    for gradient in GRADIENTS[:3]:
+        settings.rate.grad = None
+        odenet.solve(f, ones(), [0.0, 0.5, 1.0], gradient=gradient, method="euler", step=0.125).y1.mean().backward()
+        close(settings.rate.grad, 0.5)
+
+
+def test_f_that_leaves_pytorch() -> None:
+    """NumPy inside f, where nobody asks for a gradient."""
+    for per_sample in (False, True):
+        y1 = odenet.solve(
+            lambda t, y: torch.from_numpy(-y.numpy()), ones(), [0.0, 1.0], per_sample=per_sample, **TIGHT
+        ).y1
+        torch.testing.assert_close(y1, ones() * math.exp(-1), rtol=1e-7, atol=0.0)
+    with pytest.raises(RuntimeError, match="numpy"):
+        odenet.solve(lambda t, y: torch.from_numpy(-y.numpy()), ones().requires_grad_(), [0.0, 1.0])
 
 
 @pytest.mark.parametrize("way", [w for w in WITHOUT_COMPILING if "per sample" not in w.name], ids=str)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import CaptureError
 from .leaves import Leaves, flatten
 from .reach import Edge, Reached, reached
-from .vjp import edge_of, local_vjp
+from .vjp import edge_of, local_vjp, unhooked
 
 Nodes = set[Any]
 """Nodes of autograd's graphs."""
@@ -51,14 +51,15 @@ def graph_marker() -> int:
 class Operands(TorchFunctionMode):
     """Notes the operands of every operation inside.
 
-    computed: edge -> operand, of operands with a history older than `marker`. made: leaves that operations gave.
+    computed: edge -> operand, of operands with a history older than `marker`. made: where leaves lie that they gave.
     """
 
     def __init__(self, marker: int) -> None:
         super().__init__()
         self.marker = marker
         self.computed: dict[Edge, Tensor] = {}
-        self.made: dict[int, weakref.ref[Tensor]] = {}
+        self.made: set[int] = set()
+        self.kept: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,8 +71,17 @@ class Operands(TorchFunctionMode):
         out = func(*args, **kwargs)
         for x in flatten(out)[0]:
             if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in given):
-                self.made[id(x)] = weakref.ref(x)
+                self.made.add(_memory(x))
+                self.kept.append(x)  # so that nothing else comes to lie where it is
         return out
+
+    def makes(self, x: Tensor) -> bool:
+        """Whether the leaf x was made inside, be it as a parameter around what was."""
+        return _memory(x) in self.made
+
+
+def _memory(x: Tensor) -> int:
+    return id(x) if x.layout is not torch.strided else x.untyped_storage()._cdata
 
 
 class Captured:
@@ -165,6 +175,10 @@ class Captured:
         """Cotangents of `inputs`, captured tensors among them, from those of outputs; None where there is none."""
         if self._chained:
             return local_vjp(outputs, inputs, bars, create_graph)
+        hooked = [x for x in inputs if x._backward_hooks]
+        if hooked:
+            with unhooked(hooked):
+                return self.vjp(outputs, inputs, bars, create_graph)
         return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
 
     def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
@@ -183,11 +197,14 @@ class Captured:
         if computed:
             raise _error(f"a tensor computed outside f by {computed[0][0].name()}, of shape {_shape(*computed[0])}")
 
-    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> bool:
-        """Take in what the first evaluation used; False where it has to be shown by its operands."""
+    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reached) -> bool:
+        """Take in what the first evaluation used; False where it has to be shown by its operands.
+
+        before: what f could reach before it; a leaf that was not there may be made anew in each evaluation.
+        """
         leaves, computed = self._borders(outputs, inputs, marker)
         self.reach = found = reached(self._f)
-        if any(id(x) not in found.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
+        if any(id(x) not in before.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
             return False
         for x in leaves:
             self._use(x)
@@ -200,8 +217,7 @@ class Captured:
         """Take in what an evaluation used that was shown by its operands."""
         leaves, computed = self._borders(outputs, inputs, operands.marker)
         for x in leaves:
-            made = operands.made.get(id(x))
-            if made is not None and made() is x:
+            if operands.makes(x):
                 self.own(x)
                 self.makes_leaves = True
             else:
@@ -220,11 +236,10 @@ class Captured:
         """Whether an evaluation used any tensor that asks for a gradient, beside its inputs."""
         return any(self._borders(outputs, inputs, marker))
 
-    def made_by(self, operands: Operands) -> None:
+    def made_by(self, operands: Operands, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
         """Leaves that f made in an evaluation."""
-        for key, made in operands.made.items():
-            x = made()
-            if x is not None and x.requires_grad and key not in self._leaves:
+        for x in self._borders(outputs, inputs, operands.marker)[0]:
+            if operands.makes(x):
                 self.own(x)
 
     def _reachable(self, edge: Edge) -> bool:
@@ -254,7 +269,8 @@ class Captured:
         leaves: list[Tensor] = []
         computed: list[Edge] = []
         stack: list[Iterable[Edge]] = [[(x.grad_fn, x.output_nr) for x in outputs if x.grad_fn is not None]]
-        leaves += [x for x in outputs if x.grad_fn is None and x.requires_grad and id(x) not in known]
+        ends = [x for x in outputs if x.grad_fn is None and x.requires_grad]
+        leaves += [x for x in ends if id(x) not in known and not self._is_own(x)]
         while stack:
             for edge in stack.pop():
                 node = edge[0]

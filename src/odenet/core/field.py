@@ -15,9 +15,9 @@ from .edges import Edges
 from .generators import Generators, GeneratorStates, same_states
 from .leaf_function import LeafFunction
 from .leaves import Leaves, Spec, cast, flatten_with_names, forward_mode, new_leaves, unflatten
-from .mixing import may_misfit, refuse_mixing
+from .mixing import may_misfit, refuse_mixed_values, refuse_mixing
 from .narrowing import Cut, find_cut, take
-from .reach import generators
+from .reach import generators, reached
 from .saved import Save
 from .transforms import transforming
 from .wrapped import no_wrapped
@@ -51,7 +51,7 @@ class VectorField(LeafFunction):
         self._grad_inside = False
         self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
         self._cut: Cut | None = None
-        self._misfit_at: Tensor | None = None  # t of the first evaluation, where it may go along a wrong axis
+        self._look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
         self.edges: Edges | None = None  # of a solve that begins or ends at an event
 
     @property
@@ -174,8 +174,17 @@ class VectorField(LeafFunction):
         self.calls += 1
         if not self.checked:
             return self._first(t, y)
-        if self._misfit_at is not None and bool((t != self._misfit_at).all()):
-            self._look_again(t, y)
+        if self._look is None or not bool((t != self._look[0]).all()):
+            return self._later(t, y)
+        first, self._look = self._look, None
+        drawn = self.generators or Generators(y[0].device, generators(reached(self._f), self._args))
+        states = drawn.states()
+        out = self._later(t, y)
+        with drawn.drawing_from(states):
+            self._look_again(first, t, y, out)
+        return out
+
+    def _later(self, t: Tensor, y: Leaves) -> Leaves:
         captured = self.captured
         if captured is not None and (captured.watching or (captured.makes_leaves and torch.is_grad_enabled())):
             return self._watched(captured, t, y)
@@ -193,22 +202,32 @@ class VectorField(LeafFunction):
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
         with no_wrapped():
-            out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
+            try:
+                out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
+            except RuntimeError as error:
+                if "Can't call numpy()" not in str(error) or any(x.requires_grad for x in (t, *y)):
+                    raise
+                out = self._evaluate(t, y)  # f leaves PyTorch, so what it is given must not ask for a gradient
         self.checked = True
-        if may_misfit(t, y) and not (transforming() or forward_mode() or torch.is_inference_mode_enabled()):
-            self._misfit_at = t.detach()
+        if t.ndim and len(t) > 1 and not (transforming() or forward_mode() or torch.is_inference_mode_enabled()):
+            self._look = t.detach(), tuple(x.detach() for x in y)
         if t.ndim:
             self._first_seen = t.detach(), tuple(x.detach() for x in y), tuple(x.detach() for x in out)
         return out
 
-    def _look_again(self, t: Tensor, y: Leaves) -> None:
-        """Refuse mixing at a second time too: at the first one a derivative by time may be zero, as that of t**2."""
-        self._misfit_at, states = None, self.states()
-        with torch.enable_grad(), no_wrapped():
-            t, y = t.detach().requires_grad_(), new_leaves(y)
-            self.calls += 1
-            refuse_mixing(self._f, t, y, self._evaluate(t, y))
-        self.draw_from(states)
+    @torch.no_grad()
+    def _look_again(self, first: tuple[Tensor, Leaves], t: Tensor, y: Leaves, out: Leaves) -> None:
+        """Refuse mixing by values too, of t above all: at first all samples have the same time, as a rule."""
+        states = self.states()
+
+        def again(t: Tensor, y: Leaves) -> Leaves:
+            self.draw_from(states)
+            with no_wrapped():
+                return self._later(t, y)
+
+        at, like = t.detach(), tuple(x.detach() for x in y)
+        eps = max(torch.finfo(x).eps for x in self.dtypes)
+        refuse_mixed_values(self._f, again, first, at, like, tuple(x.detach() for x in out), eps)
 
     def _plain_first(self, t: Tensor, y: Leaves) -> Leaves:
         attached = torch.is_grad_enabled()
@@ -228,7 +247,8 @@ class VectorField(LeafFunction):
         """Find what f uses, and whether it draws random numbers. What is given attached stays so."""
         recorded = torch.is_grad_enabled() and all(x.requires_grad for x in y)
         # those of f's own have to be known before it draws from them: their states are to be set again
-        self.generators = Generators(y[0].device, generators(self._f, self._args))
+        before = reached(self._f)
+        self.generators = Generators(y[0].device, generators(before, self._args))
         self.first_states = self.generators.states()
         with torch.enable_grad():
             marker = graph_marker()
@@ -239,7 +259,7 @@ class VectorField(LeafFunction):
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
             self.random = not same_states(self.first_states, self.generators.states())
-            if not captured.first((*out, *self._kept(t, y)), inputs, marker):
+            if not captured.first((*out, *self._kept(t, y)), inputs, marker, before):
                 self.calls += 1
                 with self.drawing_from(self.first_states), Operands(graph_marker()) as operands:
                     out = self._evaluate(t, y)
@@ -276,7 +296,7 @@ class VectorField(LeafFunction):
                 t, y = t.detach(), new_leaves(y)
             out = self._evaluate(t, y)
         if isinstance(seen, Operands):
-            captured.made_by(seen)
+            captured.made_by(seen, out, (t, *y, *self.differentiable_args))
         if captured.watching:
             self.see(out, t, y, marker)
         return out if attached else tuple(x.detach() for x in out)

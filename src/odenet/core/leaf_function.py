@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ _IN_PLACE = "f changes its t or y in place, which are the solver's own: let it w
 def _versions(*tensors: Tensor) -> list[int]:
     """How often each was changed in place; not counted in inference mode."""
     return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def _own(x: Tensor) -> Tensor:
+    """x for f alone, which may mark it, and go back to it in a backward pass; attached where x is."""
+    return x if x.requires_grad else x.view_as(x)  # a tangent goes with it
 
 
 class LeafFunction:
@@ -43,6 +48,7 @@ class LeafFunction:
         self._lone = spec.is_leaf() and not any(isinstance(x, Tensor) for x in self._args)
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.checked = False
+        self._marks = False  # f marks what it is given by requires_grad_()
         self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
 
     def pack(self, leaves: Leaves) -> Any:
@@ -57,15 +63,18 @@ class LeafFunction:
         return self._f, self._spec, self._given
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
-        if self._lone and self.checked and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
+        owns = self._marks or not self.checked
+        if self._lone and not owns and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
             return self._alone(t, y[0])
+        if owns:
+            t, y = _own(t), tuple(map(_own, y))
         before, given = _versions(t, *y), (t, *y, *(x for x in self._args if isinstance(x, Tensor)))
         flags = [x.requires_grad for x in given]
         out = self._call(t, y)
         if before != _versions(t, *y):
             raise ValueError(_IN_PLACE)
         if flags != [x.requires_grad for x in given]:
-            self._unmark(*given, flags=flags)
+            self._unmark(given, flags, 1 + len(y) if owns else 0)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten_like(out, self._spec)
         if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
             check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
@@ -87,17 +96,19 @@ class LeafFunction:
         if before != (t._version, x._version):
             raise ValueError(_IN_PLACE)
         if flags != (t.requires_grad, x.requires_grad):
-            self._unmark(t, x, flags=list(flags))
+            self._unmark((t, x), flags, 0)
         if not isinstance(out, Tensor) or not fits([out], (x,), self.dtypes):
             check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
         return (cast(out, x.dtype),)
 
-    def _unmark(self, *given: Tensor, flags: list[bool]) -> None:
-        """f has marked what it was given by requires_grad_(): it was the solver's own, and asks for no gradient."""
-        for x, flag in zip(given, flags, strict=True):
+    def _unmark(self, given: Sequence[Tensor], flags: Sequence[bool], own: int) -> None:
+        """f has marked what it was given by requires_grad_(): all but the first `own` ask for no gradient."""
+        for i, (x, flag) in enumerate(zip(given, flags, strict=True)):
             if x.requires_grad and not flag:
                 self._marked(x)
-                x.requires_grad_(False)
+                if i >= own:
+                    x.requires_grad_(False)
+        self._marks = True
 
     def _marked(self, x: Tensor) -> None:
         """x, one of its arguments, was marked by f: it may be an end of the graph of this evaluation."""

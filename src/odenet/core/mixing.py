@@ -1,7 +1,8 @@
-"""Whether f mixes the samples of a batch that are solved each for itself: told by a gradient of one evaluation."""
+"""Whether f mixes samples that are solved each for itself: told by a derivative, and by the values of evaluations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,26 +21,74 @@ def may_misfit(t: Tensor, y: Leaves) -> bool:
 
 
 def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
-    """Raise ValueError where one row of f's result depends on another row of y, or of t (B,).
+    """Raise ValueError where one row of f's result depends on another row of y, or of t (B,): by one derivative.
 
-    slope: attached to y, and to t where that asks for a gradient. A dependence that autograd does not see, or of which
-    the derivative is zero here, is not found.
+    slope: attached to y, and to t where that asks for a gradient. It is asked of some rows whether they depend on the
+    others, so of a dependence of few rows on few others not all are found; nor is one of which the derivative is zero.
     """
     live = [k for k in slope if k.requires_grad]
     if len(t) < 2 or not live:
         return
-    size = sum(rows(x.detach().abs()).sum(1).double() for x in y)
-    row = int(torch.nan_to_num(torch.as_tensor(size), nan=0.0, posinf=0.0).argmax())
-    total: Any = sum(_weighted(k[row]) for k in live)
-    try:
-        inputs = (t, *y) if t.requires_grad else y
+    inputs = (t, *y) if t.requires_grad else y
+    names = ("t",) * t.requires_grad + ("y",) * len(y)
+
+    def depends(asked: Tensor, others: Tensor) -> tuple[str, int] | None:
+        total: Any = sum(_weighted(k[asked]) for k in live)
         found = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
-    except RuntimeError:
-        return  # f has no derivative: a backward pass says so, where there is one
-    for name, bar in zip(("t",) * t.requires_grad + ("y",) * len(y), found, strict=True):
-        other = None if bar is None else _other_row(bar, row)
-        if other is not None:
+        for name, bar in zip(names, found, strict=True):
+            other = None if bar is None else _first_row(bar.detach(), others)
+            if other is not None:
+                return name, other
+        return None
+
+    for marked in _marked(t):
+        try:
+            found = depends(~marked, marked)
+        except RuntimeError:
+            return  # f has no derivative: a backward pass says so, where there is one
+        if found is not None:
+            name, other = found
+            single = torch.arange(len(t), device=t.device)
+            row = next((i for i in range(len(t)) if not marked[i] and depends(single == i, single == other)), None)
             raise ValueError(_message(f, name, row, other, len(t), y))
+
+
+def refuse_mixed_values(
+    f: Any, again: Callable[[Tensor, Leaves], Leaves], first: tuple[Tensor, Leaves], t: Tensor, y: Leaves, out: Leaves,
+    eps: float,
+) -> None:  # fmt: skip
+    """Raise ValueError where a row of f's result changes with other rows of t and y, those of the evaluation `first`.
+
+    out: f(t, y). again: evaluates f. An f that changes by itself, from one evaluation to the next, is let be.
+    """
+    none = torch.zeros_like(t, dtype=torch.bool)
+
+    def row_that_differs(of_t: Tensor, of_y: Tensor) -> int | None:
+        state = tuple(torch.where(of_y.view(-1, *[1] * (x.ndim - 1)), a, x) for a, x in zip(first[1], y, strict=True))
+        for a, b in zip(again(torch.where(of_t, first[0], t), state), out, strict=True):
+            apart = (a - b).abs() > 64 * eps * b.abs().amax() if b.numel() else none
+            row = _first_row(apart.to(t.dtype), ~(of_t | of_y))
+            if row is not None:
+                return row
+        return None
+
+    for marked in _marked(t):
+        row = row_that_differs(marked, marked)
+        if row is None:
+            continue
+        if row_that_differs(none, none) is not None:
+            return
+        for other in marked.nonzero()[:, 0].tolist():
+            one = none.index_fill(0, torch.tensor([other], device=t.device), True)
+            for name, of_t, of_y in (("t", one, none), ("y", none, one)):
+                if (row := row_that_differs(of_t, of_y)) is not None:
+                    raise ValueError(_message(f, name, row, other, len(t), y))
+
+
+def _marked(t: Tensor) -> list[Tensor]:
+    """Rows of which it is asked whether the others depend on them: every second one, and the last."""
+    index = torch.arange(len(t), device=t.device)
+    return [index == 0, index == 1] if len(t) == 2 else [(index % 2 == 0) | (index == len(t) - 1)]
 
 
 def _weighted(x: Tensor) -> Tensor:
@@ -48,14 +97,14 @@ def _weighted(x: Tensor) -> Tensor:
     return (flat * torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype, device=flat.device)).sum().double()
 
 
-def _other_row(bar: Tensor, row: int) -> int | None:
-    top = rows(bar.detach().abs()).amax(1) if bar.ndim > 1 else bar.detach().abs()
-    top[row] = 0.0
-    found = ((top > 0) & torch.isfinite(top)).nonzero()
+def _first_row(x: Tensor, among: Tensor) -> int | None:
+    """The first of the rows `among` in which x is not zero, nor infinite."""
+    top = rows(x.abs()).amax(1) if x.ndim > 1 else x.abs()
+    found = ((top > 0) & torch.isfinite(top) & among).nonzero()
     return int(found[0]) if len(found) else None
 
 
-def _message(f: Any, name: str, row: int, other: int, count: int, y: Leaves) -> str:
+def _message(f: Any, name: str, row: int | None, other: int, count: int, y: Leaves) -> str:
     text = f"per_sample=True: f mixes the samples: row {row} of f(t, y) depends on {name}[{other}]. "
     if name == "t":
         shape = ", ".join(["B", *["1"] * (y[0].ndim - 1)])

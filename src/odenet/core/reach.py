@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 5  # containers within containers
-_CACHE = type(functools.lru_cache(lambda: None))
 
 Edge = tuple[Any, int]
 """A node of an autograd graph and the number of its output: where autograd hands a tensor's gradient over."""
@@ -56,10 +55,10 @@ def reached(f: Any) -> Reached:
     return found
 
 
-def generators(f: Any, args: Iterable[Any] = ()) -> list[torch.Generator]:
-    """Those that f can reach, and those among `args`, each once."""
-    found = [*reached(f).generators, *(x for x in args if isinstance(x, torch.Generator))]
-    return list({id(x): x for x in found}.values())
+def generators(found: Reached, args: Iterable[Any]) -> list[torch.Generator]:
+    """Those that were reached, and those among `args`, each once."""
+    all_of_them = [*found.generators, *(x for x in args if isinstance(x, torch.Generator))]
+    return list({id(x): x for x in all_of_them}.values())
 
 
 def _add(found: Reached, name: str, x: Tensor) -> None:
@@ -88,7 +87,7 @@ def _children(x: Any) -> Iterable[tuple[str, Any]]:
         yield from ((f"[{k!r}]", v) for k, v in list(x.items()))
     elif isinstance(x, (list, tuple, set, frozenset)):
         yield from ((f"[{i}]", v) for i, v in enumerate(x))
-    elif isinstance(x, _CACHE):  # its results are nobody's attribute
+    elif isinstance(x, functools._lru_cache_wrapper):  # its results are nobody's attribute
         yield ("", x.__wrapped__)
         yield from ((".cache", v) for v in gc.get_referents(x) if isinstance(v, (Tensor, dict, list, tuple)))
     else:
@@ -113,7 +112,12 @@ def _of_function(f: Any) -> Iterable[tuple[str, Any]]:
             yield (f".{name}", cell.cell_contents)
         except ValueError:  # a variable of the enclosing function that has no value yet
             continue
-    yield from ((f".{n}", f.__globals__[n]) for n in f.__code__.co_names if n in f.__globals__)
+    used = [(n, f.__globals__[n]) for n in f.__code__.co_names if n in f.__globals__]
+    yield from ((f".{n}", x) for n, x in used)
+    for name, module in used:  # such as settings.weight
+        if isinstance(module, ModuleType) and module is not torch:
+            named = ((n, vars(module).get(n)) for n in f.__code__.co_names)
+            yield from ((f".{name}.{n}", x) for n, x in named if isinstance(x, (Tensor, nn.Module)))
     yield from ((f".{n}", v) for n, v in (f.__kwdefaults__ or {}).items())
     yield from (("", v) for v in f.__defaults__ or ())
     if hasattr(f, "__wrapped__"):

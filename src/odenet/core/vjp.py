@@ -7,7 +7,8 @@ another, the nodes between the outputs and the inputs are called from here, one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ def edge_of(x: Tensor) -> Edge:
     """Where autograd hands the gradient of x over; x asks for one."""
     found = get_gradient_edge(x)
     return found.node, found.output_nr
+
+
+@contextmanager
+def unhooked(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Hooks of these tensors are not called: they are for a whole gradient, not for the parts that it is made of."""
+    dicts: list[Any] = [x._backward_hooks for x in tensors if x._backward_hooks]
+    held = [(hooks, dict(hooks)) for hooks in dicts]
+    for hooks, _ in held:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, kept in held:
+            hooks.update(kept)
 
 
 def local_vjp(

@@ -24,7 +24,7 @@ from ..errors import WrappedFieldError
 
 def refuse_wrapped(f: Any) -> None:
     """Raise where f is a module that is, or has in it, one that talks to other processes."""
-    if not _in_processes():
+    if not in_processes():
         return
     if isinstance(f, nn.Module):
         for name, module in f.named_modules():
@@ -37,7 +37,7 @@ def refuse_wrapped(f: Any) -> None:
 @contextmanager
 def no_wrapped() -> Iterator[None]:
     """Raise where a module called in this context, in this thread, talks to other processes."""
-    if not _in_processes():
+    if not in_processes():
         yield
         return
     thread = threading.get_ident()
@@ -53,7 +53,7 @@ def no_wrapped() -> Iterator[None]:
         handle.remove()
 
 
-def _in_processes() -> bool:
+def in_processes() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 

@@ -100,8 +100,8 @@ class GraphKeeper(Keeper):
         """Entered while a step is recorded."""
         return nullcontext()
 
-    def without_hooks(self, error: RuntimeError) -> bool:
-        """Whether a step failed for the hooks of `recording`, and there will be none from now on."""
+    def goes_on_after(self, error: RuntimeError) -> bool:
+        """Whether a step failed for the way it was recorded, which is another one from now on."""
         return False
 
     def start(self, s: State) -> tuple[Leaves, Leaves]:
@@ -136,7 +136,7 @@ class Tape(Observer):
         try:
             move, verdict = self._attempt(p, clock, s)
         except RuntimeError as error:
-            if self.graphs is None or not self.graphs.without_hooks(error):
+            if self.graphs is None or not self.graphs.goes_on_after(error):
                 raise
             p.f.calls = calls
             p.f.draw_from(states)

@@ -54,12 +54,17 @@ class KeptGraphs(GraphKeeper):
         self.joined: set[int] = set()  # steps attached to the one before
         self.last: Move | None = None  # the last step, where its graph is kept
         self.size: int | None = None
+        self.asked = True
         self.weighed: Weighed | None = None
         self.hooks = True  # a step is weighed by hooks for what autograd saves
         self.first: tuple[Tensor, Leaves, Leaves] | None = None  # t, y, and the carry at ts[0] where f gives it
 
-    def keep_first(self, p: Problem, by_time: bool) -> None:
-        """Keep the graph of the evaluation at ts[0] as well, where that is the carry there."""
+    def keep_first(self, p: Problem, by_time: bool, asked: bool) -> None:
+        """Keep the graph of the evaluation at ts[0] as well, where that is the carry there.
+
+        asked: for a gradient with respect to something that f is given.
+        """
+        self.asked = asked
 
         def keep(t: Tensor, y: Leaves, slope: Leaves) -> None:
             self.first = t, y, slope
@@ -81,7 +86,10 @@ class KeptGraphs(GraphKeeper):
         self.weighed = Weighed()
         return self.weighed if self.hooks else nullcontext()
 
-    def without_hooks(self, error: RuntimeError) -> bool:
+    def goes_on_after(self, error: RuntimeError) -> bool:
+        if "Can't call numpy()" in str(error) and not self.asked:
+            self.left, self.size = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
+            return True
         if self.weighed is None or not self.hooks or "saved tensor hooks" not in str(error):
             return False
         self.hooks = False

@@ -61,8 +61,9 @@ def taped(
     replayed: steps are taken again as they were, from a state at their start.
     """
     q = p.detached()
+    given = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
     if graphs is not None:
-        graphs.keep_first(q, p.times_move)
+        graphs.keep_first(q, p.times_move, any(x.requires_grad for x in given))
     with torch.no_grad():
         record = Record(q)
         tape = Tape(record, keeper, graphs, p.times_move)
@@ -71,8 +72,7 @@ def taped(
     stats.update(extra)
     used, spare = q.f.capture()
     captured = (*used, *spare)
-    inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
-    needed = [x.requires_grad for x in (*inputs, *captured)]
+    needed = [x.requires_grad for x in (*given, *captured)]
     dense = None if solved.pieces is None else solved.pieces.flat()
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
@@ -84,7 +84,7 @@ def taped(
         carry, shown = _private(solved.outcome.state), len(solved.ys)
         taken = Taken(q, entries, carry, graphs, captured, stats, needed, shown, survivors)
         again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
-        values = attach(partial(pull, taken), again, values, inputs, used, spare)
+        values = attach(partial(pull, taken), again, values, given, used, spare)
     return unpacked(p, values, solved, stats)
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from ..core.leaves import Leaves
 from ..core.reach import reached
 from ..core.transforms import some
+from ..core.wrapped import in_processes
 from ..engine.problem import Problem
 from .base import Trajectory, direct
 from .frozen import unfailed
 
 
 def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
-    """`found`, differentiable by all leaves that f reaches, if no step was accepted, or if all samples failed."""
+    """`found`, differentiable by what f uses and all leaves that it reaches, if no step was accepted, or if all samples failed."""
     accepted = found.outcome.accepted
     if direct() or p.traced:
         return found
@@ -33,6 +34,11 @@ def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
     asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
     asked |= {id(x): x for x in p.f.differentiable_args}
     asked |= {key: x for key, (_, x) in reached(p.f.parts[0]).leaves.items()}
+    if in_processes():  # FullyShardedDataParallel hands f views of what it shards: those are found by their use
+        q = p.detached()
+        with torch.no_grad():
+            q.f(q.ts[..., 0], q.y0)
+        asked |= {id(x): x for x in q.f.capture()[0]}
     if not asked:
         return found
 
