@@ -39,7 +39,8 @@ class Field(nn.Module):
     def __init__(self, terms: list[str], kept: list[str], seed: int) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(seed)
-        self.terms, self.kept = terms, set(kept)
+        # first: y is not to be marked after it was given to a checkpoint, which goes back to it as it is then
+        self.terms, self.kept = sorted(terms, key=lambda name: name != "marks"), set(kept)
 
         def drawn(*shape: int) -> Tensor:
             return 0.5 * torch.randn(*shape, generator=g, dtype=D)

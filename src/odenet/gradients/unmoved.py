@@ -23,7 +23,7 @@ from .frozen import unfailed
 
 
 def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
-    """`found`, with zeros for what f uses and all leaves that it reaches, if no step was accepted or all samples failed."""
+    """`found`, with zeros for what f uses and all leaves that it reaches, if no step was accepted or all failed."""
     accepted = found.outcome.accepted
     if direct() or p.traced:
         return found
