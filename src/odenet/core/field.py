@@ -177,7 +177,7 @@ class VectorField(LeafFunction):
         if self._look is None or not bool((t != self._look[0]).all()):
             return self._later(t, y)
         first, self._look = self._look, None
-        drawn = self.generators or Generators(y[0].device, generators(reached(self._f), self._args))
+        drawn = self.generators or Generators(y[0].device, [])
         states = drawn.states()
         out = self._later(t, y)
         with drawn.drawing_from(states):
@@ -230,17 +230,15 @@ class VectorField(LeafFunction):
         refuse_mixed_values(self._f, again, first, at, like, tuple(x.detach() for x in out), eps)
 
     def _plain_first(self, t: Tensor, y: Leaves) -> Leaves:
-        attached = torch.is_grad_enabled()
-        if not t.ndim or transforming() or forward_mode() or torch.is_inference_mode_enabled():
-            return self._evaluate(t, y)
-        asking = attached and any(x.requires_grad for x in (t, *y))
-        with torch.enable_grad():
-            marker = graph_marker()
-            t = t if attached and t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
-            state = [x if attached and x.requires_grad else x.detach().requires_grad_() for x in y]
-            out = self._evaluate(t, tuple(state))
-            refuse_mixing(self._f, t, tuple(state), out)
-        asking = asking or (attached and Captured(self._f).uses_any(out, (t, *state), marker))
+        if not t.ndim or not torch.is_grad_enabled() or transforming() or forward_mode():
+            return self._evaluate(t, y)  # without grad mode mixing is looked for by values alone, which takes less time
+        asking = any(x.requires_grad for x in (t, *y))
+        marker = graph_marker()
+        t = t if t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
+        state = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
+        out = self._evaluate(t, state)
+        refuse_mixing(self._f, t, state, out)
+        asking = asking or Captured(self._f).uses_any(out, (t, *state), marker)
         return out if asking else tuple(x.detach() for x in out)
 
     def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:

@@ -154,11 +154,12 @@ def spread_over(lane: Tensor, leaves: Leaves) -> Leaves:
     return tuple(spread(lane, leaf) for leaf in leaves)
 
 
-def plus(total: Tensor, k: Tensor, c: float) -> Tensor:
-    """total + c * k, in place of total: it belongs to no one yet, and memory freed at once fragments the heap."""
-    if torch.compiler.is_compiling() or recorded():
-        return total + k * c  # Inductor of PyTorch 2.13 leaves an alpha out where k is a matrix product
-    return total.add_(k, alpha=c)
+def apart() -> bool:
+    """Whether total + c * k is to be two operations: Inductor of PyTorch 2.13 leaves alpha out where k is a product.
+
+    Elsewhere it is one, in place of total: that belongs to no one yet, and memory freed at once fragments the heap.
+    """
+    return torch.compiler.is_compiling() or recorded()
 
 
 def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
@@ -168,16 +169,17 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     it, so a sample's result is the same bit for bit in any batch.
     """
     total: list[Tensor] = []
+    two = vmapping() or apart()  # the first stages may be the same for all lanes of a vmap, and no place for the others
     for c, stage in zip(coefficients, stages, strict=True):
         if c == 0.0:
             continue
         if not total:
             total = [leaf * c for leaf in stage]
             continue
-        if vmapping():  # the first stages may be the same for all, and no place for the others
+        if two:
             total = [acc + leaf * c for acc, leaf in zip(total, stage, strict=True)]
             continue
-        total = [plus(acc, leaf, c) for acc, leaf in zip(total, stage, strict=True)]
+        total = [acc.add_(leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
     return tuple(total) if total else tuple(torch.zeros_like(leaf) for leaf in stages[0])
 
 
@@ -198,13 +200,16 @@ def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence
     if vmapping():  # in-place operations are for tensors that are all batched
         return along(y, dt, weighted(coefficients, stages))
     owned = not (torch.is_grad_enabled() or forward_mode() or torch.compiler.is_compiling())
-    return tuple([_moved(i, x, h, coefficients, stages, owned) for i, (x, h) in enumerate(zip(y, dt, strict=True))])
+    two = apart()
+    return tuple(
+        [_moved(i, x, h, coefficients, stages, owned, two) for i, (x, h) in enumerate(zip(y, dt, strict=True))]
+    )
 
 
 def _moved(
-    i: int, x: Tensor, h: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves], owned: bool
+    i: int, x: Tensor, h: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves], owned: bool, two: bool
 ) -> Tensor:
-    """The i-th leaf of `moved`. owned: memory may be used again."""
+    """The i-th leaf of `moved`. owned: memory may be used again. two: see `apart`."""
     first, factor, total = None, 1.0, None
     for c, stage in zip(coefficients, stages, strict=True):
         if c == 0.0:
@@ -212,9 +217,9 @@ def _moved(
         if first is None:
             first, factor = stage[i], c
         elif total is None:
-            total = plus(first * factor, stage[i], c)
+            total = first * factor + stage[i] * c if two else (first * factor).add_(stage[i], alpha=c)
         else:
-            total = plus(total, stage[i], c)
+            total = total + stage[i] * c if two else total.add_(stage[i], alpha=c)
     if first is None:
         return x.clone()
     if x.is_complex():

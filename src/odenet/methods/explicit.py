@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, cast, moved, plus, real_dtype, recorded, scale, spread_over, weighted
+from ..core.leaves import Leaves, apart, cast, moved, real_dtype, recorded, scale, spread_over, weighted
 from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, Vjp
 from .tableau import Tableau
 
@@ -159,7 +159,10 @@ def _sum(terms: Sequence[tuple[float, Tensor | None]], dt: Tensor) -> Tensor | N
     total: Tensor | None = None
     for c, bar in terms:
         if c != 0.0 and bar is not None:
-            total = bar * c if total is None else plus(total, bar, c)
+            if total is None or apart():
+                total = bar * c if total is None else total + bar * c
+            else:
+                total.add_(bar, alpha=c)
     return None if total is None else total.mul_(dt)
 
 
