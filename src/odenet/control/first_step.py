@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import coarse
-from ..core.leaves import Leaves, along, apart, spread_over
+from ..core.leaves import Leaves, along, spread_over
 from ..core.norms import Tolerance, all_finite, peak, rms, tolerance_scale, wide
-from ..core.transforms import vmapping
 from ..methods.base import Field
 from .base import Norm, measured
 
 _ORDINARY = 1e20  # spans beyond this, or below its inverse, are the unit of time for what follows
 _EPS = 2.0**-52
-_SQUARES = 1e-15, 1e15  # means between these come from quotients that float32 holds
 
 
 def hairer(
@@ -34,21 +32,14 @@ def hairer(
     """
     batched = t0.ndim == 1
     scale = tolerance_scale(y0, rtol, atol)
-    # a look costs less than what it saves; of samples each is to go the way that it goes alone
-    looks = t0.device.type == "cpu" and not (batched or apart() or vmapping())
     zero = tuple(s <= 2 * torch.finfo(s.dtype).tiny for s in scale)  # a tolerance and a state that are zero
-    if not looks or any(bool(z.any()) for z in zero):
-        tops = peak(y0, batched)
-        floor = spread_over(1e-12 * torch.where(tops > 0, tops, 1.0), y0)  # of these, which keeps 0/0 out
-        scale = tuple(torch.where(z, s + low, s) for s, z, low in zip(scale, zero, floor, strict=True))
+    tops = peak(y0, batched)
+    floor = spread_over(1e-12 * torch.where(tops > 0, tops, 1.0), y0)  # of these, which keeps 0/0 out
+    scale = tuple(torch.where(z, s + low, s) for s, z, low in zip(scale, zero, floor, strict=True))
 
     def size(x: Leaves) -> Tensor:
         if norm is not None:
             return torch.as_tensor(measured(norm, tuple(a / s for a, s in zip(x, scale, strict=True)))).to(span)
-        if looks:
-            found = rms(tuple(a / s for a, s in zip(x, scale, strict=True)), batched)
-            if bool(((found > _SQUARES[0]) & (found < _SQUARES[1])).all()):
-                return found
         # the quotient and its square may both be too large for the state's own dtype, and the square for any
         scaled = tuple(a.abs().to(wide(s)) / s.to(wide(s)) for a, s in zip(x, scale, strict=True))
         top = peak(scaled, batched)
