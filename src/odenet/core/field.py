@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from .capture import Captured, Operands, graph_marker
 from .edges import Edges
 from .generators import Generators, GeneratorStates, same_states
 from .leaf_function import LeafFunction
-from .leaves import Leaves, Spec, cast, flatten_with_names, forward_mode, new_leaves, unflatten
+from .leaves import Leaves, cast, flatten_with_names, forward_mode, new_leaves, unflatten
 from .mixing import may_misfit, refuse_mixed_values, refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .reach import generators, reached
@@ -24,35 +23,21 @@ from .wrapped import no_wrapped
 
 
 class VectorField(LeafFunction):
-    """f(t, y, *args) on flat leaves.
+    """A `LeafFunction` of a solve. `calls` counts evaluations."""
 
-    `dtypes` are the caller's dtypes: a half-precision state is carried in float32 and rounded only where f sees it, so
-    that small steps are not lost. `time_dtype` is what f's t has. `calls` counts evaluations.
-    """
-
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        spec: Spec,
-        names: list[str],
-        dtypes: tuple[torch.dtype, ...],
-        time_dtype: torch.dtype,
-        args: tuple[Any, ...] = (),
-    ) -> None:
-        super().__init__(f, spec, names, dtypes, time_dtype, args)
-        self.save: Save | None = None  # what is kept of the solution, in place of the state
-        self.calls = 0
-        self.captured: Captured | None = None
-        self.on_first: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
-        self.by_time = False  # a derivative by its time will be asked for
-        self.generators: Generators | None = None  # that f may draw from, where its steps may be taken again
-        self.random = False
-        self.first_states: GeneratorStates | None = None
-        self._grad_inside = False
-        self._first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
-        self._cut: Cut | None = None
-        self._look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
-        self.edges: Edges | None = None  # of a solve that begins or ends at an event
+    save: Save | None = None  # what is kept of the solution, in place of the state
+    calls = 0
+    captured: Captured | None = None
+    on_first: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
+    by_time = False  # a derivative by its time will be asked for
+    generators: Generators | None = None  # that f may draw from, where its steps may be taken again
+    random = False
+    first_states: GeneratorStates | None = None
+    _grad_inside = False
+    _first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
+    _cut: Cut | None = None
+    _look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
+    edges: Edges | None = None  # of a solve that begins or ends at an event
 
     @property
     def differentiable_args(self) -> Leaves:

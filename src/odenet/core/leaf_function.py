@@ -30,6 +30,8 @@ def _own(x: Tensor) -> Tensor:
 class LeafFunction:
     """f(t, y, *args) on flat leaves, in the caller's structure and dtypes.
 
+    `dtypes` are the caller's dtypes: a half-precision state is carried in float32 and rounded only where f sees it, so
+    that small steps are not lost. `time_dtype` is what f's t has.
     checked: f has been evaluated, and its result fits; what is quick to see is looked at every time.
     """
 
@@ -40,7 +42,7 @@ class LeafFunction:
         names: list[str],
         dtypes: tuple[torch.dtype, ...],
         time_dtype: torch.dtype,
-        args: tuple[Any, ...],
+        args: tuple[Any, ...] = (),
     ) -> None:
         self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
         self._args, self._args_spec = flatten(args)

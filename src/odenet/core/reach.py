@@ -57,8 +57,8 @@ def reached(f: Any) -> Reached:
 
 def generators(found: Reached, args: Iterable[Any]) -> list[torch.Generator]:
     """Those that were reached, and those among `args`, each once."""
-    all_of_them = [*found.generators, *(x for x in args if isinstance(x, torch.Generator))]
-    return list({id(x): x for x in all_of_them}.values())
+    both = [*found.generators, *(x for x in args if isinstance(x, torch.Generator))]
+    return list({id(x): x for x in both}.values())
 
 
 def _add(found: Reached, name: str, x: Tensor) -> None:
