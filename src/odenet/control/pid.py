@@ -101,17 +101,16 @@ class PID(Controller):
 
     def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
         finite = isfinite(ratio)
-        r = coarse(maximum(where(finite, ratio, h * 0.0 + 1.0), _SMALLEST))
+        r = coarse(maximum(where(finite, ratio, 1.0), _SMALLEST))
         forced = h <= self.min_step
         accept = finite & ((r <= 1.0) | forced)
         b1, b2, b3 = (b / error_order for b in self.beta)
         factor = self.safety * r**-b1
         if b2 != 0.0 or b3 != 0.0:
             factor = factor * memory[0] ** -b2 * memory[1] ** -b3
-        factor = where(finite, coarse(factor), h * 0.0 + self.factor_min)
-        factor = minimum(maximum(factor, self.factor_min), where(accept, h * 0.0 + self.factor_max, h * 0.0 + 1.0))
+        factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
         # A rejected step must shrink, also where the memory of a PID says otherwise.
-        factor = where(accept, factor, minimum(factor, h * 0.0 + self.safety))
+        factor = where(accept, minimum(factor, self.factor_max), minimum(factor, self.safety))
         memory = (where(accept, r, memory[0]), where(accept, memory[0], memory[1]))
         failed = negate(finite) & forced
         return Verdict(accept, clip(h * factor, self.min_step, self.max_step), memory, failed)

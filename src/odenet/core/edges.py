@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .leaves import Leaves, cast, rows, select
+from .transforms import some
 
 _ALIKE = 8.0  # how far two changes of f, over the same distance, may differ where f does not jump
 _NOISE = 64.0  # of the rounding of f's values
@@ -34,6 +35,7 @@ class Edges:
         self._end, self._end_scale = torch.full_like(start, torch.nan), torch.zeros_like(start)
         self._onwards, self._back = onwards, tuple(torch.zeros_like(x) for x in onwards)
         self._rows: Tensor | None = None
+        self._known = {"start"} if some(torch.isfinite(start)) else set[str]()  # the same for all parts of a batch
 
     def of(self, rows: Tensor) -> Edges:
         """Those of some of the samples at hand, which share what is set later."""
@@ -43,6 +45,8 @@ class Edges:
 
     def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor, onwards: Leaves) -> None:
         """The solve of these lanes of all, (L,), ends at `time`, an event; NaN: it does not."""
+        if some(lanes & torch.isfinite(time)):
+            self._known.add("end")
         place = lanes.view_as(self._end)
         self._end.copy_(torch.where(place, time.view_as(self._end), self._end))
         self._end_scale.copy_(torch.where(place, scale.view_as(self._end), self._end_scale))
@@ -51,6 +55,8 @@ class Edges:
 
     def within(self, t: Tensor, y: Leaves, dtype: torch.dtype) -> tuple[Tensor, Leaves]:
         """t in f's own dtype, and y, moved inside where they are at an edge."""
+        if not self._known:
+            return cast(t, dtype), y
         at = t.detach()
         # a method may have cast the time for f already
         at_start, at_end = at == cast(self._of(self._start), at.dtype), at == cast(self._of(self._end), at.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .capture import Captured, Operands, graph_marker
 from .edges import Edges
 from .generators import Generators, GeneratorStates, same_states
 from .leaf_function import LeafFunction
-from .leaves import Leaves, cast, flatten_with_names, forward_mode, new_leaves, unflatten
+from .leaves import Leaves, cast, flatten_with_names, forward_mode, new_leaves
 from .mixing import may_misfit, refuse_mixed_values, refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .reach import generators, reached
@@ -58,17 +59,17 @@ class VectorField(LeafFunction):
         other = copy.copy(self)
         other.calls = 0
         fresh = iter(tensors)
-        other._args = [next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args]
-        other._given = unflatten(other._args, self._args_spec)
+        other._give([next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args])
         return other
 
     def with_each_arg(self, change: Callable[[Tensor], Tensor]) -> VectorField:
         """The same field, its count going on, with every floating-point tensor in args changed."""
         other = copy.copy(self)
-        other._args = [
-            change(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else x for x in self._args
-        ]
-        other._given = unflatten(other._args, self._args_spec)
+
+        def changed(x: Any) -> Any:
+            return change(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else x
+
+        other._give([changed(x) for x in self._args])
         return other
 
     def divisible(self) -> bool:
@@ -84,8 +85,7 @@ class VectorField(LeafFunction):
         if not self.divisible() or self._cut is None:
             return None
         other = copy.copy(self)
-        other._args = [take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)]
-        other._given = unflatten(other._args, self._args_spec)
+        other._give([take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)])
         other.edges = None if self.edges is None else self.edges.of(rows)
         return other
 
@@ -98,8 +98,7 @@ class VectorField(LeafFunction):
     def _ask(self, t: Tensor, y: Leaves, slope: Leaves) -> Cut | None:
         def evaluate(rows: Tensor, cut: Cut) -> Leaves:
             trial = copy.copy(self)
-            trial._args = [x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)]
-            trial._given = unflatten(trial._args, self._args_spec)
+            trial._give([x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)])
             trial.edges = None  # the time is what f was given already
             return trial(t[rows], tuple(x.index_select(0, rows) for x in y))
 

@@ -45,13 +45,18 @@ class LeafFunction:
         args: tuple[Any, ...] = (),
     ) -> None:
         self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
-        self._args, self._args_spec = flatten(args)
-        self._given = args
-        self._lone = spec.is_leaf() and not any(isinstance(x, Tensor) for x in self._args)
+        leaves, self._args_spec = flatten(args)
+        self._give(leaves)
+        self._given = args  # the caller's own containers
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.checked = False
         self._marks = False  # f marks what it is given by requires_grad_()
         self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
+
+    def _give(self, args: list[Any]) -> None:
+        """Set the leaves of the further arguments of f."""
+        self._args, self._given = args, unflatten(args, self._args_spec)
+        self._tensors = [x for x in args if isinstance(x, Tensor)]
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
@@ -66,11 +71,11 @@ class LeafFunction:
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
         owns = self._marks or not self.checked
-        if self._lone and not owns and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
+        if self._bare and not owns and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
             return self._alone(t, y[0])
         if owns:
             t, y = _own(t), tuple(map(_own, y))
-        before, given = _versions(t, *y), (t, *y, *(x for x in self._args if isinstance(x, Tensor)))
+        before, given = _versions(t, *y), (t, *y, *self._tensors)
         flags = [x.requires_grad for x in given]
         out = self._call(t, y)
         if before != _versions(t, *y):
@@ -92,13 +97,14 @@ class LeafFunction:
         return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
 
     def _alone(self, t: Tensor, x: Tensor) -> Leaves:
-        """`_evaluate` for a state of one tensor and no tensor in args: on a small state it is half of the time."""
-        dtype, before, flags = self.dtypes[0], (t._version, x._version), (t.requires_grad, x.requires_grad)
+        """`_evaluate` for a state of one tensor: on a small state it is half of the time."""
+        dtype, given, before = self.dtypes[0], (t, x, *self._tensors), (t._version, x._version)
+        flags = [a.requires_grad for a in given]
         out = self._f(t, x if x.dtype is dtype else x.to(dtype), *self._given)
         if before != (t._version, x._version):
             raise ValueError(_IN_PLACE)
-        if flags != (t.requires_grad, x.requires_grad):
-            self._unmark((t, x), flags, 0)
+        if flags != [a.requires_grad for a in given]:
+            self._unmark(given, flags, 0)
         if not isinstance(out, Tensor) or not fits([out], (x,), self.dtypes):
             check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
         return (cast(out, x.dtype),)

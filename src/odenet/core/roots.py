@@ -34,6 +34,12 @@ def nodes() -> tuple[float, ...]:
 
 
 @cache
+def node_points() -> Tensor:
+    """`nodes` as a tensor (n,)."""
+    return torch.tensor(nodes(), dtype=torch.float64)
+
+
+@cache
 def _fine() -> tuple[Tensor, Tensor, Tensor]:
     """Points, the matrix that takes samples at the nodes to the values of their polynomial there, which are nodes."""
     points = sorted({i / _FINE for i in range(_FINE + 1)} | set(nodes()))
@@ -45,7 +51,7 @@ def _fine() -> tuple[Tensor, Tensor, Tensor]:
 def _as_they_are() -> tuple[Tensor, Tensor, Tensor]:
     """The same of the nodes alone."""
     every = torch.ones(NODES, dtype=torch.bool)
-    return torch.tensor(nodes(), dtype=torch.float64), torch.eye(NODES, dtype=torch.float64), every
+    return node_points(), torch.eye(NODES, dtype=torch.float64), every
 
 
 def _interpolation(points: Sequence[float]) -> Tensor:
@@ -152,6 +158,8 @@ def _poor(g: Function, samples: Tensor, size: Tensor, some: Tensor) -> Tensor:
 
 def _of(g: Function, these: Tensor, like: Tensor) -> Function:
     """The function of some alone."""
+    if bool(these.all()):
+        return lambda x, live: g(x.view_as(like), live.view_as(like)).view(-1)
 
     def g_of_these(x: Tensor, live: Tensor) -> Tensor:
         at, wanted = torch.zeros_like(like), torch.zeros_like(these)
@@ -244,7 +252,7 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
 
 def _nearest(samples: Tensor, sign: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The last node between left and right where the function has `sign`; left where there is none."""
-    x = torch.tensor(nodes(), dtype=samples.dtype, device=samples.device)
+    x = node_points().to(samples.device)
     fits = (x < right.unsqueeze(-1)) & (x >= left.unsqueeze(-1)) & (samples * sign.unsqueeze(-1) > 0)
     return torch.maximum(left, torch.where(fits, x, 0.0).amax(-1))
 

@@ -20,9 +20,10 @@ from ..control.base import Memory, Verdict, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
 from ..core.lanes import Flag, Number, negate
-from ..core.leaves import Leaves, rows, select
+from ..core.leaves import Leaves, select
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status
+from ..core.transforms import some
 from ..methods.base import Field, Step
 from .ahead import Planned
 from .clock import Clock
@@ -127,14 +128,17 @@ class Move:
         self._polynomial = None
 
 
-def not_finite(move: Move) -> Tensor:
-    """Lanes of which a value of the step is not finite: zeros could not be pulled through their graph."""
-    bad = torch.zeros_like(move.accept)
+def poisons(move: Move, lanes: Tensor) -> bool:
+    """Whether a value of the step is not finite in one of these lanes: zeros could not be pulled through its graph."""
     inner = (*move.step.stages, *move.known_polynomial)
-    for leaf in (*move.step.y, *move.step.carry, *(leaf for leaves in inner for leaf in leaves)):
-        finite = torch.isfinite(leaf.detach())
-        bad = bad | ~(rows(finite).all(1) if move.problem.batched else finite.all())
-    return bad
+    values = [x.detach() for x in (*move.step.y, *move.step.carry, *(leaf for leaves in inner for leaf in leaves))]
+    totals: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+    for x in values:  # a sum is finite only where all its terms are, and takes less time than a look at each
+        key = x.shape, x.dtype
+        totals[key] = totals[key] + x if key in totals else x
+    if not any(some(~torch.isfinite(total)) for total in totals.values()):
+        return False
+    return some(lanes & ~all_finite(tuple(values), move.problem.batched))
 
 
 def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:

@@ -16,8 +16,7 @@ from ..control.first_step import hairer
 from ..core.lanes import Number
 from ..core.leaves import Leaves, select
 from ..core.status import Status
-from ..core.transforms import some
-from .advance import Clock, Move, State, attempt, not_finite, nudged, settle
+from .advance import Clock, Move, State, attempt, nudged, poisons, settle
 from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
 from .problem import Problem
@@ -179,7 +178,8 @@ class Eager(Driver):
         before, nfe = p.f.calls, tally.nfe
         move, verdict = attempt(p, clock, s)
         nfe = nfe + running * (p.f.calls - before - move.polynomial_calls - move.search_calls - move.claim_calls)
-        nfe = nfe + move.sought * move.search_calls + move.claimed * move.claim_calls
+        if move.search_calls or move.claim_calls:
+            nfe = nfe + move.sought * move.search_calls + move.claimed * move.claim_calls
         if torch.is_grad_enabled():
             move = without_poison(p, move)
         accepted, rejected = tally.accepted + move.accept, tally.rejected + (running & ~move.accept)
@@ -188,12 +188,14 @@ class Eager(Driver):
         for observer in observers:
             observer.see(move)
         seen = p.f.calls - before - (0 if known else move.polynomial_calls)
-        nfe = nfe + move.accept * seen + move.charged * move.polynomial_calls
+        if seen or move.polynomial_calls:
+            nfe = nfe + move.accept * seen + move.charged * move.polynomial_calls
         before = p.f.calls
         s = settle(p, clock, s, move, verdict)
         if isinstance(move.ends, Tensor):
             s = s._replace(status=torch.where(move.ends, int(Status.EVENT), s.status))
-        nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
+        if p.f.calls > before:
+            nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
         return s, Tally(nfe, accepted, rejected)
 
 
@@ -202,8 +204,7 @@ def without_poison(p: Problem, move: Move) -> Move:
 
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
-    bad = not_finite(move)
-    if not some(bad & ~move.accept):
+    if not poisons(move, ~move.accept):
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)
     f = nudged(p, move.time0, time1, move.jumped, move.jumps & move.accept)

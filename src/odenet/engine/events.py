@@ -13,7 +13,7 @@ from ..core.dense import Coefficients
 from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
-from ..core.roots import Roots, Sought, first_roots, nodes
+from ..core.roots import Roots, Sought, first_roots, node_points, nodes
 from .advance import Clock, Move, State, nudged
 from .drive import Attempt, Found
 from .landing import Claim, Landing, resolution
@@ -155,8 +155,8 @@ class Seeker:
         """
         path = Path(self.events.values, p, move, self._own(p, move) if self.straight else move.known_polynomial)
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
-        samples = [self.last[rows], *(path.same(x) for x in nodes()[1:-1]), self._values(p, move.time1, move.step.y)]
-        column = torch.stack(samples, -1)
+        first, last = self.last[rows], self._values(p, move.time1, move.step.y)
+        column = torch.cat([first.unsqueeze(-1), path.inside(nodes()[1:-1]), last.unsqueeze(-1)], -1)
         bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).any(-1).any(-1)
         if bool(bad.any()):
             lanes = lanes & ~self._blows_up(p, move, column, wanted)
@@ -166,13 +166,13 @@ class Seeker:
         t0, t1 = (lanes_of(x, p).unsqueeze(-1) for x in (move.t0, move.t1))
         past = ((self.past[rows] - t0) / (t1 - t0)).nan_to_num(0.0)
         signs, left, loud = self._first_signs(path, column, own, quiet, wanted)
-        points = torch.tensor(nodes(), dtype=column.dtype, device=column.device)
+        points = node_points().to(column.device)
         column = torch.where((points < loud.unsqueeze(-1)) & (column.abs() <= quiet.unsqueeze(-1)), 0.0, column)
 
-        last = t1 == p.ts.detach()[..., -1].reshape(-1, 1)  # nothing is asked of event functions past that
+        at_end = t1 == p.ts.detach()[..., -1].reshape(-1, 1)  # nothing is asked of event functions past that
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
-            found = path.each(torch.where(last, theta.clamp(max=1.0), theta), live)
+            found = path.each(torch.where(at_end, theta.clamp(max=1.0), theta), live)
             if not bool((torch.isfinite(found) | ~live).all()):
                 raise _not_finite(found.unsqueeze(-1), live, move)
             return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
@@ -267,7 +267,7 @@ class Seeker:
         After an event, a value that is zero has the sign that it takes first, maybe long before the first node.
         """
         left, unknown = torch.zeros_like(signs), wanted & (signs == 0)
-        points = torch.tensor(nodes(), dtype=column.dtype, device=column.device)
+        points = node_points().to(column.device)
         loud = column.abs() > quiet.unsqueeze(-1)
         index = loud.to(torch.uint8).argmax(-1, keepdim=True)
         since = torch.where(loud.any(-1), points[index.squeeze(-1)], torch.inf)
@@ -315,7 +315,7 @@ class Seeker:
 
 def _largest(column: Tensor, until: Tensor) -> Tensor:
     """The largest absolute value at the nodes up to a point of a step, (L, m)."""
-    points = torch.tensor(nodes(), dtype=until.dtype, device=until.device)
+    points = node_points().to(until.device)
     return (column.abs() * (points <= until[:, None, None])).amax(-1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,21 +43,25 @@ class Path:
     def state(self, theta: float) -> tuple[Tensor, Leaves]:
         """Time and state, of all lanes at the same theta."""
         move = self.move
-        over = tuple(spread(torch.full_like(move.time0, theta), y) for y in move.y)
-        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+        y = evaluate(move.y, self.coefficients, (theta,) * len(move.y))
+        return move.time0 + theta * (move.time1 - move.time0), y
 
-    def same(self, theta: float) -> Tensor:
-        """(L, m): all values at the same theta."""
-        return as_lanes(self.values(*self.state(theta), self.rows), self.p.batched)
+    def inside(self, points: Sequence[float]) -> Tensor:
+        """(L, m, n): all values at these n points of the step."""
+        return as_lanes(torch.stack([self.values(*self.state(x), self.rows) for x in points], -1), self.p.batched)
 
     def each(self, theta: Tensor, live: Tensor) -> Tensor:
         """(L, m): each value at its own theta, of those that are live."""
         out = torch.zeros_like(theta)
         for k in range(theta.shape[-1]):
+            if not self.parts:
+                if bool(live[:, k].any()):
+                    out[:, k] = self._at(theta[:, k], None)[:, k]
+                continue
             lanes = live[:, k].nonzero()[:, 0]
             if not len(lanes):
                 continue
-            if not self.parts or 2 * len(lanes) > len(theta):
+            if 2 * len(lanes) > len(theta):
                 out[:, k] = self._at(theta[:, k], None)[:, k]
             else:
                 out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
@@ -127,5 +132,5 @@ def lanes_of(x: Number | Flag, p: Problem) -> Tensor:
 
 
 def as_lanes(values: Tensor, batched: bool) -> Tensor:
-    """(L, m) in float64. What overflows still has its sign, and is far from zero."""
+    """(L, m, ...) in float64. What overflows still has its sign, and is far from zero."""
     return (values if batched else values.unsqueeze(0)).double().nan_to_num(torch.nan, _FAR, -_FAR)

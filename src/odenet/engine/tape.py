@@ -14,7 +14,7 @@ from ..control.base import Verdict
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step
-from .advance import Clock, Draws, Move, State, attempt, not_finite, nudged
+from .advance import Clock, Draws, Move, State, attempt, nudged, poisons
 from .compact import worthwhile
 from .observe import Observer
 from .problem import Problem
@@ -169,7 +169,7 @@ class Tape(Observer):
             jumps = move.jumps & accept if isinstance(move.jumps, Tensor) else move.jumps
             rejected = (move.t1 != move.t0) & ~accept
             # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
-            whole = move.graph is not None and not bool((rejected & not_finite(move)).any())
+            whole = move.graph is not None and not poisons(move, rejected)
         elif accept:
             t1, jumps, whole = move.t1, move.jumps, True
         else:
