@@ -12,7 +12,8 @@ from torch import Tensor
 
 import odenet
 from odenet import Event
-from odenet.core.roots import Sought, first_roots, nodes
+from odenet.core.chebyshev import nodes
+from odenet.core.roots import Sought, first_roots
 
 D = torch.float64
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .chebyshev import at_the_nodes, between_nodes, finely, last_coefficients, node_points, nodes
+
 Function = Callable[[Tensor, Tensor], Tensor]
 """(points, wanted) -> values: one point for each function; only those that are wanted are looked at."""
 
-NODES = 9  # samples of a function on a step: its Chebyshev polynomial of degree 8
-_FINE = 96  # intervals on which the sign of that polynomial is looked at
 _DOUBT = 0.05  # an extremum within this part of the samples' range is looked at itself
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # The Lebesgue constant of 9 Chebyshev points is 2.1, so the polynomial stays within 0.55 of the samples' range of them:
@@ -25,68 +25,6 @@ _HALVINGS = 6  # so that a step may have some sixty waves
 _RESOLVED = 0.05  # the last three of nine coefficients, as a part of the samples' range, where these are enough: a wave
 _NEXT = 1e-7  # how far past a zero, maybe past 1, a function has to have left its sign for more than a touch
 _ELSEWHERE = (0.2871, 0.7643)  # where the polynomial of samples is held against the function itself
-
-
-@cache
-def nodes() -> tuple[float, ...]:
-    """The Chebyshev points of [0, 1], both ends among them."""
-    return tuple((1 - math.cos(math.pi * i / (NODES - 1))) / 2 for i in range(NODES))
-
-
-@cache
-def node_points() -> Tensor:
-    """`nodes` as a tensor (n,)."""
-    return torch.tensor(nodes(), dtype=torch.float64)
-
-
-@cache
-def _fine() -> tuple[Tensor, Tensor, Tensor]:
-    """Points, the matrix that takes samples at the nodes to the values of their polynomial there, which are nodes."""
-    points = sorted({i / _FINE for i in range(_FINE + 1)} | set(nodes()))
-    sampled = torch.tensor([x in nodes() for x in points])
-    return torch.tensor(points, dtype=torch.float64), _interpolation(points), sampled
-
-
-@cache
-def _as_they_are() -> tuple[Tensor, Tensor, Tensor]:
-    """The same of the nodes alone."""
-    every = torch.ones(NODES, dtype=torch.bool)
-    return node_points(), torch.eye(NODES, dtype=torch.float64), every
-
-
-def _interpolation(points: Sequence[float]) -> Tensor:
-    """The matrix that takes samples at the nodes to the values of their polynomial at these points.
-
-    By the barycentric formula: J.-P. Berrut, L. N. Trefethen, Barycentric Lagrange interpolation, SIAM Review 46
-    (2004), 501-517.
-    """
-    x = nodes()
-    weights = [(-1.0) ** i * (0.5 if i in (0, NODES - 1) else 1.0) for i in range(NODES)]
-    rows = []
-    for point in points:
-        if point in x:
-            rows.append([float(point == node) for node in x])
-            continue
-        terms = [w / (point - node) for w, node in zip(weights, x, strict=True)]
-        rows.append([term / sum(terms) for term in terms])
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-@cache
-def _between_nodes(x: float) -> Tensor:
-    return _interpolation([x]).mT
-
-
-@cache
-def _last_coefficients() -> Tensor:
-    """The matrix that takes samples at the nodes to the last three Chebyshev coefficients of their polynomial."""
-    n = NODES - 1
-    weights = [0.5 if i in (0, n) else 1.0 for i in range(NODES)]
-    rows = [
-        [(1.0 if k == n else 2.0) / n * w * math.cos(math.pi * k * i / n) for k in (n - 2, n - 1, n)]
-        for i, w in enumerate(weights)
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 class Sought(NamedTuple):
@@ -120,11 +58,13 @@ class Roots(NamedTuple):
     since: Tensor
 
 
-def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _HALVINGS) -> Roots:
+def first_roots(
+    g: Function, samples: Tensor, sought: Sought, rounding: float = 0.0, halvings: int = _HALVINGS
+) -> Roots:
     """The first crossing of each function in (0, 1], given its samples at `nodes()` on the last axis.
 
     What the samples' polynomial says is checked by g itself; where the samples are too few for the function, its halves
-    are looked at, and theirs.
+    are looked at, and theirs. rounding: of values of g, as a part of the largest sample.
     """
     sign = sought.sign
     signed = samples * sign.unsqueeze(-1)
@@ -137,7 +77,7 @@ def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _H
     further = partial(_on_halves, halvings=halvings - 1) if halvings else partial(_first_roots, smooth=False)
     for these, search in ((some & ~poor, _first_roots), (poor, further)):
         if bool(these.any()):
-            found = search(_of(g, these, sign), samples[these], sought.of(these))
+            found = search(_of(g, these, sign), samples[these], sought.of(these), rounding=rounding)
             for whole, part in zip(roots, found, strict=True):
                 whole[these] = part
     return roots
@@ -146,12 +86,12 @@ def first_roots(g: Function, samples: Tensor, sought: Sought, halvings: int = _H
 def _poor(g: Function, samples: Tensor, size: Tensor, some: Tensor) -> Tensor:
     """Whether the samples are too few: their polynomial does not converge or, of some, misses g in between."""
     bound = _RESOLVED * size
-    poor = (samples @ _last_coefficients().to(samples.device)).abs().sum(-1) > bound
+    poor = (samples @ last_coefficients().to(samples.device)).abs().sum(-1) > bound
     for x in _ELSEWHERE:
         asked = some & ~poor
         if not bool(asked.any()):
             break
-        says = (samples @ _between_nodes(x).to(samples.device))[..., 0]
+        says = (samples @ between_nodes(x).to(samples.device))[..., 0]
         poor = poor | (asked & ((g(torch.full_like(size, x), asked) - says).abs() > bound))
     return poor
 
@@ -169,7 +109,7 @@ def _of(g: Function, these: Tensor, like: Tensor) -> Function:
     return g_of_these
 
 
-def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> Roots:
+def _on_halves(g: Function, samples: Tensor, sought: Sought, rounding: float, halvings: int) -> Roots:
     """`first_roots` on the first half, and of what has none there on the second."""
     direction, sign, left, zeros_from = sought
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
@@ -189,7 +129,7 @@ def _on_halves(g: Function, samples: Tensor, sought: Sought, halvings: int) -> R
         if begin:  # what is zero so far has the sign that it takes first
             sign = torch.where(live & (sign == 0), _first_sign(column), sign)
         signs = torch.where(live, sign, 0.0)
-        found = first_roots(half, column, Sought(direction, signs, at_left, zeros), halvings)
+        found = first_roots(half, column, Sought(direction, signs, at_left, zeros), rounding, halvings)
         where = torch.where(live, begin + found.where / 2, where)
         # what begins before this half does so in the one before it, or where it did
         since = torch.where(live & (found.since > 0), begin + found.since / 2, since)
@@ -202,10 +142,10 @@ def _first_sign(samples: Tensor) -> Tensor:
     return samples.gather(-1, (samples != 0).to(torch.uint8).argmax(-1, keepdim=True)).squeeze(-1).sign()
 
 
-def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = True) -> Roots:
+def _first_roots(g: Function, samples: Tensor, sought: Sought, rounding: float, smooth: bool = True) -> Roots:
     """`first_roots` of functions that may have one; of those that are not `smooth` by the samples' signs alone."""
     direction, sign, left, zeros_from = sought
-    points, interpolate, sampled = (x.to(samples.device) for x in (_fine() if smooth else _as_they_are()))
+    points, interpolate, sampled = (x.to(samples.device) for x in (finely() if smooth else at_the_nodes()))
     values, index = samples @ interpolate.mT, torch.arange(len(points), device=samples.device)
     near = (values.abs() <= _DOUBT * (samples.amax(-1, True) - samples.amin(-1, True))) & smooth
     zero = (values == 0) & sampled & (points >= zeros_from.unsqueeze(-1))
@@ -231,7 +171,8 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, smooth: bool = Tr
             continue
         right = torch.where(found, right, 1.0)
         nearest = _nearest(samples, sign, left, right)
-        root, exact = _refined(g, nearest, right, sign, found & ~at_zero)
+        noise = rounding * samples.abs().amax(-1)
+        root, exact = _refined(g, nearest, right, sign, found & ~at_zero, noise, 2 * rounding)
         exact = found & (at_zero | exact)
         root = _where_it_begins(g, nearest, root, sign, exact)
         touches = exact & (g(right + _NEXT, exact) * sign > 0) if bool(exact.any()) else exact
@@ -291,10 +232,13 @@ def _beyond(g: Function, sign: Tensor, a: Tensor, middle: Tensor, b: Tensor, liv
     return found
 
 
-def _refined(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+def _refined(
+    g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor, noise: Tensor, close: float
+) -> tuple[Tensor, Tensor]:
     """The root between a, where the function has `sign` (or is zero at the very start), and b, where it has the other.
 
-    It has the other sign there, or is zero; and whether it is. The others come back as their b.
+    It has the other sign there, or is zero; and whether it is. The others come back as their b. The search ends where
+    a and b are `close` and values at both no more than noise, which a search down to the last bit only follows.
     T. R. Chandrupatla, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
     using derivatives, Advances in Engineering Software 28 (1997), 145-149.
     """
@@ -315,7 +259,7 @@ def _refined(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> t
         c, fc, b, fb = (torch.where(same, u, v) for u, v in ((a, b), (fa, fb), (b, a), (fb, fa)))
         a, fa = x, fx
         best = torch.where(done, best, torch.where(fa * sign <= 0, a, b))  # of both ends the one that has crossed
-        done = done | exact
+        done = done | exact | (((b - a).abs() <= close) & (torch.maximum(fa.abs(), fb.abs()) <= noise))
         least = (2e-16 + 4e-16 * best.abs()) / torch.where(b == c, 1e-300, (b - c).abs())
         done = done | (least > 0.5)
         part = _between(a, b, c, fa, fb, fc)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..control.base import Verdict
+from ..core.chebyshev import node_points, nodes
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
-from ..core.roots import Roots, Sought, first_roots, node_points, nodes
+from ..core.roots import Roots, Sought, first_roots
 from .advance import Clock, Move, State, nudged
 from .drive import Attempt, Found
 from .landing import Claim, Landing, resolution
@@ -181,7 +182,7 @@ class Seeker:
         sought = Sought(
             self.events.directions, torch.where(wanted, at, 0.0), torch.maximum(left, past), torch.maximum(loud, past)
         )
-        roots = first_roots(g, column, sought)
+        roots = first_roots(g, column, sought, self.rounding / 4)
         found = lanes & torch.isfinite(roots.where.amin(-1))
         if bool(found.any()):
             self._claim(p, path, move, rows, found, roots, signs, column)

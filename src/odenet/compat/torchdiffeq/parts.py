@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...control.first_step import hairer
-from ...core.roots import Sought, first_roots, nodes
+from ...core.chebyshev import nodes
+from ...core.roots import Sought, first_roots
 from .norms import _flat_to_shape
 
 
