@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from .leaves import Leaves, scale
 
 Coefficients = tuple[Leaves, ...]
@@ -39,8 +37,8 @@ def slope(coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
     return tuple(out)
 
 
-def evaluate(y0: Leaves, coefficients: Sequence[Leaves], theta: Sequence[Tensor | float]) -> Leaves:
-    """Horner; `theta` holds one number or tensor a leaf that broadcasts against the leaf, in its real dtype."""
+def evaluate(y0: Leaves, coefficients: Sequence[Leaves], theta: Leaves) -> Leaves:
+    """Horner; `theta` holds one tensor a leaf that broadcasts against the leaf, in its real dtype."""
     out = []
     for i, (start, x) in enumerate(zip(y0, theta, strict=True)):
         total = coefficients[-1][i] * x

@@ -171,10 +171,10 @@ def _first_roots(g: Function, samples: Tensor, sought: Sought, rounding: float, 
             continue
         right = torch.where(found, right, 1.0)
         nearest = _nearest(samples, sign, left, right)
-        noise = rounding * samples.abs().amax(-1)
-        root, exact = _refined(g, nearest, right, sign, found & ~at_zero, noise, 2 * rounding)
+        noise, close = rounding * samples.abs().amax(-1), 2 * rounding
+        root, exact = _refined(g, nearest, right, sign, found & ~at_zero, noise, close)
         exact = found & (at_zero | exact)
-        root = _where_it_begins(g, nearest, root, sign, exact)
+        root = _where_it_begins(g, nearest, root, sign, exact, noise, close)
         touches = exact & (g(right + _NEXT, exact) * sign > 0) if bool(exact.any()) else exact
         found, begun, left = found & ~touches, left, torch.where(touches, right, left)
         good = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
@@ -268,19 +268,23 @@ def _refined(
     return best, exact
 
 
-def _where_it_begins(g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor) -> Tensor:
+def _where_it_begins(
+    g: Function, a: Tensor, b: Tensor, sign: Tensor, live: Tensor, noise: Tensor, close: float
+) -> Tensor:
     """The first point from a, where the function has `sign`, to b, where it is zero, at which it has not.
 
-    Looked for back from b: mostly it is b itself.
+    Looked for back from b: mostly it is b itself. noise, close: see `_refined`.
     """
-    step, back = torch.full_like(a, 4e-16), live
+    step, back, at_a = torch.full_like(a, 4e-16), live, torch.full_like(a, torch.inf)
     for _ in range(100):
-        live = live & (b - a > 2e-16 + 4e-16 * b)
+        live = live & (b - a > 2e-16 + 4e-16 * b) & ~((b - a <= close) & (at_a <= noise))
         if not bool(live.any()):
             break
         x = b - step
         x = torch.where(back & (x > a), x, a + 0.5 * (b - a))
-        before = g(x, live) * sign > 0
+        value = g(x, live) * sign
+        before = value > 0
+        at_a = torch.where(live & before, value, at_a)
         a, b = torch.where(live & before, x, a), torch.where(live & ~before, x, b)
         back, step = back & ~before, 16 * step
     return b

@@ -43,8 +43,8 @@ class Path:
     def state(self, theta: float) -> tuple[Tensor, Leaves]:
         """Time and state, of all lanes at the same theta."""
         move = self.move
-        y = evaluate(move.y, self.coefficients, (theta,) * len(move.y))
-        return move.time0 + theta * (move.time1 - move.time0), y
+        over = tuple(spread(torch.full_like(move.time0, theta), y) for y in move.y)
+        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
 
     def inside(self, points: Sequence[float]) -> Tensor:
         """(L, m, n): all values at these n points of the step."""
