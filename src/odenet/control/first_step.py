@@ -31,17 +31,16 @@ def hairer(
     norm: default RMS. span: signed lane t1 - t0, and no evaluation goes past it. Not finite where y0 or f0 is not.
     """
     batched = t0.ndim == 1
-    scale = tolerance_scale(y0, rtol, atol)
-    zero = tuple(s <= 2 * torch.finfo(s.dtype).tiny for s in scale)  # a tolerance and a state that are zero
-    tops = peak(y0, batched)
-    floor = spread_over(1e-12 * torch.where(tops > 0, tops, 1.0), y0)  # of these, which keeps 0/0 out
-    scale = tuple(torch.where(z, s + low, s) for s, z, low in zip(scale, zero, floor, strict=True))
+    scale = _scale(y0, rtol, atol, batched)
+    # quotients of float32 and their squares are numbers in float64; of float64 maybe neither is one
+    ample = all(_bits(wide(s)) > _bits(s.dtype) for s in scale)
 
     def size(x: Leaves) -> Tensor:
         if norm is not None:
             return torch.as_tensor(measured(norm, tuple(a / s for a, s in zip(x, scale, strict=True)))).to(span)
-        # the quotient and its square may both be too large for the state's own dtype, and the square for any
         scaled = tuple(a.abs().to(wide(s)) / s.to(wide(s)) for a, s in zip(x, scale, strict=True))
+        if ample:
+            return rms(scaled, batched)
         top = peak(scaled, batched)
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
         return top * rms(tuple(a / b for a, b in zip(scaled, spread_over(top, scaled), strict=True)), batched)
@@ -68,10 +67,26 @@ def hairer(
     h1 = torch.where(torch.isfinite(top), h1, h0)
     h = torch.minimum(torch.minimum(100 * h0, h1), length)
     h = torch.minimum(torch.maximum(_coarse(h) * unit, 8 * _EPS * t0.abs()), span.abs())  # lost beside t0 otherwise
-    return torch.where(all_finite((*y0, *f0), batched), h, torch.nan).to(t0.dtype)
+    finite = torch.isfinite(d0 + d1) if ample and norm is None else all_finite((*y0, *f0), batched)
+    return torch.where(finite, h, torch.nan).to(t0.dtype)
+
+
+def _scale(y0: Leaves, rtol: Tolerance, atol: Tolerance, batched: bool) -> Leaves:
+    """atol + rtol |y0|, and where that is zero what keeps 0/0 out."""
+    scale = tolerance_scale(y0, rtol, atol)
+    least = [2 * torch.finfo(s.dtype).tiny for s in scale]
+    if all(not isinstance(a, Tensor) and a > x for a, x in zip(atol, least, strict=True)):
+        return scale
+    tops = peak(y0, batched)
+    floor = spread_over(1e-12 * torch.where(tops > 0, tops, 1.0), y0)
+    return tuple(torch.where(s <= x, s + low, s) for s, x, low in zip(scale, least, floor, strict=True))
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
 
 
 def _coarse(h: Tensor) -> Tensor:
     """h with float32's digits, and beyond float32's range as it is."""
     rounded = coarse(h)
-    return torch.where((rounded > 1e-37) & torch.isfinite(rounded), rounded, h)
+    return torch.where((rounded > 1e-37) & (rounded < torch.inf), rounded, h)
