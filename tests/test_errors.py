@@ -57,6 +57,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"event": 3}, TypeError, "event=Event"),
     ({"max_steps": 0}, ValueError, "max_steps.*0"),
     ({"max_steps": 1.5}, TypeError, "max_steps.*1.5"),
+    ({"max_steps": 1e4}, TypeError, r"max_steps.*write int\(10000\)"),
     ({"on_failure": "rase"}, ValueError, "Did you mean 'raise'"),
     ({"progress": 3}, TypeError, "progress"),
     ({"f": lambda t, y: y[:2]}, ValueError, r"f's result has shape \(2,\)"),

@@ -182,3 +182,38 @@ def test_unsupported_callbacks_warn(ode: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ode.odeint(net, Y0, T, method="dopri5")
+
+
+SHAPES = [(2,), (), (1, 2), (3, 1), (4, 3, 2), (6,), (2, 3), (1, 3, 2)]
+
+
+@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun", "rk4", "euler", "explicit_adams"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_result_of_another_shape(theirs: Any, ours: Any, shape: tuple[int, ...], method: str) -> None:
+    """What torchdiffeq solves is solved to the same values, and what it refuses is refused, but for axes of one."""
+    y0 = torch.ones(3, 2, dtype=torch.float64)
+    rate = torch.linspace(0.1, 0.9, math.prod(shape), dtype=torch.float64).reshape(shape)
+
+    def solved(ode: Any) -> Tensor | None:
+        try:
+            return ode.odeint(lambda t, y: rate + 0 * t, y0, T, method=method)
+        except RuntimeError:
+            return None
+
+    want, got = solved(theirs), solved(ours)
+    if shape == (1, 3, 2):
+        want = solved_as(ours, rate[0], y0, method)
+    assert (want is None) == (got is None)
+    if want is not None and got is not None:
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def solved_as(ode: Any, rate: Tensor, y0: Tensor, method: str) -> Tensor:
+    return ode.odeint(lambda t, y: rate + 0 * t, y0, T, method=method)
+
+
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
+def test_a_result_of_another_shape_is_named(ours: Any, name: str) -> None:
+    more = {"adjoint_params": ()} if name == "odeint_adjoint" else {}
+    with pytest.raises(RuntimeError, match=r"shape \(2,\) for y of shape \(3, 2\): dy/dt has y's shape"):
+        getattr(ours, name)(lambda t, y: torch.ones(2), torch.ones(3, 2), T, method="dopri5", **more)

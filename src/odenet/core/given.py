@@ -57,7 +57,8 @@ def times(name: str, given: Any) -> Tensor:
 
 def whole(name: str, given: Any, least: int = 1, most: int = 2**31 - 1) -> int:
     if isinstance(given, bool) or not isinstance(given, Integral):
-        raise TypeError(f"{name} must be an int; got {shown(given)}")
+        cure = f": write int({given:g})" if isinstance(given, float) and given.is_integer() else ""
+        raise TypeError(f"{name} must be an int; got {shown(given)}{cure}")
     value = int(given)
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {given}")

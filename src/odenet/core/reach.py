@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 5  # containers within containers
+_PLAIN = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.dtype, torch.device)
 
 Edge = tuple[Any, int]
 """A node of an autograd graph and the number of its output: where autograd hands a tensor's gradient over."""
@@ -42,7 +43,7 @@ def reached(f: Any) -> Reached:
             if x.requires_grad:
                 _add(found, name.lstrip("."), x)
             return
-        if depth > _DEPTH or id(x) in seen or isinstance(x, (str, bytes, int, float, complex, type, ModuleType)):
+        if depth > _DEPTH or id(x) in seen or isinstance(x, _PLAIN):
             return
         seen.add(id(x))
         if isinstance(x, torch.Generator):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import Leaves, along, rows, spread_over
+from ..core.leaves import Leaves, along, real_dtype, rows, spread_over
 from ..core.norms import all_finite
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
@@ -115,6 +115,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     elif status == Status.MAX_STEPS and backward is None and _stiff(p, s, sample):
         cause += f", for the problem is stiff: they are as long as method={p.method.name!r} is stable for"
         hint = CURE + ". Or raise max_steps"
+    elif status == Status.MAX_STEPS and (dtype := _too_coarse(p, s, sample)) is not None:
+        name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
+        cause += f", for rtol and atol ask for more than the rounding of {name} allows, {eps:.1e} of the state"
+        hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
+        hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 
     def lane(x: Number) -> float:
         return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
@@ -131,6 +136,16 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause = cause.format(max_steps=p.max_steps, size=size)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _too_coarse(p: Problem, s: State, sample: int | None) -> torch.dtype | None:
+    """The dtype of a leaf whose rounding is more than its tolerance."""
+    for y, r, a in zip(s.y, p.rtol, p.atol, strict=True):
+        size, dtype = y.detach().abs(), real_dtype(y.dtype)
+        less = (a + r * size < 4 * torch.finfo(dtype).eps * size).expand(size.shape)
+        if bool((less if sample is None else less[sample]).any()):
+            return dtype
+    return None
 
 
 def _stiff(p: Problem, s: State, sample: int | None) -> bool:

@@ -34,9 +34,8 @@ class Weighed(saved_tensors_hooks):
     def add(self, leaves: Iterable[Tensor]) -> None:
         for x in leaves:
             x = unwrapped(x)
-            if (
-                x._is_zerotensor() or x.layout is not torch.strided
-            ):  # of forward mode: no memory; sparse: none to ask for
+            # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
+            if x._is_zerotensor() or x.layout is not torch.strided:
                 continue
             storage = x.untyped_storage()
             self._sizes[storage.data_ptr()] = storage.nbytes()

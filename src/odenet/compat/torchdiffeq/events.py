@@ -50,7 +50,7 @@ def odeint_event(
 
     with torch.no_grad():
         values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
-        field = Inputs.of(func, y0, t, 0.0, 0.0).field
+        field = Inputs.of(func, y0, t, 0.0, 0.0).field()
         span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
         slope = _slope_before(lambda s, y: _leaves(field(s, packed(y))), time, span, tuple(x.detach() for x in last))
     which = int(values.abs().argmin())  # of several, the one that is zero here

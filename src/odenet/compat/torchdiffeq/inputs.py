@@ -19,25 +19,46 @@ _FEW = 64
 
 
 class Field:
-    """func as `odenet.solve` calls it: t in y's real dtype, and results in y's shape and dtype."""
+    """func as `odenet.solve` calls it: t in y's real dtype, and results in y's shape and dtype.
 
-    def __init__(self, func: Callable[..., Any], dtype: torch.dtype) -> None:
-        self.func, self.dtype = func, real_dtype(dtype)
+    broadcasts: a result for one tensor is broadcast to y's shape, as torchdiffeq does with methods of fixed steps.
+    """
+
+    def __init__(self, func: Callable[..., Any], dtype: torch.dtype, broadcasts: bool = True) -> None:
+        self.func, self.dtype, self.broadcasts = func, real_dtype(dtype), broadcasts
 
     def __call__(self, t: Tensor, y: State) -> State:
         t = t if t.dtype == self.dtype else t.to(self.dtype)
         out = self.func(t, y)
         if isinstance(y, Tensor):
-            return _like(out, y)
-        return tuple(_like(k, x) for k, x in zip(out, y, strict=True))
+            return self._like(out, y, False)
+        return tuple(self._like(k, x, True) for k, x in zip(out, y, strict=True))
+
+    def _like(self, k: Any, y: Tensor, part: bool) -> Any:
+        """part: of a tuple, whose parts torchdiffeq lays out in one row."""
+        if not isinstance(k, Tensor):
+            return k  # the solve refuses it, with its name
+        if k.shape != y.shape:
+            if _without_ones(k) == _without_ones(y) or (part and k.numel() == y.numel()):
+                k = k.reshape(y.shape)
+            elif self.broadcasts and not part and _broadcasts(k, y):
+                k = k.expand(y.shape)
+            else:
+                raise RuntimeError(
+                    f"func returned a tensor of shape {tuple(k.shape)} for y of shape {tuple(y.shape)}: dy/dt has y's "
+                    "shape"
+                )
+        return k if k.dtype == y.dtype else k.to(y.dtype)
 
 
-def _like(k: Any, y: Tensor) -> Any:
-    if not isinstance(k, Tensor):
-        return k  # the solve refuses it, with its name
-    if k.shape != y.shape:
-        k = k.reshape(y.shape) if k.numel() == y.numel() else k.expand(y.shape)
-    return k if k.dtype == y.dtype else k.to(y.dtype)
+def _without_ones(x: Tensor) -> list[int]:
+    return [n for n in x.shape if n != 1]
+
+
+def _broadcasts(k: Tensor, y: Tensor) -> bool:
+    """Whether k has y's shape once it is broadcast."""
+    ones = (1,) * (y.ndim - k.ndim)
+    return k.ndim <= y.ndim and all(a in (1, b) for a, b in zip((*ones, *k.shape), y.shape, strict=True))
 
 
 @dataclass
@@ -69,9 +90,8 @@ class Inputs:
     def leaf(self) -> Tensor:
         return self.y0 if isinstance(self.y0, Tensor) else self.y0[0]
 
-    @property
-    def field(self) -> Field:
-        return Field(self.func, self.leaf.dtype)
+    def field(self, broadcasts: bool = True) -> Field:
+        return Field(self.func, self.leaf.dtype, broadcasts)
 
 
 def _state(y0: Any) -> State:

@@ -79,7 +79,7 @@ def integrated(
     if watch is None and gradient == "backprop" and _by_steps(inputs, settings):
         y0, options = inputs.y0, {k: settings.options.get(k) for k in ("step_size", "grid_constructor")}
         assert isinstance(y0, Tensor)
-        return BUILT_IN[settings.name](_checked(inputs.field), y0.view_as(y0), **options).integrate(inputs.t)
+        return BUILT_IN[settings.name](_checked(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
     return solved(inputs, settings, gradient, inputs.t, callbacks=watch).ys
 
 
@@ -119,12 +119,13 @@ def solved(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Ten
         **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
         **{"rtol": inputs.rtol, "atol": inputs.atol},
     }
+    field = inputs.field(broadcasts=not adaptive(settings.name))
     with as_assertions():
         try:
-            return solve(inputs.field, inputs.y0, ts, gradient=gradient, **(given | rest))
+            return solve(field, inputs.y0, ts, gradient=gradient, **(given | rest))
         except CaptureError:
             # func closes over something that was computed: autograd through the solver's operations finds that itself
-            return solve(inputs.field, inputs.y0, ts, gradient="backprop", **(given | rest))
+            return solve(field, inputs.y0, ts, gradient="backprop", **(given | rest))
 
 
 def _until_event(
