@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import odenet
 from captured.ways import EAGER, GRADIENTS, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
+from odenet.errors import CaptureError
 
 Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
 """() -> f, a leaf, and the derivative of the mean of y(1) in it."""
@@ -291,6 +292,34 @@ def test_a_result_that_is_a_leaf(way: Way) -> None:
     (y1[0].mean() + y1[1].mean()).backward()
     close(a.grad, math.exp(-0.5))
     assert torch.equal(y1[1], ones())
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint. the use_reentrant:UserWarning")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # where no graph is wanted
+@pytest.mark.parametrize("way", [w for w in WITHOUT_COMPILING if "forward" not in w.name], ids=str)
+def test_a_reentrant_checkpoint(way: Way) -> None:
+    """PyTorch's default: no graph shows what is used inside, and gradients are only accumulated in leaves."""
+    a, b = number(0.4), number(0.3)
+    a.grad, whole = torch.ones_like(a), []
+    a.register_post_accumulate_grad_hook(lambda x: whole.append(x.grad.clone()))
+    way.solve(lambda t, y: checkpoint(lambda x: a * x, y) + b * y, ones().requires_grad_()).mean().backward()
+    close(a.grad, math.exp(0.7) + 1)
+    close(b.grad, math.exp(0.7))
+    if "backprop" not in way.name and way.name != "odeint":
+        close(whole[0], math.exp(0.7) + 1)
+        assert len(whole) == 1
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_a_reentrant_checkpoint_is_refused_by_name() -> None:
+    k = number(0.5)
+    a = 2 * k
+    with pytest.raises(CaptureError, match="use_reentrant=False"):
+        y1 = odenet.solve(lambda t, y: checkpoint(torch.sin, y, use_reentrant=True) * a + k * y, ones(), [0.0, 1.0]).y1
+        y1.sum().backward()
+    with pytest.raises(CaptureError, match="use_reentrant=False"):
+        f = lambda t, y: checkpoint(lambda x: k * x, y, use_reentrant=True)  # noqa: E731
+        odenet.solve(f, ones(), [0.0, 1.0], gradient="forward").y1.sum().backward()
 
 
 settings = ModuleType("settings")

@@ -15,11 +15,12 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from ..errors import CaptureError
 from .leaves import Leaves, flatten
 from .reach import Edge, Reached, reached
-from .vjp import edge_of, local_vjp, unhooked
+from .vjp import accumulated_vjp, edge_of, local_vjp, unhooked
 
 Nodes = set[Any]
 """Nodes of autograd's graphs."""
@@ -34,6 +35,7 @@ def _leaf_node() -> type[Any]:
 
 
 _LEAF = _leaf_node()
+_REENTRANT = cast(Any, CheckpointFunction)._backward_cls
 
 
 def graph_marker() -> int:
@@ -102,6 +104,7 @@ class Captured:
         self._open = True
         self._suspects = False
         self._chained = False
+        self._reentrant = False  # f uses torch.utils.checkpoint with use_reentrant=True
         self._marker = graph_marker()
         self.makes_leaves = False
 
@@ -126,7 +129,8 @@ class Captured:
         for key, (_, x) in self.reach.leaves.items():
             if key not in self._leaves and not self._is_own(x):
                 self._leaves.add(key)
-                self.spare.append(x)
+                # what is used inside a reentrant checkpoint, no graph shows
+                (self.used if self._reentrant else self.spare).append(x)
         self._suspects = any(edge not in self._computed for edge in self.reach.computed)
 
     def close(self) -> None:
@@ -173,6 +177,13 @@ class Captured:
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
     ) -> Sequence[Tensor | None]:
         """Cotangents of `inputs`, captured tensors among them, from those of outputs; None where there is none."""
+        if self._reentrant:
+            if self._chained or create_graph:
+                raise CaptureError(
+                    "f calls torch.utils.checkpoint with use_reentrant=True (PyTorch's default), which gives neither "
+                    "second derivatives nor those to tensors that were computed outside f: use_reentrant=False does"
+                )
+            return accumulated_vjp(outputs, inputs, bars, self.tensors)
         if self._chained:
             return local_vjp(outputs, inputs, bars, create_graph)
         hooked = [x for x in inputs if x._backward_hooks]
@@ -288,6 +299,8 @@ class Captured:
                 else:
                     seen.add(node)
                     stack.append(node.next_functions)
+                    if type(node) is _REENTRANT:
+                        self._reentrant = True
         return leaves, computed
 
 

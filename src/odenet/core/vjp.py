@@ -30,7 +30,8 @@ def edge_of(x: Tensor) -> Edge:
 @contextmanager
 def unhooked(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Hooks of these tensors are not called: they are for a whole gradient, not for the parts that it is made of."""
-    dicts: list[Any] = [x._backward_hooks for x in tensors if x._backward_hooks]
+    given: Iterator[Any] = (h for x in tensors for h in (x._backward_hooks, x._post_accumulate_grad_hooks))
+    dicts = [h for h in given if h]
     held = [(hooks, dict(hooks)) for hooks in dicts]
     for hooks, _ in held:
         hooks.clear()
@@ -39,6 +40,27 @@ def unhooked(tensors: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for hooks, kept in held:
             hooks.update(kept)
+
+
+def accumulated_vjp(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], others: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """As `torch.autograd.grad(outputs, inputs, bars, allow_unused=True)`, of inputs that are leaves.
+
+    By what is accumulated in them, as a reentrant `torch.utils.checkpoint` allows nothing else. others: leaves in which
+    it is accumulated too.
+    """
+    leaves = [x for x in (*inputs, *others) if x.requires_grad]
+    before = [x.grad for x in leaves]
+    try:
+        for x in leaves:
+            x.grad = None
+        with unhooked(leaves):
+            torch.autograd.backward(outputs, bars)
+        return [x.grad if x.requires_grad else None for x in inputs]
+    finally:
+        for x, grad in zip(leaves, before, strict=True):
+            x.grad = grad
 
 
 def local_vjp(
