@@ -373,3 +373,24 @@ def test_hints_fit_the_call() -> None:
     with pytest.raises(odenet.MaxStepsError, match=r"rounding of float32 allows.*loosen rtol to 1e-05.*float64 state"):
         odenet.solve(lambda t, y: torch.cos(t) * y + torch.sin(5 * y), ONE.float(), [0.0, 1.0], rtol=1e-12, atol=1e-12,
                      max_steps=500)  # fmt: skip
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss"])
+def test_several_cotangents_at_once(gradient: str) -> None:
+    y0 = ONE.repeat(3).requires_grad_()
+    options = {"step": 0.05} if gradient == "reversible" else {}
+    y1 = odenet.solve(decay, y0, [0.0, 1.0], gradient=gradient, rtol=1e-8, atol=1e-8, **options).y1
+    try:
+        (found,) = torch.autograd.grad(y1, y0, torch.eye(3).to(y1), is_grads_batched=True)
+    except RuntimeError as error:
+        assert gradient in ("adjoint", "gauss")
+        assert "leave is_grads_batched=True" in error.__notes__[0]
+    else:
+        torch.testing.assert_close(found, torch.eye(3).to(found) * math.exp(-1), rtol=1e-3, atol=1e-9)
+
+
+def test_an_f_without_second_derivative() -> None:
+    layer = torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    with pytest.raises(RuntimeError) as caught:
+        odenet.solve(lambda t, y: layer(y), torch.ones(2, 3, 4), [0.0, 1.0], gradient="forward", method="rk4", step=0.5)
+    assert "gradient='forward' differentiates f twice" in caught.value.__notes__[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.autocast import autocast_as_now
+from ..core.notes import noted
 from ..core.vjp import local_vjp
 
 Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
@@ -38,6 +39,12 @@ def attach(
     return _Attach.apply(pull, again, counts, [x.detach() for x in outputs], *inputs, *captured, *spare)
 
 
+_ONE_BY_ONE = (
+    "A continuous backward solve takes one cotangent: leave is_grads_batched=True and vectorize=True out, or take "
+    "gradient='discrete', 'reversible' or 'backprop'."
+)
+
+
 class _Attach(torch.autograd.Function):
     takes_none = True
 
@@ -57,7 +64,7 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         inputs, spare = ctx.saved_tensors, [x for x, _ in ctx.spare]
         split = len(inputs) - ctx.captured
-        with ctx.precision():
+        with ctx.precision(), noted("Batching rule not implemented", _ONE_BY_ONE):
             if not torch.is_grad_enabled():
                 bars = ctx.pull(cotangents)
             elif ctx.again is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.capture import graph_marker
 from ..core.lanes import Flag
 from ..core.leaves import Leaves, new_leaves
+from ..core.notes import noted
 from ..engine.advance import Move
 from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
@@ -31,6 +32,9 @@ from .directions import Directions
 from .frozen import Survivors
 from .local import attached_step
 from .taped import once_more, unpacked
+
+# flash attention has no second derivative
+_TWICE = "gradient='forward' differentiates f twice: take another one, such as 'discrete'."
 
 
 @final
@@ -180,6 +184,7 @@ class Sensitivities(Observer):
         there = torch.where(e.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
         return torch.where(e.hit, there, self.time)
 
+    @noted("derivative for", _TWICE)
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:
         """Tangents (P, ...) of `values`, from those of `inputs` and of what all steps share."""
         out = [v.new_zeros(self.directions.count, *v.shape) for v in values]
