@@ -377,11 +377,11 @@ def test_hints_fit_the_call() -> None:
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss"])
 def test_several_cotangents_at_once(gradient: str) -> None:
-    y0 = ONE.repeat(3).requires_grad_()
+    y0 = ONE.clone().requires_grad_()
     options = {"step": 0.05} if gradient == "reversible" else {}
     y1 = odenet.solve(decay, y0, [0.0, 1.0], gradient=gradient, rtol=1e-8, atol=1e-8, **options).y1
     try:
-        (found,) = torch.autograd.grad(y1, y0, torch.eye(3).to(y1), is_grads_batched=True)
+        (found,) = torch.autograd.grad([y1], [y0], [torch.eye(3).to(y1)], is_grads_batched=True)
     except RuntimeError as error:
         assert gradient in ("adjoint", "gauss")
         assert "leave is_grads_batched=True" in error.__notes__[0]
