@@ -208,20 +208,6 @@ class Watched(Values):
         return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
 
 
-@torch.no_grad()
-def noise(watched: Watched, time: Tensor, y: Leaves) -> Tensor:
-    """The rounding errors of all values, like them: how they change with the last bits of the parts of the state."""
-    eps = max(torch.finfo(x.dtype).eps for x in y)
-    shift = eps**0.5
-
-    def moved(x: Tensor) -> Tensor:
-        signs = 1 - 2 * (torch.arange(x.numel(), device=x.device) % 2)  # or what cancels would go on doing so
-        return x * (1 + shift * signs.reshape(x.shape)).to(x.dtype)
-
-    change = watched(time, tuple(map(moved, y))) - watched(time, y)
-    return (change.abs().double() * (eps / shift)).nan_to_num(0.0, 0.0)
-
-
 def stacked_hits(hits: Sequence[Hit], like: Any, batched: bool, time: Tensor) -> Hit:
     """`sol.hits` of what happened one after another; like: a state. Hits of a sample follow one another from the first.
 

@@ -25,8 +25,9 @@ from .engine.integrate import Progress, Request
 from .engine.pieces import Stretch, Stretches
 from .engine.problem import Problem
 from .engine.record import Collected
+from .engine.rounding import noise
 from .errors import SolveError
-from .events import Event, Hit, Watched, noise, stacked_hits
+from .events import Event, Hit, Watched, stacked_hits
 from .gradients.base import Stats, Trajectory
 from .gradients.frozen import frozen, held, unfailed
 from .legs import Leg
@@ -183,8 +184,9 @@ class Hybrid:
         shrinks = (ratios.amax(1) < 0.999) & (left < (end - found.t[rows]).abs())
         if bool(shrinks.any()):
             small = min(1e-2, 1e4 * max(torch.finfo(d).eps for d in self.p.f.dtypes)) * self.peaks[rows, value]
-            rounding = noise(self.watched, time, y).reshape(len(happened), -1)[rows, value]
-            piled[rows] = shrinks & (found.peak[rows] < torch.maximum(small, 1e3 * rounding))
+            still = torch.zeros_like(time.detach())
+            rounding = noise(self.watched, time.detach(), y, still, y).reshape(len(happened), -1)[rows, value]
+            piled[rows] = shrinks & (found.peak[rows] < torch.maximum(small, 256 * rounding))
         return piled
 
     def _after(

@@ -18,8 +18,9 @@ from ..core.roots import Roots, Sought, first_roots
 from .advance import Clock, Move, State, nudged
 from .drive import Attempt, Found
 from .landing import Claim, Landing, resolution
-from .path import Path, Values, as_lanes, lanes_of, rows_at_hand
+from .path import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
 from .problem import Problem
+from .rounding import noise
 
 __all__ = ["Events", "Seeker", "Values"]
 
@@ -133,10 +134,19 @@ class Seeker:
         """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
         values, pick = self._values(p, move.time1, move.step.y), self.landing.value[rows].clamp(min=0).unsqueeze(-1)
         left, claim = values.gather(-1, pick).squeeze(-1), self.landing.claim
-        landed = self.landing.judge(rows, lanes, left)
-        noise = self.rounding * self.scale[rows] + 1e-300
+
+        def noise_of_it() -> Tensor:
+            time, y = move.time1.detach(), tuple(x.detach() for x in move.step.y)
+            scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(move.y, y, strict=True))
+            around = torch.maximum(move.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
+            found = noise(lambda t, x: self._values(p, t, x), time, y, around, scale)
+            return found.gather(-1, pick).squeeze(-1)
+
+        landed = self.landing.judge(rows, lanes, left, noise_of_it)
+        least = self.rounding * self.scale[rows] + 1e-300
+        zero = torch.minimum(least, landed.noise + 1e-300)
         self._put("jumped", rows, lanes, landed.jumped)
-        self._put("zero", rows, lanes, torch.where(landed.jumped, noise, 2 * left.abs() + noise))
+        self._put("zero", rows, lanes, torch.where(landed.jumped, least, 2 * left.abs() + zero))
         start, limit, t = claim.start[rows], claim.limit[rows], claim.t[rows]
         moved = ((self.landing.t[rows] - t).abs() > _APART * (limit - start).abs()).unsqueeze(-1)
         chosen = torch.arange(values.shape[-1], device=values.device) == pick
@@ -192,7 +202,7 @@ class Seeker:
         self._put("quiet", rows, on, torch.where(end != 0, 0.0, quiet))
         self._put("past", rows, on, torch.full_like(past, torch.nan))
         until = torch.where(found, roots.where.amin(-1), 1.0)
-        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], _largest(column, until)))
+        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], largest(column, until)))
         return found
 
     def _claim(
@@ -232,7 +242,7 @@ class Seeker:
         part = first.squeeze(-1)
         t = t0 + length.sign() * torch.maximum(part * length.abs(), resolution(t0, t1))
         sign, end = of_it(before), of_it(column[..., -1])
-        size = torch.maximum(of_it(_largest(column, part)), of_it(path.each(at / 2, (chosen & live))).abs())
+        size = torch.maximum(of_it(largest(column, part)), of_it(path.each(at / 2, (chosen & live))).abs())
         peaks = torch.where(chosen, torch.maximum(self.peaks[rows], size.unsqueeze(-1)), self.peaks[rows])
         self._put("peaks", rows, found, peaks)  # the nodes may all lie past an event
         self._put("scale", rows, found, of_it(column.abs().amax(-1)))
@@ -312,12 +322,6 @@ class Seeker:
         """Keep x of these lanes among those at hand."""
         whole = getattr(self, name)
         whole[rows[lanes]] = x[lanes].to(whole.dtype)
-
-
-def _largest(column: Tensor, until: Tensor) -> Tensor:
-    """The largest absolute value at the nodes up to a point of a step, (L, m)."""
-    points = node_points().to(until.device)
-    return (column.abs() * (points <= until[:, None, None])).amax(-1)
 
 
 def _size(p: Problem, y: Leaves) -> Tensor:

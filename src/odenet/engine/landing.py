@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
@@ -44,11 +45,15 @@ class Claim(NamedTuple):
 
 
 class Landed(NamedTuple):
-    """What became of attempts, in lanes. again: to be tried again. off: there is no event. jumped: across zero."""
+    """What became of attempts, in lanes. again: to be tried again. off: there is no event. jumped: across zero.
+
+    noise: values up to it are zero but for rounding; infinite where that is not known.
+    """
 
     again: Tensor
     off: Tensor
     jumped: Tensor
+    noise: Tensor
 
 
 @final
@@ -97,8 +102,11 @@ class Landing:
         """Of these lanes of all: nothing is looked for."""
         self.value[lanes] = -1
 
-    def judge(self, rows: Tensor, lanes: Tensor, left: Tensor) -> Landed:
-        """What to do with steps of these lanes that ended at their t, where the value still is `left`."""
+    def judge(self, rows: Tensor, lanes: Tensor, left: Tensor, noise: Callable[[], Tensor]) -> Landed:
+        """What to do with steps of these lanes that ended at their t, where the value still is `left`.
+
+        noise: how much the values change with the rounding of their states and times.
+        """
         c = Claim(*(x[rows] for x in self.claim))
         t, tries = self.t[rows], self.tries[rows]
         forward, width = (c.limit - c.start).sign(), resolution(c.start, c.limit)
@@ -108,11 +116,16 @@ class Landing:
         narrow = known & ((high - low) * forward <= 1.5 * width)
         better = size < self.best[rows]
         best, best_t = torch.where(better, size, self.best[rows]), torch.where(better, t, self.best_t[rows])
-        tolerance = c.size * torch.where(tries == 0, max(_ROUNDING, self.rounding / 4), max(_GOOD, self.rounding))
+        steady = lanes & ~c.sharp
+        floor = torch.where(steady, noise(), 0.0) if bool(steady.any()) else torch.zeros_like(size)
+        tolerance = torch.where(
+            tries == 0, torch.maximum(_ROUNDING * c.size, floor), torch.maximum(_GOOD * c.size, 4 * floor)
+        )
         # as near as rounding lets it come; or as the times do
-        near = size <= torch.maximum(_SMALL * c.size, 3 * c.rate.abs() * width)
+        small = torch.maximum(_SMALL * c.size, floor)
+        near = size <= torch.maximum(small, 3 * c.rate.abs() * width)
         last = self.last[rows].abs()
-        stalled = ~c.sharp & known & (tries >= 2) & (size > last / 4) & (best <= _SMALL * c.size)
+        stalled = ~c.sharp & known & (tries >= 2) & (size > last / 4) & (best <= small)
         closing = (stalled & better) | (~c.sharp & near & (self._secant(rows, c, t, left) == t))
         # the method itself may have a jump or a pole there, as implicit ones do in long steps: then nothing is zero
         there, whole = self.final[rows] | (narrow & ~before), c.sharp | near
@@ -124,7 +137,7 @@ class Landing:
         again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
         self._put(rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
         self._put(rows, again, t=following, final=torch.isfinite(settled))
-        return Landed(again, off, lanes & good & (size > _SMALL * c.size))
+        return Landed(again, off, lanes & good & (size > small), torch.where(steady, 4 * floor, torch.inf))
 
     def _secant(self, rows: Tensor, c: Claim, t: Tensor, left: Tensor) -> Tensor:
         slope = (left - self.last[rows]) / (t - self.last_t[rows])

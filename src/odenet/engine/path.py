@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..core.chebyshev import node_points
 from ..core.dense import Coefficients, evaluate, slope
 from ..core.edges import jumps, units
 from ..core.lanes import Flag, Number
@@ -134,3 +135,9 @@ def lanes_of(x: Number | Flag, p: Problem) -> Tensor:
 def as_lanes(values: Tensor, batched: bool) -> Tensor:
     """(L, m, ...) in float64. What overflows still has its sign, and is far from zero."""
     return (values if batched else values.unsqueeze(0)).double().nan_to_num(torch.nan, _FAR, -_FAR)
+
+
+def largest(column: Tensor, until: Tensor) -> Tensor:
+    """The largest absolute value at the nodes up to a point of a step, (L, m)."""
+    points = node_points().to(until.device)
+    return (column.abs() * (points <= until[:, None, None])).amax(-1)
