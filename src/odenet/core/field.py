@@ -86,7 +86,7 @@ class VectorField(LeafFunction):
             return None
         other = copy.copy(self)
         other._give([take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)])
-        other.edges = None if self.edges is None else self.edges.of(rows)
+        other.edges, other._look = None if self.edges is None else self.edges.of(rows), None
         return other
 
     @property
@@ -99,7 +99,7 @@ class VectorField(LeafFunction):
         def evaluate(rows: Tensor, cut: Cut) -> Leaves:
             trial = copy.copy(self)
             trial._give([x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)])
-            trial.edges = None  # the time is what f was given already
+            trial.edges = trial._look = None  # the time is what f was given already, and of other rows
             return trial(t[rows], tuple(x.index_select(0, rows) for x in y))
 
         with torch.no_grad():
@@ -160,12 +160,12 @@ class VectorField(LeafFunction):
             return self._first(t, y)
         if self._look is None or not bool((t != self._look[0]).all()):
             return self._later(t, y)
-        first, self._look = self._look, None
         drawn = self.generators or Generators(y[0].device, [])
         states = drawn.states()
         out = self._later(t, y)
         with drawn.drawing_from(states):
-            self._look_again(first, t, y, out)
+            self._look_again(self._look, t, y, out)
+        self._look = None  # a mixing f is refused again where this evaluation was only tried
         return out
 
     def _later(self, t: Tensor, y: Leaves) -> Leaves:

@@ -72,7 +72,8 @@ def refuse_mixed_values(
                 return row
         return None
 
-    for marked in _marked(t):
+    first_ones = _marked(t)[0]
+    for marked in (first_ones, ~first_ones):  # what all depend on, such as the largest, may lie in either
         row = row_that_differs(marked, marked)
         if row is None:
             continue

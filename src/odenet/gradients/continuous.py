@@ -191,8 +191,9 @@ class Backward:
         beyond = (ts - (reached[:, None] if batched else reached)) * direction > 0
         self.solved: Flag = True
         if isinstance(status, Tensor):
-            self.solved = (status == Status.SUCCESS) | (status == Status.EVENT)
-        if isinstance(self.solved, Tensor):  # a sample that failed has no backward solve, and a gradient of zero
+            self.solved = _asked((status == Status.SUCCESS) | (status == Status.EVENT), cotangents)
+        # a sample that failed, or that nobody asks for, has no backward solve, and a gradient of zero
+        if isinstance(self.solved, Tensor):
             reached = torch.where(self.solved, reached, ts[:, 0])
             beyond = beyond | ~self.solved[:, None]
             if not bool(self.solved.all()):  # it stands where f is finite, for the sake of what all samples share
@@ -305,6 +306,13 @@ class Backward:
         top = torch.stack([x.double() for x in tops]).amax(0)
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
         return [spread(top, x) if self.q.batched else float(top) for x in self.a]
+
+
+def _asked(solved: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
+    """Those of the samples that were solved which have a cotangent; all of them where none has."""
+    given = [rows(b != 0).any(1) for b in cotangents if b is not None]
+    asked = solved & torch.stack(given).any(0) if given else solved
+    return asked if bool(asked.any()) else solved
 
 
 def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
