@@ -125,3 +125,12 @@ def test_fields_that_mix_nothing(f: Any) -> None:
     alone = [odenet.solve(f, row[None], [0.0, 1.0], rtol=1e-9, atol=1e-11).y1 for row in SQUARE]
     both = odenet.solve(f, SQUARE, [0.0, 1.0], rtol=1e-9, atol=1e-11, per_sample=True).y1
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 33])
+def test_a_row_that_all_depend_on(count: int) -> None:
+    """The largest, wherever it lies."""
+    for seed in range(4):
+        y0 = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=D)
+        with pytest.raises(ValueError, match="mixes the samples"):
+            odenet.solve(lambda t, y: -y / y.abs().max(), y0, [0.0, 1.0], per_sample=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -174,3 +175,15 @@ def test_norms(dtype: torch.dtype, batched: bool) -> None:
         torch.testing.assert_close(peak(tuple(leaves), batched) / size, top, rtol=1e-6, atol=0.0)
     assert bool(rms((torch.tensor([1.0, torch.inf]),), False).isinf())
     assert bool(rms((torch.tensor([1.0, torch.nan]),), False).isnan())
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss"])
+def test_a_neighbour_near_the_largest_number(gradient: str) -> None:
+    """Its dense output overflows; nobody asks for it, and what all samples share gets the others' gradients."""
+    y0, rate = torch.tensor([[1.0, 2.0], [3e37, 1.0], [0.5, 0.1]]), torch.tensor(1.0, requires_grad=True)
+    options = {"step": 0.05} if gradient == "reversible" else {}
+    y1 = odenet.solve(
+        lambda t, y: -rate * y, y0, [0.0, 1.0], per_sample=True, gradient=gradient, rtol=1e-6, atol=1e-6, **options
+    ).y1
+    (found,) = torch.autograd.grad(y1[::2].sum(), rate)
+    assert float(found) == pytest.approx(-3.6 * math.exp(-1), rel=1e-4)

@@ -13,7 +13,7 @@ from .core.field import VectorField
 from .core.leaves import Leaves, cast, flatten, flatten_like, select, tree_map, unflatten
 from .core.narrowing import Cut, find_cut, take
 from .core.portable import constants
-from .engine.events import Values
+from .engine.path import Values
 from .engine.problem import Problem
 from .gradients.event_time import with_event_time
 

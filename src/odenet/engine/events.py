@@ -22,8 +22,6 @@ from .path import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
 from .problem import Problem
 from .rounding import noise
 
-__all__ = ["Events", "Seeker", "Values"]
-
 _APART = 1e-3  # of a step: where the rate of a value is measured around its root
 _CLOSEST = 1e-9  # of a step: a value that changes as much in so little as within _APART jumps
 _CLOSE = tuple(8.0**-k for k in range(6, 0, -1))  # of the first node: where to look for the sign just after an event
@@ -137,14 +135,14 @@ class Seeker:
 
         def noise_of_it() -> Tensor:
             time, y = move.time1.detach(), tuple(x.detach() for x in move.step.y)
-            scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(move.y, y, strict=True))
+            scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(p.y0, y, strict=True))
             around = torch.maximum(move.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
             found = noise(lambda t, x: self._values(p, t, x), time, y, around, scale)
             return found.gather(-1, pick).squeeze(-1)
 
         landed = self.landing.judge(rows, lanes, left, noise_of_it)
         least = self.rounding * self.scale[rows] + 1e-300
-        zero = torch.minimum(least, landed.noise + 1e-300)
+        zero = torch.where(torch.isnan(landed.noise), least, landed.noise + 1e-300)
         self._put("jumped", rows, lanes, landed.jumped)
         self._put("zero", rows, lanes, torch.where(landed.jumped, least, 2 * left.abs() + zero))
         start, limit, t = claim.start[rows], claim.limit[rows], claim.t[rows]

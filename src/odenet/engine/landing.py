@@ -47,7 +47,7 @@ class Claim(NamedTuple):
 class Landed(NamedTuple):
     """What became of attempts, in lanes. again: to be tried again. off: there is no event. jumped: across zero.
 
-    noise: values up to it are zero but for rounding; infinite where that is not known.
+    noise: values up to it are zero but for rounding; NaN where that is not known.
     """
 
     again: Tensor
@@ -137,7 +137,8 @@ class Landing:
         again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
         self._put(rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
         self._put(rows, again, t=following, final=torch.isfinite(settled))
-        return Landed(again, off, lanes & good & (size > small), torch.where(steady, 4 * floor, torch.inf))
+        jumped = lanes & good & (size > torch.maximum(small, tolerance))
+        return Landed(again, off, jumped, torch.where(steady, 2 * floor, torch.nan))
 
     def _secant(self, rows: Tensor, c: Claim, t: Tensor, left: Tensor) -> Tensor:
         slope = (left - self.last[rows]) / (t - self.last_t[rows])
