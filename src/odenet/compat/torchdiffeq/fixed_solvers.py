@@ -61,18 +61,19 @@ class FixedGridODESolver:
     def integrate(self, t: Tensor) -> Tensor:
         """The solution at all of t, increasing, (len(t), *y0.shape)."""
         grid = self.grid_constructor(self.func, self.y0, t)
-        if not bool(grid[0] == t[0]) or not bool(grid[-1] == t[-1]):
+        ends, outputs = grid.tolist(), t.tolist()  # compared as numbers, which takes no time
+        if ends[0] != outputs[0] or ends[-1] != outputs[-1]:
             raise AssertionError("grid_constructor must give a grid from t[0] to t[-1]")
         y0, solution, own = self.y0, [self.y0], grid is not t
         before = callback(self.func, "callback_step")
-        for t0, t1 in pairwise(grid.unbind()):
+        for (t0, t1), end in zip(pairwise(grid.unbind()), ends[1:], strict=True):
             dt = t1 - t0
             before(t0, y0, dt)
             dy, f0 = self._step_func(self.func, t0, dt, t1, y0)
             y1 = y0 + dy
             if not own:  # every end of a step is an output
                 solution.append(y1)
-            while own and len(solution) < len(t) and bool(t1 >= t[len(solution)]):
+            while own and len(solution) < len(outputs) and end >= outputs[len(solution)]:
                 solution.append(self._between(t0, t1, y0, y1, f0)(t[len(solution)]))
             y0 = y1
         return torch.stack(solution)
