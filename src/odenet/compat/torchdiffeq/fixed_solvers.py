@@ -61,7 +61,7 @@ class FixedGridODESolver:
     def integrate(self, t: Tensor) -> Tensor:
         """The solution at all of t, increasing, (len(t), *y0.shape)."""
         grid = self.grid_constructor(self.func, self.y0, t)
-        ends, outputs = grid.tolist(), t.tolist()  # compared as numbers, which takes no time
+        ends, outputs = grid.tolist(), t.tolist()  # comparing tensors costs as much as a stage
         if ends[0] != outputs[0] or ends[-1] != outputs[-1]:
             raise AssertionError("grid_constructor must give a grid from t[0] to t[-1]")
         y0, solution, own = self.y0, [self.y0], grid is not t
