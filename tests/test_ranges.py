@@ -177,7 +177,7 @@ def test_norms(dtype: torch.dtype, batched: bool) -> None:
     assert bool(rms((torch.tensor([1.0, torch.nan]),), False).isnan())
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss"])
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss", "forward"])
 def test_a_neighbour_near_the_largest_number(gradient: str) -> None:
     """Its dense output overflows; nobody asks for it, and what all samples share gets the others' gradients."""
     y0, rate = torch.tensor([[1.0, 2.0], [3e37, 1.0], [0.5, 0.1]]), torch.tensor(1.0, requires_grad=True)

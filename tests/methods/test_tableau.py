@@ -18,6 +18,7 @@ from odenet.methods import (
     ImplicitRK,
     ImplicitTableau,
     bosh3,
+    butcher5,
     dopri5,
     dopri8,
     euler,
@@ -28,7 +29,10 @@ from odenet.methods import (
 )
 from odenet.methods.tableau import Tableau
 
-TABLEAUS = tuple(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK))
+TABLEAUS = (
+    *(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK)),
+    butcher5.TABLEAU,  # starts implicit_adams
+)
 ADAPTIVE = tuple(t for t in TABLEAUS if t.error is not None)
 THETAS = (0.05, 0.2, 1 / 3, 0.5, 0.7, 0.95, 1.0)
 # Dense coefficients are of size 600 (dopri8) and cancel; the conditions of b hold to 1e-15.

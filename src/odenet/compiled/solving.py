@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
+from ..core.leaves import version
 from ..core.status import Status
 from ..engine.advance import State
 from ..engine.drive import Driver, Outcome
@@ -56,15 +57,11 @@ class Run:
     def refuse_changed(self) -> None:
         """Raise RuntimeError where a tensor that f uses is not what it was: the steps would be others."""
         for x, before in zip(self.others, self.versions, strict=True):
-            if _version(x) != before:
+            if version(x) != before:
                 raise RuntimeError(
                     f"a tensor of shape {tuple(x.shape)} that f uses has been modified by an inplace operation between "
                     "the solve and its backward pass: change it afterwards, or let f use a copy, x.clone()"
                 )
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory:
@@ -87,7 +84,7 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver,
     held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
     attached = recording and any(x.requires_grad for x in (*inputs, *held))
     plan = _plan(p, graph, others, differentiable if attached else [False] * len(others), request, attached)
-    run = Run(p, plan, graph, [x.detach() for x in others], [], [_version(x) for x in others])
+    run = Run(p, plan, graph, [x.detach() for x in others], [], [version(x) for x in others])
     with torch.no_grad():
         outcome = _forward(run, attached)
         outputs = Outputs(run.p, run.plan, [c.rows for c in run.chunks], [c.tape for c in run.chunks], outcome.state.y)

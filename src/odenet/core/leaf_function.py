@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 
 from .fit import check_fit, fits, what_f_was_given
-from .leaves import Leaves, Spec, cast, flatten, flatten_like, unflatten
+from .leaves import Leaves, Spec, cast, flatten, flatten_like, unflatten, version
 
 _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
 
 _IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
-
-
-def _versions(*tensors: Tensor) -> list[int]:
-    """How often each was changed in place; not counted in inference mode."""
-    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def _own(x: Tensor) -> Tensor:
@@ -75,10 +70,10 @@ class LeafFunction:
             return self._alone(t, y[0])
         if owns:
             t, y = _own(t), tuple(map(_own, y))
-        before, given = _versions(t, *y), (t, *y, *self._tensors)
+        before, given = [version(x) for x in (t, *y)], (t, *y, *self._tensors)
         flags = [x.requires_grad for x in given]
         out = self._call(t, y)
-        if before != _versions(t, *y):
+        if before != [version(x) for x in (t, *y)]:
             raise ValueError(_IN_PLACE)
         if flags != [x.requires_grad for x in given]:
             self._unmark(given, flags, 1 + len(y) if owns else 0)
@@ -86,9 +81,9 @@ class LeafFunction:
         if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
             check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
         if not self.checked:
-            self._fresh = list(zip(leaves, _versions(*leaves), strict=True))
+            self._fresh = [(x, version(x)) for x in leaves]
         elif self._fresh is not None:
-            if any(v != w for (_, v), w in zip(self._fresh, _versions(*(x for x, _ in self._fresh)), strict=True)):
+            if any(version(x) != before for x, before in self._fresh):
                 raise ValueError(
                     "f changed what it had returned before: it writes each result into the same tensor. "
                     "Return a new one, out.clone()"

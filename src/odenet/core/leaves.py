@@ -120,6 +120,11 @@ def new_leaves(x: Leaves) -> Leaves:
     return tuple(a.detach().requires_grad_() for a in x)
 
 
+def version(x: Tensor) -> int:
+    """How often x was changed in place; not counted in inference mode."""
+    return 0 if x.is_inference() else x._version
+
+
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x.to(dtype), which takes its time also where it has nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)

@@ -62,6 +62,7 @@ class Directions:
             if bar is None:
                 continue
             product = (bar.conj() * tangent).real if tangent.is_complex() else bar * tangent
+            product = torch.where(bar == 0, 0.0, product)  # what nobody asks for may have overflowed
             part = product.reshape(*product.shape[: 1 + self.batched], -1).sum(-1)
             part = part.to(torch.promote_types(part.dtype, torch.float32))
             total = part if total is None else total + part

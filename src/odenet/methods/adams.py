@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -26,7 +25,7 @@ from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
 from ..errors import unknown_name
 from .base import Field, Method, Step
-from .dopri5 import TABLEAU as DOPRI5
+from .butcher5 import TABLEAU as BUTCHER5
 from .dopri8 import TABLEAU as DOPRI8
 from .explicit import ExplicitRK
 from .rk4 import RK4_38
@@ -38,18 +37,6 @@ _FALLS = (
 )
 
 _SHORT = 3  # steps by Runge-Kutta in a short start: four slopes are then known, for a local error of h^5 as theirs is
-_DOPRI5 = ExplicitRK(  # its solution alone, in six evaluations
-    replace(
-        DOPRI5,
-        c=DOPRI5.c[:-1],
-        a=DOPRI5.a[:-1],
-        b=DOPRI5.b[:-1],
-        fsal=False,
-        error=None,
-        embedded_order=None,
-        dense=None,
-    )
-)
 
 
 @final
@@ -64,7 +51,8 @@ class Adams(Method):
     "short": only three are, and the order rises from there by one a step: for solves of few steps. Explicit: 3/8-rule
     steps, of four evaluations each, and the three steps after them are corrected once by the implicit formula, as
     their own would leave more of an error than the three before; n > 5 steps take 12 + n evaluations. Implicit: two
-    steps of order 5 and one by the 3/8 rule, 16 evaluations. What either leaves is of order 5, whatever max_order.
+    steps of order 5 (Butcher's) and one by the 3/8 rule, 16 evaluations. What either leaves is of order 5, whatever
+    max_order.
 
     carry: for each leaf its phi*_j of the last step, stacked behind the lane; the times these belong to, the latest
     first; how many of them there are.
@@ -105,6 +93,7 @@ class Adams(Method):
         # A local error h^order in the few first steps leaves the order of the whole; past 9 it is the constant that
         # tells, which of this tableau is far below that of an Adams method.
         self.starter = ExplicitRK(RK4_38 if max_order <= 4 or start == "short" else DOPRI8)
+        self.first = ExplicitRK(BUTCHER5)  # of the first two steps of an implicit short start
         self.begun = self.remembered if start == "full" else min(self.remembered, _SHORT)
         self.helped = 0 if implicit or start == "full" else min(self.remembered, 2 * _SHORT)  # corrected up to here
 
@@ -188,7 +177,7 @@ class Adams(Method):
 
         if self.start == "full" or not self.implicit:
             return by(self.starter)(t1)
-        return _each(count < 2, still | (t1 == t0), t0, t1, by(_DOPRI5), by(self.starter))
+        return _each(count < 2, still | (t1 == t0), t0, t1, by(self.first), by(self.starter))
 
     def _advanced(
         self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor, count: Tensor
