@@ -63,6 +63,9 @@ FEW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "differences from the first": lambda t, y: y - y[:1],
     "differences from the last": lambda t, y: y - y[-1:],
     "sums so far": lambda t, y: -y.cumsum(0),
+    "the rows the other way round": lambda t, y: y.flip(0) - y,
+    "the same, of values alone": lambda t, y: y.flip(0).detach() - y,
+    "the second row before": lambda t, y: y - torch.cat([y[:1], y[1:2] + y[:1], y[:-2]])[: len(y)],
 }
 
 
@@ -74,6 +77,21 @@ def test_few_rows_that_others_depend_on(field: str, count: int, options: Any) ->
         y0 = torch.randn(count, 1, generator=torch.Generator().manual_seed(seed), dtype=D)
         with pytest.raises(ValueError, match=r"row \d+ of f\(t, y\) depends on [ty]\[\d+\]"):
             odenet.solve(FEW[field], y0, [0.0, 1.0], per_sample=True, **options)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9, 40])
+def test_one_row_that_depends_on_another(count: int) -> None:
+    """Whichever they are."""
+    draw = torch.Generator().manual_seed(count)
+    for _ in range(12):
+        row, other = torch.randperm(count, generator=draw)[:2].tolist()
+        link = torch.eye(count, dtype=D)
+        link[row, other] = 1e-3
+        y0 = torch.randn(count, 2, generator=draw, dtype=D)
+        if (row + row // 16) % 16 == (other + other // 16) % 16:
+            continue  # of the same weight: not seen
+        with pytest.raises(ValueError, match=rf"row {row} of f\(t, y\) depends on y\[{other}\]"):
+            odenet.solve(lambda t, y, link=link: torch.sin(link @ y), y0, [0.0, 1.0], per_sample=True)
 
 
 def test_an_f_that_changes_by_itself_is_no_mixing() -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .leaves import Leaves, rows
+from .leaves import Leaves, real_dtype, rows
+
+_POWERS = 16  # of two, that rows are weighted with: even two rows far apart rarely have the same one
+_ASKED = 8  # rows of a gradient that look mixed, the most so first, which are asked once more
 
 
 def may_misfit(t: Tensor, y: Leaves) -> bool:
@@ -21,36 +24,40 @@ def may_misfit(t: Tensor, y: Leaves) -> bool:
 
 
 def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
-    """Raise ValueError where one row of f's result depends on another row of y, or of t (B,): by one derivative.
+    """Raise ValueError where one row of f's result depends on another row of y, or of t (B,): by its derivative.
 
-    slope: attached to y, and to t where that asks for a gradient. It is asked of some rows whether they depend on the
-    others, so of a dependence of few rows on few others not all are found; nor is one of which the derivative is zero.
+    slope: attached to y, and to t where that asks for a gradient. Where rows do not meet, a row's cotangent times a
+    power of two gives its own gradient times that, exactly, and no other row's. A dependence of which the derivative is
+    zero here is not found.
     """
     live = [k for k in slope if k.requires_grad]
     if len(t) < 2 or not live:
         return
     inputs = (t, *y) if t.requires_grad else y
     names = ("t",) * t.requires_grad + ("y",) * len(y)
+    index = torch.arange(len(t), device=t.device)
 
-    def depends(asked: Tensor, others: Tensor) -> tuple[str, int] | None:
-        total: Any = sum(_weighted(k[asked]) for k in live)
-        found = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
-        for name, bar in zip(names, found, strict=True):
-            other = None if bar is None else _first_row(bar.detach(), others)
-            if other is not None:
-                return name, other
-        return None
+    def gradients(weight: Tensor) -> list[Tensor]:
+        """Of the sum over the rows, each times its weight."""
+        bars = [_bar(k) * weight.to(k.dtype).view(-1, *[1] * (k.ndim - 1)) for k in live]
+        found = torch.autograd.grad(live, inputs, bars, allow_unused=True, retain_graph=True)
+        return [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(found, inputs, strict=True)]
 
-    for marked in _marked(t):
-        try:
-            found = depends(~marked, marked)
-        except RuntimeError:
-            return  # f has no derivative: a backward pass says so, where there is one
-        if found is not None:
-            name, other = found
-            single = torch.arange(len(t), device=t.device)
-            row = next((i for i in range(len(t)) if not marked[i] and depends(single == i, single == other)), None)
-            raise ValueError(_message(f, name, row, other, len(t), y))
+    weight = 2.0 ** ((index + index // _POWERS) % _POWERS - _POWERS // 2)
+    try:
+        plain, weighted = gradients(torch.ones_like(weight)), gradients(weight)
+    except RuntimeError:
+        return  # f has no derivative: a backward pass says so, where there is one
+    for i, (name, a, b) in enumerate(zip(names, plain, weighted, strict=True)):
+        apart = _of_rows(b - a * weight.to(a.dtype).view(-1, *[1] * (a.ndim - 1)))
+        for other in apart.argsort(descending=True)[:_ASKED].tolist():
+            # a sum whose order is not fixed, as on a GPU, is not exact; what is zero is
+            single = index == other
+            if apart[other] > 0 and _of_rows(gradients(~single)[i])[other] > 0:
+                row = next(
+                    (r for r in range(len(t)) if r != other and _of_rows(gradients(index == r)[i])[other] > 0), None
+                )
+                raise ValueError(_message(f, name, row, other, len(t), y))
 
 
 def refuse_mixed_values(
@@ -72,8 +79,10 @@ def refuse_mixed_values(
                 return row
         return None
 
-    first_ones = _marked(t)[0]
-    for marked in (first_ones, ~first_ones):  # what all depend on, such as the largest, may lie in either
+    index = torch.arange(len(t), device=t.device)
+    ones = (index % 2 == 0) | ((index == len(t) - 1) & (len(t) > 2))
+    # what all depend on, such as the largest, may lie in either; the third looks between rows that those have together
+    for marked in (ones, ~ones, index // 2 % 2 == 0)[: len(t)]:
         row = row_that_differs(marked, marked)
         if row is None:
             continue
@@ -86,22 +95,21 @@ def refuse_mixed_values(
                     raise ValueError(_message(f, name, row, other, len(t), y))
 
 
-def _marked(t: Tensor) -> list[Tensor]:
-    """Rows of which it is asked whether the others depend on them: every second one, and the last."""
-    index = torch.arange(len(t), device=t.device)
-    return [index == 0, index == 1] if len(t) == 2 else [(index % 2 == 0) | (index == len(t) - 1)]
+def _bar(x: Tensor) -> Tensor:
+    """A cotangent of x with another number for every entry of a row."""
+    bar = torch.linspace(0.5, 1.5, x[0].numel(), dtype=real_dtype(x.dtype), device=x.device).view(x.shape[1:])
+    return (torch.complex(bar, bar.flip(-1) if bar.ndim else bar) if x.is_complex() else bar).expand(x.shape)
 
 
-def _weighted(x: Tensor) -> Tensor:
-    """One number of which every entry has its own part."""
-    flat = torch.view_as_real(x.resolve_conj()).reshape(-1) if x.is_complex() else x.reshape(-1)
-    return (flat * torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype, device=flat.device)).sum().double()
+def _of_rows(x: Tensor) -> Tensor:
+    """The largest entry of each row; zero for what is not finite."""
+    top = rows(x.abs()).amax(1) if x.ndim > 1 else x.abs()
+    return torch.where(torch.isfinite(top), top, 0.0)
 
 
 def _first_row(x: Tensor, among: Tensor) -> int | None:
     """The first of the rows `among` in which x is not zero, nor infinite."""
-    top = rows(x.abs()).amax(1) if x.ndim > 1 else x.abs()
-    found = ((top > 0) & torch.isfinite(top) & among).nonzero()
+    found = ((_of_rows(x) > 0) & among).nonzero()
     return int(found[0]) if len(found) else None
 
 
