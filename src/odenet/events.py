@@ -140,7 +140,10 @@ class Watched(Values):
         out = e.fn(cast(t, self.p.f.time_dtype), self.p.f.pack(y), *args)
         if not isinstance(out, Tensor) or out.is_complex() or out.dtype == torch.bool:
             what = out.dtype if isinstance(out, Tensor) else type(out).__name__
-            raise TypeError(f"an event function must return a tensor of real numbers; got {what}")
+            raise TypeError(
+                f"an event function must return a tensor of real numbers; got {what}: return what crosses zero, such as "
+                "y[0] - 0.5 for y[0] > 0.5"
+            )
         if not self.p.batched:
             return out.reshape(-1)
         if out.ndim == 0 or len(out) != len(t):
