@@ -74,3 +74,17 @@ def test_the_number_of_the_report_and_the_drop_in() -> None:
         y, slope = slopes(dense, asked)
         torch.testing.assert_close(y.flatten(), torch.tensor([1.0, math.exp(start - end)]))
         torch.testing.assert_close(slope, -y.flatten(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("method", ["dopri8", "tsit5", "dopri5"])
+def test_single_precision_between_steps(method: str, per_sample: bool) -> None:
+    """The weights of dopri8's dense output are large, and cancel: outputs are as good as the ends of steps."""
+    ts = torch.linspace(0.0, 5.0, 101, dtype=torch.float64)
+    sol = odenet.solve(
+        lambda t, y: -y * torch.cos(t).to(y.dtype).reshape(-1, 1), torch.full((2, 1), 2.0), ts, method=method,
+        rtol=1e-7, atol=1e-7, dense=True, per_sample=per_sample,
+    )  # fmt: skip
+    found = sol.ys.double().reshape(2, -1) if per_sample else sol.ys.double()[..., 0].mT
+    torch.testing.assert_close(found, (2 * torch.exp(-torch.sin(ts))).expand(2, -1), rtol=0.0, atol=6e-6)
+    assert float((sol(5.0) - sol.y1).abs().max()) < 1e-6

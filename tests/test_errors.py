@@ -128,6 +128,7 @@ NOTES: list[tuple[Any, Any, type[Exception], str]] = [
         TypeError,
         r"y of shape \(2, 3\) and dtype torch.float32.*lambda t, y: f\(y\)",
     ),
+    (lambda t, y, rate: rate * y, torch.ones(3, dtype=F), TypeError, r"besides t and y is given by solve\(..., args="),
     (
         lambda t, y: y @ torch.ones(2, 2, dtype=F),
         torch.ones(4, 3, dtype=F),
@@ -145,7 +146,7 @@ NOTES: list[tuple[Any, Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
-@pytest.mark.parametrize(("f", "y0", "kind", "match"), NOTES, ids=["no t", "size", "dtype", "key"])
+@pytest.mark.parametrize(("f", "y0", "kind", "match"), NOTES, ids=["no t", "no args", "size", "dtype", "key"])
 def test_errors_of_f_say_what_it_was_given(f: Any, y0: Any, kind: type[Exception], match: str, gradient: str) -> None:
     with pytest.raises(kind) as caught:
         odenet.solve(f, y0, [0.0, 1.0], gradient=gradient)

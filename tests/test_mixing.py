@@ -94,6 +94,21 @@ def test_one_row_that_depends_on_another(count: int) -> None:
             odenet.solve(lambda t, y, link=link: torch.sin(link @ y), y0, [0.0, 1.0], per_sample=True)
 
 
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "forward", "adjoint", "gauss", "reversible"])
+def test_what_y0_was_made_of_is_no_mixing(gradient: str) -> None:
+    """A summary of the batch that f closes over is a constant of the solve."""
+    seeds = SQUARE.clone().requires_grad_()
+    for y0 in (seeds, 2 * seeds):
+        mean = y0.mean(0)
+        y1 = odenet.solve(
+            lambda t, y, mean=mean: mean * y, y0, [0.0, 1.0], per_sample=True, gradient=gradient, rtol=1e-9, atol=1e-11
+        ).y1
+        exact = y0 * torch.exp(mean)
+        torch.testing.assert_close(y1, exact, rtol=1e-6, atol=1e-8)
+        (found,), (right,) = (torch.autograd.grad(x.sum(), seeds, retain_graph=True) for x in (y1, exact))
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+
+
 def test_an_f_that_changes_by_itself_is_no_mixing() -> None:
     """A power iteration goes on in every evaluation."""
     norm = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3, dtype=D))

@@ -167,6 +167,24 @@ def test_a_reversible_solve_that_blows_up_says_so() -> None:
     assert sol.status == Status.BLOW_UP
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("fn", [torch.relu, lambda v: v.clamp(min=0), lambda v: torch.where(v > 0, v, 0 * v)])
+def test_the_time_of_what_stays_zero_has_the_derivative_before_it(fn: Any, gradient: Any, per_sample: bool) -> None:
+    y0 = torch.tensor([[1.0, 0.9]] if per_sample else [1.0, 0.9], dtype=D, requires_grad=True)
+    rate, level = (torch.tensor(x, dtype=D, requires_grad=True) for x in (2.0, 0.4))
+    event = Event(lambda t, y: fn(y[..., 0] - level))
+    options: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
+    sol = odenet.solve(
+        lambda t, y: -rate * y, y0, [0.0, 3.0], event=event, per_sample=per_sample, gradient=gradient, **options
+    )
+    found = torch.autograd.grad(sol.event.t.sum() + sol.y1[..., 1].sum(), (y0, rate, level))
+    time = torch.log(y0[..., 0] / level) / rate
+    right = torch.autograd.grad(time.sum() + (level * y0[..., 1] / y0[..., 0]).sum(), (y0, rate, level))
+    for a, b in zip(found, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 # --- what it costs
 
 

@@ -57,7 +57,7 @@ def state(y0: Any, per_sample: bool) -> tuple[list[str], list[Tensor]]:
             what = "device meta" if leaf.is_meta else f"layout {leaf.layout}: use y0.to_dense()"
             raise TypeError(f"y0{name} must be a dense tensor that holds its values; got {what}")
         if leaf.numel() == 0:
-            raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}")
+            raise ValueError(f"y0{name} has no elements; got shape {tuple(leaf.shape)}: solve no empty batch")
     names, leaves = [n for n, _ in pairs], [x for _, x in pairs]
     # a tensor made in inference mode takes no part in autograd, but its copy does
     if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():

@@ -141,8 +141,8 @@ class Watched(Values):
         if not isinstance(out, Tensor) or out.is_complex() or out.dtype == torch.bool:
             what = out.dtype if isinstance(out, Tensor) else type(out).__name__
             raise TypeError(
-                f"an event function must return a tensor of real numbers; got {what}: return what crosses zero, such as "
-                "y[0] - 0.5 for y[0] > 0.5"
+                f"an event function must return a tensor of real numbers; got {what}: return what crosses zero, such "
+                "as y[0] - 0.5 for y[0] > 0.5"
             )
         if not self.p.batched:
             return out.reshape(-1)
@@ -172,7 +172,7 @@ class Watched(Values):
         def crossing(s: Tensor, x: Leaves) -> Tensor:
             return self(s, x).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
-        moved, there = with_event_time(crossing, at, state, slope, moves if p.batched else True)
+        moved, there = with_event_time(crossing, at, state, slope, p.direction, moves if p.batched else True)
         if not p.batched:
             return moved, there
         return torch.where(moves, moved, time), select(moves, there, y)

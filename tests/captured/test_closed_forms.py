@@ -115,6 +115,23 @@ def held_by_a_cache() -> Any:
     return f, raw, -1 / (1 + math.exp(-0.7)) * math.exp(-math.log(1 + math.exp(0.7)))
 
 
+def held_by_the_cache_of_a_method() -> Any:
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw = nn.Parameter(torch.tensor(0.7, dtype=D))
+
+        @functools.lru_cache(None)  # noqa: B019
+        def rate(self) -> Tensor:
+            return softplus(self.raw)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -self.rate() * y
+
+    f = Decay()
+    return f, f.raw, -1 / (1 + math.exp(-0.7)) * math.exp(-math.log(1 + math.exp(0.7)))
+
+
 def held_in_a_slot() -> Any:
     class Holder:
         __slots__ = ("rate", "raw")
@@ -232,6 +249,7 @@ NOT_LATER = ("forward", "reversible")  # one refuses what is first used later, o
 EAGER_ONLY: dict[str, Case] = {
     "made at the first evaluation": made_at_the_first_evaluation,
     "held by a cache": held_by_a_cache,
+    "held by the cache of a method": held_by_the_cache_of_a_method,
     "held in a slot": held_in_a_slot,
     "a gradient taken inside": a_gradient_taken_inside,
     "leaves made inside": leaves_made_inside,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from compat.sides import Riccati, close, start
@@ -51,3 +53,41 @@ def test_few_steps(theirs: Any, ours: Any, method: str, steps: int, problem: str
 def test_one_step_is_that_of_rk4(ours: Any) -> None:
     _, got = counted(ours, "explicit_adams", 2, 0.1, Riccati(), start())
     close(got, counted(ours, "rk4", 2, 0.1, Riccati(), start())[1], 1e-14)
+
+
+def drawn(seed: int) -> tuple[Any, Tensor]:
+    """A random field of one of four kinds, and a random state."""
+    g, n = torch.Generator().manual_seed(seed), 4
+    a = torch.randn(n, n, generator=g, dtype=torch.float64)
+    w = torch.randn(n, 2 * n, generator=g, dtype=torch.float64)
+    v = 0.3 * torch.randn(2 * n, n, generator=g, dtype=torch.float64)
+    fields = (
+        lambda t, y: torch.tanh(y @ w) @ v,
+        lambda t, y: 0.7 * (a - a.T) @ y - 0.3 * y,
+        lambda t, y: torch.sin(y + t) - 0.5 * y,
+        lambda t, y: torch.cos(2 * t) * torch.tanh(w @ (v @ y)),
+    )
+    return fields[seed % 4], torch.randn(n, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge")
+@pytest.mark.parametrize("span", [1.0, 5.0])
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_few_steps_of_random_fields(theirs: Any, ours: Any, method: str, span: float) -> None:
+    """At most half as many evaluations again, and in the median no larger an error: also of steps that are too long."""
+    fields = [drawn(seed) for seed in range(24)]
+    exact = [
+        solve_ivp(
+            lambda t, y, f=f: f(torch.tensor(t), torch.tensor(y)).numpy(), (0.0, span), y0.numpy(), "DOP853",
+            rtol=1e-12, atol=1e-13,
+        ).y[:, -1]
+        for f, y0 in fields
+    ]  # fmt: skip
+    for steps in (1, 2, 4, 8, 20):
+        ratios = []
+        for (f, y0), right in zip(fields, exact, strict=True):
+            (most, want), (calls, got) = (counted(o, method, steps, span / steps, f, y0) for o in (theirs, ours))
+            assert calls <= 1.5 * most
+            worst, other = (float((ys[-1] - torch.as_tensor(right)).abs().max()) for ys in (got, want))
+            ratios.append(worst / max(other, 1e-14))
+        assert statistics.median(ratios) <= 1.0 + 1e-9, (steps, ratios)

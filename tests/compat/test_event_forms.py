@@ -174,3 +174,36 @@ def test_callbacks_see_every_accepted_step_once(ode: Any) -> None:
             assert t1 == pytest.approx(t0 + sign * dt, abs=1e-14)
         last = steps[-1][0] + sign * steps[-1][1]
         assert sign * (last - float(t[-1])) >= -1e-14
+
+
+@pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_at_the_latest_at_a_time(ode: Any, method: str, interface: str) -> None:
+    """event_fn jumps to zero at a time: the state there has a gradient, and the time is a constant."""
+    y0 = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    rate = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    options = {"step_size": 0.05} if method == "rk4" else None
+    more = {"adjoint_params": (rate,)} if interface == "odeint_adjoint" else {}
+    event_t, ys = ode.odeint_event(
+        lambda t, y: -rate * y, y0, torch.tensor(0.0, dtype=torch.float64),
+        event_fn=lambda t, y: torch.zeros_like(t) if t > 0.5 else torch.ones_like(t),
+        odeint_interface=getattr(ode, interface), method=method, options=options, **more,
+    )  # fmt: skip
+    by_y0, by_rate = torch.autograd.grad(ys[-1].sum() + event_t, (y0, rate))
+    decay = math.exp(-2 * float(event_t.detach()))
+    assert float(event_t.detach()) == pytest.approx(0.5, abs=1e-6)
+    close(by_y0, torch.full((2,), decay, dtype=torch.float64), 1e-5)
+    close(by_rate, torch.tensor(-3 * float(event_t.detach()) * decay, dtype=torch.float64), 1e-5)
+
+
+def test_a_jump_that_the_state_makes(ours: Any) -> None:
+    """Its time is taken as a constant, as in torchdiffeq, which says nothing."""
+    y0 = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    event_t, ys = ours.odeint_event(
+        lambda t, y: -2 * y, y0, torch.tensor(0.0, dtype=torch.float64),
+        event_fn=lambda t, y: torch.where(y[0] > 0.4, 1.0, -1.0),
+    )  # fmt: skip
+    assert float(event_t.detach()) == pytest.approx(math.log(2.5) / 2, abs=1e-7)
+    with pytest.warns(UserWarning, match=r"event_fn jumps across zero.*taken as a constant"):
+        (found,) = torch.autograd.grad(ys[-1].sum(), y0)
+    close(found, torch.full((2,), 0.4, dtype=torch.float64), 1e-6)

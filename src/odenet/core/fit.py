@@ -29,7 +29,10 @@ def what_f_was_given(
     more = f", and {more_args} of args" if more_args else ""
     note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
     if isinstance(error, TypeError) and "argument" in str(error):
-        note += "" if more_args else " If f does not depend on t, write lambda t, y: f(y)."
+        if "missing" in str(error):
+            note += " What f takes besides t and y is given by solve(..., args=(...))."
+        elif not more_args:
+            note += " If f does not depend on t, write lambda t, y: f(y)."
     elif "dtype" in str(error) and t.dtype != dtypes[0]:
         note += (
             " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "

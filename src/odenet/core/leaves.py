@@ -120,6 +120,14 @@ def new_leaves(x: Leaves) -> Leaves:
     return tuple(a.detach().requires_grad_() for a in x)
 
 
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in double precision, where the device has it."""
+    return x if x.device.type == "mps" else x.to(_WIDER.get(x.dtype, x.dtype))  # mps has no float64
+
+
 def version(x: Tensor) -> int:
     """How often x was changed in place; not counted in inference mode."""
     return 0 if x.is_inference() else x._version

@@ -75,6 +75,7 @@ def _children(x: Any) -> Iterable[tuple[str, Any]]:
         yield from ((f".{k}", v) for k, v in x.named_buffers(remove_duplicate=False))
         for prefix, module in x.named_modules():
             yield from ((f".{prefix}.{k}" if prefix else f".{k}", v) for k, v in _plain_attributes(module))
+            yield from _cached_methods(module)
     elif isinstance(x, functools.partial):
         yield ("", x.func)
         yield from ((f".args[{i}]", v) for i, v in enumerate(x.args))
@@ -93,8 +94,21 @@ def _children(x: Any) -> Iterable[tuple[str, Any]]:
         yield from ((".cache", v) for v in gc.get_referents(x) if isinstance(v, (Tensor, dict, list, tuple)))
     else:
         yield from ((f".{k}", v) for k, v in list(getattr(x, "__dict__", {}).items()))
+        yield from _cached_methods(x)
         slots = (k for kind in type(x).__mro__ for k in _slots(kind))
         yield from ((f".{k}", getattr(x, k)) for k in slots if hasattr(x, k))
+
+
+def _cached_methods(x: Any) -> Iterable[tuple[str, Any]]:
+    """Methods under functools.lru_cache: one cache for all instances of the class."""
+    return ((f".{k}", getattr(type(x), k)) for k in _names_of_cached_methods(type(x)))
+
+
+@functools.lru_cache(1024)
+def _names_of_cached_methods(kind: type) -> tuple[str, ...]:
+    return tuple(
+        k for base in kind.__mro__ for k, v in vars(base).items() if isinstance(v, functools._lru_cache_wrapper)
+    )
 
 
 def _slots(kind: type) -> tuple[str, ...]:

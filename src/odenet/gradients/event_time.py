@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Flag
-from ..core.leaves import Leaves, dot, new_leaves
+from ..core.leaves import Leaves, along, dot, new_leaves, spread_over
 from .attach import once
 
 Value = Callable[[Tensor, Leaves], Tensor]
@@ -24,21 +24,45 @@ _ONLY_FIRST = (
     "a second derivative through the time of an event is refused, as it has first derivatives only: take "
     "Event(constant_time=True), whose time is a constant, for higher ones"
 )
+_NO_RATE = (
+    "the time of an event has no derivative where the event function does not change along the solution: it jumps "
+    "across zero there, or only touches it. Event(constant_time=True) takes the time as a constant"
+)
+_BACK = (4.0, 16.0, 64.0, 256.0, 1024.0)  # units in the last place
 
 
-def with_event_time(value: Value, time: Tensor, y: Leaves, slope: Leaves, lanes: Flag = True) -> tuple[Tensor, Leaves]:
+def with_event_time(
+    value: Value, time: Tensor, y: Leaves, slope: Leaves, direction: Tensor, lanes: Flag = True,
+    unless: Callable[[], object] | None = None,
+) -> tuple[Tensor, Leaves]:  # fmt: skip
     """`time` and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
 
-    time: 0-d, or (B,) where `lanes` says which samples have an event; the others' stay as they are.
+    time: 0-d, or (B,) where `lanes` says which samples have an event; the others' stay as they are. direction: of time,
+    a lane of 1 and -1. unless: called in the backward pass where the time has no derivative, and is then a constant;
+    by default that is a RuntimeError.
     Derivatives of the first order: f and the rate of g count as constants in what a second one would need, so that is
     refused when it is taken.
     """
     time = time.detach()
+    back = torch.zeros_like(time)
     rate = _rate(value, time, y, slope)
+    eps = max(torch.finfo(x.dtype).eps for x in (time, *y))
+    for units in _BACK:  # of what is zero from here on, such as relu(y), the derivative is that before it
+        still = lanes & (rate == 0)
+        if not bool(still.any()):
+            break
+        back = torch.where(still, units * eps * time.abs() * direction, back)
+        rate = torch.where(still, _rate(value, *_earlier(time, y, slope, back), slope), rate)
     if isinstance(lanes, Tensor):
         rate = torch.where(lanes, rate, torch.inf)  # which divides their part away
-    out = _EventTime.apply(value(time, y), rate, time, [k.detach() for k in slope], *y)
+    at = _earlier(time, y, slope, back) if bool((back != 0).any()) else (time, y)
+    out = _EventTime.apply(value(*at), rate, time, [k.detach() for k in slope], unless, *y)
     return out[0], tuple(out[1:])
+
+
+def _earlier(time: Tensor, y: Leaves, slope: Leaves, back: Tensor) -> tuple[Tensor, Leaves]:
+    """The time and the state on the solution at `time - back`."""
+    return time - back, along(y, spread_over(-back, y), tuple(k.detach() for k in slope))
 
 
 def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
@@ -59,8 +83,10 @@ def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
 
 class _EventTime(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, rate: Tensor, time: Tensor, slope: list[Tensor], *y: Tensor) -> tuple[Tensor, ...]:
-        ctx.rate, ctx.slope, ctx.dtype, ctx.shape = rate, slope, g.dtype, g.shape
+    def forward(
+        ctx: Any, g: Tensor, rate: Tensor, time: Tensor, slope: list[Tensor], unless: Any, *y: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.unless, ctx.rate, ctx.slope, ctx.dtype, ctx.shape = unless, rate, slope, g.dtype, g.shape
         ctx.save_for_backward(g, *y)
         ctx.set_materialize_grads(False)
         return (time.clone(), *(x.clone() for x in y))
@@ -72,15 +98,16 @@ class _EventTime(torch.autograd.Function):
         for bar, k in zip(y_bar, ctx.slope, strict=True):
             if bar is not None:
                 total = total + dot((bar,), (k,), ctx.rate.ndim == 1).to(total.dtype)
-        if bool(((ctx.rate == 0) & (total != 0)).any()):
-            raise RuntimeError(
-                "the time of an event has no derivative where the event function does not change along the solution: "
-                "it jumps across zero there, or only touches it. Event(constant_time=True) takes the time as a constant"
-            )
+        still = (ctx.rate == 0) & (total != 0)
+        if bool(still.any()):
+            if ctx.unless is None:
+                raise RuntimeError(_NO_RATE)
+            ctx.unless()
         if not ctx.needs_input_grad[0]:  # a condition on t alone
-            return None, None, None, None, *y_bar
+            return None, None, None, None, None, *y_bar
         with torch.no_grad():
-            moved = torch.where(total == 0, 0.0, -total / ctx.rate)  # nobody asks for what may have no derivative
+            # nobody asks for what may have no derivative
+            moved = torch.where((total == 0) | still, 0.0, -total / ctx.rate)
         moved = moved.to(ctx.dtype).reshape(ctx.shape)
         (moved,) = once([moved], (*ctx.saved_tensors, *bars), _ONLY_FIRST)
-        return moved, None, None, None, *y_bar
+        return moved, None, None, None, None, *y_bar

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, widened
 from .base import Field, Method, Step
-
-_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 @final
@@ -50,7 +47,7 @@ class ReversibleMethod(Method):
         return ReversibleMethod(self.base.smooth(), self.coupling)
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        wide = tuple(_widened(x) for x in y)
+        wide = tuple(widened(x) for x in y)
         return (*wide, *wide)
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
@@ -102,7 +99,3 @@ def unpacked(step: Step, like: Leaves) -> tuple[Leaves, Step]:
     z, rise, *stages = step.stages
     z = narrowed(z, like)
     return z, Step(tuple(a + k for a, k in zip(z, rise, strict=True)), (), tuple(stages))
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.device.type == "mps" else x.to(_WIDER.get(x.dtype, x.dtype))  # mps has no float64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,13 @@ from ...core.leaves import Leaves
 from ...gradients.event_time import with_event_time
 from .inputs import Inputs
 from .solve import odeint
+
+_BACK = 1e-5  # of the size of the times: how far before an event it is looked whether the state made it
+_CONSTANT_TIME = (
+    "event_fn jumps across zero, or only touches it: the time of the event has no derivative, and is taken as a "
+    "constant, as in torchdiffeq. If it is to move with the state, let event_fn be continuous, such as y[0] - 0.5 for "
+    "(y[0] > 0.5).float() - 0.5"
+)
 
 
 def odeint_event(
@@ -54,10 +62,22 @@ def odeint_event(
         span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
         slope = _slope_before(lambda s, y: _leaves(field(s, packed(y))), time, span, tuple(x.detach() for x in last))
     which = int(values.abs().argmin())  # of several, the one that is zero here
-    event_t, last = with_event_time(lambda s, y: event_fn(s, packed(y)).reshape(-1)[which], time, last, slope)
+    direction = torch.full_like(time, -1.0 if reverse_time else 1.0)
+
+    def chosen(s: Tensor, y: Leaves) -> Tensor:
+        return event_fn(s, packed(y)).reshape(-1)[which]
+
+    def take_as_constant() -> None:
+        here = tuple(x.detach() for x in last)
+        before = tuple(x - k * _BACK * span for x, k in zip(here, slope, strict=True))
+        with torch.no_grad():
+            if bool(chosen(time, before) != chosen(time, here)):  # else it is the time alone that ends the solve
+                warnings.warn(_CONSTANT_TIME, UserWarning, stacklevel=2)
+
+    event_t, ends = with_event_time(chosen, time, last, slope, direction, unless=take_as_constant)
     if whole:
-        return event_t, torch.cat([solution[:-1], last[0][None]])
-    return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, last, strict=True))
+        return event_t, torch.cat([solution[:-1], ends[0][None]])
+    return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, ends, strict=True))
 
 
 def _slope_before(f: Callable[[Tensor, Leaves], Leaves], time: Tensor, span: Tensor, y: Leaves) -> Leaves:
