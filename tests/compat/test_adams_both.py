@@ -71,7 +71,7 @@ def drawn(seed: int) -> tuple[Any, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:.*did not converge")
-@pytest.mark.parametrize("span", [1.0, 5.0])
+@pytest.mark.parametrize("span", [1.0, 4.0])
 @pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
 def test_few_steps_of_random_fields(theirs: Any, ours: Any, method: str, span: float) -> None:
     """At most half as many evaluations again, and in the median no larger an error: also of steps that are too long."""
@@ -83,7 +83,7 @@ def test_few_steps_of_random_fields(theirs: Any, ours: Any, method: str, span: f
         ).y[:, -1]
         for f, y0 in fields
     ]  # fmt: skip
-    for steps in (1, 2, 4, 8, 20):
+    for steps in (1, 2, 4, 8, 12, 20):
         ratios = []
         for (f, y0), right in zip(fields, exact, strict=True):
             (most, want), (calls, got) = (counted(o, method, steps, span / steps, f, y0) for o in (theirs, ours))

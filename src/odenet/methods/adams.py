@@ -38,6 +38,9 @@ _FALLS = (
 
 _SHORT = 3  # steps by Runge-Kutta in a short start: four slopes are then known, for a local error of h^5 as theirs is
 
+_SLOW = 4  # iterations of a corrector: one evaluation less than a Runge-Kutta step of order 5 takes
+_FEW = 6  # terms, below which that step is the more accurate one
+
 
 @final
 class Adams(Method):
@@ -52,10 +55,11 @@ class Adams(Method):
     steps, of four evaluations each, and the three steps after them are corrected once by the implicit formula, as
     their own would leave more of an error than the three before; n > 5 steps take 12 + n evaluations. Implicit: two
     steps of order 5 (Butcher's) and one by the 3/8 rule, 16 evaluations. What either leaves is of order 5, whatever
-    max_order.
+    max_order. Where later the corrector is slow to converge, and the step so long that fewer than six terms fall, it is
+    a step of order 5 as well: six evaluations in place of five, for a smaller error.
 
-    carry: for each leaf its phi*_j of the last step, stacked behind the lane; the times these belong to, the latest
-    first; how many of them there are.
+    carry: for each leaf its phi*_j of the last step, stacked behind the lane; 1.0 where the corrector was slow; the
+    times that the phi* belong to, the latest first; how many of them there are.
     """
 
     error_order = None
@@ -103,14 +107,14 @@ class Adams(Method):
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         axis, n = t.ndim, self.remembered
         stacks = tuple(x.new_zeros((*x.shape[:axis], n, *x.shape[axis:])) for x in y)
-        return (*stacks, t.new_zeros((*t.shape, n)), t.new_zeros(t.shape))
+        return (*stacks, torch.zeros_like(t), t.new_zeros((*t.shape, n)), torch.zeros_like(t))
 
     def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
         return self.init(f, t, y)
 
     def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        *before, past, count = carry
-        count = count.detach()
+        *before, slow, past, count = carry
+        slow, count = slow.detach(), count.detach()
         if not (differentiable(t0) or differentiable(t1)):
             past = past.detach()  # it then comes from the same constant times: no graph of the coefficients
         h, axis = t1 - t0, t0.ndim
@@ -126,14 +130,18 @@ class Adams(Method):
         starred = tuple(starred)
         still = h == 0  # lanes of a batch that have ended: either way gives them nothing
         used = self._terms_used(y, starred, h, g, count)
-        y1 = _each(
-            count < self.begun, still, t0, t1,
-            lambda end: self._started(f, t0, end, y, slope, count, still),
+        runge_kutta = count < self.begun
+        if self.implicit and self.start == "short":
+            runge_kutta = runge_kutta | ((slow > 0) & (used < min(_FEW, self.terms)))
+        *y1, slow = _each(
+            runge_kutta, still, t0, t1,
+            lambda end: (*self._started(f, t0, end, y, slope, count, still), slow),
             lambda end: self._advanced(f, t0, end, y, starred, g, used, count),
         )  # fmt: skip
+        y1 = tuple(y1)
         kept = tuple(x.narrow(axis, 0, self.remembered) for x in starred)
         times = torch.cat((t0.unsqueeze(-1), past), -1)[..., : self.remembered]
-        return Step(y1, (*kept, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
+        return Step(y1, (*kept, slow, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
 
     def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
         return None
@@ -177,18 +185,18 @@ class Adams(Method):
 
         if self.start == "full" or not self.implicit:
             return by(self.starter)(t1)
-        return _each(count < 2, still | (t1 == t0), t0, t1, by(self.first), by(self.starter))
+        return _each(count != 2, still | (t1 == t0), t0, t1, by(self.first), by(self.starter))
 
     def _advanced(
         self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor, count: Tensor
     ) -> Leaves:
-        """Predict, and correct where the method is implicit, or the history short."""
+        """Predict, and correct where the method is implicit, or the history short. The last: whether that was slow."""
         h, index = t1 - t0, torch.arange(self.terms + 1, device=t0.device)
         weights = torch.where(index < used.unsqueeze(-1), g * h.unsqueeze(-1), 0.0)[..., : self.terms]
         predicted = tuple(x + s for x, s in zip(y, _combined(weights, starred), strict=True))
         helped = count < self.helped
         if not self.implicit and not bool(helped.any()):
-            return predicted
+            return (*predicted, torch.zeros_like(h))
         used = used.clamp(max=self.order - 1)
         # one of the summands is not zero: exact in any order
         last = torch.where(index == used.unsqueeze(-1), g, 0.0).sum(-1)
@@ -198,12 +206,19 @@ class Adams(Method):
         weight = spread_over(last * h, y)
         if self.implicit:
             return self._corrected(f, t0, t1, predicted, base, weight)
-        return select(helped, along(base, weight, f(t1, predicted)), predicted)
+        corrected = select(helped, along(base, weight, f(t1, predicted)), predicted)
+        return (*corrected, torch.zeros_like(h))
 
     def _corrected(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
-        """Iterate y = base + weight f(t1, y); a sample that has converged stays, whatever is beside it."""
+        """Iterate y = base + weight f(t1, y); a sample that has converged stays, whatever is beside it.
+
+        The last: 1.0 where that took `_SLOW` iterations, or more.
+        """
         open_lanes = t1.detach() != t0.detach()
-        for _ in range(self.max_iters):
+        slow = torch.zeros_like(t1, requires_grad=False)
+        for done in range(self.max_iters):
+            if done + 1 >= _SLOW:
+                slow = torch.where(open_lanes, 1.0, slow)
             new = along(base, weight, f(t1, y))
             with torch.no_grad():
                 close = torch.ones_like(open_lanes)
@@ -213,7 +228,7 @@ class Adams(Method):
             y = select(open_lanes, new, y) if t1.ndim else new
             open_lanes = open_lanes & ~close
             if not bool(open_lanes.any()):
-                return y
+                return (*y, slow)
         for x in y:  # what is not finite ends the solve with an error of its own
             finite = torch.isfinite(x.detach())
             open_lanes = open_lanes & (rows(finite).all(1) if t1.ndim else finite.all())
@@ -226,7 +241,7 @@ class Adams(Method):
                 UserWarning,
                 stacklevel=2,
             )
-        return y
+        return (*y, slow)
 
     @torch.no_grad()
     def _terms_used(self, y: Leaves, starred: Leaves, h: Tensor, g: Tensor, count: Tensor) -> Tensor:
