@@ -218,11 +218,14 @@ class VectorField(LeafFunction):
             return self._evaluate(t, y)  # without grad mode mixing is looked for by values alone, which takes less time
         asking = any(x.requires_grad for x in (t, *y))
         marker = graph_marker()
-        t = t.view_as(t) if t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
-        # of a tensor that f closes over, and that y0 was made of, nothing is seen behind these views
-        state = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in y)
+        t = t if t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
+        state = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
         out = self._evaluate(t, state)
-        refuse_mixing(self._f, t, state, out)
+        try:
+            refuse_mixing(self._f, t, state, out)
+        except ValueError:  # or f closes over what was made of y0, and so meets other rows behind its back
+            at, own = t.detach().requires_grad_(t.requires_grad), new_leaves(y)
+            refuse_mixing(self._f, at, own, self._evaluate(at, own))
         asking = asking or Captured(self._f).uses_any(out, (t, *state), marker)
         return out if asking else tuple(x.detach() for x in out)
 
