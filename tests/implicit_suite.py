@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -98,3 +99,87 @@ class ImplicitSuite(MethodSuite):
             odenet.solve(
                 coupled, torch.ones(3, dtype=D), [0.0, 0.5], args=(torch.eye(3, dtype=D),), method=method, step=0.5
             )
+
+
+class AdaptiveImplicitSuite(ImplicitSuite):
+    """The same methods where an error chooses the steps, and what they must show then."""
+
+    counts = ("nfe", "accepted", "rejected", "njev", "nlu")
+
+    def options(self, tol: float = 1e-6) -> dict[str, Any]:
+        return {"rtol": tol, "atol": tol}
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_stiff_with_tolerances(self, per_sample: bool) -> None:
+        """Few steps over a rate of 1e6; with per_sample one of 1e-3, 1e6 and 1e9 beside it."""
+        k = torch.tensor([1e6, 1e-3, 1e9] if per_sample else 1e6, dtype=D)
+        y0, exact = torch.ones(3, 2, dtype=D) if per_sample else torch.ones(2, dtype=D), math.cos(10.0)
+
+        def f(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+            time, rates = t[..., None], torch.stack([torch.ones_like(k), k], -1)
+            return -rates * (y - torch.cos(time)) - torch.sin(time)
+
+        sol = odenet.solve(f, y0, [0.0, 10.0], args=(k,), method=self.name, rtol=1e-6, atol=1e-6, per_sample=per_sample)
+        assert float((sol.y1 - exact).abs().max()) < 1e-3 if self.order == 2 else 1e-4
+        assert int(torch.as_tensor(sol.stats.accepted).max()) < 2000
+        assert int(torch.as_tensor(sol.stats.njev).max()) < int(torch.as_tensor(sol.stats.accepted).max())  # used again
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize(
+        "gradient", ["discrete", "backprop", odenet.Discrete(checkpoints=3), "forward", "gauss"], ids=str
+    )
+    def test_gradients_with_tolerances(self, gradient: object, per_sample: bool) -> None:
+        """Those of a solve at tight tolerances, by any gradient: of a nonlinear stiff system, to its parameters too."""
+        k = torch.tensor([[3.0, 400.0], [2.0, 90.0]], dtype=D)[: 1 + per_sample].squeeze(0).requires_grad_()
+        y0 = torch.tensor([[1.0, 0.5], [0.7, 1.2]], dtype=D)[: 1 + per_sample].squeeze(0).requires_grad_()
+
+        def f(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+            a, b = y.unbind(-1)
+            return torch.stack([-k[..., 0] * a * b, k[..., 1] * (a * a - b)], -1)
+
+        def grads(method: str, gradient: object, tol: float) -> tuple[Tensor, ...]:
+            sol = odenet.solve(
+                f, y0, [0.0, 0.4, 1.0], args=(k,), method=method, gradient=gradient, rtol=tol, atol=tol,
+                per_sample=per_sample, max_steps=200_000,
+            )  # fmt: skip
+            return torch.autograd.grad(sol.ys.square().sum(), (y0, k))
+
+        exact = grads("dopri8", "backprop", 1e-11)
+        loose = 3e-3 if self.order == 2 else 2e-4
+        for a, b in zip(grads(self.name, gradient, 1e-6), exact, strict=True):
+            assert float((a - b).norm() / b.norm()) < loose
+
+    def test_a_sample_that_cannot_be_solved_ends_alone(self) -> None:
+        """With its own error, which says how; its neighbours are to the bit what they are without it."""
+
+        def f(t: Tensor, y: Tensor, bad: Tensor) -> Tensor:
+            # a bad sample is at once where its slope turns over: no step of ordinary length satisfies its equations
+            return torch.where(bad, -1e9 * torch.where(y > 0.5, 1.0, -1.0), -y * y)
+
+        y0 = torch.tensor([[1.0], [0.5], [1.2]], dtype=D)
+        given: dict[str, Any] = {"method": self.name, "rtol": 1e-6, "atol": 1e-8, "per_sample": True}
+        given["controller"] = odenet.Predictive(first_step=0.01)
+        bad = torch.tensor([[False], [True], [False]])
+        sol = odenet.solve(f, y0, [0.0, 1.0], args=(bad,), on_failure="return", **given)
+        assert sol.status.tolist() == [0, int(odenet.Status.NONLINEAR_FAILED), 0]
+        alone = odenet.solve(f, y0[[0, 2]], [0.0, 1.0], args=(bad[[0, 2]],), **given)
+        assert torch.equal(sol.y1[[0, 2]], alone.y1)
+        assert torch.equal(sol.stats.nfe[[0, 2]], alone.stats.nfe)
+        with pytest.raises(odenet.NonlinearSolveError, match=r"sample 1.*Newton's iteration failed in \d+ attempts"):
+            odenet.solve(f, y0, [0.0, 1.0], args=(bad,), **given)
+
+    def test_large_states_go_without_a_matrix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The heat equation on a grid, with a matrix and without."""
+        n = 40
+        y0 = torch.sin(torch.linspace(0, math.pi, n, dtype=D))
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(y, (1, 1))
+            return (padded[2:] - 2 * y + padded[:-2]) * n * n / math.pi**2
+
+        given: dict[str, Any] = {"method": self.name, "rtol": 1e-6, "atol": 1e-9}
+        whole = odenet.solve(f, y0, [0.0, 0.5], **given)
+        monkeypatch.setattr(stages, "DENSE", 0)
+        free = odenet.solve(f, y0, [0.0, 0.5], **given)
+        torch.testing.assert_close(free.y1, whole.y1, rtol=1e-4, atol=1e-6)
+        assert free.stats.nlu == 0 < whole.stats.nlu

@@ -1,7 +1,7 @@
 """odenet: neural ordinary differential equations in PyTorch."""
 
 from . import nn
-from .control import PID, ConstantStep, Grid
+from .control import PID, ConstantStep, Grid, Predictive
 from .core.status import Status
 from .engine.callbacks import Callbacks
 from .errors import (
@@ -9,6 +9,7 @@ from .errors import (
     ConvergenceWarning,
     MaxStepsError,
     NonFiniteError,
+    NonlinearSolveError,
     PileUpError,
     SolveError,
     StepUnderflowError,
@@ -39,7 +40,9 @@ __all__ = [
     "Grid",
     "MaxStepsError",
     "NonFiniteError",
+    "NonlinearSolveError",
     "PileUpError",
+    "Predictive",
     "Reversible",
     "Solution",
     "SolveError",

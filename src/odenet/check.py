@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .control import PID, ConstantStep, Controller
+from .control import PID, ConstantStep, Controller, Predictive
 from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
 from .core.leaves import Leaves, flatten, flatten_like, flatten_with_names, real_dtype
@@ -217,7 +217,7 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
             raise TypeError(f"step must be one positive number; got {shown(step)}")
         return ConstantStep(number("step", step.detach() if isinstance(step, Tensor) else step))
     if given is None:
-        given = PID()
+        given = Predictive() if solver.predictive else PID()
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
     if given.adaptive and solver.error_order is None:
@@ -231,6 +231,12 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
             "Give step=..., or take an adaptive method such as 'tsit5'."
         )
     return given
+
+
+def steps(given: Any, step: Any, solver: Method) -> tuple[Controller, Method]:
+    """The step control of a solve, and the method as that has it."""
+    control = controller(given, step, solver)
+    return control, solver.controlled(control.adaptive)
 
 
 def stops(control: Controller, ts: Tensor) -> None:

@@ -43,6 +43,10 @@ class StepUnderflowError(SolveError):
     """The step size fell below the resolution of time with everything finite."""
 
 
+class NonlinearSolveError(SolveError):
+    """The equations of an implicit step could not be solved, however small the step."""
+
+
 class PileUpError(SolveError):
     """Events of a reset follow one another ever faster, towards a time that no solve gets beyond."""
 

@@ -28,7 +28,7 @@ from .engine.record import Collected
 from .engine.rounding import noise
 from .errors import SolveError
 from .events import Event, Hit, Watched, stacked_hits
-from .gradients.base import Stats, Trajectory
+from .gradients.base import COUNTS, Stats, Trajectory
 from .gradients.frozen import frozen, held, unfailed
 from .legs import Leg
 
@@ -282,7 +282,7 @@ class Hybrid:
     def _whole(self, whole: State) -> Journey:
         stats = Stats.joined([leg.found.stats for leg in self.legs])
         last = self.legs[-1].found.outcome
-        outcome = Outcome(whole, stats["nfe"], stats["accepted"], stats["rejected"], last.found)
+        outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, found=last.found)
         ys = self.collected.whole(self.p.ts, torch.nan)
         dense = pieces = None
         if self.request.dense:

@@ -128,7 +128,7 @@ def solve(
     names, leaves = check.state(y0, per_sample)
     given_ts = check.times(ts, per_sample, check.narrowest(leaves))
     solver = check.method(method)
-    control = check.controller(controller, step, solver)
+    control, solver = check.steps(controller, step, solver)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
     working = tuple(own_view(x) for x in in_working_precision(leaves))  # f may mark what it is given

@@ -15,6 +15,7 @@ from torch import Tensor
 import odenet
 from odenet import PID, ConstantStep
 from odenet.control import Grid
+from odenet.control.base import Attempt
 from odenet.control.first_step import hairer
 from odenet.methods import METHODS
 
@@ -58,14 +59,14 @@ def test_formula(kind: str) -> None:
     memory, lanes = control.memory(0.1), control.memory(torch.full((2,), 0.1, dtype=D))
     before = [1.0, 1.0]
     for r in ratios:
-        verdict = control.judge(0.1, r, k, memory)
+        decision = control.decide(Attempt(0.1, r, k), memory)
         b1, b2, b3 = p + i + d, -(p + 2 * d), d
         expected = 0.9 * r ** (-b1 / k) * before[-1] ** (-b2 / k) * before[-2] ** (-b3 / k)
-        assert verdict.accept and not verdict.failed
-        assert verdict.h == pytest.approx(0.1 * expected, rel=1e-6)
-        wide = control.judge(torch.full((2,), 0.1, dtype=D), torch.full((2,), r, dtype=D), k, lanes)
-        assert wide.h.tolist() == [verdict.h] * 2 and bool(wide.accept.all())
-        memory, lanes = verdict.memory, wide.memory
+        assert decision.accept and not decision.failed
+        assert decision.h == pytest.approx(0.1 * expected, rel=1e-6)
+        wide = control.decide(Attempt(torch.full((2,), 0.1, dtype=D), torch.full((2,), r, dtype=D), k), lanes)
+        assert wide.h.tolist() == [decision.h] * 2 and bool(wide.accept.all())
+        memory, lanes = decision.memory, wide.memory
         before.append(r)
 
 
@@ -73,15 +74,15 @@ def test_factor_limits() -> None:
     """A step grows and shrinks by the given factors at the most, and a rejected one shrinks."""
     control = PID(factor_min=0.5, factor_max=3.0)
     memory = control.memory(0.1)
-    assert control.judge(0.1, 0.0, 5, memory).h == pytest.approx(0.3)
-    assert control.judge(0.1, 1e30, 5, memory).h == pytest.approx(0.05)
+    assert control.decide(Attempt(0.1, 0.0, 5), memory).h == pytest.approx(0.3)
+    assert control.decide(Attempt(0.1, 1e30, 5), memory).h == pytest.approx(0.05)
     for ratio in (float("inf"), float("nan")):
-        verdict = control.judge(0.1, ratio, 5, memory)
-        assert not verdict.accept and not verdict.failed and verdict.h == pytest.approx(0.05)
-        assert verdict.memory == memory
+        decision = control.decide(Attempt(0.1, ratio, 5), memory)
+        assert not decision.accept and not decision.failed and decision.h == pytest.approx(0.05)
+        assert decision.memory == memory
     for coefficients in SETTINGS.values():
         control = PID(*coefficients)
-        assert control.judge(0.1, 1.0001, 5, (1e-8, 1e-8)).h < 0.1
+        assert control.decide(Attempt(0.1, 1.0001, 5), (1e-8, 1e-8)).h < 0.1
     sizes, _ = attempts(lambda t, y: 0 * y, [0.0, 1.0], PID(first_step=1e-3, factor_max=2.0))
     assert max(b / a for a, b in pairwise(sizes)) < 2.0 + 1e-9
     assert sizes[:5] == pytest.approx([1e-3 * 2**i for i in range(5)])
@@ -357,7 +358,7 @@ def test_constant_step_as_made() -> None:
     assert other.perturb and not other.every_output and not other.finite
     lane = other.first(torch.full((3,), float(7), dtype=D))
     assert lane.tolist() == [1.0] * 3 and other.first(7.0) == 1.0
-    good, bad = other.judge(7.0, 0.0, 1, ()), other.judge(7.0, math.nan, 1, ())
+    good, bad = other.decide(Attempt(7.0, 0.0, 1), ()), other.decide(Attempt(7.0, math.nan, 1), ())
     assert (good.accept, good.h, good.memory, good.failed) == (True, 1.0, (), False)
     assert (bad.accept, bad.failed) == (False, True)
 
@@ -405,18 +406,18 @@ def test_pid_as_made() -> None:
     assert [x.tolist() for x in lanes] == [[1.0] * 3] * 2
     full = PID(0.1, 0.2, 0.3, safety=1.0, factor_max=1.0, min_step=0.5, max_step=0.5, first_step=2.0)
     assert full.beta == pytest.approx((0.6, -0.7, 0.3)) and full.first(9.0) == 0.5
-    verdict = full.judge(0.5, math.inf, 3, (1.0, 1.0))
-    assert verdict.failed and not verdict.accept
-    forced = full.judge(0.5, 50.0, 3, (0.25, 0.125))
+    decision = full.decide(Attempt(0.5, math.inf, 3), (1.0, 1.0))
+    assert decision.failed and not decision.accept
+    forced = full.decide(Attempt(0.5, 50.0, 3), (0.25, 0.125))
     assert forced.accept and not forced.failed and forced.h == 0.5 and forced.memory == (50.0, 0.25)
 
 
 def test_a_rejected_step_is_forgotten() -> None:
     control = PID(0.4, 0.3)
-    verdict = control.judge(0.1, 2.0, 4, (0.25, 0.125))
-    assert not verdict.accept and verdict.memory == (0.25, 0.125) and verdict.h <= 0.09
-    assert control.judge(0.1, 1.0, 4, (0.25, 0.125)).accept  # the tolerance itself is within it
-    tiny = control.judge(0.1, 0.0, 4, (1.0, 1.0))
+    decision = control.decide(Attempt(0.1, 2.0, 4), (0.25, 0.125))
+    assert not decision.accept and decision.memory == (0.25, 0.125) and decision.h <= 0.09
+    assert control.decide(Attempt(0.1, 1.0, 4), (0.25, 0.125)).accept  # the tolerance itself is within it
+    tiny = control.decide(Attempt(0.1, 0.0, 4), (1.0, 1.0))
     assert tiny.accept and tiny.memory[0] == pytest.approx(1e-10, rel=1e-6)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.control.base import Controller, Memory, Verdict
+from odenet.control.base import Attempt, Controller, Decision, Memory
 from odenet.core.dense import Coefficients
 from odenet.core.field import VectorField
 from odenet.core.leaves import Leaves, along, flatten, scale, spread_over
@@ -25,7 +25,7 @@ from odenet.engine.observe import Observer
 from odenet.engine.problem import Problem
 from odenet.engine.record import Record
 from odenet.methods import Method, Step
-from odenet.methods.base import Field
+from odenet.methods.base import StepInput
 
 D = torch.float64
 
@@ -39,20 +39,17 @@ class StubMethod(Method):
         self.asked: list[tuple[Any, Any]] = []
         self.polynomials = 0
 
-    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return ()
+    def step(self, at: StepInput) -> Step:
+        self.asked.append((at.t0.tolist(), at.t1.tolist()))
+        slope = at.f(at.t0, at.y)
+        return Step(along(at.y, spread_over(at.t1 - at.t0, at.y), slope), (), (slope,))
 
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        self.asked.append((t0.tolist(), t1.tolist()))
-        slope = f(t0, y)
-        return Step(along(y, spread_over(t1 - t0, y), slope), (), (slope,))
+    def error(self, at: StepInput, step: Step) -> Leaves | None:
+        return tuple(torch.zeros_like(x) for x in at.y)
 
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        return tuple(torch.zeros_like(x) for x in y)
-
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         self.polynomials += 1
-        return (scale(spread_over(t1 - t0, y), step.stages[0]),)
+        return (scale(spread_over(at.t1 - at.t0, at.y), step.stages[0]),)
 
 
 class Script(Controller):
@@ -71,7 +68,8 @@ class Script(Controller):
     def first(self, h: Any) -> Any:
         return h * 0.0 + self.h
 
-    def judge(self, h: Any, ratio: Any, error_order: int, memory: Memory) -> Verdict:
+    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+        h = attempt.h
         number = len(self.judged)
         self.judged.append(h if isinstance(h, float) else h.tolist())
         shape = h if isinstance(h, Tensor) else None
@@ -80,7 +78,7 @@ class Script(Controller):
         size: Any = self.h if accept else h / 2
         if shape is not None:
             accept, failed = torch.full_like(shape, accept).bool(), torch.full_like(shape, failed).bool()
-        return Verdict(accept, shape * 0 + size if shape is not None else size, (), failed)
+        return Decision(accept, shape * 0 + size if shape is not None else size, (), failed)
 
 
 class Watch(Observer):

@@ -14,6 +14,7 @@ from torch import Tensor
 import odenet
 from method_suite import decay, forced, reference
 from odenet.methods.adams import Adams
+from odenet.methods.base import StepInput
 
 D = torch.float64
 KINDS = pytest.mark.parametrize("implicit", [False, True])
@@ -292,8 +293,9 @@ def test_step_differentiates_with_respect_to_everything(implicit: bool) -> None:
     for n in range(5):
 
         def step(y: Tensor, stack: Tensor, past: Tensor, t0: Tensor, t1: Tensor, carry: Any = carry) -> Any:
-            out = method.step(f, t0, t1, (y,), (stack, carry[1], past, carry[3]))
-            return (*out.y, out.carry[0], out.carry[2], *method.polynomial(f, t0, t1, (y,), out)[1])
+            at = StepInput(f, t0, t1, (y,), (stack, carry[1], past, carry[3]))
+            out = method.step(at)
+            return (*out.y, out.carry[0], out.carry[2], *method.polynomial(at, out)[1])
 
         t1 = t + 0.1 * (1 + 0.3 * (n % 2))
         inputs = tuple(x.clone().requires_grad_() for x in (*state, carry[0], carry[2], t, t1))
@@ -301,7 +303,7 @@ def test_step_differentiates_with_respect_to_everything(implicit: bool) -> None:
             assert torch.autograd.gradcheck(step, inputs)
         if n == 4:
             assert torch.autograd.gradgradcheck(lambda *x: step(*x)[0].sum(), inputs)
-        found = method.step(f, t, t1, state, carry)
+        found = method.step(StepInput(f, t, t1, state, carry))
         state, carry, t = found.y, found.carry, t1
     assert float(carry[-1]) == method.remembered
 
@@ -317,22 +319,23 @@ def test_steps_of_no_length(implicit: bool) -> None:
     y, t = (torch.ones(3, 2, dtype=D),), torch.zeros(3, dtype=D)
     carry = method.init(f, t, y)
     for _ in range(4):
-        found = method.step(f, t, t + 0.1, y, carry)
+        found = method.step(StepInput(f, t, t + 0.1, y, carry))
         y, carry, t = found.y, found.carry, t + 0.1
     fresh = method.restart(f, t, y, carry)
     starting = torch.tensor([False, True, False])
     carry = tuple(torch.where(starting.view(3, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(fresh, carry, strict=True))
     t1 = t + torch.tensor([0.0, 0.1, 0.1], dtype=D)
     inputs = tuple(x.clone().requires_grad_() for x in (*y, *carry, t, t1))
-    found = method.step(f, inputs[-2], inputs[-1], inputs[:1], inputs[1:-2])
-    parts = method.polynomial(f, inputs[-2], inputs[-1], inputs[:1], found)
+    at = StepInput(f, inputs[-2], inputs[-1], inputs[:1], inputs[1:-2])
+    found = method.step(at)
+    parts = method.polynomial(at, found)
     assert torch.equal(found.y[0][0], y[0][0])
     assert all(torch.equal(part[0][0], torch.zeros(2, dtype=D)) for part in parts)
     values = [x for x in (*found.y, *found.carry, *(p[0] for p in parts)) if x.requires_grad]
     grads = torch.autograd.grad([v.sum() for v in values], inputs, allow_unused=True)
     assert all(g is None or bool(torch.isfinite(g).all()) for g in grads)
     for lane in (1, 2):  # each as alone
-        alone = method.step(f, t[lane], t1[lane], (y[0][lane],), tuple(c[lane] for c in carry))
+        alone = method.step(StepInput(f, t[lane], t1[lane], (y[0][lane],), tuple(c[lane] for c in carry)))
         assert torch.equal(alone.y[0], found.y[0][lane].detach())
 
 

@@ -3,7 +3,7 @@
 import inspect
 
 import odenet
-from implicit_suite import ImplicitSuite
+from implicit_suite import AdaptiveImplicitSuite, ImplicitSuite
 from method_suite import MethodSuite
 from odenet.methods import METHODS
 
@@ -79,6 +79,22 @@ class TestSDIRK2(ImplicitSuite):
 
 class TestTRBDF2(ImplicitSuite):
     name, order = "trbdf2", 2
+    overrun = 300.0  # the error of the solution falls like tol^(2/3)
+
+
+class TestKvaerno3(ImplicitSuite):
+    name, order = "kvaerno3", 3
+
+
+class TestKvaerno5(ImplicitSuite):
+    name, order = "kvaerno5", 5
+    steps = (0.25, 0.2, 0.125, 0.1)
+    beyond = 0.25  # its third node is at 1.23
+
+
+class TestESDIRK54(ImplicitSuite):
+    name, order = "esdirk54", 5
+    steps = (0.125, 0.1, 0.0625, 0.05)
 
 
 class TestRadauIIA3(ImplicitSuite):
@@ -97,6 +113,21 @@ class TestRadauIIA5(ImplicitSuite):
 class TestGL6(ImplicitSuite):
     name, order = "gl6", 6
     steps = (0.5, 1 / 3, 0.25, 0.2)
+
+
+class TestTRBDF2Adaptive(AdaptiveImplicitSuite, TestTRBDF2): ...
+
+
+class TestRadauIIA5Adaptive(AdaptiveImplicitSuite, TestRadauIIA5): ...
+
+
+class TestKvaerno3Adaptive(AdaptiveImplicitSuite, TestKvaerno3): ...
+
+
+class TestKvaerno5Adaptive(AdaptiveImplicitSuite, TestKvaerno5): ...
+
+
+class TestESDIRK54Adaptive(AdaptiveImplicitSuite, TestESDIRK54): ...
 
 
 def test_every_method_has_its_class() -> None:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from ..core.field import VectorField
 from ..core.leaves import Leaves, select
+from ..methods.base import StepInput
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows, tape_of
 from .kept import costly, taken
@@ -99,10 +100,11 @@ class _Back:
             x = Values(inputs)
             y, carry = x.take(n), x.take(self.carry)
             f = self._field(others, x.take(len(self.wanted)))
-            made = plan.method.step(f, t0, t1, y, carry)
+            at = StepInput(f, t0, t1, y, carry)
+            made = plan.method.step(at)
             out = (*made.y, *made.carry)
             if self.powers:
-                out += tuple(c for cs in plan.method.dense(f, t0, t1, y, made) for c in cs)
+                out += tuple(c for cs in plan.method.dense(at, made) for c in cs)
             self.calls_in_turn = f.calls
             return out
 

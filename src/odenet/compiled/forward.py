@@ -46,7 +46,7 @@ class Packed(NamedTuple):
     """What a loop carries, in few tensors: each costs some calls of the runtime a turn.
 
     numbers: t, h and the controller's memory. counts: rows in use (the same for all lanes), attempts, accepted, stop,
-    status.
+    status, whether the last attempt was rejected.
     """
 
     go: Tensor
@@ -57,43 +57,35 @@ class Packed(NamedTuple):
     @staticmethod
     def of(s: State, row: Tensor, attempts: Tensor, accepted: Tensor, go: Tensor, columns: bool) -> tuple[Tensor, ...]:
         numbers = torch.stack([s.t, s.h, *s.memory])
-        counts = torch.stack([row.expand_as(attempts), attempts, accepted, s.stop, s.status])
+        rejected = torch.as_tensor(s.rejected, device=row.device).expand_as(s.status).to(row.dtype)
+        counts = torch.stack([row.expand_as(attempts), attempts, accepted, s.stop, s.status, rejected])
         return (go, numbers, counts, *all_arranged((*s.y, *s.carry), columns))
 
     def state(self, n: int) -> State:
         """n: leaves of y."""
         t, h, *memory = self.numbers.unbind(0)
-        stop, status = self.counts[3], self.counts[4]
-        return State(t, t, h, self.leaves[:n], self.leaves[n:], tuple(memory), stop, False, status)
+        stop, status, rejected = self.counts[3], self.counts[4], self.counts[5] != 0
+        return State(t, t, h, self.leaves[:n], self.leaves[n:], tuple(memory), stop, False, status, (), rejected)
 
 
-def forward(plan: Plan, graph: FieldGraph) -> Recorded:
-    """The steps of a solve, until it ends or the tape is full.
+class _Forth:
+    """The functions that are recorded. memory, carry: how many tensors the controller and the method have of each."""
 
-    Inputs: fresh, max_steps, rows of the tape to use, attempts, accepted; h, status, memory and carry to go on with
-    where not fresh; those of the problem; the tape. Outputs: those of `Packed` but `go`.
-    """
-    mode = fake_mode()
-    problem = _problem_fakes(plan, mode)
-    with mode, plan.device:
-        lane = torch.empty(plan.lane, dtype=torch.float64)
-        counts = [torch.empty(plan.lane, dtype=torch.int64) for _ in range(3)]
-        limits = [torch.empty((), dtype=torch.int64) for _ in range(2)]
-        head = [torch.empty((), dtype=torch.bool), *limits, *counts[:2]]
-    memory = len(plan.controller.memory(1.0))
-    carry = list(carry_of(plan, mode))
-    given = [lane, counts[2], *(torch.empty_like(lane) for _ in range(memory)), *carry]
-    calls = [0, 0]
+    def __init__(self, plan: Plan, graph: FieldGraph, carry: int) -> None:
+        self.plan, self.graph, self.carry = plan, graph, carry
+        self.memory = len(plan.controller.memory(1.0))
+        self.calls_at_start = self.calls_in_turn = 0
 
-    def begin(fresh: Tensor, attempts: Tensor, accepted: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        x = Values(rest)
-        h, status, kept, carried = x.one(), x.one(), x.take(memory), all_by_rows(x.take(len(carry)))
-        p, _ = _problem(plan, graph, x)
+    def begin(self, fresh: Tensor, attempts: Tensor, accepted: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        plan, x = self.plan, Values(rest)
+        (h, status, before), kept, carried = x.take(3), x.take(self.memory), all_by_rows(x.take(self.carry))
+        p, _ = _problem(plan, self.graph, x)
         s = start(p, Clock(p))
-        calls[0] = p.f.calls
+        self.calls_at_start = p.f.calls
         s = s._replace(
             h=torch.where(fresh, s.h, h),
             status=torch.where(fresh, s.status, status),
+            rejected=torch.where(fresh, s.rejected, before),
             memory=tuple(torch.where(fresh, a, b) for a, b in zip(s.memory, kept, strict=True)),
             carry=tuple(torch.where(fresh, a, b) for a, b in zip(s.carry, carried, strict=True)),
         )
@@ -102,15 +94,15 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             s, torch.zeros((), dtype=torch.int64, device=plan.device), attempts, accepted, go, plan.columns
         )
 
-    def turn(*inputs: Tensor) -> tuple[Tensor, ...]:
-        x = Values(inputs)
-        packed = Packed(x.one(), x.one(), x.one(), all_by_rows(x.take(len(plan.y) + len(carry))))
+    def turn(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        plan, x = self.plan, Values(inputs)
+        packed = Packed(x.one(), x.one(), x.one(), all_by_rows(x.take(len(plan.y) + self.carry)))
         most, room = x.take(2)
-        p, _ = _problem(plan, graph, x)
+        p, _ = _problem(plan, self.graph, x)
         s, attempts, accepted = packed.state(len(plan.y)), packed.counts[1], packed.counts[2]
         row = packed.counts[0].flatten()[0]
         clock = Clock(p)
-        move, verdict = attempt(p, clock, s)
+        move, decision = attempt(p, clock, s)
         tape: list[Tensor] = []
         if plan.slots:
             t1 = torch.where(move.accept, move.t1, s.t)
@@ -120,8 +112,8 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             tape = list(all_arranged(tape, plan.columns))
         attempts = attempts + (s.status == Status.RUNNING)
         accepted = accepted + move.accept
-        s = settle(p, clock, s, move, verdict)
-        calls[1] = p.f.calls
+        s = settle(p, clock, s, move, decision)
+        self.calls_in_turn = p.f.calls
         running = s.status == Status.RUNNING
         s = s._replace(status=torch.where(running & (attempts >= most), int(Status.MAX_STEPS), s.status))
         row = row + move.accept.any()
@@ -130,9 +122,28 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
             go = go & (row < room)
         return (*Packed.of(s, row, attempts, accepted, go, plan.columns), *tape)
 
-    first = record(begin, [head[0], *counts[:2], *given, *problem], mode)
+
+def forward(plan: Plan, graph: FieldGraph) -> Recorded:
+    """The steps of a solve, until it ends or the tape is full.
+
+    Inputs: fresh, max_steps, rows of the tape to use, attempts, accepted; h, status, whether the last attempt was
+    rejected, memory and carry to go on with where not fresh; those of the problem; the tape. Outputs: those of `Packed`
+    but `go`.
+    """
+    mode = fake_mode()
+    problem = _problem_fakes(plan, mode)
+    with mode, plan.device:
+        lane = torch.empty(plan.lane, dtype=torch.float64)
+        counts = [torch.empty(plan.lane, dtype=torch.int64) for _ in range(3)]
+        limits = [torch.empty((), dtype=torch.int64) for _ in range(2)]
+        head = [torch.empty((), dtype=torch.bool), *limits, *counts[:2]]
+        rejected = torch.empty(plan.lane, dtype=torch.bool)
+    carry = list(carry_of(plan, mode))
+    forth = _Forth(plan, graph, len(carry))
+    given = [lane, counts[2], rejected, *(torch.empty_like(lane) for _ in range(forth.memory)), *carry]
+    first = record(forth.begin, [head[0], *counts[:2], *given, *problem], mode)
     carried = [n.meta["val"] for n in outputs_of(first)]
-    turned = record(turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
+    turned = record(forth.turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
     kept = costly(turned, free=1) if plan.keeps else []
     shown(turned, kept)
     turned = rewritten(turned, len(carried), mode, plan.columns)
@@ -151,4 +162,4 @@ def forward(plan: Plan, graph: FieldGraph) -> Recorded:
     begun = whole.then(first, [fresh, attempts, accepted, *others, *rest])
     out = whole.loop(bare(go), turned, begun, [*bounds, *rest, *tape_nodes])
     looks = tuple((tuple(x.shape[1:]), x.dtype) for x in tape[len(tape) - len(kept) :])
-    return Recorded(whole.done(out[1:]), fakes, mode, (calls[0], calls[1]), looks)
+    return Recorded(whole.done(out[1:]), fakes, mode, (forth.calls_at_start, forth.calls_in_turn), looks)

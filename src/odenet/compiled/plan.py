@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from ..control.base import Controller
 from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten
-from ..methods.base import Method
+from ..methods.base import Method, StepInput
 from .capture import FieldGraph
 
 
@@ -144,8 +144,8 @@ def powers_of(method: Method) -> int:
     """How many coefficients the method's polynomial has."""
     with torch.no_grad():
         y, t0, t1 = (torch.zeros(1),), torch.zeros(()), torch.ones(())
-        step = method.step(lambda t, y: y, t0, t1, y, method.init(lambda t, y: y, t0, y))
-        return len(method.dense(lambda t, y: y, t0, t1, y, step))
+        at = StepInput(lambda t, y: y, t0, t1, y, method.init(lambda t, y: y, t0, y))
+        return len(method.dense(at, method.step(at)))
 
 
 def outputs_of(module: GraphModule) -> list[Node]:

@@ -146,7 +146,8 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     memory = tuple(lane for _ in p.controller.memory(1.0))
     t, y = ts[..., 0], all_arranged([y.detach() for y in p.y0], plan.columns)
     fresh, most = _constant(True, device), _constant(p.max_steps, device)
-    s = State(t, t, lane, y, y if plan.carries else (), memory, zero, False, zero)
+    carry, rejected = y if plan.carries else (), zero.to(torch.bool) if p.batched else _constant(False, device)
+    s = State(t, t, lane, y, carry, memory, zero, False, zero, (), rejected)
     attempts, accepted = zero, zero
     while True:
         ends = ts.contiguous() if s.t is t and ts.shape[-1] == 2 else torch.stack([s.t, ts[..., -1]], -1)
@@ -158,7 +159,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
             room = plan.slots
         tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept, device)
         bounds = [most, _constant(room, device)]
-        given = [fresh, *bounds, attempts, accepted, s.h, s.status, *s.memory, *s.carry]
+        given = [fresh, *bounds, attempts, accepted, s.h, s.status, s.rejected, *s.memory, *s.carry]
         out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors], None)
         packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
         counts = packed.counts
@@ -189,10 +190,10 @@ def _outcome(p: Problem, packed: Packed, calls: tuple[int, int]) -> Outcome:
     """calls: evaluations at the start and in each attempt."""
     n = len(p.y0)
     if p.batched:
-        _, attempts, accepted, _, _ = packed.counts
+        _, attempts, accepted, *_ = packed.counts
         nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
         return Outcome(packed.state(n), nfe, accepted, attempts - accepted)
-    (_, attempts, accepted, stop, status), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
+    (_, attempts, accepted, stop, status, _), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
     y, carry = all_by_rows(packed.leaves[:n]), packed.leaves[n:]
     s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
     return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)

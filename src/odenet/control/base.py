@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.lanes import Flag, Number
+from ..core.lanes import Flag, Number, isfinite, minimum, where
 from ..core.leaves import Leaves
 from ..core.portable import Settings
+from ..methods.base import Wish
+
+_LITTLE = 1.2  # growth that is not worth new factors of a matrix. Hairer & Wanner II, IV.8
 
 Memory = tuple[Number, ...]
 Norm = Callable[[Leaves], Tensor]
@@ -45,8 +48,30 @@ def measured(norm: Norm, leaves: Leaves) -> Tensor | float:
     return out
 
 
-class Verdict(NamedTuple):
-    """accept: keep this step. h: size of the next attempt. memory: for the next verdict. failed: give up."""
+class Attempt(NamedTuple):
+    """What a controller decides on, in lanes (see core/lanes.py): positive numbers, or tensors of shape (B,).
+
+    h: size of the step. ratio: its error in units of the tolerance; 0 without an estimate, and not finite where a value
+    was not, or the method could not solve its equations. order: k, where the error falls like h^k. wish: what the
+    method asks for. rejected: the attempt before was rejected.
+    """
+
+    h: Number
+    ratio: Number
+    order: Number = 1
+    wish: Wish | None = None
+    rejected: Flag = False
+
+    def limited(self, accept: Flag, factor: Number) -> Number:
+        """The factor of the next step size, as the wish has it, and at most 1 right after a rejection."""
+        if self.wish is not None:
+            factor = where(isfinite(self.ratio), factor * self.wish.most, self.wish.most)
+            factor = where(accept & self.wish.hold & (factor < _LITTLE), 1.0, factor)
+        return where(accept & self.rejected, minimum(factor, 1.0), factor)
+
+
+class Decision(NamedTuple):
+    """accept: keep this step. h: size of the next attempt. memory: for the next decision. failed: give up."""
 
     accept: Flag
     h: Number
@@ -75,16 +100,15 @@ class Controller(Settings, ABC):
 
     @abstractmethod
     def memory(self, h: Number) -> Memory:
-        """What the first verdict remembers; h gives the kind and shape of a lane."""
+        """What the first decision starts from; h gives the kind and shape of a lane."""
 
     @abstractmethod
     def first(self, h: Number) -> Number:
         """The first step size, from the engine's guess h."""
 
-    def always(self) -> Verdict | None:
-        """What `judge` says to any step of a joint solve, where that is always the same."""
+    def always(self) -> Decision | None:
+        """The decision on any step of a joint solve, where that is always the same."""
         return None
 
     @abstractmethod
-    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
-        """`ratio`: the error in units of the tolerance (without an estimate 0); not finite when a value was not."""
+    def decide(self, attempt: Attempt, memory: Memory) -> Decision: ...

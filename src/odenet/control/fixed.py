@@ -8,7 +8,7 @@ from typing import final
 from ..core.given import flag, number
 from ..core.lanes import Number, isfinite, negate
 from ..core.portable import described
-from .base import Controller, Memory, Times, Verdict, check_times
+from .base import Attempt, Controller, Decision, Memory, Times, check_times
 
 
 class Unjudged(Controller):
@@ -23,12 +23,12 @@ class Unjudged(Controller):
     def first(self, h: Number) -> Number:
         return h * 0.0 + self.step
 
-    def always(self) -> Verdict | None:
-        return None if self.finite else Verdict(True, self.step, (), False)
+    def always(self) -> Decision | None:
+        return None if self.finite else Decision(True, self.step, (), False)
 
-    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
-        accept = isfinite(ratio)
-        return Verdict(accept, self.first(h), (), negate(accept))
+    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+        accept = isfinite(attempt.ratio)
+        return Decision(accept, self.first(attempt.h), (), negate(accept))
 
 
 @final

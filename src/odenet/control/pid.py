@@ -7,17 +7,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.given import function, number
-from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
-from ..core.portable import described
-from .base import Controller, Memory, Norm, Times, Verdict, check_times
+from ..core.given import number
+from ..core.lanes import Number
+from .base import Attempt, Memory, Norm, Times
+from .error import ErrorControl
 
-_STRONGEST = 10.0  # of the coefficients: _SMALLEST to its third power is still far from overflow
-_SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
+_STRONGEST = 10.0  # of the coefficients: the smallest error to its third power is still far from overflow
 
 
 @final
-class PID(Controller):
+class PID(ErrorControl):
     """Soderlind's PID controller (Soderlind 2003, "Digital filters in adaptive time-stepping", table 1).
 
     With r_n the error of step n in units of the tolerance and k the order of the estimate, the next step is
@@ -32,10 +31,6 @@ class PID(Controller):
         before for the step that ends there, and anew just after. Both: times, or a callable from ts to times.
     norm: callable that takes the leaves of error / tolerance and gives a number (a lane with per_sample); default RMS.
     """
-
-    adaptive = True
-    every_output = False
-    stretch = 1.01
 
     def __init__(
         self,
@@ -54,14 +49,6 @@ class PID(Controller):
         norm: Norm | None = None,
     ) -> None:
         pcoeff, icoeff, dcoeff = number("pcoeff", pcoeff), number("icoeff", icoeff), number("dcoeff", dcoeff)
-        safety, factor_min = number("safety", safety), number("factor_min", factor_min)
-        factor_max, min_step, max_step = (
-            number(name, given)
-            for name, given in (("factor_max", factor_max), ("min_step", min_step), ("max_step", max_step))
-        )
-        first_step = None if first_step is None else number("first_step", first_step)
-        if norm is not None:
-            function("norm", norm, "norm(leaves)")
         if max(abs(pcoeff), abs(icoeff), abs(dcoeff)) > _STRONGEST:
             raise ValueError(
                 f"pcoeff, icoeff and dcoeff must lie between -{_STRONGEST} and {_STRONGEST}; got {pcoeff!r}, "
@@ -69,48 +56,21 @@ class PID(Controller):
             )
         self.pcoeff, self.icoeff, self.dcoeff = pcoeff, icoeff, dcoeff
         self.beta = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)
-        self.safety, self.factor_min, self.factor_max = safety, factor_min, factor_max
-        self.min_step, self.max_step, self.first_step = min_step, max_step, first_step
-        self.step_ts, self.jump_ts, self.norm = step_ts, jump_ts, norm
-        check_times("step_ts", step_ts)
-        check_times("jump_ts", jump_ts)
-        if not 0.0 < safety <= 1.0:
-            raise ValueError(f"safety must lie in (0, 1]; got {safety!r}")
-        if not 0.0 < factor_min < 1.0 <= factor_max:
-            raise ValueError(
-                f"factor_min must lie in (0, 1) and factor_max be at least 1; got {factor_min!r}, {factor_max!r}"
-            )
-        if max_step <= 0.0:
-            raise ValueError(f"max_step must be positive; got max_step={max_step!r}")
-        if not 0.0 <= min_step <= max_step:
-            raise ValueError(f"min_step must lie in [0, max_step]; got min_step={min_step!r}, max_step={max_step!r}")
-        if first_step is not None and not 0.0 < first_step < float("inf"):
-            raise ValueError(f"first_step must be positive and finite; got {first_step!r}")
-
-    def __repr__(self) -> str:
-        return described(self)
+        super().__init__(
+            safety=safety, factor_min=factor_min, factor_max=factor_max, min_step=min_step, max_step=max_step,
+            first_step=first_step, step_ts=step_ts, jump_ts=jump_ts, norm=norm,
+        )  # fmt: skip
 
     def memory(self, h: Number) -> Memory:
         one = torch.ones_like(h) if isinstance(h, Tensor) else 1.0
         return (one, one)
 
-    def first(self, h: Number) -> Number:
-        if self.first_step is not None:
-            h = h * 0.0 + self.first_step
-        return clip(h, self.min_step, self.max_step)
-
-    def judge(self, h: Number, ratio: Number, error_order: int, memory: Memory) -> Verdict:
-        finite = isfinite(ratio)
-        r = coarse(maximum(where(finite, ratio, 1.0), _SMALLEST))
-        forced = h <= self.min_step
-        accept = finite & ((r <= 1.0) | forced)
-        b1, b2, b3 = (b / error_order for b in self.beta)
-        factor = self.safety * r**-b1
+    def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
+        b1, b2, b3 = (b / attempt.order for b in self.beta)
+        factor = r**-b1
         if b2 != 0.0 or b3 != 0.0:
             factor = factor * memory[0] ** -b2 * memory[1] ** -b3
-        factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
-        # A rejected step must shrink, also where the memory of a PID says otherwise.
-        factor = where(accept, minimum(factor, self.factor_max), minimum(factor, self.safety))
-        memory = (where(accept, r, memory[0]), where(accept, memory[0], memory[1]))
-        failed = negate(finite) & forced
-        return Verdict(accept, clip(h * factor, self.min_step, self.max_step), memory, failed)
+        return factor
+
+    def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:
+        return (r, memory[0])

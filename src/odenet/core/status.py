@@ -16,5 +16,17 @@ class Status(IntEnum):
     STEP_UNDERFLOW = 4
     EVENT = 5
     PILE_UP = 6
+    NONLINEAR_FAILED = 7
+
+    __str__ = Enum.__str__
+
+
+class StepStatus(IntEnum):
+    """What became of the equations of one attempted step; by sample, as an integer code in a tensor."""
+
+    OK = 0
+    NONLINEAR_FAILED = 1
+    SINGULAR = 2
+    NON_FINITE = 3
 
     __str__ = Enum.__str__

@@ -16,15 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..control.base import Memory, Verdict, measured
+from ..control.base import Attempt, Decision, Memory, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, negate
+from ..core.lanes import Flag, Number, negate, where
 from ..core.leaves import Leaves, select
 from ..core.norms import all_finite, finite_on_host, rms
-from ..core.status import Status
+from ..core.status import Status, StepStatus
 from ..core.transforms import some
-from ..methods.base import Field, Step
+from ..methods.base import Cache, Field, Step, StepInput
 from .ahead import Planned
 from .clock import Clock
 from .problem import Problem
@@ -37,7 +37,7 @@ class State(NamedTuple):
     """Where a solve stands.
 
     t, h: detached time and size of the next attempt. time: t as a tensor, attached to ts. stop: index of the next time
-    to hit. jumped: t is a jump time. status: Status codes.
+    to hit. jumped: t is a jump time. status: Status codes. cache: of the method. rejected: the last attempt was.
     """
 
     t: Number
@@ -49,6 +49,8 @@ class State(NamedTuple):
     stop: Number
     jumped: Flag
     status: Number
+    cache: Cache = ()
+    rejected: Flag = False
 
 
 class Draws(NamedTuple):
@@ -95,6 +97,12 @@ class Move:
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     @property
+    def input(self) -> StepInput:
+        """What the step was told, as far as its dense output wants it."""
+        f = nudged(self.problem, self.time0, self.time1, self.jumped, self.jumps)
+        return StepInput(f, self.time0, self.time1, self.y, self.carry)
+
+    @property
     def charged(self) -> Flag:
         """Lanes that are charged for the polynomial."""
         return self.sought | (self.asked & self.accept)
@@ -111,14 +119,13 @@ class Move:
         self.asked = self.asked | lanes
         if self._polynomial is None:
             p, before = self.problem, self.problem.f.calls
-            f = nudged(p, self.time0, self.time1, self.jumped, self.jumps)
             step = self.step if self.graph is None else self.graph
             again = self.draws.dense
             if p.f.random and again is None:
                 self.draws = self.draws._replace(dense=p.f.states())
             grad = self.graph is not None or torch.is_grad_enabled()
             with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.drawing_from(again):
-                self._polynomial = p.method.dense(f, self.time0, self.time1, self.y, step)
+                self._polynomial = p.method.dense(self.input, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial
@@ -171,7 +178,15 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     return select(jumps, fresh, step.carry)
 
 
-def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+def cache_after(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Cache:
+    """The cache for the next attempt: that of the step, or that of a first step where f jumps."""
+    if p.stops.jumps is None or not step.cache:
+        return step.cache
+    with torch.no_grad():
+        return select(jumps, p.method.remember(time1, step.y), step.cache)
+
+
+def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     """Try one step. Lanes that no longer run take one of length zero."""
     if clock.ahead is not None and not clock.leaves and not clock.cut_lanes:
         planned = clock.ahead.step(s.t, s.time, s.h, s.stop)
@@ -186,43 +201,49 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
         t1 = torch.where(running, torch.where(hit, target, s.t + clock.sign * s.h), s.t)
         hit = hit & running
     else:  # the one lane on the host runs, where a step is tried
-        running, t1 = True, target if hit else s.t + clock.sign * s.h
+        running, t1 = None, target if hit else s.t + clock.sign * s.h
     time1 = clock.time(s.stop, hit, t1, s.time, s.t)
     jumps = clock.jumps(s.stop, hit)
     f = p.f if clock.smooth else nudged(p, s.time, time1, s.jumped, jumps)
-    step = p.method.step(f, s.time, time1, s.y, s.carry)
-    verdict = clock.always or _verdict(p, f, s, t1, time1, step)
-    accept = verdict.accept
+    at = StepInput(f, s.time, time1, s.y, s.carry, s.cache, clock.tolerances, s.rejected, running)
+    step = p.method.step(at)
+    decision = clock.always or _decided(p, at, s, t1, step)
+    accept = decision.accept
     if lanes:
-        accept, verdict = accept & running, verdict._replace(failed=verdict.failed & running)
+        accept, decision = accept & running, decision._replace(failed=decision.failed & running)
     stop = s.stop if clock.cut_lanes is None else clock.stop_hit(s.stop, hit)
-    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), verdict
+    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), decision
 
 
-def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Verdict]:
+def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Decision]:
     """`attempt`, of a step whose times are known."""
     _, t1, hit, stop, time1, span = planned
     step = p.method.planned(p.f, span, s.y, s.carry)
-    verdict = clock.always or _verdict(p, p.f, s, t1, time1, step)
-    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, verdict.accept, hit, stop, s.jumped, False), verdict
+    decision = clock.always or _decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
+    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, decision.accept, hit, stop, s.jumped, False), decision
 
 
-def _verdict(p: Problem, f: Field, s: State, t1: Number, time1: Tensor, step: Step) -> Verdict:
+def _decided(p: Problem, at: StepInput, s: State, t1: Number, step: Step) -> Decision:
     if not torch.is_grad_enabled():
-        return judged(p, f, s, t1, time1, step)
+        return decided(p, at, s, t1, step)
     with torch.no_grad():
-        return judged(p, f, s, t1, time1, step)
+        return decided(p, at, s, t1, step)
 
 
-def judged(p: Problem, f: Field, s: State, t1: Number, time1: Tensor, step: Step) -> Verdict:
-    """What the controller says to a step from s. Called without grad mode."""
-    control = p.controller
-    if control.adaptive:
-        error = p.method.error(f, s.time, time1, s.y, step)
-        ratio = error_ratio(p, s.y, step.y, error)
-    else:
-        ratio = error_ratio(p, s.y, step.y, None)
-    return control.judge(abs(t1 - s.t), ratio, p.method.error_order or 1, s.memory)
+def decided(p: Problem, at: StepInput, s: State, t1: Number, step: Step) -> Decision:
+    """What the controller decides on a step from s. Called without grad mode."""
+    control, order = p.controller, p.method.error_order or 1
+    error = p.method.error(at, step) if control.adaptive else None
+    ratio = error_ratio(p, s.y, step.y, error)
+    wish = step.wish
+    if step.status is not None:
+        solved = step.status == StepStatus.OK
+        ratio = where(bool(solved) if p.on_host else solved, ratio, math.inf)
+    if step.order is not None:
+        order = step.order.item() if p.on_host else step.order
+    if wish is not None and p.on_host:
+        wish = wish._replace(most=float(wish.most), hold=bool(wish.hold))
+    return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.memory)
 
 
 def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
@@ -248,43 +269,57 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
     return torch.nan_to_num(torch.as_tensor(ratio), nan=torch.inf).to(p.ts.dtype)
 
 
-def settle(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
+def settle(p: Problem, clock: Clock, s: State, move: Move, decision: Decision) -> State:
     """The state after a move: accepted lanes go on, rejected ones try again smaller, finished and failed ones stay.
 
     A step cut short by a stop says little about the size of the next, which is then not below that asked for before.
     """
     accept = move.accept
     if not isinstance(accept, Tensor):
-        return _settled(p, clock, s, move, verdict)
+        return _settled(p, clock, s, move, decision)
     running = s.status == _RUNNING
     t = torch.where(accept, move.t1, s.t)
-    h = torch.where(accept & move.hit, torch.where(verdict.h < s.h, s.h, verdict.h), verdict.h)
+    h = torch.where(accept & move.hit, torch.where(decision.h < s.h, s.h, decision.h), decision.h)
     time = torch.where(accept, move.time1, s.time)
-    memory = tuple(torch.where(running, a, b) for a, b in zip(verdict.memory, s.memory, strict=True))
+    memory = tuple(torch.where(running, a, b) for a, b in zip(decision.memory, s.memory, strict=True))
     jumps = accept & move.jumps
     jumped = jumps | (s.jumped & ~accept) if p.stops.jumps is not None else False
     stop = clock.passed(t, s.stop) if clock.count > 1 else s.stop + (accept & move.hit)
-    carry = after_step(p, move.time1, move.step, jumps)
+    carry, cache = after_step(p, move.time1, move.step, jumps), cache_after(p, move.time1, move.step, jumps)
     y, carry = select(accept, move.step.y, s.y), select(accept, carry, s.carry)
     stuck = ~accept & running & too_small(h, t)
     status = torch.where(accept & (stop >= clock.count), int(Status.SUCCESS), s.status)
-    status = torch.where(verdict.failed | stuck, int(Status.STEP_UNDERFLOW), status)
-    return State(t, time, h, y, carry, memory, stop, jumped, status)
+    status = torch.where(decision.failed | stuck, _given_up(move.step), status)
+    if move.step.wish is not None:
+        h = torch.where(
+            stuck & (h == 0), (move.t1 - s.t).abs(), h
+        )  # of a method that gives up the size at which it did
+    return State(t, time, h, y, carry, memory, stop, jumped, status, cache, running & ~accept)
 
 
-def _settled(p: Problem, clock: Clock, s: State, move: Move, verdict: Verdict) -> State:
+def _settled(p: Problem, clock: Clock, s: State, move: Move, decision: Decision) -> State:
     """`settle` for the one lane on the host, which runs."""
+    step, memory = move.step, decision.memory
     if not move.accept:
-        failed = verdict.failed or too_small(verdict.h, s.t)
-        status = int(Status.STEP_UNDERFLOW) if failed else s.status
-        return s._replace(h=verdict.h, memory=verdict.memory, status=status)
-    step, stop, h, carry = move.step, s.stop, verdict.h, move.step.carry
+        failed = decision.failed or too_small(decision.h, s.t)
+        status = int(_given_up(step)) if failed else s.status
+        h = decision.h or abs(move.t1 - s.t)  # of a method that gives up the size at which it did
+        return s._replace(h=h, memory=memory, status=status, cache=step.cache, rejected=True)
+    stop, h, carry, cache = s.stop, decision.h, step.carry, step.cache
     if move.hit:
         h, stop = max(h, s.h), clock.next_stop(move.t1, stop)
     if move.jumps:
-        carry = after_step(p, move.time1, step, True)
-    status = int(Status.STEP_UNDERFLOW) if verdict.failed else s.status if stop < clock.count else int(Status.SUCCESS)
-    return State(move.t1, move.time1, h, step.y, carry, verdict.memory, stop, move.jumps, status)
+        carry, cache = after_step(p, move.time1, step, True), cache_after(p, move.time1, step, True)
+    status = int(_given_up(step)) if decision.failed else s.status if stop < clock.count else int(Status.SUCCESS)
+    return State(move.t1, move.time1, h, step.y, carry, memory, stop, move.jumps, status, cache)
+
+
+def _given_up(step: Step) -> int | Tensor:
+    """The status of a solve that gives up at this step."""
+    if step.status is None:
+        return int(Status.STEP_UNDERFLOW)
+    unsolved = (step.status == StepStatus.NONLINEAR_FAILED) | (step.status == StepStatus.SINGULAR)
+    return torch.where(unsolved, int(Status.NONLINEAR_FAILED), int(Status.STEP_UNDERFLOW))
 
 
 def too_small(h: Number, t: Number) -> Flag:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..control.base import Verdict
+from ..control.base import Decision
 from ..core.given import function
 from ..core.lanes import Number, where
 from .advance import Clock, Move, State
-from .drive import Attempt
+from .drive import Trial
 from .problem import Problem
 
 Callback = Callable[[Any, Any, Any], Any]
@@ -36,16 +36,16 @@ class Callbacks:
             if (given := getattr(self, name)) is not None:
                 function(name, given, f"{name}(t0, y0, dt)")
 
-    def around(self, attempt: Attempt) -> Attempt:
+    def around(self, attempt: Trial) -> Trial:
         """`attempt`, with the callbacks called."""
 
-        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
             left = (clock.target(s.stop) - s.t) * clock.sign
             ahead: Number = where(s.h * p.controller.stretch >= left, left, s.h)
             about = (s.time.detach(), p.f.pack(s.y), torch.as_tensor(ahead, dtype=s.time.dtype, device=s.time.device))
             if self.step is not None:
                 self.step(*about)
-            move, verdict = attempt(p, clock, s)
+            move, decision = attempt(p, clock, s)
             accept = move.accept
             some, others = (
                 (bool(accept.any()), bool((~accept).any()))
@@ -56,6 +56,6 @@ class Callbacks:
                 self.accept(*about)
             if others and self.reject is not None:
                 self.reject(*about)
-            return move, verdict
+            return move, decision
 
         return watched

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.lanes import Flag, Number
 from ..core.leaves import differentiable
+from ..methods.base import Tolerances
 from .ahead import Ahead
 from .problem import Problem
 
@@ -28,6 +29,8 @@ class Clock:
         self.smooth = not p.controller.perturb and p.stops.jumps is None  # f is evaluated at the times themselves
         self.always = p.controller.always() if p.on_host else None
         self.ahead = Ahead(p, self.host, self.last, self.sign) if self.host is not None and Ahead.possible(p) else None
+        control = p.controller
+        self.tolerances = Tolerances(p.rtol, p.atol, control.norm) if control.adaptive else None
         self.leaves = False  # the end of a step is a leaf that asks for its gradient
         self.cut_lanes: Flag = None  # lanes of which the next time to hit is that of an event
 

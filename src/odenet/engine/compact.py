@@ -24,6 +24,8 @@ class Tally(NamedTuple):
     nfe: Tensor
     accepted: Tensor
     rejected: Tensor
+    njev: Tensor
+    nlu: Tensor
 
 
 def worthwhile(rows: int, wanted: int, spare: float = Problem.spare) -> bool:
@@ -66,13 +68,16 @@ class Leaving:
 
 
 def _flat(s: State) -> list[Number]:
-    return [s.t, s.time, s.h, s.stop, s.jumped, s.status, *s.y, *s.carry, *s.memory]
+    return [s.t, s.time, s.h, s.stop, s.jumped, s.status, s.rejected, *s.y, *s.carry, *s.memory, *s.cache]
 
 
 def _state(flat: list[Number], like: State) -> State:
-    t, time, h, stop, jumped, status, *rest = flat
-    n, m = len(like.y), len(like.y) + len(like.carry)
-    return State(t, time, h, tuple(rest[:n]), tuple(rest[n:m]), tuple(rest[m:]), stop, jumped, status)
+    t, time, h, stop, jumped, status, rejected, *rest = flat
+    n = len(like.y)
+    m = n + len(like.carry)
+    k = m + len(like.memory)
+    y, carry, memory, cache = (tuple(x) for x in (rest[:n], rest[n:m], rest[m:k], rest[k:]))
+    return State(t, time, h, y, carry, memory, stop, jumped, status, cache, rejected)
 
 
 def _of_state(s: State, rows: Tensor) -> State:

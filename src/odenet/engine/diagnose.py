@@ -10,7 +10,15 @@ from ..core.leaves import Leaves, along, real_dtype, rows, spread_over
 from ..core.norms import all_finite
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
-from ..errors import BlowUpError, MaxStepsError, NonFiniteError, PileUpError, SolveError, StepUnderflowError
+from ..errors import (
+    BlowUpError,
+    MaxStepsError,
+    NonFiniteError,
+    NonlinearSolveError,
+    PileUpError,
+    SolveError,
+    StepUnderflowError,
+)
 from .advance import Clock, State, attempt, settle
 from .drive import Outcome
 from .problem import Problem
@@ -42,6 +50,13 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
         "the step size fell below the resolution of time",
         "rtol and atol ask for more than the dtype holds, or f jumps here, or changes within less than the rounding of "
         "t: loosen them, use float64, give the time of the jump in PID(jump_ts=...), or count time from here",
+    ),
+    Status.NONLINEAR_FAILED: (
+        NonlinearSolveError,
+        "the equations of the implicit step could not be solved: {why}",
+        "f or its derivative may jump here (give the time in PID(jump_ts=...)), or its Jacobian be wrong (where "
+        "jacobian= is given, compare it with torch.func.jacrev), or f not be smooth in y: explicit methods, such as "
+        "'tsit5', solve no equations",
     ),
     Status.PILE_UP: (
         PileUpError,
@@ -133,7 +148,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
             "use gradient='discrete' or 'reversible', which take the forward steps again and solve nothing backwards, "
             "or 'gauss', which does not solve the state again; or " + hint
         )
-    cause = cause.format(max_steps=p.max_steps, size=size)
+    why = p.method.why_unsolved(s.cache, sample) if status == Status.NONLINEAR_FAILED else ""
+    cause = cause.format(max_steps=p.max_steps, size=size, why=why)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
 
@@ -160,10 +176,10 @@ def _stiff(p: Problem, s: State, sample: int | None) -> bool:
         status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
     s = s._replace(time=time, y=y, carry=p.method.init(p.f, time, y), status=status)
     for _ in range(_AHEAD):
-        move, verdict = attempt(p, clock, s)
+        move, decision = attempt(p, clock, s)
         held = at_the_bound(move)
         count += bool(held if sample is None else held[sample])
-        s = settle(p, clock, s, move, verdict)
+        s = settle(p, clock, s, move, decision)
         if int(s.status if sample is None else s.status[sample]) != Status.RUNNING:
             return False
     return count >= _AHEAD // 2
@@ -211,7 +227,7 @@ def _raise_vmapped(p: Problem, s: State) -> None:
         return
     status, t, dt = found[failed[0]]
     kind, cause, hint = _ERRORS[Status(int(status))]
-    cause = cause.format(max_steps=p.max_steps, size=_HUGE)
+    cause = cause.format(max_steps=p.max_steps, size=_HUGE, why="")
     whose = f", lane {failed[0]} of those that are vmapped" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     message = f"The solve failed at t={t!r} (dt={dt:.3g}{whose}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=failed[0], component="y")

@@ -11,18 +11,19 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Verdict
+from ..control.base import Decision
 from ..control.first_step import hairer
 from ..core.lanes import Number
 from ..core.leaves import Leaves, select
 from ..core.status import Status
+from ..methods.base import StepInput
 from .advance import Clock, Move, State, attempt, nudged, poisons, settle
 from .compact import Leaving, Tally, worthwhile
 from .observe import Observer
 from .problem import Problem
 
 Count = int | Tensor
-Attempt = Callable[[Problem, Clock, State], tuple[Move, Verdict]]
+Trial = Callable[[Problem, Clock, State], tuple[Move, Decision]]
 
 
 @dataclass
@@ -47,12 +48,17 @@ class Found:
 
 @dataclass
 class Outcome:
-    """The end of a solve. Counts are ints, or (B,) tensors per sample. found: the events that ended it."""
+    """The end of a solve. Counts are ints, or (B,) tensors per sample. found: the events that ended it.
+
+    njev, nlu: Jacobians and factorisations of an implicit method.
+    """
 
     state: State
     nfe: Count
     accepted: Count
     rejected: Count
+    njev: Count = 0
+    nlu: Count = 0
     found: Found | None = None
 
 
@@ -63,7 +69,7 @@ class Driver(ABC):
     """
 
     @abstractmethod
-    def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome: ...
+    def run(self, p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome: ...
 
 
 def start(p: Problem, clock: Clock) -> State:
@@ -88,7 +94,10 @@ def start(p: Problem, clock: Clock) -> State:
     else:
         code = Status.RUNNING if math.isfinite(h) else Status.NON_FINITE
         status, jumped = int(code if moving else Status.SUCCESS), False
-    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status)
+    with torch.no_grad():
+        cache = () if idle else p.method.remember(time.detach(), tuple(x.detach() for x in p.y0))
+    rejected = torch.zeros_like(moving) if isinstance(moving, Tensor) else False
+    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, rejected)
 
 
 def guessed(p: Problem) -> bool:
@@ -114,35 +123,37 @@ def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tupl
 
 @final
 class Eager(Driver):
-    """One attempt after another from Python, with one look at the verdict a step."""
+    """One attempt after another from Python, with one look at the decision a step."""
 
-    def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome:
+    def run(self, p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome:
         return self._lanes(p, observers, attempt) if p.batched else self._joint(p, observers, attempt)
 
-    def _joint(self, p: Problem, observers: Sequence[Observer], attempt: Attempt) -> Outcome:
+    def _joint(self, p: Problem, observers: Sequence[Observer], attempt: Trial) -> Outcome:
         clock, before = Clock(p), p.f.calls
         s = start(p, clock)
-        accepted = attempts = 0
+        accepted = attempts = njev = nlu = 0
         while s.status == Status.RUNNING:
             if attempts + p.spent >= p.max_steps:
                 s = s._replace(status=int(Status.MAX_STEPS))
                 break
-            move, verdict = attempt(p, clock, s)
+            move, decision = attempt(p, clock, s)
             attempts += 1
             accepted += bool(move.accept)
+            if (counts := move.step.counts) is not None:
+                njev, nlu = njev + int(counts.njev), nlu + int(counts.nlu)
             for observer in observers:
                 observer.see(move)
-            s = settle(p, clock, s, move, verdict)
+            s = settle(p, clock, s, move, decision)
             if move.ends:
                 s = s._replace(status=int(Status.EVENT))
             del move  # its stages are not needed beside those of the next
-        return Outcome(s, p.f.calls - before, accepted, attempts - accepted)
+        return Outcome(s, p.f.calls - before, accepted, attempts - accepted, njev, nlu)
 
-    def _lanes(self, p: Problem, observers: Sequence[Observer], attempt: Attempt) -> Outcome:
+    def _lanes(self, p: Problem, observers: Sequence[Observer], attempt: Trial) -> Outcome:
         clock, before = Clock(p), p.f.calls
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
-        tally, leaving = Tally(nfe, torch.zeros_like(nfe), torch.zeros_like(nfe)), Leaving(p)
+        tally, leaving = Tally(nfe, *(torch.zeros_like(nfe) for _ in range(4))), Leaving(p)
         awaited = any(observer.starts_whole for observer in observers)
         while True:
             running = s.status == Status.RUNNING
@@ -162,7 +173,7 @@ class Eager(Driver):
             s, tally = self._one(p, clock, s, tally, running, observers, attempt)
             awaited = awaited and not bool(tally.accepted.any())
         s, tally = leaving.whole(p, s, tally)
-        return Outcome(s, tally.nfe, tally.accepted, tally.rejected)
+        return Outcome(s, *tally)
 
     @staticmethod
     def _one(
@@ -172,12 +183,16 @@ class Eager(Driver):
         tally: Tally,
         running: Tensor,
         observers: Sequence[Observer],
-        attempt: Attempt,
+        attempt: Trial,
     ) -> tuple[State, Tally]:
         """One attempt of all lanes, seen and settled."""
         before, nfe = p.f.calls, tally.nfe
-        move, verdict = attempt(p, clock, s)
+        move, decision = attempt(p, clock, s)
         nfe = nfe + running * (p.f.calls - before - move.polynomial_calls - move.search_calls - move.claim_calls)
+        njev, nlu = tally.njev, tally.nlu
+        if (counts := move.step.counts) is not None:
+            nfe = nfe + running * (counts.nfe - counts.within)
+            njev, nlu = njev + running * counts.njev, nlu + running * counts.nlu
         if move.search_calls or move.claim_calls:
             nfe = nfe + move.sought * move.search_calls + move.claimed * move.claim_calls
         if torch.is_grad_enabled():
@@ -191,12 +206,12 @@ class Eager(Driver):
         if seen or move.polynomial_calls:
             nfe = nfe + move.accept * seen + move.charged * move.polynomial_calls
         before = p.f.calls
-        s = settle(p, clock, s, move, verdict)
+        s = settle(p, clock, s, move, decision)
         if isinstance(move.ends, Tensor):
             s = s._replace(status=torch.where(move.ends, int(Status.EVENT), s.status))
         if p.f.calls > before:
             nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
-        return s, Tally(nfe, accepted, rejected)
+        return s, Tally(nfe, accepted, rejected, njev, nlu)
 
 
 def without_poison(p: Problem, move: Move) -> Move:
@@ -208,7 +223,7 @@ def without_poison(p: Problem, move: Move) -> Move:
         return move
     time1 = torch.where(move.accept, move.time1, move.time0)
     f = nudged(p, move.time0, time1, move.jumped, move.jumps & move.accept)
-    step = p.method.step(f, move.time0, time1, move.y, move.carry)
+    step = p.method.step(StepInput(f, move.time0, time1, move.y, move.carry))
     keep = select(move.accept, step.y, move.y)
     move.time1, move.step = time1, step._replace(y=keep)
     move.forget_polynomial()

@@ -8,15 +8,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Verdict
+from ..control.base import Decision
 from ..core.chebyshev import node_points, nodes
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, spread
 from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
 from ..core.roots import Roots, Sought, first_roots
-from .advance import Clock, Move, State, nudged
-from .drive import Attempt, Found
+from .advance import Clock, Move, State
+from .drive import Found, Trial
 from .landing import Claim, Landing, resolution
 from .path import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
 from .problem import Problem
@@ -53,7 +53,7 @@ class Seeker:
     are at hand.
     """
 
-    def __init__(self, p: Problem, events: Events, attempt: Attempt) -> None:
+    def __init__(self, p: Problem, events: Events, attempt: Trial) -> None:
         self.events, self.plain = events, attempt
         self.clock: Clock | None = None
         self.edges, self.straight = p.f.edges, p.method.interpolation == "linear"
@@ -76,13 +76,13 @@ class Seeker:
         peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
 
-    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
         rows = rows_at_hand(p)
         if clock is not self.clock:  # samples have left the batch
             self.clock, there = clock, self.landing.value[rows] >= 0
             if bool(there.any()):
                 clock.cut(there, s.stop, self.landing.t[rows])
-        move, verdict = self.plain(p, clock, s)
+        move, decision = self.plain(p, clock, s)
         accept = lanes_of(move.accept, p)
         found = self.landing.value[rows] >= 0
         ends = accept & found & lanes_of(move.hit, p)
@@ -104,11 +104,11 @@ class Seeker:
                 back = back | self._look(p, move, looks, rows)
             if not bool(back.any()):
                 move.ends = ends if p.batched else bool(ends)
-                return move, verdict
+                return move, decision
             to_event = back & (self.landing.value[rows] >= 0)
             if bool(to_event.any()):
                 self._cut(clock, s, to_event, rows)
-            return _taken_back(p, s, move, verdict, back, ends)
+            return _taken_back(p, s, move, decision, back, ends)
 
     def _cut(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
         """The step of these lanes is to end at an event, before which f is to be seen."""
@@ -307,8 +307,7 @@ class Seeker:
     def _own(p: Problem, move: Move) -> Coefficients:
         """The method's own dense output, where that of the solution is a line: it sees two crossings within a step."""
         before = p.f.calls
-        f = nudged(p, move.time0, move.time1, move.jumped, move.jumps)
-        coefficients = p.method.polynomial(f, move.time0, move.time1, move.y, move.step)
+        coefficients = p.method.polynomial(move.input, move.step)
         move.search_calls = p.f.calls - before
         return coefficients
 
@@ -324,19 +323,20 @@ class Seeker:
 
 def _size(p: Problem, y: Leaves) -> Tensor:
     """The largest entry of the state, (L,)."""
-    return torch.stack(
-        [(as_rows(x.detach().abs()) if p.batched else x.detach().abs().reshape(1, -1)).amax(1).double() for x in y]
-    ).amax(0)
+    rows = [as_rows(x.detach().abs()) if p.batched else x.detach().abs().reshape(1, -1) for x in y]
+    return torch.stack([x.amax(1).double() for x in rows]).amax(0)
 
 
-def _taken_back(p: Problem, s: State, move: Move, verdict: Verdict, back: Tensor, ends: Tensor) -> tuple[Move, Verdict]:
+def _taken_back(
+    p: Problem, s: State, move: Move, decision: Decision, back: Tensor, ends: Tensor
+) -> tuple[Move, Decision]:
     """The move with these lanes not accepted, and to be tried again as they were."""
     if not p.batched:
         move.accept = move.ends = False
-        return move, verdict._replace(accept=False, h=s.h, memory=s.memory)
+        return move, decision._replace(accept=False, h=s.h, memory=s.memory)
     move.accept, move.ends = move.accept & ~back, ends & ~back
-    memory = tuple(torch.where(back, a, b) for a, b in zip(s.memory, verdict.memory, strict=True))
-    return move, verdict._replace(accept=move.accept, h=torch.where(back, s.h, verdict.h), memory=memory)
+    memory = tuple(torch.where(back, a, b) for a, b in zip(s.memory, decision.memory, strict=True))
+    return move, decision._replace(accept=move.accept, h=torch.where(back, s.h, decision.h), memory=memory)
 
 
 def _not_finite(column: Tensor, wanted: Tensor, move: Move) -> ValueError:

@@ -18,7 +18,7 @@ from ..core.leaves import Leaves, differentiable, select, spread
 from ..core.status import Status
 from ..core.transforms import some
 from .advance import Clock, Move, attempt, settle
-from .drive import Attempt, Driver, Outcome, start, without_poison
+from .drive import Driver, Outcome, Trial, start, without_poison
 from .observe import Observer
 from .problem import Problem
 
@@ -27,7 +27,7 @@ from .problem import Problem
 class Functional(Driver):
     """One attempt after another from Python, as long as any lane runs."""
 
-    def run(self, p: Problem, observers: Sequence[Observer], attempt: Attempt = attempt) -> Outcome:
+    def run(self, p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome:
         clock, before, given = Clock(p), p.f.calls, p.y0
         s = start(p, clock)
         nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
@@ -42,7 +42,7 @@ class Functional(Driver):
             if not some(running):
                 break
             before = p.f.calls
-            move, verdict = attempt(p, clock, s)
+            move, decision = attempt(p, clock, s)
             nfe = nfe + running * (p.f.calls - before)
             accepted, rejected = accepted + move.accept, rejected + (running & ~move.accept)
             if not some(move.accept):  # nothing of the move is used, and so nothing of it stays in a graph
@@ -55,7 +55,7 @@ class Functional(Driver):
                 seen = p.f.calls - before - move.polynomial_calls
                 nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
             before = p.f.calls
-            s = settle(p, clock, s, move, verdict)
+            s = settle(p, clock, s, move, decision)
             nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
             del move
         status = torch.where(s.status == Status.RUNNING, int(Status.MAX_STEPS), s.status)

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.leaves import Leaves
 from .advance import attempt
 from .callbacks import Callbacks
-from .drive import Attempt, Driver, Outcome
+from .drive import Driver, Outcome, Trial
 from .events import Events, Seeker
 from .functional import Lanewise
 from .observe import Observer
@@ -53,7 +53,7 @@ def integrate(
     request: Request,
     record: Record | Lanewise,
     others: Sequence[Observer] = (),
-    attempt: Attempt = attempt,
+    attempt: Trial = attempt,
 ) -> Solved:
     """Solve p. `others` see each move after `record`."""
     observers: list[Observer] = [record, *others]

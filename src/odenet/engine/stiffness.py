@@ -15,12 +15,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Verdict
+from ..control.base import Decision
 from ..core.leaves import Leaves, dot
 from ..core.norms import tolerance_scale
 from ..errors import StiffnessWarning
 from .advance import Clock, Move, State
-from .drive import Attempt
+from .drive import Trial
 from .problem import Problem
 
 _FIRST = 50  # attempts before the first look; later ones after twice, four times as many
@@ -71,15 +71,15 @@ class Stiffness:
         self.left, self.looks = attempts, 0
         self.count: Tensor | None = None
 
-    def around(self, attempt: Attempt) -> Attempt:
+    def around(self, attempt: Trial) -> Trial:
         """`attempt`, watched."""
 
-        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-            move, verdict = attempt(p, clock, s)
+        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
+            move, decision = attempt(p, clock, s)
             self.left -= 1
             if self.left < 0 and not self.told:
                 self.look(move)
-            return move, verdict
+            return move, decision
 
         return watched
 

@@ -10,10 +10,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Verdict
+from ..control.base import Decision
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, new_leaves
-from ..methods.base import Field, Step
+from ..methods.base import Field, Step, StepInput
 from .advance import Clock, Draws, Move, State, attempt, nudged, poisons
 from .compact import worthwhile
 from .observe import Observer
@@ -67,7 +67,7 @@ class Entry:
     def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
         """The same step from other (attached) inputs."""
         with self.drawing(p):
-            step = p.method.step(self.field(p, time0, time1), time0, time1, y, carry)
+            step = p.method.step(StepInput(self.field(p, time0, time1), time0, time1, y, carry))
         return self.move(p, time0, time1, y, carry, step)
 
     def drawing(self, p: Problem) -> AbstractContextManager[object]:
@@ -93,7 +93,7 @@ class GraphKeeper(Keeper):
     """A keeper that wants steps recorded by autograd."""
 
     @abstractmethod
-    def wants_graph(self) -> bool:
+    def wants_graph(self, p: Problem) -> bool:
         """Whether the next step is to be recorded."""
 
     def recording(self, p: Problem) -> AbstractContextManager[object]:
@@ -130,35 +130,35 @@ class Tape(Observer):
         self.keepers = [k for k in (keeper, graphs) if k is not None]
         self.entries: list[Entry] = []
 
-    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
+    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
         """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
         states, calls = p.f.states() if p.f.random else None, p.f.calls
         try:
-            move, verdict = self._attempt(p, clock, s)
+            move, decision = self._attempt(p, clock, s)
         except RuntimeError as error:
             if self.graphs is None or not self.graphs.goes_on_after(error):
                 raise
             p.f.calls = calls
             p.f.draw_from(states)
-            move, verdict = self._attempt(p, clock, s)
+            move, decision = self._attempt(p, clock, s)
         if p.f.random:
             move.draws = move.draws._replace(step=states or p.f.start_states)
-        return move, verdict
+        return move, decision
 
-    def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Verdict]:
-        if self.graphs is None or not self.graphs.wants_graph():
+    def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
+        if self.graphs is None or not self.graphs.wants_graph(p):
             return attempt(p, clock, s)
         clock.leaves = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
             own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
             y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
             time = s.time.detach().requires_grad_() if own else s.time
-            move, verdict = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
+            move, decision = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False
         graph = move.step
         y1, carry1 = (tuple(x.detach() for x in xs) for xs in (graph.y, graph.carry))
         move.graph, move.step = graph, graph._replace(y=y1, carry=carry1)
-        return move, verdict
+        return move, decision
 
     def see(self, move: Move) -> None:
         accept = move.accept

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.leaves import Leaves, spread
 from ..core.status import Status
-from ..methods.base import Field, Method, Step
+from ..methods.base import Method, Step, StepInput
 from .advance import Clock, Move, State, after_step, attempt, nudged, settle
 from .clock import attached
 from .drive import start
@@ -68,22 +68,22 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
     tape = (p.ts[:1].repeat(p.max_steps),)
     tape = tape if ends else ()
     jumps = p.stops.jumps is not None
-    head = (s.t, s.h, s.stop, s.status, zero, zero, *((s.jumped,) if jumps else ()))
+    head = (s.t, s.h, s.stop, s.status, zero, zero, s.rejected, *((s.jumped,) if jumps else ()))
 
     def cond(t: Tensor, h: Tensor, stop: Tensor, status: Tensor, accepted: Tensor, rejected: Tensor, *_: Tensor) -> Any:
         return (status == _RUNNING) & (accepted + rejected < p.max_steps)
 
     def body(*carried: Tensor) -> Carried:
-        t, h, stop, status, accepted, rejected, *rest = carried
+        t, h, stop, status, accepted, rejected, last_rejected, *rest = carried
         jumped = rest.pop(0) if jumps else False
         y, rest = tuple(rest[:n]), rest[n:]
         carry, rest = tuple(rest[:m]), rest[m:]
         memory, rest = tuple(rest[:k]), rest[k:]
         ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
         tape, rest = tuple(rest[:ends]), rest[ends:]
-        now = State(t, t, h, y, carry, memory, stop, jumped, status)
-        move, verdict = attempt(p, clock, now)
-        after = settle(p, clock, now, move, verdict)
+        now = State(t, t, h, y, carry, memory, stop, jumped, status, (), last_rejected)
+        move, decision = attempt(p, clock, now)
+        after = settle(p, clock, now, move, decision)
         if outputs:
             ys = filled(move, p, ys)
         if ends:
@@ -91,11 +91,12 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
             tape = (tape[0].scatter(0, here, move.t1.view(1)),)
         rest = more(move, tuple(rest)) if more is not None else tuple(rest)
         counts = (accepted + move.accept, rejected + ~move.accept)
-        head = (after.t, after.h, after.stop, after.status, *counts, *((after.jumped,) if jumps else ()))
+        head = (after.t, after.h, after.stop, after.status, *counts, after.rejected)
+        head = (*head, *((after.jumped,) if jumps else ()))
         return fresh((*head, *after.y, *after.carry, *after.memory, *ys, *tape, *rest), carried)
 
     out = loop(cond, body, (*head, *s.y, *s.carry, *s.memory, *ys, *tape, *extra))
-    t, _, _, status, accepted, rejected, *rest = out
+    t, _, _, status, accepted, rejected, _, *rest = out
     rest = rest[jumps:]
     status = torch.where(status == _RUNNING, int(Status.MAX_STEPS), status)
     y, rest = tuple(rest[:n]), rest[n + m + k :]
@@ -127,16 +128,10 @@ class Idle(Method):
 
     name, order, error_order = "idle", 1, None
 
-    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return ()
+    def step(self, at: StepInput) -> Step:
+        return Step(())
 
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        return Step((), (), ())
-
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        return None
-
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         return ()
 
 
@@ -170,7 +165,7 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
         time1 = attached(p.stops.times, stop, hit, t1, time0) if clock.tracked else t1
         jump = clock.jumps(stop, hit)
         f = nudged(p, time0, time1, jumped, jump)
-        step = p.method.step(f, time0, time1, y, carry)
+        step = p.method.step(StepInput(f, time0, time1, y, carry))
         accept = torch.ones_like(hit)
         t0 = time0.detach()
         move = Move(p, t0, t1, time0, time1, y, carry, step, accept, hit, stop, jumped, jump)

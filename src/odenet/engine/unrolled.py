@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, spread
+from ..methods.base import StepInput
 from .advance import Move
 from .problem import Problem
 
@@ -43,7 +44,7 @@ def unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, fl
     rows: list[Leaves] = [y for t in times if t == times[0]]
     for t0, t1 in steps:
         time0, time1 = (torch.full((), t, dtype=clock.dtype, device=clock.device) for t in (t0, t1))
-        step = p.method.step(p.f, time0, time1, y, carry)
+        step = p.method.step(StepInput(p.f, time0, time1, y, carry))
         move = Move(p, t0, t1, time0, time1, y, carry, step, True, False, 0, False, False)
         for t in times:
             if (t - t0) * sign > 0.0 and (t - t1) * sign <= 0.0:

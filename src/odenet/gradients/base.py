@@ -21,13 +21,16 @@ from ..engine.problem import Problem
 from ..errors import CaptureError
 from ..methods.base import StagewiseMethod
 
+COUNTS = ("nfe", "accepted", "rejected", "njev", "nlu")  # of the forward solve
+
 
 class Stats(dict[str, Any]):
-    """Counts of a solve, by key or as attributes: nfe, accepted, rejected, backward_nfe.
+    """Counts of a solve, by key or as attributes: nfe, accepted, rejected, njev, nlu, backward_nfe.
 
     Ints, or (B,) tensors per sample. nfe: evaluations of f in the forward solve (a sample's own count does not include
-    those made after it ended). backward_nfe: evaluations of f in the last backward pass (0 before one, and 0 for
-    `backprop`, which keeps the graph instead of evaluating again).
+    those made after it ended, or had converged in an implicit step). njev, nlu: Jacobians and factorisations of an
+    implicit method in the forward solve; each Jacobian is one of the evaluations. backward_nfe: evaluations of f in the
+    last backward pass (0 before one, and 0 for `backprop`, which keeps the graph instead of evaluating again).
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -58,7 +61,7 @@ class Stats(dict[str, Any]):
         whole = Stats(parts[0])
 
         def total() -> None:
-            for key in ("nfe", "accepted", "rejected", "backward_nfe"):
+            for key in (*COUNTS, "backward_nfe"):
                 dict.__setitem__(whole, key, sum(part[key] for part in parts[1:]) + parts[0][key])
 
         total()
@@ -69,7 +72,8 @@ class Stats(dict[str, Any]):
     @staticmethod
     def of(outcome: Outcome) -> Stats:
         zero = outcome.nfe * 0
-        return Stats(nfe=outcome.nfe, accepted=outcome.accepted, rejected=outcome.rejected, backward_nfe=zero)
+        counts = {key: getattr(outcome, key) + zero for key in COUNTS}
+        return Stats(counts, backward_nfe=zero)
 
 
 @dataclass

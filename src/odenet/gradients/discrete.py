@@ -18,7 +18,7 @@ from ..core.leaves import Leaves, spread_over
 from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..methods.base import Bars, StagewiseMethod
+from ..methods.base import Bars, StagewiseMethod, StepInput
 from .backprop import plain
 from .base import Gradient, Trajectory, direct
 from .local import Local, attached_step
@@ -90,7 +90,7 @@ class StepSweep(Sweep):
         time0, time1 = e.ends(q)
         f = Evaluations(e.field(q, time0, time1))
         with e.drawing(q):
-            method.step(f, time0, time1, y, carry)
+            method.step(StepInput(f, time0, time1, y, carry))
         return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
     def _from(self, n: int) -> Start:

@@ -90,7 +90,7 @@ class Forward(Gradient):
 class EveryGraph(GraphKeeper):
     """Wants every step recorded, and keeps none."""
 
-    def wants_graph(self) -> bool:
+    def wants_graph(self, p: Problem) -> bool:
         return True
 
     def keep(self, n: int, move: Move) -> None:

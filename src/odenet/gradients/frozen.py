@@ -21,7 +21,7 @@ from ..engine.drive import Outcome
 from ..engine.problem import Lanes, Problem, Stops
 from ..engine.record import Given
 from ..engine.tape import Entry
-from .base import Trajectory
+from .base import COUNTS, Trajectory
 
 Dense = Callable[[Tensor], Leaves]
 
@@ -152,7 +152,7 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
     if survivors is None or not bool(survivors.good.any()):
         return found
     good, others, dense = survivors.good, again(replaced(p, survivors)), found.dense
-    others.stats.update({k: found.stats[k] for k in ("nfe", "accepted", "rejected")})
+    others.stats.update({k: found.stats[k] for k in COUNTS})
     others_dense, start = others.dense, p.ts.detach()[..., :1][survivors.places]
     return replace(
         others,

@@ -21,7 +21,7 @@ from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.tape import Entry
-from ..methods.base import Bars, Field, StagewiseMethod, Step
+from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
 from .base import Gradient, Trajectory, add, direct
@@ -164,7 +164,7 @@ class Undo(Sweep):
         y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
         # then y1 = l y + (1 - l) z + rise(z)
         z = new_leaves(narrowed(self.z, self.q.y0))
-        rise, stages = method.base.increment(f, time0, time1, z)
+        rise, stages = method.base.increment(StepInput(f, time0, time1, z))
         y0 = method.parted(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
         y = new_leaves(narrowed(self.y, self.q.y0))
@@ -181,14 +181,14 @@ class Undo(Sweep):
         y_bar = [add(a, b) for a, b in zip(y_bar, wide_bar, strict=True)]
         # z1 = z - back(y1)
         f = Evaluations(field)
-        back, _ = method.increment(f, time1, time0, narrowed(self.y, like))
+        back, _ = method.increment(StepInput(f, time1, time0, narrowed(self.y, like)))
         self.z = select(e.accept, tuple(z + b for z, b in zip(self.z, back, strict=True)), self.z)
         minus = [None if b is None else -b for b in z_bar]
         through = method.pull_increment(spread_over(time0 - time1, like), f.stages, minus, self.vjp)
         y_bar = [add(a, b) for a, b in zip(y_bar, through, strict=True)]
         # y1 = l y + (1 - l) z + rise(z)
         f = Evaluations(field)
-        rise, _ = method.increment(f, time0, time1, narrowed(self.z, like))
+        rise, _ = method.increment(StepInput(f, time0, time1, narrowed(self.z, like)))
         self.y = select(e.accept, own.parted(self.y, self.z, rise), self.y)
         through = method.pull_increment(spread_over(time1 - time0, like), f.stages, y_bar, self.vjp)
         kept, given = (
@@ -203,7 +203,7 @@ class Undo(Sweep):
         """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it."""
         method = self.method
         free = new_leaves(narrowed(self.y, self.q.y0))
-        back, _ = method.base.increment(f, time1, time0, free)
+        back, _ = method.base.increment(StepInput(f, time1, time0, free))
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)
         if all(b is None for b in z_bar):

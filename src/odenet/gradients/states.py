@@ -77,7 +77,10 @@ class KeptGraphs(GraphKeeper):
         assert first is not None
         return first
 
-    def wants_graph(self) -> bool:
+    def wants_graph(self, p: Problem) -> bool:
+        captured = p.f.captured
+        if not self.asked and p.f.checked and captured is not None and not (captured.watching or captured.tensors):
+            return False  # nothing that the solve uses asks for a gradient
         return self.left > 0 if self.size is None else self.size <= self.left
 
     def recording(self, p: Problem) -> AbstractContextManager[object]:

@@ -1,6 +1,22 @@
 """Methods by name."""
 
-from . import bosh3, dirk, dopri5, dopri8, euler, fehlberg2, gauss, heun, midpoint, radau, ralston, rk4, tsit5
+from . import (
+    bosh3,
+    dirk,
+    dopri5,
+    dopri8,
+    esdirk,
+    euler,
+    fehlberg2,
+    gauss,
+    heun,
+    kvaerno,
+    midpoint,
+    radau,
+    ralston,
+    rk4,
+    tsit5,
+)
 from .adams import Adams
 from .base import Method, Step
 from .explicit import ExplicitRK
@@ -31,6 +47,9 @@ _IMPLICIT = (
     radau.RADAU_IIA3,
     gauss.GL4,
     radau.RADAU_IIA5,
+    kvaerno.KVAERNO3,
+    kvaerno.KVAERNO5,
+    esdirk.ESDIRK54,
     gauss.GL6,
 )
 

@@ -24,7 +24,7 @@ from ..core.dense import Coefficients
 from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
 from ..errors import unknown_name
-from .base import Field, Method, Step
+from .base import Field, Method, Step, StepInput
 from .butcher5 import TABLEAU as BUTCHER5
 from .dopri8 import TABLEAU as DOPRI8
 from .explicit import ExplicitRK
@@ -109,11 +109,9 @@ class Adams(Method):
         stacks = tuple(x.new_zeros((*x.shape[:axis], n, *x.shape[axis:])) for x in y)
         return (*stacks, torch.zeros_like(t), t.new_zeros((*t.shape, n)), torch.zeros_like(t))
 
-    def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
-        return self.init(f, t, y)
-
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        *before, slow, past, count = carry
+    def step(self, at: StepInput) -> Step:
+        f, t0, t1, y = at.f, at.t0, at.t1, at.y
+        *before, slow, past, count = at.carry
         slow, count = slow.detach(), count.detach()
         if not (differentiable(t0) or differentiable(t1)):
             past = past.detach()  # it then comes from the same constant times: no graph of the coefficients
@@ -143,17 +141,15 @@ class Adams(Method):
         times = torch.cat((t0.unsqueeze(-1), past), -1)[..., : self.remembered]
         return Step(y1, (*kept, slow, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
 
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        return None
-
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         """The integral of the predictor's polynomial, and a cubic that leads it to y1 with the slope there.
 
         In theta = (t - t0) / h the predictor is sum_j N_j(theta) phi*_j with N_{j+1} = N_j (1 - r_j + r_j theta) and
         r_j = h / (t1 - t_{n-j}).
         """
         starred, (used,) = step.stages
-        h, past, n = t1 - t0, step.carry[-2], self.terms
+        t1, y = at.t1, at.y
+        h, past, n = t1 - at.t0, step.carry[-2], self.terms
         known = torch.arange(n, device=h.device) < used.unsqueeze(-1)
         basis = [torch.cat((torch.ones_like(h).unsqueeze(-1), h.new_zeros((*h.shape, n - 1))), -1)]
         for j in range(n - 1):
@@ -169,7 +165,7 @@ class Adams(Method):
         zero = tuple(torch.zeros_like(x) for x in y)
         parts += [zero] * (3 - n)
         rise = tuple(b - a for a, b in zip(y, step.y, strict=True))
-        slope = scale(spread_over(h, y), f(t1, step.y))
+        slope = scale(spread_over(h, y), at.f(t1, step.y))
         for d, part in enumerate(parts, 1):
             rise = tuple(a - b for a, b in zip(rise, part, strict=True))
             slope = tuple(a - d * b for a, b in zip(slope, part, strict=True))
@@ -181,7 +177,7 @@ class Adams(Method):
         self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, slope: Leaves, count: Tensor, still: Tensor
     ) -> Leaves:
         def by(starter: ExplicitRK) -> Callable[[Tensor], Leaves]:
-            return lambda end: starter.step(f, t0, end, y, slope).y
+            return lambda end: starter.step(StepInput(f, t0, end, y, slope)).y
 
         if self.start == "full" or not self.implicit:
             return by(self.starter)(t1)

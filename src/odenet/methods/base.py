@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
+from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, spread_over
+from ..core.norms import Tolerance
 from ..errors import unknown_name
 
 Field = Callable[[Tensor, Leaves], Leaves]
@@ -27,16 +29,84 @@ Span = tuple[Leaves, list[Tensor]]
 """The length of a step spread over the leaves, and the times of its evaluations in the dtype of f's time."""
 
 
+Cache = tuple[Tensor, ...]
+"""What a method remembers without derivatives: tensors of any dtype, with a row for each sample of a batch."""
+
+
+class Tolerances(NamedTuple):
+    """Those of the solve: rtol and atol of each leaf, and the norm of the controller (None: RMS)."""
+
+    rtol: Tolerance
+    atol: Tolerance
+    norm: Callable[[Leaves], Tensor] | None = None
+
+
+class StepInput(NamedTuple):
+    """What a step may look at. A new need is a new field.
+
+    f: the equations. t0, t1: both ends of the step, () or (B,). y: the state at t0.
+    carry: what the method carries from an accepted step to the next; differentiable, and on the tape.
+    cache: what it remembers from any attempt to the next; not differentiable, and never on the tape. That of
+        `Method.remember` in the first step, in one after a jump, and in a step that a backward pass takes again.
+    tolerances: of the solve, where an error chooses its steps; None: an iteration inside the step ends at rounding.
+    rejected: samples of which the attempt before was rejected.
+    running: samples that take the step; the others have t1 == t0, and what they give is not used. None: all.
+    """
+
+    f: Field
+    t0: Tensor
+    t1: Tensor
+    y: Leaves
+    carry: Leaves = ()
+    cache: Cache = ()
+    tolerances: Tolerances | None = None
+    rejected: Flag = False
+    running: Tensor | None = None
+
+
+class Wish(NamedTuple):
+    """What step size a method asks for.
+
+    most: the next step is at most so many times as long as the error allows, at most 1. hold: keep the size rather than
+    change it by little, as what belongs to this size can be used again.
+    """
+
+    most: Number
+    hold: Flag
+
+
+class Counts(NamedTuple):
+    """Jacobians and factorisations of one step, of each sample, (B,) or ().
+
+    nfe: of `within` evaluations of f those that were a sample's own, as it had not converged; all others in the step
+    were for all.
+    """
+
+    njev: Tensor
+    nlu: Tensor
+    nfe: Tensor | int = 0
+    within: int = 0
+
+
 class Step(NamedTuple):
     """What one attempted step from t0 to t1 gives.
 
     y: the state at t1. carry: what the next step starts from (the slope at t1 of a first-same-as-last method), else ().
     stages: what the error estimate and the dense output are made of.
+    cache: for the next attempt, whether this one is accepted or not.
+    status: `StepStatus` codes, () or (B,); None: all is well. What is not OK is rejected.
+    order: that of the error estimate, where it is another than the method's; () or (B,).
+    wish: None: the error alone decides. counts: None: each evaluation was for all samples.
     """
 
     y: Leaves
-    carry: Leaves
-    stages: tuple[Leaves, ...]
+    carry: Leaves = ()
+    stages: tuple[Leaves, ...] = ()
+    cache: Cache = ()
+    status: Tensor | None = None
+    order: Tensor | None = None
+    wish: Wish | None = None
+    counts: Counts | None = None
 
 
 class Method(ABC):
@@ -53,16 +123,21 @@ class Method(ABC):
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
     interpolation: str = "own"
     stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
+    predictive: bool = False  # what its steps cost depends on their size: see control/predictive.py
     branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
     plans: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
 
-    @abstractmethod
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         """The carry at the start (t, y)."""
+        return ()
+
+    def remember(self, t: Tensor, y: Leaves) -> Cache:
+        """The cache of a first step from (t, y), and of a first one after a jump."""
+        return ()
 
     @abstractmethod
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
+    def step(self, at: StepInput) -> Step:
         """One attempt from t0 to t1."""
 
     def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
@@ -73,21 +148,21 @@ class Method(ABC):
         """`step`, given its times: the same to the last bit."""
         raise NotImplementedError
 
-    def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
+    def increment(self, at: StepInput) -> tuple[Leaves, tuple[Leaves, ...]]:
         """y1 - y from no carry, where it can be without the rounding of y1, and the stages of that step."""
-        step = self.step(f, t0, t1, y, self.init(f, t0, y))
-        return tuple(b - a for a, b in zip(y, step.y, strict=True)), step.stages
+        step = self.step(at._replace(carry=self.init(at.f, at.t0, at.y)))
+        return tuple(b - a for a, b in zip(at.y, step.y, strict=True)), step.stages
 
     def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
         """The carry that goes on from (t, y), where f jumps, instead of `carry`. A history must be begun anew."""
-        return self.init(f, t, y) if self.carry_is_slope else carry
+        return self.init(f, t, y)
 
-    @abstractmethod
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+    def error(self, at: StepInput, step: Step) -> Leaves | None:
         """An estimate of the local error of a step, asked for where the step size depends on it. None: there is none.
 
         Called without grad mode; it may evaluate f again where the step came from `increment`.
         """
+        return None
 
     def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
         """Of a step with all its stages: (E, D) with E = dt J D for a linear f, largest in the fastest modes.
@@ -96,9 +171,18 @@ class Method(ABC):
         """
         return None
 
-    @abstractmethod
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         """The method's own dense output of an accepted step; it may evaluate f again."""
+        slopes = at.f(at.t0, at.y), at.f(at.t1, step.y)
+        return hermite(spread_over(at.t1 - at.t0, at.y), at.y, step.y, *slopes)
+
+    def why_unsolved(self, cache: Cache, sample: int | None) -> str:
+        """What is known of the last attempts of a sample whose equations could not be solved; a part of a message."""
+        return ""
+
+    def controlled(self, adaptive: bool) -> Method:
+        """The method of a solve whose steps an error chooses, or does not."""
+        return self
 
     def smooth(self) -> Method:
         """The same method with steps that give second derivatives too, where its own give only first ones."""
@@ -114,14 +198,14 @@ class Method(ABC):
         return other
 
     @final
-    def dense(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def dense(self, at: StepInput, step: Step) -> Coefficients:
         """The dense output of an accepted step, by `interpolation`; it may evaluate f again."""
         if self.interpolation == "linear":
-            return (tuple(b - a for a, b in zip(y, step.y, strict=True)),)
+            return (tuple(b - a for a, b in zip(at.y, step.y, strict=True)),)
         if self.interpolation == "cubic":
-            slope = step.carry if self.carry_is_slope and step.carry else f(t1, step.y)
-            return hermite(spread_over(t1 - t0, y), y, step.y, f(t0, y), slope)
-        return self.polynomial(f, t0, t1, y, step)
+            slope = step.carry if self.carry_is_slope and step.carry else at.f(at.t1, step.y)
+            return hermite(spread_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
+        return self.polynomial(at, step)
 
 
 class StagewiseMethod(Method):

@@ -23,4 +23,8 @@ TRBDF2 = ImplicitTableau(
     c=(0.0, 2 * _G, 1.0),
     a=((0.0, 0.0, 0.0), (_G, _G, 0.0), (_W, _W, _G)),
     b=(_W, _W, _G),
+    error=(_W - (1 - _W) / 3, _W - (3 * _W + 1) / 3, _G - _G / 3),  # less an embedded formula of order 3
+    error_order=3,
+    dense=((sqrt(2) / 2, -_W), (sqrt(2) / 2, -_W), (1 - sqrt(2), sqrt(2) / 2)),
+    predictor=((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (-sqrt(2) / 2, 1 + sqrt(2) / 2, 0.0)),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, apart, cast, moved, real_dtype, recorded, scale, spread_over, weighted, widened
-from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, Vjp
+from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
 from .tableau import Tableau
 
 _LARGE = (
@@ -40,11 +40,10 @@ class ExplicitRK(StagewiseMethod):
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         return f(t, y) if self.tableau.fsal else ()
 
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        table, length = self.tableau, t1 - t0
-        dt = spread_over(length, y)
-        times = _nodes(table.c[1:] if carry else table.c, t0, t1, length, getattr(f, "time_dtype", None))
-        return self._stepped(f, dt, times, y, carry)
+    def step(self, at: StepInput) -> Step:
+        nodes, length = self.tableau.c[1:] if at.carry else self.tableau.c, at.t1 - at.t0
+        times = _nodes(nodes, at.t0, at.t1, length, getattr(at.f, "time_dtype", None))
+        return self._stepped(at.f, spread_over(length, at.y), times, at.y, at.carry)
 
     def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
         length = t1 - t0
@@ -68,15 +67,19 @@ class ExplicitRK(StagewiseMethod):
             slopes.append(f(times[-1], y1))
         return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
 
-    def increment(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
-        length = t1 - t0
-        dt = spread_over(length, y)
-        slopes = self._slopes(f, _nodes(self.tableau.c, t0, t1, length, getattr(f, "time_dtype", None)), y, dt, ())
+    def increment(self, at: StepInput) -> tuple[Leaves, tuple[Leaves, ...]]:
+        length = at.t1 - at.t0
+        dt, times = spread_over(length, at.y), _nodes(
+            self.tableau.c, at.t0, at.t1, length, getattr(at.f, "time_dtype", None)
+        )  # fmt: skip
+        slopes = self._slopes(at.f, times, at.y, dt, ())
         return scale(dt, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
+    def error(self, at: StepInput, step: Step) -> Leaves | None:
         weights = self.tableau.error
-        return None if weights is None else scale(spread_over(t1 - t0, y), weighted(weights, self._whole(f, t1, step)))
+        if weights is None:
+            return None
+        return scale(spread_over(at.t1 - at.t0, at.y), weighted(weights, self._whole(at, step)))
 
     @property
     def stability(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,15 +91,15 @@ class ExplicitRK(StagewiseMethod):
             return None
         return weighted(table.error, step.stages), weighted(table.error_of_states, step.stages)
 
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        table, length = self.tableau, t1 - t0
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
+        table, length, y = self.tableau, at.t1 - at.t0, at.y
         dt = spread_over(length, y)
         if table.dense is None:
-            slope = step.carry or f(t1, step.y)
+            slope = step.carry or at.f(at.t1, step.y)
             return hermite(dt, y, step.y, step.stages[0], slope)
-        slopes = self._whole(f, t1, step)
-        for t, row in zip(_nodes(table.extra_c, t0, t1, length), table.extra_a, strict=True):
-            slopes.append(f(t, moved(y, dt, row, slopes)))
+        slopes = self._whole(at, step)
+        for t, row in zip(_nodes(table.extra_c, at.t0, at.t1, length), table.extra_a, strict=True):
+            slopes.append(at.f(t, moved(y, dt, row, slopes)))
         if not self.cancels:
             return tuple(scale(dt, weighted(column, slopes)) for column in zip(*table.dense, strict=True))
         wide = [tuple(widened(x) for x in slope) for slope in slopes]
@@ -157,11 +160,11 @@ class ExplicitRK(StagewiseMethod):
         hermite_alone = self.tableau.error is None and self.tableau.dense is None
         return (slopes[0],) if hermite_alone else tuple(slopes)
 
-    def _whole(self, f: Field, t1: Tensor, step: Step) -> list[Leaves]:
+    def _whole(self, at: StepInput, step: Step) -> list[Leaves]:
         """All slopes of a step, also of one that was taken as an increment."""
         slopes = list(step.stages)
         if len(slopes) < self.tableau.stages:
-            slopes.append(f(t1, step.y))
+            slopes.append(at.f(at.t1, step.y))
         return slopes
 
 

@@ -11,74 +11,157 @@ from torch import Tensor
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, forward_mode, moved, spread_over
 from ..core.rows import Rows
-from .base import Field, Method, Step
+from .base import Cache, Counts, Field, Method, Step, StepInput
 from .implicit_tableau import ImplicitTableau
 from .newton import attached, newton
+from .simplified import Simplified, empty, told
+from .spectrum import rows_of, spectrum
 from .stages import Equations
+
+_CUBIC = 3  # powers of the Hermite polynomial
 
 
 @final
 class ImplicitRK(Method):
     """An implicit Runge-Kutta method given by its tableau. Hairer & Wanner II, IV.8 and, for diagonal ones, IV.6.
 
-    The stages of a step are found by Newton's method to rounding, and differentiated by the implicit function theorem,
-    to second derivatives.
+    Where an error chooses the steps, the stages are found by simplified Newton iterations to a part of the tolerance
+    (methods/simplified.py), and a step whose iteration fails is rejected. With steps of another choice, and where a
+    backward pass takes a step again, they are found by Newton's method to rounding. They are differentiated by the
+    implicit function theorem, to second derivatives.
     Systems of few unknowns are factorised, larger ones solved without a matrix by GMRES: then with per_sample a
-    sample's last bits depend on those beside it. max_iters: of Newton's method, in a step; beyond, it warns.
+    sample's last bits depend on those beside it. max_iters: of Newton's method to rounding; beyond, it warns.
     """
 
-    error_order = None
     derivatives = 1
+    predictive = True
+    # The slope at the end of a step, as its equations have it, is that at the start of the next: evaluated there, f
+    # would show the error that an iteration has left, times the stiffness.
+    carries = False
 
     def __init__(self, tableau: ImplicitTableau, max_iters: int = 100) -> None:
         if isinstance(max_iters, bool) or not isinstance(max_iters, int) or max_iters < 1:
             raise ValueError(f"max_iters must be an int of at least 1; got {max_iters!r}")
         self.tableau, self.max_iters = tableau, max_iters
         self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
+        self.error_order = tableau.error_order
+        # of the stages that have to be found: they have one diagonal, or are one block
+        block = next(b for b in reversed(tableau.blocks) if len(b) > 1 or tableau.a[b[0]][b[0]] != 0.0)
+        self.block = rows_of(tableau.a, block)
 
     def __repr__(self) -> str:
         return f"ImplicitRK({self.name})"
+
+    def controlled(self, adaptive: bool) -> ImplicitRK:
+        other = copy.copy(self)
+        other.carries = adaptive and self.tableau.stiffly_accurate
+        other.carry_is_slope = not other.carries
+        return other
+
+    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
+        return f(t, y) if self.carries else ()
 
     def smooth(self) -> ImplicitRK:
         other = copy.copy(self)
         other.derivatives = 2
         return other
 
-    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return ()
+    def why_unsolved(self, cache: Cache, sample: int | None) -> str:
+        return told(cache, sample)
 
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
+    def remember(self, t: Tensor, y: Leaves) -> Cache:
+        if self.error_order is None:
+            return ()
+        dense = self.tableau.dense
+        return tuple(empty(t, Rows(y, t.ndim == 1), spectrum(self.block), len(dense[0]) if dense else _CUBIC))
+
+    def step(self, at: StepInput) -> Step:
+        f, t0, t1, y = at.f, at.t0, at.t1, at.y
         table, rows = self.tableau, Rows(y, t0.ndim == 1)
         times = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in table.c]
         dt = (t1 - t0).to(rows.dtype).reshape(-1, 1)
-        start = rows.join(y)
-        first = f(t0, y)  # the first stage of some, and where the iteration of all the others begins
-        guess = rows.join(first).detach()
+        start, recording = rows.join(y), torch.is_grad_enabled() or forward_mode()
+        iterating = at.tolerances is not None and at.cache
+        quick = Simplified(at, rows, spectrum(self.block)) if iterating else None
+        # the first stage of some, and where the iteration of all the others begins
+        first = rows.join(at.carry or f(t0, y))
+        if quick is not None:
+            with torch.no_grad():
+                quick.prepare()
         slopes: list[Tensor] = []
+        jacobians = torch.zeros(rows.count, dtype=torch.int64, device=start.device)
         for block in table.blocks:
             i = block[0]
             base = [self._partial(start, dt, table.a[k], slopes) for k in block]
             if len(block) == 1 and table.a[i][i] == 0.0:
-                known = first if table.c[i] == 0.0 else f(times[i], rows.part(base[0]))
-                slopes.append(rows.join(known))
+                slopes.append(first if table.c[i] == 0.0 else rows.join(f(times[i], rows.part(base[0]))))
                 continue
-            square = [[table.a[k][j] for j in block] for k in block]
-            equations = Equations(f, rows, [times[k] for k in block], base, dt, square)
-            x = newton(equations, torch.stack([guess] * len(block), 1), start.detach(), self.max_iters, self.name)
-            if torch.is_grad_enabled() or forward_mode():
+            equations = Equations(f, rows, [times[k] for k in block], base, dt, rows_of(table.a, block))
+            nodes = [table.c[k] for k in block]
+            if quick is None:
+                guess = torch.stack([first] * len(nodes), 1).detach()
+                x, made = newton(equations, guess, start.detach(), self.max_iters, self.name)
+                jacobians = jacobians + made
+            else:
+                x = quick.solve(equations.bare(), self._guess(equations.bare(), quick, first.detach(), nodes, slopes))
+            if recording:
                 x = attached(equations, x, self.derivatives)
             slopes.extend(x.unbind(1))
-        return Step(moved(y, spread_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes]), (), ())
+        y1 = moved(y, spread_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes])
+        stages, end = ((torch.stack(slopes, 1),), (first,)), rows.part(slopes[-1]) if self.carries else ()
+        if quick is None:
+            made = jacobians.reshape(t0.shape)
+            return Step(y1, end, stages, counts=Counts(made, made))
+        with torch.no_grad():
+            polynomial = self._coefficients(dt, start, rows.join(y1), first, slopes)
+            cache, status, wish, counts = quick.finished(torch.stack(polynomial, 1).detach())
+        return Step(y1, end, stages, cache, status, None, wish, counts)
 
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        return None
+    @torch.no_grad()
+    def _guess(
+        self, equations: Equations, quick: Simplified, first: Tensor, nodes: list[float], slopes: list[Tensor]
+    ) -> Tensor:
+        """Where the iteration begins: by the stages before, or of a block by the step before. (B, m, n)."""
+        if len(nodes) == 1 and self.tableau.predictor is not None:
+            weights = self.tableau.predictor[len(slopes)]
+            return self._partial(torch.zeros_like(first), torch.ones_like(equations.dt), weights, slopes)[:, None]
+        same = torch.stack([first] * len(nodes), 1)
+        return equations.slopes_of(quick.guess(nodes), same)
 
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        return hermite(spread_over(t1 - t0, y), y, step.y, f(t0, y), f(t1, step.y))
+    def error(self, at: StepInput, step: Step) -> Leaves | None:
+        table = self.tableau
+        if table.error is None:
+            return None
+        rows, ((found,), (first,)) = Rows(at.y, at.t0.ndim == 1), step.stages
+        dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
+        dt = dt * table.caution
+        raw = self._partial(torch.zeros_like(first), dt, table.error, list(found.detach().unbind(1)))
+        if table.start:
+            raw = raw + dt * (table.start * first.detach())
+        if at.tolerances is None or not step.cache:
+            return rows.part(raw)
+        quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
+        return rows.part(quick.smoothed(raw))
+
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
+        (found,), (first,) = step.stages
+        rows, slopes = Rows(at.y, at.t0.ndim == 1), list(found.unbind(1))
+        dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
+        if self.tableau.dense is None and not self.tableau.stiffly_accurate:
+            slopes.append(rows.join(at.f(at.t1, step.y)))
+        parts = self._coefficients(dt, rows.join(at.y), rows.join(step.y), first, slopes)
+        return tuple(rows.part(x) for x in parts)
+
+    def _coefficients(self, dt: Tensor, y: Tensor, y1: Tensor, first: Tensor, slopes: list[Tensor]) -> list[Tensor]:
+        """Of the dense output, in rows; without a formula of its own by the slopes at both ends, first and last."""
+        if self.tableau.dense is None:
+            return [part[0] for part in hermite((dt,), (y,), (y1,), (first,), (slopes[-1],))]
+        zero = torch.zeros_like(y)
+        return [self._partial(zero, dt, column, slopes) for column in zip(*self.tableau.dense, strict=True)]
 
     @staticmethod
     def _partial(start: Tensor, dt: Tensor, row: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-        """What a stage starts from: y and the stages before its block."""
+        """start + dt sum_j row_j k_j, over the slopes that there are."""
         for c, k in zip(row, slopes, strict=False):
             if c != 0.0:
                 start = start + dt * (c * k)

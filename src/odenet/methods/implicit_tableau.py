@@ -14,7 +14,21 @@ class ImplicitTableau:
 
         k_i = f(t0 + c_i dt, y0 + dt sum_j a_ij k_j),    y1 = y0 + dt sum_i b_i k_i
 
-    name, order: as in `Tableau`. c: the s nodes. a: s rows of s entries. b: the s weights.
+    Attributes:
+        name: What messages call the method.
+        order: Order of `b`.
+        c: The s nodes.
+        a: s rows of s entries.
+        b: The s weights.
+        error: e with r = dt (start f(t0, y0) + sum_i e_i k_i) a raw estimate of the error; the estimate is
+            (I - dt g J)^-1 r, with g the diagonal of a stage that is found alone, or the real eigenvalue of `a`. Hosea
+            & Shampine 1996 ("smoothed"), Hairer & Wanner II, (IV.8.19). None: there is no estimate.
+        start: Weight of the slope at the start in the estimate, for methods whose first stage is not that.
+        error_order: k, where the estimate falls like dt^k for smooth solutions.
+        caution: The estimate is multiplied by it, where it is small beside the error of the formula.
+        dense: The interpolant, one row for each stage: y(t0 + theta dt) = y0 + dt sum_i k_i sum_d dense[i][d]
+            theta^(d+1). None: cubic Hermite.
+        predictor: Row i guesses k_i, for stages that are found alone, by a sum of the slopes before it.
 
     Raises ValueError where shapes disagree, or rows do not sum to their nodes and the weights to one.
     """
@@ -24,19 +38,46 @@ class ImplicitTableau:
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
+    error: tuple[float, ...] | None = None
+    start: float = 0.0
+    error_order: int | None = None
+    caution: float = 1.0
+    dense: tuple[tuple[float, ...], ...] | None = None
+    predictor: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         s = len(self.b)
         if len(self.c) != s or len(self.a) != s or any(len(row) != s for row in self.a):
             raise ValueError(f"tableau {self.name!r}: c, b, a and each row of a must have the same number of entries")
-        rows = [*((f"a[{i}]", row, node) for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)))]
-        for what, row, value in [*rows, ("b", self.b, 1.0)]:
+        if (self.error is None) != (self.error_order is None):
+            raise ValueError(f"tableau {self.name!r}: error and error_order go together")
+        sums = [*((f"a[{i}]", row, node) for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)))]
+        sums.append(("b", self.b, 1.0))
+        if self.error is not None:
+            self._an_entry_each("error", len(self.error))
+            sums.append(("start and error", (self.start, *self.error), 0.0))
+        if self.dense is not None:
+            self._an_entry_each("dense", len(self.dense))
+            sums += [(f"dense[{i}]", row, b) for i, (row, b) in enumerate(zip(self.dense, self.b, strict=True))]
+        if self.predictor is not None:
+            self._an_entry_each("predictor", len(self.predictor))
+            sums += [(f"predictor[{i}]", row, 1.0) for i, row in enumerate(self.predictor) if any(row)]
+        for what, row, value in sums:
             if not abs(math.fsum(row) - value) <= _RTOL * max(1.0, math.fsum(map(abs, row))):
                 raise ValueError(f"tableau {self.name!r}: {what} must sum to {value!r}, got {math.fsum(row)!r}")
+
+    def _an_entry_each(self, what: str, count: int) -> None:
+        if count != len(self.b):
+            raise ValueError(f"tableau {self.name!r}: {what} must have an entry for each of b, got {count}")
 
     @property
     def stages(self) -> int:
         return len(self.b)
+
+    @property
+    def stiffly_accurate(self) -> bool:
+        """Whether the last stage is the state at the end of the step."""
+        return self.a[-1] == self.b
 
     @property
     def blocks(self) -> list[range]:
@@ -48,3 +89,16 @@ class ImplicitTableau:
                 out.append(range(first, i + 1))
                 first = last = i + 1
         return out
+
+
+def collocation(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """`dense` of a collocation method: the polynomial whose slopes at the nodes are those of the stages."""
+    rows = []
+    for i, node in enumerate(c):
+        basis = [1.0]  # of the Lagrange polynomial of node i, by rising powers
+        for j, other in enumerate(c):
+            if j != i:
+                shifted = zip([0.0, *basis], [*(-other * x for x in basis), 0.0], strict=True)
+                basis = [(a + b) / (node - other) for a, b in shifted]
+        rows.append(tuple(x / (d + 1) for d, x in enumerate(basis)))
+    return tuple(rows)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..core.leaves import forward_mode
 from ..errors import ConvergenceWarning
@@ -19,16 +17,17 @@ _SLOW = 0.05  # an update that shrinks less than this asks for a new Jacobian
 
 
 @torch.no_grad()
-def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, name: str) -> Tensor:
-    """X = F(X) to rounding, each row of the batch on its own.
+def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, name: str) -> tuple[Tensor, Tensor]:
+    """X = F(X) to rounding, each row of the batch on its own, and how many Jacobians each row took.
 
     start: (B, n), the state; dt X is found to rounding beside its largest entry. The Jacobian is kept while the updates
     shrink fast, and made anew for the rows where they do not. Warns where max_iters is not enough.
     """
-    equations, x, eps = _primal(equations), guess, torch.finfo(guess.dtype).eps
+    equations, x, eps = equations.bare(), guess, torch.finfo(guess.dtype).eps
     # what f rounds to: a half-precision state is carried in float32
     floor = max([1e4 * eps, *(4 * torch.finfo(d).eps for d in getattr(equations.f, "dtypes", ()))])
     linear: Linear | None = None
+    jacobians = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     scale = start.abs().amax(1)
     last = torch.full_like(scale, torch.inf)
@@ -38,6 +37,7 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
             states, slopes = equations.opened(x)
             value = torch.stack(slopes, 1).detach()
             fresh = linearised(equations, states, slopes, _INEXACT)
+            jacobians = jacobians + stale
             linear = linear.mixed(stale, fresh) if isinstance(linear, Dense) and isinstance(fresh, Dense) else fresh
         else:
             value = equations(x)
@@ -48,7 +48,7 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
         settled = (size <= 4 * eps) | ((size <= floor) & (size > 0.5 * last)) | ~torch.isfinite(size)
         active = active & ~settled
         if not bool(active.any()):
-            return x
+            return x, jacobians
         stale = active & (size > _SLOW * last) | torch.isinf(last)
         last = torch.where(active, size, last)
     warnings.warn(
@@ -57,7 +57,7 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
         ConvergenceWarning,
         stacklevel=2,
     )
-    return x
+    return x, jacobians
 
 
 def attached(equations: Equations, root: Tensor, order: int) -> Tensor:
@@ -104,7 +104,7 @@ class Flow:
         exact = 4 * torch.finfo(self.root.dtype).eps
         if not forward_mode() and any(k.requires_grad for k in self.slopes):
             return linearised(self.equations, self.states, self.slopes, exact)
-        bare = _primal(self.equations)
+        bare = self.equations.bare()
         return linearised(bare, *bare.opened(self.root), exact)
 
 
@@ -123,15 +123,6 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Solve.apply(bar, ctx.flow, not ctx.transposed, False), None, None, None
-
-
-def _primal(e: Equations) -> Equations:
-    """The equations without the tangents of forward mode."""
-
-    def bare(x: Tensor) -> Tensor:
-        return forward_ad.unpack_dual(x).primal.detach() if forward_mode() else x.detach()
-
-    return replace(e, times=[bare(t) for t in e.times], base=[bare(y) for y in e.base], dt=bare(e.dt))
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ it is the implicit Euler method.
 
 from math import sqrt
 
-from .implicit_tableau import ImplicitTableau
+from .implicit_tableau import ImplicitTableau, collocation
 
 _6 = sqrt(6)
 
@@ -21,14 +21,25 @@ RADAU_IIA3 = ImplicitTableau(
     b=(3 / 4, 1 / 4),
 )
 
+_A5 = (
+    ((88 - 7 * _6) / 360, (296 - 169 * _6) / 1800, (-2 + 3 * _6) / 225),
+    ((296 + 169 * _6) / 1800, (88 + 7 * _6) / 360, (-2 - 3 * _6) / 225),
+    ((16 - _6) / 36, (16 + _6) / 36, 1 / 9),
+)
+_C5 = ((4 - _6) / 10, (4 + _6) / 10, 1.0)
+_G = 1 / (3 + 3 ** (2 / 3) - 3 ** (1 / 3))  # the real eigenvalue of the matrix
+# Hairer & Wanner II, (IV.8.19), for slopes in the place of states
+_OF_STATES = ((-13 - 7 * _6) / 3, (-13 + 7 * _6) / 3, -1 / 3)
+_ERROR = tuple(_G * sum(e * row[j] for e, row in zip(_OF_STATES, _A5, strict=True)) for j in range(3))
+
 RADAU_IIA5 = ImplicitTableau(
     name="radauIIA5",
     order=5,
-    c=((4 - _6) / 10, (4 + _6) / 10, 1.0),
-    a=(
-        ((88 - 7 * _6) / 360, (296 - 169 * _6) / 1800, (-2 + 3 * _6) / 225),
-        ((296 + 169 * _6) / 1800, (88 + 7 * _6) / 360, (-2 - 3 * _6) / 225),
-        ((16 - _6) / 36, (16 + _6) / 36, 1 / 9),
-    ),
+    c=_C5,
+    a=_A5,
     b=((16 - _6) / 36, (16 + _6) / 36, 1 / 9),
+    error=_ERROR,
+    start=_G,
+    error_order=4,
+    dense=collocation(_C5),
 )

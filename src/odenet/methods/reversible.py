@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, widened
-from .base import Field, Method, Step
+from .base import Field, Method, Step, StepInput
 
 
 @final
@@ -33,6 +33,7 @@ class ReversibleMethod(Method):
     def __init__(self, base: Method, coupling: float = 0.99) -> None:
         if not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
+        base = base.controlled(False)
         if not base.carry_is_slope:
             raise ValueError(f"a reversible method needs a one-step method as its base; {base.name!r} carries a state")
         self.base, self.coupling = base, float(coupling)
@@ -50,25 +51,28 @@ class ReversibleMethod(Method):
         wide = tuple(widened(x) for x in y)
         return (*wide, *wide)
 
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        wide, z = halves(carry)
-        rise, stages = self.base.increment(f, t0, t1, narrowed(z, y))
+    def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
+        return carry
+
+    def step(self, at: StepInput) -> Step:
+        wide, z = halves(at.carry)
+        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, narrowed(z, at.y)))
         wide1 = self.joined(wide, z, rise)
-        y1 = narrowed(wide1, y)
-        back, _ = self.base.increment(f, t1, t0, y1)
+        y1 = narrowed(wide1, at.y)
+        back, _ = self.base.increment(StepInput(at.f, at.t1, at.t0, y1))
         z1 = tuple(a - b for a, b in zip(z, back, strict=True))
         return Step(y1, (*wide1, *z1), packed(z, rise, stages))
 
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        z, inner = unpacked(step, y)
-        return self.base.error(f, t0, t1, z, inner)
+    def error(self, at: StepInput, step: Step) -> Leaves | None:
+        z, inner = unpacked(step, at.y)
+        return self.base.error(at._replace(y=z), inner)
 
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
+    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
-        z, inner = unpacked(step, y)
-        first, *rest = self.base.dense(f, t0, t1, z, inner)
+        z, inner = unpacked(step, at.y)
+        first, *rest = self.base.dense(at._replace(y=z), inner)
         less = 1.0 - self.coupling
-        return (tuple(c - less * (a - b) for c, a, b in zip(first, y, z, strict=True)), *rest)
+        return (tuple(c - less * (a - b) for c, a, b in zip(first, at.y, z, strict=True)), *rest)
 
     def joined(self, y: Leaves, z: Leaves, rise: Leaves) -> Leaves:
         """y1 = l y + (1 - l) z + Psi_h(t0, z), where `rise` is the last."""

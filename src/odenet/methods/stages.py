@@ -7,17 +7,20 @@ their derivative is M = I - dt (a_ij J_i) with J_i the Jacobian of f at stage i.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..core.krylov import gmres
+from ..core.leaves import forward_mode
 from ..core.rows import Rows
 from .base import Field
 
 _FEW = 12  # Jacobians of up to so many rows are computed row by row, larger ones as one batched product
+MOST = 2**26  # entries of Jacobians and their factors, of all samples together
 DENSE = 500  # unknowns of a system (of a sample) up to which it is solved by a factorised matrix: see docs/methods.md
 
 
@@ -31,6 +34,28 @@ class Equations:
     base: list[Tensor]
     dt: Tensor
     a: Sequence[Sequence[float]]
+
+    def bare(self) -> Equations:
+        """The same without a graph, or a tangent of forward mode."""
+
+        def primal(x: Tensor) -> Tensor:
+            return forward_ad.unpack_dual(x).primal.detach() if forward_mode() else x.detach()
+
+        times, base = [primal(t) for t in self.times], [primal(y) for y in self.base]
+        return replace(self, times=times, base=base, dt=primal(self.dt))
+
+    def shift(self, x: Tensor) -> Tensor:
+        """dt sum_j a_ij x_j, (B, m, n)."""
+        if len(self.a) == 1:
+            return self.dt[..., None] * self.a[0][0] * x
+        return self.dt[..., None] * (x.new_tensor(self.a)[None, :, :, None] * x[:, None]).sum(2)
+
+    def slopes_of(self, shift: Tensor, otherwise: Tensor) -> Tensor:
+        """x with that shift; `otherwise` for samples whose step has no length."""
+        inverse = torch.linalg.inv(torch.tensor(self.a, dtype=torch.float64)).to(shift)
+        moves = self.dt[..., None] != 0
+        found = (inverse[None, :, :, None] * shift[:, None]).sum(2) / torch.where(moves, self.dt[..., None], 1.0)
+        return torch.where(moves, found, otherwise)
 
     def states(self, x: Tensor) -> list[Tensor]:
         """base_i + dt sum_j a_ij k_j."""
@@ -188,3 +213,52 @@ def linearised(equations: Equations, states: list[Tensor], slopes: list[Tensor],
     if len(states) * states[0].shape[1] <= DENSE:
         return Dense(matrix(equations, states, slopes).detach())
     return MatrixFree(equations, states, slopes, rtol)
+
+
+def few_enough(count: int, width: int, systems: int) -> bool:
+    """Whether `count` samples of so many unknowns have room for their Jacobians and factors."""
+    return width <= DENSE and count * width * width * (1 + 2 * systems) <= MOST
+
+
+def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
+    """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one."""
+    given = getattr(f, "jacobian", None)
+    if given is not None:
+        return given(t, rows.part(y)).reshape(rows.count, rows.width, rows.width).to(y)
+    with torch.enable_grad():
+        state = y.detach().requires_grad_()
+        slope = rows.join(f(t, rows.part(state)))
+    unit = torch.eye(rows.width, dtype=y.dtype, device=y.device)
+    (found,) = _jacobians([state], [slope], unit)
+    return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
+
+
+class Krylov:
+    """Systems I - dt a (x) J with J at one state, by products with J alone."""
+
+    def __init__(self, f: Field, rows: Rows, t: Tensor, y: Tensor, dt: Tensor) -> None:
+        self.dt = dt
+        with torch.enable_grad():
+            self.state = y.detach().requires_grad_()
+            slope = rows.join(f(t, rows.part(self.state)))
+            self.w = torch.zeros_like(slope, requires_grad=True)
+            self.back = pulled([self.state], [slope], [self.w], create_graph=True)[0]
+
+    def product(self, v: Tensor) -> Tensor:
+        """J v, (B, n): the derivative with respect to w of (J^T w) . v, which is linear in w."""
+        if self.back is None or not self.back.requires_grad:
+            return torch.zeros_like(v)
+        (found,) = torch.autograd.grad(self.back, self.w, v, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if found is None else found
+
+    def solve(self, a: Sequence[Sequence[float]], b: Tensor, rtol: float) -> Tensor:
+        """x with x - dt a (x) J x = b to this relative residual; (B, m, n)."""
+
+        def system(flat: Tensor) -> Tensor:
+            v = flat.view_as(b)
+            pushed = [self.product(x) for x in v.unbind(1)]
+            whole = torch.stack(pushed, 1)
+            rises = (whole.new_tensor(a)[None, :, :, None] * whole[:, None]).sum(2)
+            return (v - self.dt[..., None] * rises).flatten(1)
+
+        return gmres(system, b.flatten(1), rtol)[0].view_as(b)

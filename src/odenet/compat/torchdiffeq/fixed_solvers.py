@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...core.dense import hermite
 from ...methods import Adams, ExplicitRK, ImplicitRK, Method
+from ...methods.base import StepInput
 from .parts import Perturb, _handle_unused_kwargs, _interp_evaluate, callback, evaluated, find_event
 
 
@@ -134,7 +135,7 @@ class ByMethod(FixedGridODESolver):
             late = self.perturb and bool(t == t1)
             return (evaluated(func, t, y[0], Perturb.PREV if late else Perturb.NONE),)
 
-        return self.method.increment(field, torch.as_tensor(t0), torch.as_tensor(t1), (y0,))[0][0], f0
+        return self.method.increment(StepInput(field, torch.as_tensor(t0), torch.as_tensor(t1), (y0,)))[0][0], f0
 
 
 class FixedGridFIRKODESolver(ByMethod):
@@ -179,7 +180,7 @@ class AdamsBashforthMoulton(FixedGridODESolver):
 
         start, end = (torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1))
         carry = self._adams.init(field, start, (y0,)) if self._carry is None else self._carry
-        step = self._adams.step(field, start, end, (y0,), carry)
+        step = self._adams.step(StepInput(field, start, end, (y0,), carry))
         self._carry = step.carry
         return step.y[0] - y0, slopes[0]
 

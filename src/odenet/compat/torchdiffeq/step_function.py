@@ -8,9 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ...core.dense import Coefficients, hermite
-from ...core.leaves import Leaves, spread_over
-from ...methods.base import Field, Method, Step
+from ...core.leaves import Leaves
+from ...methods.base import Field, Method, Step, StepInput
 from .inputs import Inputs
 from .norms import joined, parted
 
@@ -34,17 +33,14 @@ class ByStepFunction(Method):
         y0 = inputs.y0 if isinstance(inputs.y0, Tensor) else joined(inputs.y0)
         return ByStepFunction(name, kind(func=inputs.func, y0=y0, rtol=inputs.rtol, atol=inputs.atol, **options))
 
-    def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return ()
-
-    def step(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, carry: Leaves) -> Step:
-        shown = joined(y)
-        sign = -1.0 if bool(t1 < t0) else 1.0
-        func = self._func(f, y, sign)
-        start, end = sign * t0, sign * t1
+    def step(self, at: StepInput) -> Step:
+        shown = joined(at.y)
+        sign = -1.0 if bool(at.t1 < at.t0) else 1.0
+        func = self._func(at.f, at.y, sign)
+        start, end = sign * at.t0, sign * at.t1
         dt = (end - start).to(shown.abs().dtype)
         rise, _ = self.solver._step_func(func, start, dt, end, shown)
-        return Step(parted(shown + rise, y), (), ())
+        return Step(parted(shown + rise, at.y))
 
     def _func(self, f: Field, like: Leaves, sign: float) -> Callable[..., Tensor]:
         def func(t: Tensor, y: Tensor, *, perturb: Any = None) -> Tensor:
@@ -52,9 +48,3 @@ class ByStepFunction(Method):
             return sign * joined(slope)
 
         return func
-
-    def error(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Leaves | None:
-        return None
-
-    def polynomial(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, step: Step) -> Coefficients:
-        return hermite(spread_over(t1 - t0, y), y, step.y, f(t0, y), f(t1, step.y))

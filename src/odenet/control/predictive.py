@@ -1,0 +1,38 @@
+"""Predictive step-size control for implicit methods."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..core.lanes import Number, coarse, minimum, where
+from .base import Attempt, Memory
+from .error import ErrorControl
+
+
+@final
+class Predictive(ErrorControl):
+    """Gustafsson's predictive controller: the error of the next step is foreseen from those of the last two.
+
+    K. Gustafsson, Control-theoretic techniques for stepsize selection in implicit Runge-Kutta methods, ACM TOMS 20
+    (1994), 496-517; Hairer & Wanner II, (IV.8.25). With r_n the error of step n in units of the tolerance, and k the
+    order of the estimate, the next step is the shorter one of h_n safety r_n^(-1/k), and that times
+    (h_n / h_(n-1)) (r_(n-1) / r_n)^(1/k). What an implicit method asks for (`Wish`) limits it further. Settings: those
+    of `ErrorControl`.
+    """
+
+    def memory(self, h: Number) -> Memory:
+        zero = torch.zeros_like(h) if isinstance(h, Tensor) else 0.0
+        return (zero, zero + 1.0)
+
+    def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
+        last_h, last_r = memory
+        plain = coarse(r ** (-1.0 / attempt.order))
+        known = last_h > 0.0
+        ratio = attempt.h / where(known, last_h, 1.0)
+        return plain * minimum(where(known, ratio * coarse((last_r / r) ** (1.0 / attempt.order)), 1.0), 1.0)
+
+    def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:
+        return (attempt.h, r)
