@@ -75,6 +75,9 @@ def made(name: str) -> list[Any]:
     times = torch.ones(2, dtype=D, requires_grad=True).cumsum(0)
     examples: dict[str, Callable[[], list[Any]]] = {
         "PID": lambda: [odenet.PID(), odenet.PID(0.4, 0.3, norm=largest, jump_ts=[0.5], step_ts=times)],
+        "Predictive": lambda: [odenet.Predictive(), odenet.Predictive(safety=0.8, jump_ts=[0.5], step_ts=times)],
+        "Partitioned": lambda: [odenet.Partitioned(decay, decay)],
+        "Terms": lambda: [odenet.Terms()],
         "Adjoint": lambda: [odenet.Adjoint(), odenet.Adjoint(rtol=1e-3, method="rk4", controller=odenet.Grid())],
         "Backprop": lambda: [odenet.Backprop()],
         "Callbacks": lambda: [odenet.Callbacks(step=seen, accept=seen)],

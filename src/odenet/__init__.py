@@ -3,6 +3,7 @@
 from . import nn
 from .control import PID, ConstantStep, Grid, Predictive
 from .core.status import Status
+from .core.terms import Partitioned, Terms
 from .engine.callbacks import Callbacks
 from .errors import (
     BlowUpError,
@@ -41,6 +42,7 @@ __all__ = [
     "MaxStepsError",
     "NonFiniteError",
     "NonlinearSolveError",
+    "Partitioned",
     "PileUpError",
     "Predictive",
     "Reversible",
@@ -49,6 +51,7 @@ __all__ = [
     "Status",
     "StepUnderflowError",
     "StiffnessWarning",
+    "Terms",
     "gradient_report",
     "nn",
     "solve",

@@ -29,9 +29,8 @@ FAILURES = ("raise", "return")  # what on_failure can be
 _FEW = 64  # times that are looked at quicker in Python
 _OTHERS_NAMES = {  # of SciPy, torchdiffeq and diffrax, where the nearest of ours by spelling would be another method
     **{"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "adaptive_heun": "heun", "heun2": "heun"},
-    **dict.fromkeys(("radau", "bdf", "lsoda", "kvaerno5"), "radauIIA5"),
+    **{"radau": "radauIIA5", "bdf": "esdirk54", "lsoda": "esdirk54", "kvaerno4": "kvaerno5"},
 }
-_OWN_STEPS = "step=..., or controller=Grid(torch.logspace(...)) where they are to grow"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -189,11 +188,7 @@ def method(given: Any) -> Method:
     if not isinstance(given, str):
         raise TypeError(f"method must be a name or a Method instance; got {shown(given)}")
     if given not in METHODS:
-        meant = _OTHERS_NAMES.get(given.lower())
-        error = unknown_name("method", given, METHODS, meant)
-        if meant is not None and METHODS[meant].error_order is None:
-            raise ValueError(f"{error} {meant!r} takes steps that you give it: {_OWN_STEPS}.")
-        raise error
+        raise unknown_name("method", given, METHODS, _OTHERS_NAMES.get(given.lower()))
     return METHODS[given]
 
 
@@ -223,8 +218,8 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     if given.adaptive and solver.error_order is None:
         if isinstance(solver, ImplicitRK):
             raise ValueError(
-                f"step is required: method={solver.name!r} has no error estimate to choose steps by. Give "
-                f"{_OWN_STEPS}. (Methods that choose their steps, such as 'tsit5', are explicit, and slow for stiff f.)"
+                f"step is required: method={solver.name!r} has no error estimate to choose steps by. Give step=..., or "
+                "take one for stiff equations that chooses its steps: 'esdirk54', 'radauIIA5', 'kvaerno3' or 'trbdf2'."
             )
         raise ValueError(
             f"step is required: method={solver.name!r} has no error estimate to choose steps by. "
@@ -233,9 +228,20 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     return given
 
 
-def steps(given: Any, step: Any, solver: Method) -> tuple[Controller, Method]:
+def steps(given: Any, step: Any, solver: Method, f: Any) -> tuple[Controller, Method]:
     """The step control of a solve, and the method as that has it."""
+    missing = [name for name in solver.parts if name not in getattr(f, "parts", ())]
+    if missing:
+        raise TypeError(
+            f"method={solver.name!r} needs f in parts ({', '.join(solver.parts)}): give odenet.Partitioned(velocity, "
+            f"force), or another `Terms` that has {', '.join(missing)}; got {shown(f)}"
+        )
     control = controller(given, step, solver)
+    if solver.ahead and (control.jump_ts is not None or control.perturb):
+        raise ValueError(
+            f"method={solver.name!r} evaluates f up to {solver.ahead:.2g} of a step past its end: with jump_ts (or "
+            "perturb) take 'esdirk54', which does not look beyond a jump"
+        )
     return control, solver.controlled(control.adaptive)
 
 
@@ -313,6 +319,14 @@ def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
     max_steps(asked["max_steps"])
     events(asked["event"])
     observers(asked["callbacks"], asked["progress"])
+
+
+def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
+    if given is None:
+        return None
+    if any(y.is_complex() for y in y0):
+        raise ValueError("jacobian is for real states; leave it out where y0 is complex, and it is found by autograd")
+    return callable_as("jacobian", given, "jacobian(t, y, *args)")
 
 
 def save(given: Any, per_sample: bool) -> Save | None:

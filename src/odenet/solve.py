@@ -75,6 +75,7 @@ def solve(
     callbacks: Callbacks | None = None,
     save: Callable[..., Any] | None = None,
     save_steps: bool = False,
+    jacobian: Callable[..., Any] | None = None,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y0 at ts[0], and give the solution at all of ts; differentiable.
 
@@ -82,12 +83,12 @@ def solve(
         (Python numbers: float64), at least as precise as y's.
     y0: tensor or pytree of tensors, float64, float32, bfloat16, float16 or complex.
     ts: at least two times, increasing or decreasing, (T,); (B, T) gives each sample its own. f is never called outside
-        [ts[0], ts[-1]].
+        [ts[0], ts[-1]] (but by "kvaerno5", which looks up to 0.23 of a step ahead).
     args: further arguments of f; tensors in them get their gradient.
-    method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston", "fehlberg2" choose their steps. All others need
-        `step` (or a controller): "euler", "midpoint", "heun3", "rk4", "rk4_38"; for stiff f "implicit_euler",
-        "implicit_midpoint", "trapezoid", "sdirk2", "trbdf2", "radauIIA3", "radauIIA5", "gl4", "gl6"; of several steps
-        "explicit_adams", "implicit_adams". Or a `Method`. docs/methods.md.
+    method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston", "fehlberg2" choose their steps, and for stiff f
+        "esdirk54", "kvaerno5", "kvaerno3", "radauIIA5", "trbdf2". All others need `step` (or a controller): "euler",
+        "midpoint", "heun3", "rk4", "rk4_38"; for stiff f "implicit_euler", "implicit_midpoint", "trapezoid", "sdirk2",
+        "radauIIA3", "gl4", "gl6"; of several steps "explicit_adams", "implicit_adams". Or a `Method`. docs/methods.md.
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
     step: constant step size in the unit of time, with any method: rtol and atol then choose no steps. The last one
         before each output time is shortened to end there.
@@ -111,6 +112,9 @@ def solve(
         per_sample t is (B,), y (B, ...) and the result's leading axis the batch.
     save_steps: True: `sol.steps` has the ends t of the accepted steps, their sizes h, and the states there (or what
         `save` makes of them), as constants; see `odenet.engine.steps.Steps`.
+    jacobian: (t, y, *args) -> df/dy for implicit methods, (n, n) with the n entries of the state in their order, or
+        (B, n, n) with per_sample; by default it is found by autograd. It decides how fast the stages of a step are
+        found, and nothing else: gradients take derivatives of f itself.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
 
@@ -128,7 +132,7 @@ def solve(
     names, leaves = check.state(y0, per_sample)
     given_ts = check.times(ts, per_sample, check.narrowest(leaves))
     solver = check.method(method)
-    control, solver = check.steps(controller, step, solver)
+    control, solver = check.steps(controller, step, solver, f)
     how = _with_method(check.gradient(gradient), control, solver)
     check.stops(control, given_ts)
     working = tuple(own_view(x) for x in in_working_precision(leaves))  # f may mark what it is given
@@ -137,7 +141,7 @@ def solve(
     args = tree_map(own_view, check.arguments(args))
     dtypes, spec = tuple(x.dtype for x in leaves), flatten(y0)[1]
     field = VectorField(f, spec, names, dtypes, time_dtype(given_ts, working), args)
-    field.save = check.save(save, per_sample)
+    field.save, field.given_jacobian = check.save(save, per_sample), check.jacobian(jacobian, working)
     steps = StepEnds() if flag("save_steps", save_steps) else None
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
@@ -165,17 +169,8 @@ def solve(
             trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
-    events_told = _told(last, given_ts), _told(hits, given_ts)
-    return _solution(
-        problem,
-        trajectory,
-        pack,
-        given_ts,
-        *events_told,
-        dense=dense,
-        about=f"{_name(f)} by {solver.name}",
-        steps=steps,
-    )
+    about, told = f"{_name(f)} by {solver.name}", (_told(last, given_ts), _told(hits, given_ts))
+    return _solution(problem, trajectory, pack, given_ts, *told, dense=dense, about=about, steps=steps)
 
 
 def _solution(

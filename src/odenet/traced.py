@@ -66,6 +66,7 @@ def solve(
     callbacks: Any = None,
     save: Callable[..., Any] | None = None,
     save_steps: bool = False,
+    jacobian: Any = None,
     host_ts: Sequence[float] | None = None,
 ) -> Solution | None:
     """`odenet.solve` as operations alone; None where its options do not allow that.

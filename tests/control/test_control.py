@@ -20,7 +20,7 @@ from odenet.control.first_step import hairer
 from odenet.methods import METHODS
 
 D = torch.float64
-ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None]
+ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None and not method.ahead]
 SETTINGS = {"I": (0.0, 1.0, 0.0), "PI": (0.4, 0.3, 0.0), "PID": (0.1, 0.3, 0.05)}
 
 
@@ -153,6 +153,11 @@ def test_step_ts_are_hit_exactly(ts: list[float], per_sample: bool) -> None:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
+def test_a_method_that_looks_ahead_takes_no_jumps() -> None:
+    with pytest.raises(ValueError, match=r"kvaerno5.*evaluates f up to 0.23 of a step past its end.*'esdirk54'"):
+        odenet.solve(stiffening, torch.ones(1), [0.0, 1.0], method="kvaerno5", controller=PID(jump_ts=[0.5]))
+
+
 @pytest.mark.parametrize("method", [*ADAPTIVE, "rk4", "midpoint", "euler"])
 def test_jump(method: str, backwards: bool, per_sample: bool) -> None:
     """A piecewise constant f is solved exactly, and f is asked on either side of the jump, never at it."""

@@ -54,17 +54,20 @@ class ErrorControl(Controller):
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.safety <= 1.0:
-            raise ValueError(f"safety must lie in (0, 1]; got {safety!r}")
+            raise ValueError(f"safety must lie in (0, 1]; got {self.safety!r}")
         if not 0.0 < self.factor_min < 1.0 <= self.factor_max:
             raise ValueError(
-                f"factor_min must lie in (0, 1) and factor_max be at least 1; got {factor_min!r}, {factor_max!r}"
+                f"factor_min must lie in (0, 1) and factor_max be at least 1; got {self.factor_min!r}, "
+                f"{self.factor_max!r}"
             )
         if self.max_step <= 0.0:
-            raise ValueError(f"max_step must be positive; got max_step={max_step!r}")
+            raise ValueError(f"max_step must be positive; got max_step={self.max_step!r}")
         if not 0.0 <= self.min_step <= self.max_step:
-            raise ValueError(f"min_step must lie in [0, max_step]; got min_step={min_step!r}, max_step={max_step!r}")
+            raise ValueError(
+                f"min_step must lie in [0, max_step]; got min_step={self.min_step!r}, max_step={self.max_step!r}"
+            )
         if self.first_step is not None and not 0.0 < self.first_step < float("inf"):
-            raise ValueError(f"first_step must be positive and finite; got {first_step!r}")
+            raise ValueError(f"first_step must be positive and finite; got {self.first_step!r}")
 
     def __repr__(self) -> str:
         return described(self)

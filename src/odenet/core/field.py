@@ -26,6 +26,7 @@ from .wrapped import no_wrapped
 class VectorField(LeafFunction):
     """A `LeafFunction` of a solve. `calls` counts evaluations."""
 
+    given_jacobian: Callable[..., Any] | None = None  # (t, y, *args) -> df/dy
     save: Save | None = None  # what is kept of the solution, in place of the state
     calls = 0
     captured: Captured | None = None
@@ -39,6 +40,34 @@ class VectorField(LeafFunction):
     _cut: Cut | None = None
     _look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
     edges: Edges | None = None  # of a solve that begins or ends at an event
+
+    def part(self, name: str) -> Callable[..., Leaves]:
+        """A part of an f that is `Terms`, as a field (t, y) -> dy/dt; its evaluations count as those of f do."""
+        inner = getattr(self._f, name)
+
+        def field(t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
+            whole, self._f = self._f, inner
+            try:
+                return self(t, y, nudge)
+            finally:
+                self._f = whole
+
+        return field
+
+    @property
+    def jacobian(self) -> Callable[[Tensor, Leaves], Tensor] | None:
+        """df/dy by the caller's function, (n, n) or (B, n, n) with the n entries of a state; None: there is none."""
+        given = self.given_jacobian
+        return None if given is None else lambda t, y: self._checked_jacobian(given, t, y)
+
+    def _checked_jacobian(self, given: Callable[..., Any], t: Tensor, y: Leaves) -> Tensor:
+        found = given(cast(t, self.time_dtype), self.pack(y), *self._given)
+        n = sum(x.numel() for x in y) // (len(t) if t.ndim else 1)
+        shape = (*t.shape, n, n)
+        if not isinstance(found, Tensor) or found.shape != shape:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
+        return found
 
     @property
     def differentiable_args(self) -> Leaves:

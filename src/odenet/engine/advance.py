@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,13 +158,35 @@ def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) 
     elif p.stops.jumps is None:
         return p.f
 
-    def f(t: Tensor, y: Leaves) -> Leaves:
-        after = (t == time0) & jumped
-        before = (t == time1) & jumps & negate(after)
-        return p.f(t, y, (after.to(t.dtype) - before.to(t.dtype)) * p.direction)
+    return OneSided(p.f, p.direction, time0, time1, jumped, jumps)
 
-    vars(f)["dtypes"] = p.f.dtypes  # as a field has them
-    return f
+
+@dataclass(slots=True)
+class OneSided:
+    """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
+
+    field: Any
+    direction: Tensor
+    time0: Tensor
+    time1: Tensor
+    jumped: Flag
+    jumps: Flag
+
+    def __call__(self, t: Tensor, y: Leaves) -> Leaves:
+        after = (t == self.time0) & self.jumped
+        before = (t == self.time1) & self.jumps & negate(after)
+        return self.field(t, y, (after.to(t.dtype) - before.to(t.dtype)) * self.direction)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.field.dtypes
+
+    @property
+    def jacobian(self) -> Any:
+        return getattr(self.field, "jacobian", None)
+
+    def part(self, name: str) -> OneSided:
+        return replace(self, field=self.field.part(name))
 
 
 def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:

@@ -30,10 +30,7 @@ _FEW = 4  # looks that end the matter where none of them is
 _BAND = (0.75, 2.0)  # parts of the stability interval
 _LEFT = 1000.0  # further steps from which on it is worth telling
 
-CURE = (
-    "take an implicit method with steps of your own, method='radauIIA5' with step=..., or with "
-    "controller=Grid(torch.logspace(...)) where they are to grow"
-)
+CURE = "take an implicit method: method='esdirk54', or 'radauIIA5' for tight tolerances"
 
 
 def watchable(p: Problem) -> bool:

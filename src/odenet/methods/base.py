@@ -123,6 +123,8 @@ class Method(ABC):
     carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
     interpolation: str = "own"
     stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
+    ahead: float = 0.0  # how far past its end a step evaluates f, in its length
+    parts: tuple[str, ...] = ()  # of an f that is `Terms`, which the steps evaluate as `at.f.part(name)`
     predictive: bool = False  # what its steps cost depends on their size: see control/predictive.py
     branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 

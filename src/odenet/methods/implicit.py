@@ -44,7 +44,7 @@ class ImplicitRK(Method):
             raise ValueError(f"max_iters must be an int of at least 1; got {max_iters!r}")
         self.tableau, self.max_iters = tableau, max_iters
         self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
-        self.error_order = tableau.error_order
+        self.error_order, self.ahead = tableau.error_order, max(0.0, max(tableau.c) - 1.0)
         # of the stages that have to be found: they have one diagonal, or are one block
         block = next(b for b in reversed(tableau.blocks) if len(b) > 1 or tableau.a[b[0]][b[0]] != 0.0)
         self.block = rows_of(tableau.a, block)

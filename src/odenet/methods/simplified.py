@@ -74,7 +74,7 @@ def told(cache: Cache, sample: int | None) -> str:
         else f"was too slow ({rate:.3g} an iteration)"
     )
     how = "met a singular matrix, or NaN, or infinity" if rate == 0.0 else how
-    return f"Newton's iteration failed in {count} attempts in a row, each half as long as the last, and {how}"
+    return f"Newton's iteration failed in the last {count} attempts (each half as long as the one before), and {how}"
 
 
 @final

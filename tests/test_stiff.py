@@ -1,0 +1,143 @@
+"""Adaptive implicit methods on the classic stiff problems, beside SciPy and diffrax; their gradients and batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+import odenet
+from stiff_problems import PROBLEMS, RATES, StiffProblem, rober
+
+D = torch.float64
+TOLERANCES = (1e-4, pytest.param(1e-7, marks=pytest.mark.slow))
+
+# Accepted and rejected steps of diffrax 0.7.2, Kvaerno5 with PIDController(pcoeff=0.3, icoeff=0.4), as its docs have it
+# for stiff problems; of VDPOL with dt0=1e-6, as it finds no first step by itself. benchmarks/results/stiff.md.
+DIFFRAX = {
+    ("ROBER", 1e-4): (242, 69),
+    ("ROBER", 1e-7): (1373, 437),
+    ("HIRES", 1e-4): (423, 174),
+    ("HIRES", 1e-7): (2423, 939),
+    ("OREGO", 1e-4): (1849, 971),
+    ("OREGO", 1e-7): (10181, 5335),
+    ("VDPOL", 1e-4): (1475, 752),
+    ("VDPOL", 1e-7): (9627, 4776),
+    ("POLLU", 1e-4): (81, 21),
+    ("POLLU", 1e-7): (389, 113),
+}
+
+
+def solved(problem: StiffProblem, method: str, rtol: float, **options: Any) -> odenet.Solution:
+    atol = rtol * problem.atol_over_rtol
+    with torch.no_grad():
+        return odenet.solve(
+            problem.f, problem.y0, [0.0, problem.t1], method=method, rtol=rtol, atol=atol, max_steps=100_000, **options
+        )
+
+
+@pytest.mark.parametrize("rtol", TOLERANCES)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_radau_beside_scipy(problem: StiffProblem, rtol: float) -> None:
+    """In its steps and evaluations, but for a tenth, and to as many digits (or to one more than were asked for)."""
+    sol = solved(problem, "radauIIA5", rtol)
+    theirs = solve_ivp(
+        problem.numpy_f, (0.0, problem.t1), problem.y0.numpy(), method="Radau", rtol=rtol,
+        atol=rtol * problem.atol_over_rtol,
+    )  # fmt: skip
+    assert sol.stats.accepted <= 1.1 * (theirs.t.size - 1)
+    assert sol.stats.nfe <= 1.1 * theirs.nfev
+    digits = problem.scd(torch.from_numpy(theirs.y[:, -1]))
+    assert problem.scd(sol.y1) >= min(digits, 1 - math.log10(rtol))
+
+
+@pytest.mark.parametrize("rtol", TOLERANCES)
+@pytest.mark.parametrize("method", ["kvaerno5", "esdirk54"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_esdirk_beside_diffrax(problem: StiffProblem, method: str, rtol: float) -> None:
+    """In fewer steps than diffrax's Kvaerno5 takes, to ten times the tolerance."""
+    sol = solved(problem, method, rtol)
+    accepted, rejected = DIFFRAX[problem.name, rtol]
+    assert sol.stats.accepted <= accepted
+    assert sol.stats.accepted + sol.stats.rejected <= accepted + rejected
+    assert problem.scd(sol.y1) >= -1 - math.log10(rtol)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_kvaerno3_reaches_ten_times_the_tolerance(problem: StiffProblem) -> None:
+    assert problem.scd(solved(problem, "kvaerno3", 1e-4).y1) >= 3
+
+
+RATES_TENSOR = torch.tensor(RATES, dtype=D)
+
+
+def end(log_rates: Tensor, **options: Any) -> Tensor:
+    """Robertson's problem at t = 1e3, each component in its own size."""
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)
+    given: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-14, "max_steps": 100_000} | options
+    sol = odenet.solve(rober, y0, [0.0, 1e3], args=(RATES_TENSOR * log_rates.exp(),), **given)
+    return sol.y1 / torch.tensor([0.3, 2e-6, 0.7], dtype=D)
+
+
+@pytest.mark.parametrize(
+    "gradient", ["discrete", "backprop", "forward", odenet.Discrete(checkpoints=5)], ids=str
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["radauIIA5", "esdirk54"])
+def test_gradient_of_robertsons_rates(method: str, gradient: Any) -> None:
+    """Against central differences, to 1e-5."""
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=D)
+    x = torch.zeros(3, dtype=D, requires_grad=True)
+    (found,) = torch.autograd.grad(end(x, method=method, gradient=gradient) @ weights, x)
+    h = 1e-4
+    with torch.no_grad():
+        rows = h * torch.eye(3, dtype=D)
+        there = [[float(end(s * row, method="radauIIA5") @ weights) for s in (1, -1)] for row in rows]
+    exact = torch.tensor([(a - b) / (2 * h) for a, b in there], dtype=D)
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["radauIIA5", "esdirk54"])
+def test_a_batch_is_as_its_samples_alone(method: str) -> None:
+    """To the bit, with counts; and as SciPy has it."""
+    generator = torch.Generator().manual_seed(0)
+    rates = RATES_TENSOR * torch.exp(0.5 * torch.randn(12, 3, dtype=D, generator=generator))
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D).expand(12, 3)
+    given: dict[str, Any] = {"method": method, "rtol": 1e-6, "atol": 1e-11}
+    both = odenet.solve(rober, y0, [0.0, 1e5], args=(rates,), per_sample=True, **given)
+    for i in (0, 5, 11):
+        alone = odenet.solve(rober, y0[i], [0.0, 1e5], args=(rates[i],), **given)
+        assert torch.equal(alone.y1, both.y1[i])
+        assert all(alone.stats[k] == int(both.stats[k][i]) for k in ("nfe", "accepted", "rejected", "njev", "nlu"))
+        exact = solve_ivp(
+            lambda t, y, k=rates[i]: rober(torch.tensor(t), torch.from_numpy(y), k).numpy(), (0.0, 1e5),
+            [1.0, 0.0, 0.0], method="Radau", rtol=1e-9, atol=1e-15,
+        ).y[:, -1]  # fmt: skip
+        torch.testing.assert_close(alone.y1, torch.from_numpy(exact), rtol=2e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_callers_jacobian(per_sample: bool) -> None:
+    """It is called where a Jacobian is made, with the rows of args; the steps are those of autograd's."""
+    calls = []
+
+    def jacobian(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        calls.append(t.shape)
+        a, b, c = (k[..., i] for i in range(3))
+        zero, (_, y2, y3) = torch.zeros_like(y[..., 0]), y.unbind(-1)
+        rows = [[-a, c * y3, c * y2], [a, -c * y3 - 2 * b * y2, -c * y2], [zero, 2 * b * y2, zero]]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+    lead = (2,) if per_sample else ()
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D).expand(*lead, 3)
+    given: dict[str, Any] = {"args": (RATES_TENSOR.expand(*lead, 3),), "per_sample": per_sample}
+    given |= {"method": "esdirk54", "rtol": 1e-6, "atol": 1e-12}
+    mine = odenet.solve(rober, y0, [0.0, 1e4], jacobian=jacobian, **given)
+    own = odenet.solve(rober, y0, [0.0, 1e4], **given)
+    assert set(calls) == {lead}
+    assert int(torch.as_tensor(mine.stats.njev).max()) == len(calls)
+    assert torch.equal(torch.as_tensor(mine.stats.accepted), torch.as_tensor(own.stats.accepted))
+    torch.testing.assert_close(mine.y1, own.y1, rtol=1e-6, atol=0.0)
