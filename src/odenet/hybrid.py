@@ -19,9 +19,9 @@ from .control import Controller
 from .core.leaves import Leaves, rows, select, tree_map
 from .core.status import Status
 from .engine.advance import State
-from .engine.drive import Found, Outcome
 from .engine.events import Events
 from .engine.integrate import Progress, Request
+from .engine.loop import Found, Outcome
 from .engine.pieces import Stretch, Stretches
 from .engine.problem import Problem
 from .engine.record import Collected

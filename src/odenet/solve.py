@@ -32,9 +32,8 @@ from .core.status import Status
 from .core.transforms import some, vmapping
 from .engine.callbacks import Callbacks
 from .engine.diagnose import raise_failure, refine
-from .engine.drive import Eager, Outcome
-from .engine.functional import Functional
 from .engine.integrate import Progress, Request
+from .engine.loop import Outcome
 from .engine.problem import Problem
 from .engine.steps import StepEnds
 from .engine.stiffness import Stiffness
@@ -151,13 +150,13 @@ def solve(
         check.vmapped(events, callbacks, progress, solver, save, save_steps)
         problem = replace(problem, traced=True)
     judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
-    driver, last, hits = Functional() if problem.traced else Eager(), None, None
+    last, hits = None, None
 
     def run(p: Problem, request: Request) -> Trajectory:
-        compiled = compiled_or_none(p, driver, how, request) if compile else None
+        compiled = compiled_or_none(p, how, request) if compile else None
         if compiled is not None and p.f.save is not None:  # a library gives whole states
             compiled = replace(compiled, ys=p.f.saved_all(p.ts, compiled.ys))
-        found = how.run(p, driver, request) if compiled is None else compiled
+        found = how.run(p, request) if compiled is None else compiled
         judge(p, found.outcome)
         moves = direct() or not isinstance(how, ContinuousAdjoint)
         outcome = replace(found.outcome, state=found.outcome.state._replace(time=_reached(p, found.outcome, moves)))
@@ -251,8 +250,8 @@ def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient
     if not isinstance(how, ContinuousAdjoint):
         return how
     check.constant_stops(control, how.name)
-    method = solver if how.method is None else check.method(how.method)
     control = how.controller or control
+    method = (solver if how.method is None else check.method(how.method)).controlled(control.adaptive)
     if control.adaptive and method.error_order is None:
         raise ValueError(
             f"gradient={how.name!r} with method={method.name!r}: it has no error estimate to choose the steps of the "

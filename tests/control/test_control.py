@@ -151,13 +151,13 @@ def test_step_ts_are_hit_exactly(ts: list[float], per_sample: bool) -> None:
         assert float(sol.y1.max()) == pytest.approx(exact, abs=1e-4 if isinstance(control, PID) else 3e-2)
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("backwards", [False, True])
 def test_a_method_that_looks_ahead_takes_no_jumps() -> None:
     with pytest.raises(ValueError, match=r"kvaerno5.*evaluates f up to 0.23 of a step past its end.*'esdirk54'"):
         odenet.solve(stiffening, torch.ones(1), [0.0, 1.0], method="kvaerno5", controller=PID(jump_ts=[0.5]))
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("method", [*ADAPTIVE, "rk4", "midpoint", "euler"])
 def test_jump(method: str, backwards: bool, per_sample: bool) -> None:
     """A piecewise constant f is solved exactly, and f is asked on either side of the jump, never at it."""

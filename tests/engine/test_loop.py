@@ -19,8 +19,8 @@ from odenet.core.field import VectorField
 from odenet.core.leaves import Leaves, along, flatten, scale, spread_over
 from odenet.core.status import Status
 from odenet.engine.advance import Move
-from odenet.engine.drive import Eager, Outcome
 from odenet.engine.integrate import Request, Solved, integrate
+from odenet.engine.loop import Outcome
 from odenet.engine.observe import Observer
 from odenet.engine.problem import Problem
 from odenet.engine.record import Record
@@ -104,7 +104,7 @@ def problem(ts: Any, control: Controller, f: Any = one, max_steps: int = 100, ba
 
 def run(p: Problem, *watch: Observer, **request: Any) -> tuple[Solved, Outcome]:
     with torch.no_grad():
-        solved = integrate(p, Eager(), Request(**request), Record(p), watch)
+        solved = integrate(p, Request(**request), Record(p), watch)
     return solved, solved.outcome
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
@@ -14,15 +13,15 @@ from .interpreter import as_before
 _told: set[str] = set()
 
 
-def compiled_or_none(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory | None:
+def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
     from .capture import NotCompilableError, told
     from .solving import solve_compiled
 
     try:
         with as_before():
-            found = solve_compiled(p, driver, how, request)
-            return without_failed(p, found, lambda q: solve_compiled(q, driver, how, request))
+            found = solve_compiled(p, how, request)
+            return without_failed(p, found, lambda q: solve_compiled(q, how, request))
     except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import new_leaves
-from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
@@ -28,19 +27,17 @@ NOTHING = 2e-3  # seconds: a solve this short says little about longer ones with
 
 _judged: WeakKeyDictionary[FieldGraph, dict[tuple[Any, ...], str | None]] = WeakKeyDictionary()
 
-Way = Callable[[Problem, Driver, Request], Trajectory]
+Way = Callable[[Problem, Request], Trajectory]
 
 
-def refuse_slower(
-    graph: FieldGraph, p: Problem, driver: Driver, how: Gradient, others: Sequence[Tensor], compiled: Way
-) -> None:
+def refuse_slower(graph: FieldGraph, p: Problem, how: Gradient, others: Sequence[Tensor], compiled: Way) -> None:
     """Raise NotCompilableError where eager code was faster for this f, method and shapes."""
     shapes = tuple(y.shape for y in p.y0)
     place = (p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
     judged = _judged.setdefault(graph, {})
     if place not in judged:
         chance = 1.05 if convolves(graph) else 1.5
-        judged[place] = _judge(p, driver, how, others, compiled, chance)
+        judged[place] = _judge(p, how, others, compiled, chance)
     reason = judged[place]
     if reason is not None:
         raise NotCompilableError(reason)
@@ -50,9 +47,7 @@ def convolves(graph: FieldGraph) -> bool:
     return any("conv" in str(getattr(node.target, "__name__", node.target)) for node in graph.module.graph.nodes)
 
 
-def _judge(
-    p: Problem, driver: Driver, how: Gradient, others: Sequence[Tensor], compiled: Way, chance: float
-) -> str | None:
+def _judge(p: Problem, how: Gradient, others: Sequence[Tensor], compiled: Way, chance: float) -> str | None:
     """chance: how much slower compiled code may seem on a busy machine where it is not."""
     recording = torch.is_grad_enabled()
     y0 = new_leaves(p.y0) if recording else p.y0
@@ -66,7 +61,7 @@ def _judge(
     def taken(way: Way) -> float:
         awaited()
         start = time.perf_counter()
-        done = way(q, driver, Request())
+        done = way(q, Request())
         if recording:
             # what f uses may have been computed from one another, by a graph that is the caller's
             torch.autograd.grad([y.sum() for y in done.y1], wanted, allow_unused=True, retain_graph=True)

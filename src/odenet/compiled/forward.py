@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.leaves import Leaves
 from ..core.status import Status
 from ..engine.advance import Clock, State, attempt, settle
-from ..engine.drive import start
+from ..engine.loop import start
 from ..engine.problem import Problem, Stops
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows, tape_of

@@ -14,8 +14,8 @@ from ..core.lanes import Number
 from ..core.leaves import version
 from ..core.status import Status
 from ..engine.advance import State
-from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request, Solved
+from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
@@ -64,19 +64,19 @@ class Run:
                 )
 
 
-def solve_compiled(p: Problem, driver: Driver, how: Gradient, request: Request) -> Trajectory:
+def solve_compiled(p: Problem, how: Gradient, request: Request) -> Trajectory:
     """The trajectory of p. Raises NotCompilableError, or an error of whatever compiles, where eager solving is left."""
     refuse(p, how, request)
     graph, others = captured(p)
 
-    def way(p: Problem, driver: Driver, request: Request) -> Trajectory:
-        return _solved(p, graph, others, driver, request)
+    def way(p: Problem, request: Request) -> Trajectory:
+        return _solved(p, graph, others, request)
 
-    refuse_slower(graph, p, driver, how, others, way)
-    return way(p, driver, request)
+    refuse_slower(graph, p, how, others, way)
+    return way(p, request)
 
 
-def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver, request: Request) -> Trajectory:
+def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Request) -> Trajectory:
     recording = not direct()
     differentiable = [recording and x.requires_grad for x in others]
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
@@ -95,7 +95,7 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], driver: Driver,
     values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
     if attached:
         back = partial(_backward, run, outputs, stats, [id(x) for x in others], inputs, held)
-        values = attach(back, partial(once_more, p, driver, request), values, inputs, held)
+        values = attach(back, partial(once_more, p, request), values, inputs, held)
     return unpacked(p, values, solved, stats)
 
 

@@ -1,6 +1,6 @@
 """Decisions about lanes, written once for both ways a lane is held.
 
-The eager driver keeps the one lane of a joint solve in Python numbers: its decisions then cost no tensor operation.
+The loop keeps the one lane of a joint solve in Python numbers: its decisions then cost no tensor operation.
 Per-sample solves keep lanes in (B,) tensors. Controllers and the step loop are written with these few functions and
 serve both.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import transforms
 
 # float | Tensor and bool | Tensor: a union could not say that all lanes of one solve are of the same kind.
 Number = Any
@@ -51,6 +53,11 @@ def isfinite(x: Number) -> Flag:
 
 def negate(x: Flag) -> Flag:
     return ~x if isinstance(x, Tensor) else not x
+
+
+def some(flag: Flag) -> bool:
+    """Whether it holds for any lane, in whatever is vmapped too."""
+    return transforms.some(flag) if isinstance(flag, Tensor) else flag
 
 
 def coarse(x: Number) -> Number:

@@ -1,1 +1,1 @@
-"""The step loop: a frozen problem, one attempt at a step, a driver that repeats it, observers that watch."""
+"""The step loop: a frozen problem, one attempt at a step, a loop that repeats it, observers that watch."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +19,15 @@ from torch import Tensor
 from ..control.base import Attempt, Decision, Memory, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, negate, where
+from ..core.lanes import Flag, Number, where
 from ..core.leaves import Leaves, select
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status, StepStatus
 from ..core.transforms import some
-from ..methods.base import Cache, Field, Step, StepInput
+from ..methods.base import Cache, Step, StepInput
 from .ahead import Planned
 from .clock import Clock
+from .one_sided import nudged
 from .problem import Problem
 
 _EPS = 2.0**-52
@@ -69,6 +70,7 @@ class Move:
     sought: lanes in which an event was looked for: they are charged for the polynomial in any case, and
     for `search_calls` further evaluations. claimed: those in which one was found, charged for `claim_calls`.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
+    told: what the step was told, where it was an attempt of the loop.
     draws: where an f that draws random numbers draws them from.
     """
 
@@ -93,12 +95,15 @@ class Move:
     claimed: Flag = False
     claim_calls: int = 0
     graph: Step | None = None
+    told: StepInput | None = None
     draws: Draws = field(default_factory=Draws)
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     @property
     def input(self) -> StepInput:
-        """What the step was told, as far as its dense output wants it."""
+        """What the step was told; as far as its dense output wants it, where it was not an attempt."""
+        if self.told is not None:
+            return self.told
         f = nudged(self.problem, self.time0, self.time1, self.jumped, self.jumps)
         return StepInput(f, self.time0, self.time1, self.y, self.carry)
 
@@ -148,47 +153,6 @@ def poisons(move: Move, lanes: Tensor) -> bool:
     return some(lanes & ~all_finite(tuple(values), move.problem.batched))
 
 
-def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
-    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
-
-    A controller that perturbs takes both ends of every step for jumps.
-    """
-    if p.controller.perturb:
-        jumped = jumps = True
-    elif p.stops.jumps is None:
-        return p.f
-
-    return OneSided(p.f, p.direction, time0, time1, jumped, jumps)
-
-
-@dataclass(slots=True)
-class OneSided:
-    """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
-
-    field: Any
-    direction: Tensor
-    time0: Tensor
-    time1: Tensor
-    jumped: Flag
-    jumps: Flag
-
-    def __call__(self, t: Tensor, y: Leaves) -> Leaves:
-        after = (t == self.time0) & self.jumped
-        before = (t == self.time1) & self.jumps & negate(after)
-        return self.field(t, y, (after.to(t.dtype) - before.to(t.dtype)) * self.direction)
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        return self.field.dtypes
-
-    @property
-    def jacobian(self) -> Any:
-        return getattr(self.field, "jacobian", None)
-
-    def part(self, name: str) -> OneSided:
-        return replace(self, field=self.field.part(name))
-
-
 def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     """The carry for the next step: that of the step, or anew where f jumps."""
     if p.stops.jumps is None or not step.carry:
@@ -234,7 +198,8 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     if lanes:
         accept, decision = accept & running, decision._replace(failed=decision.failed & running)
     stop = s.stop if clock.cut_lanes is None else clock.stop_hit(s.stop, hit)
-    return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps), decision
+    move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, accept, hit, stop, s.jumped, jumps, told=at)
+    return move, decision
 
 
 def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Decision]:

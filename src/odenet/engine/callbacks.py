@@ -12,7 +12,7 @@ from ..control.base import Decision
 from ..core.given import function
 from ..core.lanes import Number, where
 from .advance import Clock, Move, State
-from .drive import Trial
+from .loop import Trial
 from .problem import Problem
 
 Callback = Callable[[Any, Any, Any], Any]

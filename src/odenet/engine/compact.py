@@ -8,24 +8,17 @@ the most, and all the copying together is that of 1 / spare batches.
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
 
-from ..core.lanes import Number
+from ..core.leaves import flatten, tree_map, unflatten
 from .advance import State
 from .problem import Lanes, Problem
+from .tally import Tally
 
-
-class Tally(NamedTuple):
-    """Counts of each sample."""
-
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    njev: Tensor
-    nlu: Tensor
+T = TypeVar("T")
 
 
 def worthwhile(rows: int, wanted: int, spare: float = Problem.spare) -> bool:
@@ -38,8 +31,13 @@ class Leaving:
     """Takes samples out of a solve, and puts all of them together at its end."""
 
     def __init__(self, p: Problem) -> None:
-        self.possible = p.compact and _takes_some(p)
+        self.possible = p.compact and p.batched and not p.traced and _takes_some(p)
         self.ended: list[tuple[Tensor, State, Tally]] = []
+
+    @staticmethod
+    def due(running: Tensor, spare: float) -> bool:
+        """Whether enough samples have ended."""
+        return worthwhile(len(running), int(running.sum()), spare)
 
     def leave(self, p: Problem, s: State, tally: Tally, running: Tensor) -> tuple[Problem, State, Tally] | None:
         """What goes on with the samples that run; None where f does not work on a part of the batch."""
@@ -49,8 +47,8 @@ class Leaving:
             self.possible = False
             return None
         index = others if p.lanes is None else p.lanes.index[others]
-        self.ended.append((index, _of_state(s, others), _of_tally(tally, others)))
-        return left, _of_state(s, rows), _of_tally(tally, rows)
+        self.ended.append((index, *_rows((s, tally), others)))
+        return left, *_rows((s, tally), rows)
 
     def whole(self, p: Problem, s: State, tally: Tally) -> tuple[State, Tally]:
         """All samples in their order."""
@@ -59,33 +57,14 @@ class Leaving:
         parts = [*self.ended, (p.lanes.index, s, tally)]
         order = torch.cat([index for index, _, _ in parts]).argsort()
 
-        def join(xs: tuple[Number, ...]) -> Number:
-            return torch.cat(xs)[order] if isinstance(xs[0], Tensor) else xs[0]
-
-        flat = [_flat(state) for _, state, _ in parts]
-        state = _state([join(xs) for xs in zip(*flat, strict=True)], s)
-        return state, Tally(*(join(xs) for xs in zip(*(counts for _, _, counts in parts), strict=True)))
+        flat, specs = zip(*(flatten((state, counts)) for _, state, counts in parts), strict=True)
+        joined = [torch.cat(xs)[order] if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*flat, strict=True)]
+        return unflatten(joined, specs[0])
 
 
-def _flat(s: State) -> list[Number]:
-    return [s.t, s.time, s.h, s.stop, s.jumped, s.status, s.rejected, *s.y, *s.carry, *s.memory, *s.cache]
-
-
-def _state(flat: list[Number], like: State) -> State:
-    t, time, h, stop, jumped, status, rejected, *rest = flat
-    n = len(like.y)
-    m = n + len(like.carry)
-    k = m + len(like.memory)
-    y, carry, memory, cache = (tuple(x) for x in (rest[:n], rest[n:m], rest[m:k], rest[k:]))
-    return State(t, time, h, y, carry, memory, stop, jumped, status, cache, rejected)
-
-
-def _of_state(s: State, rows: Tensor) -> State:
-    return _state([x.index_select(0, rows) if isinstance(x, Tensor) else x for x in _flat(s)], s)
-
-
-def _of_tally(tally: Tally, rows: Tensor) -> Tally:
-    return Tally(*(x.index_select(0, rows) for x in tally))
+def _rows(tree: T, rows: Tensor) -> T:
+    """These rows of all tensors of a state or tally."""
+    return tree_map(lambda x: x.index_select(0, rows) if isinstance(x, Tensor) else x, tree)
 
 
 def _takes_some(p: Problem) -> bool:

@@ -20,7 +20,7 @@ from ..errors import (
     StepUnderflowError,
 )
 from .advance import Clock, State, attempt, settle
-from .drive import Outcome
+from .loop import Outcome
 from .problem import Problem
 from .stiffness import CURE, at_the_bound, watchable
 

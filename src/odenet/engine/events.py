@@ -16,8 +16,8 @@ from ..core.leaves import rows as as_rows
 from ..core.norms import all_finite
 from ..core.roots import Roots, Sought, first_roots
 from .advance import Clock, Move, State
-from .drive import Found, Trial
 from .landing import Claim, Landing, resolution
+from .loop import Found, Trial
 from .path import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
 from .problem import Problem
 from .rounding import noise

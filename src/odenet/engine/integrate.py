@@ -1,4 +1,4 @@
-"""Compose observers and a driver: one numerical solution, with nothing said of gradients."""
+"""Compose observers and the loop: one numerical solution, with nothing said of gradients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ..core.leaves import Leaves
 from .advance import attempt
 from .callbacks import Callbacks
-from .drive import Driver, Outcome, Trial
 from .events import Events, Seeker
-from .functional import Lanewise
+from .loop import Outcome, Trial, run
 from .observe import Observer
 from .problem import Problem
 from .record import Everywhere, Pieces, Record, Report
 from .steps import StepEnds
 from .stiffness import Stiffness, watchable
+from .vmapped import Lanewise
 
 Progress = Callable[[float, dict[str, int]], Any]
 
@@ -49,7 +49,6 @@ class Solved:
 
 def integrate(
     p: Problem,
-    driver: Driver,
     request: Request,
     record: Record | Lanewise,
     others: Sequence[Observer] = (),
@@ -73,7 +72,7 @@ def integrate(
             p = replace(p, compact=False)
     if request.callbacks is not None:
         attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample
-    outcome = driver.run(p, observers, attempt)
+    outcome = run(p, observers, attempt)
     if seeker is not None:
         outcome.found = seeker.found
     outcome.nfe = outcome.nfe + record.evaluations

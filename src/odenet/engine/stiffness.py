@@ -20,7 +20,7 @@ from ..core.leaves import Leaves, dot
 from ..core.norms import tolerance_scale
 from ..errors import StiffnessWarning
 from .advance import Clock, Move, State
-from .drive import Trial
+from .loop import Trial
 from .problem import Problem
 
 _FIRST = 50  # attempts before the first look; later ones after twice, four times as many

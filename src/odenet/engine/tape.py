@@ -14,9 +14,10 @@ from ..control.base import Decision
 from ..core.lanes import Flag, Number
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step, StepInput
-from .advance import Clock, Draws, Move, State, attempt, nudged, poisons
+from .advance import Clock, Draws, Move, State, attempt, poisons
 from .compact import worthwhile
 from .observe import Observer
+from .one_sided import nudged
 from .problem import Problem
 from .record import Given, Record
 

@@ -19,9 +19,10 @@ from ..core.dense import Coefficients, evaluate, slope_at_end
 from ..core.leaves import Leaves, spread
 from ..core.status import Status
 from ..methods.base import Method, Step, StepInput
-from .advance import Clock, Move, State, after_step, attempt, nudged, settle
+from .advance import Clock, Move, State, after_step, attempt, settle
 from .clock import attached
-from .drive import start
+from .loop import start
+from .one_sided import nudged
 from .problem import Problem, Stops
 
 Carried = tuple[Tensor, ...]

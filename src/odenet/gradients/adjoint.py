@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import final
 
 from ..core.leaves import Leaves
-from ..engine.drive import Driver
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.problem import Problem
 from ..engine.record import Record
@@ -29,6 +28,6 @@ class Adjoint(ContinuousAdjoint):
 
     name = "adjoint"
 
-    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        solved = integrate(q, driver, request, Record(q))
-        return solved, lambda captured: Backward(self, q, driver, WithState(q.f, captured))
+    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+        solved = integrate(q, request, Record(q))
+        return solved, lambda captured: Backward(self, q, WithState(q.f, captured))

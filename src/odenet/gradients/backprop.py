@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import final
 
-from ..engine.drive import Driver
-from ..engine.functional import Lanewise
 from ..engine.integrate import Request, integrate
 from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
+from ..engine.vmapped import Lanewise
 from .base import Gradient, Stats, Trajectory, direct
 from .frozen import without_failed
 
 
-def plain(p: Problem, driver: Driver, request: Request) -> Trajectory:
+def plain(p: Problem, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
     smooth = p.method.smooth()
     if smooth is not p.method:
         p = replace(p, method=smooth)
-    solved = integrate(p, driver, request, Lanewise(p) if p.traced else Record(p))
+    solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
     dense = None if solved.pieces is None else interpolator(solved.pieces, p)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 
@@ -36,6 +35,6 @@ class Backprop(Gradient):
 
     name = "backprop"
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
-        found = plain(p, driver, request)
-        return found if direct() else without_failed(p, found, lambda q: plain(q, driver, request.again()))
+    def run(self, p: Problem, request: Request) -> Trajectory:
+        found = plain(p, request)
+        return found if direct() else without_failed(p, found, lambda q: plain(q, request.again()))

@@ -14,8 +14,8 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, forward_mode
 from ..core.portable import constants, described
 from ..core.transforms import outlasting, transforming, vmapping
-from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request
+from ..engine.loop import Outcome
 from ..engine.pieces import Interpolation, Stretches
 from ..engine.problem import Problem
 from ..errors import CaptureError
@@ -104,7 +104,7 @@ class Gradient(ABC):
         return described(self)
 
     @abstractmethod
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory: ...
+    def run(self, p: Problem, request: Request) -> Trajectory: ...
 
 
 def direct() -> bool:

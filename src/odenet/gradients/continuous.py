@@ -21,8 +21,8 @@ from ..core.norms import Tolerance
 from ..core.status import Status
 from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure
-from ..engine.drive import Driver, Outcome
 from ..engine.integrate import Request, Solved, integrate
+from ..engine.loop import Outcome
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
 from ..engine.record import Record
@@ -83,15 +83,15 @@ class ContinuousAdjoint(Gradient):
         return other
 
     @abstractmethod
-    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
         """Solve, and say what takes the backward pass, given the captured tensors."""
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+    def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, driver, request)
+            return plain(p, request)
         q = p.detached()
         with torch.no_grad():
-            solved, backward = self.forwards(q, driver, request)
+            solved, backward = self.forwards(q, request)
         stats, n = Stats.of(solved.outcome), len(p.y0)
         used, spare = q.f.capture()
         captured = (*used, *spare)
@@ -126,7 +126,7 @@ class ContinuousAdjoint(Gradient):
                     f, tuple(others[:n]), others[n], p.controller, method=p.method.smooth(), rtol=p.rtol, atol=p.atol,
                     max_steps=p.max_steps,
                 )  # fmt: skip
-                anew = integrate(other, driver, replace(request.again(), dense=False), Record(other))
+                anew = integrate(other, replace(request.again(), dense=False), Record(other))
                 return (*anew.ys, *anew.y1)
 
             return attach(pull, again if self.twice else None, (*ys, *end), inputs, used, spare)
@@ -155,8 +155,8 @@ class ContinuousAdjoint(Gradient):
 class Backward:
     """One backward pass: from output time to output time, adding its cotangent at each."""
 
-    def __init__(self, how: ContinuousAdjoint, q: Problem, driver: Driver, field: CotangentField) -> None:
-        self.how, self.q, self.driver, self.field = how, q, driver, field
+    def __init__(self, how: ContinuousAdjoint, q: Problem, field: CotangentField) -> None:
+        self.how, self.q, self.field = how, q, field
         method = q.method if how.method is None else how.method
         assert isinstance(method, Method)  # solve has resolved the name
         method = method.interpolated("own")  # the parameters' quadrature runs along it, and lines would cost its order
@@ -285,7 +285,7 @@ class Backward:
         spare = 0.0 if isinstance(self.solved, Tensor) and not bool(self.solved.all()) else Problem.spare
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, spare=spare, **self.options)
         request = Request(callbacks=self.how.callbacks)
-        solved = integrate(p, self.driver, request, Record(p), (self.quadrature,))
+        solved = integrate(p, request, Record(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)
         self.nfe = self.nfe + solved.outcome.nfe
         self.y, self.a = self.field.pair(end, solved.y1)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, spread_over
-from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..methods.base import Bars, StagewiseMethod, StepInput
@@ -54,9 +53,9 @@ class Discrete(Gradient):
         given = {"checkpoints": self.checkpoints, "memory": self.memory}
         return f"Discrete({', '.join(f'{k}={v}' for k, v in given.items() if v is not None)})"
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+    def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, driver, request)
+            return plain(p, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
         slots = None if slots is None else min(slots, p.max_steps)
         extra: dict[str, Any] = {}
@@ -69,7 +68,7 @@ class Discrete(Gradient):
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return StepSweep(taken, states).run(cotangents)
 
-        return taped(p, driver, request, states, graphs, pull, **extra)
+        return taped(p, request, states, graphs, pull, **extra)
 
 
 @final

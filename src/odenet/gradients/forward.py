@@ -19,7 +19,6 @@ from ..core.lanes import Flag
 from ..core.leaves import Leaves, new_leaves
 from ..core.notes import noted
 from ..engine.advance import Move
-from ..engine.drive import Driver
 from ..engine.integrate import Request, integrate
 from ..engine.observe import Observer
 from ..engine.problem import Problem
@@ -48,15 +47,15 @@ class Forward(Gradient):
 
     name = "forward"
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+    def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, driver, request)
+            return plain(p, request)
         q = replace(p.detached(), compact=False)  # the tangents are those of all samples
         with torch.no_grad():
             record = Record(q)
             tape = Tape(record, None, EveryGraph(), p.times_move)
             carried = Sensitivities(q, p, tape, request.dense)
-            solved = integrate(q, driver, request, record, (tape, carried), tape.attempt)
+            solved = integrate(q, request, record, (tape, carried), tape.attempt)
             carried.begin()
         stats, n = Stats.of(solved.outcome), len(p.y0)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
@@ -81,7 +80,7 @@ class Forward(Gradient):
                 ]
                 return [*found[:first], *used]
 
-            again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
+            again = partial(once_more, p, request, survivors=survivors, like=q.f)
             values = attach(pull, again, values, inputs, carried.used, carried.spare)
         return unpacked(p, values, solved, stats)
 

@@ -17,7 +17,7 @@ from ..core.leaves import Leaves, select
 from ..core.status import Status
 from ..core.transforms import vmapping
 from ..engine.compact import worthwhile
-from ..engine.drive import Outcome
+from ..engine.loop import Outcome
 from ..engine.problem import Lanes, Problem, Stops
 from ..engine.record import Given
 from ..engine.tape import Entry

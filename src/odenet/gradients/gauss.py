@@ -17,7 +17,6 @@ from ..core.dense import evaluate
 from ..core.lanes import where
 from ..core.leaves import Leaves, select, spread
 from ..engine.advance import Move, after_step
-from ..engine.drive import Driver
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
@@ -54,19 +53,19 @@ class GaussAdjoint(ContinuousAdjoint):
         if isinstance(count, bool) or not isinstance(count, int) or count < 2:
             raise ValueError(f"checkpoints must be an int of at least 2; got {count!r}")
 
-    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
         record = Record(q)
         if self.interpolate == "dense":
             everywhere = Everywhere()
-            solved = integrate(q, driver, request, record, (everywhere,))
+            solved = integrate(q, request, record, (everywhere,))
             path = Path(q)
             path.enter(everywhere.parts)
-            return solved, lambda captured: Backward(self, q, driver, AlongPath(q.f, captured, path))
+            return solved, lambda captured: Backward(self, q, AlongPath(q.f, captured, path))
         starts = SpacedStarts(self.checkpoints)
         tape = Tape(record, starts)
-        solved = integrate(q, driver, request, record, (tape,))
+        solved = integrate(q, request, record, (tape,))
         held, stride, entries = starts.held, starts.stride, tape.entries
-        return solved, lambda captured: BySegments(self, q, driver, captured, held, stride, entries)
+        return solved, lambda captured: BySegments(self, q, captured, held, stride, entries)
 
 
 class Path:
@@ -123,14 +122,13 @@ class BySegments(Backward):
         self,
         how: GaussAdjoint,
         q: Problem,
-        driver: Driver,
         captured: Leaves,
         held: list[Start],
         stride: int,
         entries: list[Entry],
     ) -> None:
         self.path = Path(q)
-        super().__init__(how, q, driver, AlongPath(q.f, captured, self.path))
+        super().__init__(how, q, AlongPath(q.f, captured, self.path))
         self.held, self.stride, self.entries, self.whole = held, stride, entries, Part.of(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from ..core.given import number
 from ..core.leaves import Leaves, new_leaves, rows, select, spread_over
 from ..core.norms import rms, tolerance_scale
 from ..core.transforms import largest
-from ..engine.drive import Driver
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.tape import Entry
@@ -64,11 +63,11 @@ class Reversible(Gradient):
     def __repr__(self) -> str:
         return f"Reversible(coupling={self.coupling})"
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+    def run(self, p: Problem, request: Request) -> Trajectory:
         p = replace(p, method=ReversibleMethod(p.method, self.coupling))
         digits = min(torch.finfo(d).eps for d in p.f.dtypes) ** 0.5
         if direct():
-            return checked(p, plain(p, driver, request))
+            return checked(p, plain(p, request))
 
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             undo = Undo(taken)
@@ -87,7 +86,7 @@ class Reversible(Gradient):
             sweep.nfe = undo.nfe
             return sweep.run(cotangents)
 
-        return checked(p, taped(p, driver, request, None, None, pull, replayed=False))
+        return checked(p, taped(p, request, None, None, pull, replayed=False))
 
 
 @torch.no_grad()

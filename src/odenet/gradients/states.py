@@ -121,6 +121,7 @@ class KeptGraphs(GraphKeeper):
         assert self.size is not None
         if self.size <= self.left:
             self.left -= self.size
+            move.told = None  # its cache is not to be kept
             self.moves[n] = self.last = move
             if before is not None and before.graph is not None and move.y is before.graph.y:
                 self.joined.add(n)

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..engine.advance import State
-from ..engine.drive import Driver
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
@@ -48,7 +47,6 @@ class Taken:
 
 def taped(
     p: Problem,
-    driver: Driver,
     request: Request,
     keeper: Keeper | None,
     graphs: KeptGraphs | None,
@@ -67,7 +65,7 @@ def taped(
     with torch.no_grad():
         record = Record(q)
         tape = Tape(record, keeper, graphs, p.times_move)
-        solved = integrate(q, driver, request, record, (tape,), tape.attempt)
+        solved = integrate(q, request, record, (tape,), tape.attempt)
     stats = Stats.of(solved.outcome)
     stats.update(extra)
     used, spare = q.f.capture()
@@ -83,7 +81,7 @@ def taped(
             graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
         carry, shown = _private(solved.outcome.state), len(solved.ys)
         taken = Taken(q, entries, carry, graphs, captured, stats, needed, shown, survivors)
-        again = partial(once_more, p, driver, request, survivors=survivors, like=q.f)
+        again = partial(once_more, p, request, survivors=survivors, like=q.f)
         values = attach(partial(pull, taken), again, values, given, used, spare)
     return unpacked(p, values, solved, stats)
 
@@ -95,7 +93,6 @@ def _private(s: State) -> Leaves:
 
 def once_more(
     p: Problem,
-    driver: Driver,
     request: Request,
     inputs: Sequence[Tensor],
     survivors: Survivors | None = None,
@@ -118,7 +115,7 @@ def once_more(
     if survivors is not None and not request.dense:
         p = replaced(p, survivors)
     with nullcontext() if like is None else like.drawing_from(like.start_states):
-        solved = integrate(p, driver, request.again(), Record(p))
+        solved = integrate(p, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 

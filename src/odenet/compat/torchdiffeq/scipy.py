@@ -12,8 +12,8 @@ from ...core.leaves import Leaves
 from ...core.rows import Rows
 from ...core.status import Status
 from ...engine.advance import State
-from ...engine.drive import Driver, Outcome
 from ...engine.integrate import Request, Solved
+from ...engine.loop import Outcome
 from ...engine.problem import Problem
 from ...gradients import Adjoint, ContinuousAdjoint
 from ...gradients.augment import WithState
@@ -32,15 +32,15 @@ class SciPy(ContinuousAdjoint):
         self.solver = options.get("solver", "LSODA")
         self.limits = {key: options[key] for key in ("min_step", "max_step") if key in options}
 
-    def run(self, p: Problem, driver: Driver, request: Request) -> Trajectory:
+    def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
             with torch.no_grad():
                 found = self._solved(p.detached())
             return Trajectory(found.ys, found.y1, None, found.outcome, Stats.of(found.outcome))
-        return super().run(p, driver, request)
+        return super().run(p, request)
 
-    def forwards(self, q: Problem, driver: Driver, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        return self._solved(q), lambda captured: Backward(Adjoint(**vars_of(self)), q, driver, WithState(q.f, captured))
+    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+        return self._solved(q), lambda captured: Backward(Adjoint(**vars_of(self)), q, WithState(q.f, captured))
 
     def _solved(self, q: Problem) -> Solved:
         try:

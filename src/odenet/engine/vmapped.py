@@ -1,12 +1,7 @@
-"""The loop inside `torch.func.vmap`: every lane in tensors, and no value of one lane decides for another.
-
-All that is vmapped takes its attempts side by side, each with its own steps, accepted or rejected by `where`. The host
-looks through the transforms at what holds for any lane or for all: whether to go on, and what can be left out.
-"""
+"""Solves inside `torch.func.vmap`: every lane in tensors, and no value of one lane decides for another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -15,53 +10,10 @@ from torch import Tensor
 
 from ..core.dense import evaluate, slope_at_end
 from ..core.leaves import Leaves, differentiable, select, spread
-from ..core.status import Status
 from ..core.transforms import some
-from .advance import Clock, Move, attempt, settle
-from .drive import Driver, Outcome, Trial, start, without_poison
+from .advance import Move
 from .observe import Observer
 from .problem import Problem
-
-
-@final
-class Functional(Driver):
-    """One attempt after another from Python, as long as any lane runs."""
-
-    def run(self, p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome:
-        clock, before, given = Clock(p), p.f.calls, p.y0
-        s = start(p, clock)
-        nfe = torch.where(s.status == Status.SUCCESS, 0, p.f.calls - before)
-        accepted, rejected = torch.zeros_like(nfe), torch.zeros_like(nfe)
-        stuck = s.status == Status.NON_FINITE
-        if torch.is_grad_enabled() and some(stuck):
-            p = elsewhere(p, stuck)
-            s = start(p, clock)
-            s = s._replace(status=torch.where(stuck, int(Status.NON_FINITE), s.status))
-        for _ in range(p.max_steps):
-            running = s.status == Status.RUNNING
-            if not some(running):
-                break
-            before = p.f.calls
-            move, decision = attempt(p, clock, s)
-            nfe = nfe + running * (p.f.calls - before)
-            accepted, rejected = accepted + move.accept, rejected + (running & ~move.accept)
-            if not some(move.accept):  # nothing of the move is used, and so nothing of it stays in a graph
-                move.time1, move.step = move.time0, move.step._replace(y=move.y, carry=move.carry)
-            else:
-                move = without_poison(p, move)
-                before = p.f.calls
-                for observer in observers:
-                    observer.see(move)
-                seen = p.f.calls - before - move.polynomial_calls
-                nfe = nfe + move.accept * (seen + move.polynomial_calls * move.asked)
-            before = p.f.calls
-            s = settle(p, clock, s, move, decision)
-            nfe = nfe + (move.accept & move.jumps) * (p.f.calls - before)
-            del move
-        status = torch.where(s.status == Status.RUNNING, int(Status.MAX_STEPS), s.status)
-        if given is not p.y0:
-            s = s._replace(y=select(stuck, given, s.y))
-        return Outcome(s._replace(status=status), nfe, accepted, rejected)
 
 
 def elsewhere(p: Problem, stuck: Tensor) -> Problem:

@@ -1,0 +1,184 @@
+"""The loop: repeat the attempt until every sample has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..control.base import Decision
+from ..control.first_step import hairer
+from ..core.lanes import Flag, Number, some, where
+from ..core.leaves import Leaves, select
+from ..core.status import Status
+from .advance import Clock, Move, State, attempt, poisons, settle
+from .compact import Leaving
+from .observe import Observer
+from .one_sided import nudged
+from .problem import Problem
+from .tally import Tally
+from .vmapped import elsewhere
+
+Count = int | Tensor
+Trial = Callable[[Problem, Clock, State], tuple[Move, Decision]]
+
+
+@dataclass
+class Found:
+    """The events that ended a solve, for each of its L lanes (one, where they share their steps).
+
+    t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
+    those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,). peak:
+    how large it was since the start, (L,). jumped: it has jumped across zero, so its value there says nothing, (L,).
+    bends: f jumps there, (L,). onwards: what leads from the state there to one just past it on the solution.
+    """
+
+    t: Tensor
+    value: Tensor
+    signs: Tensor
+    zero: Tensor
+    peak: Tensor
+    jumped: Tensor
+    bends: Tensor
+    onwards: Leaves
+
+
+@dataclass
+class Outcome:
+    """The end of a solve. Counts are ints, or (B,) tensors per sample. found: the events that ended it.
+
+    njev, nlu: Jacobians and factorisations of an implicit method.
+    """
+
+    state: State
+    nfe: Count
+    accepted: Count
+    rejected: Count
+    njev: Count = 0
+    nlu: Count = 0
+    found: Found | None = None
+
+
+def start(p: Problem, clock: Clock) -> State:
+    """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
+    time = p.ts[..., 0]
+    t: Number = float(time.detach()) if p.on_host else time.detach()
+    stop = clock.next_stop(t, 0 if p.on_host else torch.zeros_like(time, dtype=torch.int64))
+    moving = stop < clock.count
+    idle = not p.traced and not (bool(moving.any()) if isinstance(moving, Tensor) else moving)
+    carry = () if idle else p.method.init(p.f, time, p.y0)
+    h: Number
+    if p.on_host and (idle or not guessed(p)):
+        h = p.controller.first(1.0)
+    else:
+        h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
+        h = float(h) if p.on_host else h
+    status: Number
+    if isinstance(h, Tensor):
+        code = torch.where(torch.isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
+        status = torch.where(moving, code, int(Status.SUCCESS))
+        jumped = torch.zeros_like(moving) if p.stops.jumps is not None else False
+    else:
+        code = Status.RUNNING if math.isfinite(h) else Status.NON_FINITE
+        status, jumped = int(code if moving else Status.SUCCESS), False
+    with torch.no_grad():
+        cache = () if idle else p.method.remember(time.detach(), tuple(x.detach() for x in p.y0))
+    rejected = torch.zeros_like(moving) if isinstance(moving, Tensor) else False
+    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, rejected)
+
+
+def guessed(p: Problem) -> bool:
+    """Whether the engine chooses the first step size."""
+    return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
+
+
+@torch.no_grad()
+def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tuple[Tensor, ...]) -> Tensor:
+    lane = torch.ones_like(p.direction)
+    if guessed(p):
+        target = clock.target(stop)
+        span = (target if isinstance(target, Tensor) else time.new_tensor(target)) - time
+        y0 = tuple(x.detach() for x in p.y0)
+        f0 = tuple(x.detach() for x in carry) if p.method.carry_is_slope else ()
+        f0 = f0 or p.f(time, y0)
+        lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, p.controller.norm)
+        lane = torch.where(span == 0, torch.ones_like(lane), lane)
+    first = p.controller.first(lane)
+    assert isinstance(first, Tensor)
+    return first.detach()  # f may have brought a forward-mode tangent in
+
+
+def run(p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome:
+    """Repeat the attempt until every sample has ended, and show each to the observers.
+
+    attempt: how a step is tried; who wants more of it than the move gives their own, which calls the plain one.
+    The one lane of a joint solve is in Python numbers, so that there is one look at the error a step. Lanes in tensors
+    take their attempts side by side, and are accepted or rejected by `where`; inside `torch.func.vmap` the host looks
+    through the transforms at what holds for any of them.
+    """
+    clock, before, y0 = Clock(p), p.f.calls, p.y0
+    s = start(p, clock)
+    stuck = s.status == Status.NON_FINITE
+    tally = Tally.of(s.status, p.f.calls - before)
+    if p.traced and torch.is_grad_enabled() and some(stuck):
+        p = elsewhere(p, stuck)
+        s = start(p, clock)
+        s = s._replace(status=where(stuck, int(Status.NON_FINITE), s.status))
+    leaving, awaited = Leaving(p), any(observer.starts_whole for observer in observers)
+    while some(running := s.status == Status.RUNNING):
+        spent = running & (tally.accepted + tally.rejected + p.spent >= p.max_steps)
+        if some(spent):
+            s = s._replace(status=where(spent, int(Status.MAX_STEPS), s.status))
+            continue
+        if leaving.possible and not awaited and p.f.checked and leaving.due(running, p.spare):
+            fewer = leaving.leave(p, s, tally, running)
+            if fewer is not None:
+                p, s, tally = fewer
+                clock, running = Clock(p), s.status == Status.RUNNING
+        s, tally = _turn(p, clock, s, tally, running, observers, attempt)
+        awaited = awaited and not some(tally.accepted > 0)
+    s, tally = leaving.whole(p, s, tally)
+    if y0 is not p.y0 and p.traced:
+        s = s._replace(y=select(stuck, y0, s.y))
+    return Outcome(s, *tally)
+
+
+def _turn(
+    p: Problem, clock: Clock, s: State, tally: Tally, running: Flag, observers: Sequence[Observer], attempt: Trial
+) -> tuple[State, Tally]:
+    """One attempt, seen and settled."""
+    before = p.f.calls
+    move, decision = attempt(p, clock, s)
+    tried, known = p.f.calls - before, bool(move.known_polynomial)
+    if clock.host is None:
+        if not some(move.accept):  # nothing of it is used, and so nothing of it stays in a graph
+            move.time1, move.step = move.time0, move.step._replace(y=move.y, carry=move.carry)
+        elif p.traced or torch.is_grad_enabled():
+            move = without_poison(p, move)
+    before = p.f.calls
+    for observer in observers:
+        observer.see(move)
+    seen, before = p.f.calls - before, p.f.calls
+    s = settle(p, clock, s, move, decision)
+    if move.ends is not False:
+        s = s._replace(status=where(move.ends, int(Status.EVENT), s.status))
+    return s, tally.after(p, move, running, tried, seen, p.f.calls - before, known)
+
+
+def without_poison(p: Problem, move: Move) -> Move:
+    """The move again, with rejected lanes standing still, where a rejected lane has a value that is not finite.
+
+    Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
+    """
+    if not poisons(move, ~move.accept):
+        return move
+    time1 = torch.where(move.accept, move.time1, move.time0)
+    f = nudged(p, move.time0, time1, move.jumped, move.jumps & move.accept)
+    step, tried = p.method.step(move.input._replace(f=f, t1=time1)), move.step
+    keep = select(move.accept, step.y, move.y)
+    move.time1, move.step = time1, tried._replace(y=keep, carry=step.carry, stages=step.stages)
+    move.forget_polynomial()
+    return move

@@ -1,0 +1,55 @@
+"""f for one step, just beside the ends at which it jumps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.lanes import Flag, negate
+from ..core.leaves import Leaves
+from ..methods.base import Field
+from .problem import Problem
+
+
+def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
+    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
+
+    A controller that perturbs takes both ends of every step for jumps.
+    """
+    if p.controller.perturb:
+        jumped = jumps = True
+    elif p.stops.jumps is None:
+        return p.f
+
+    return OneSided(p.f, p.direction, time0, time1, jumped, jumps)
+
+
+@dataclass(slots=True)
+class OneSided:
+    """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
+
+    field: Any
+    direction: Tensor
+    time0: Tensor
+    time1: Tensor
+    jumped: Flag
+    jumps: Flag
+
+    def __call__(self, t: Tensor, y: Leaves) -> Leaves:
+        after = (t == self.time0) & self.jumped
+        before = (t == self.time1) & self.jumps & negate(after)
+        return self.field(t, y, (after.to(t.dtype) - before.to(t.dtype)) * self.direction)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.field.dtypes
+
+    @property
+    def jacobian(self) -> Any:
+        return getattr(self.field, "jacobian", None)
+
+    def part(self, name: str) -> OneSided:
+        return replace(self, field=self.field.part(name))
