@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.lanes import Flag, Number, isfinite, minimum, where
+from ..core.lanes import Flag, Number, isfinite, where
 from ..core.leaves import Leaves
 from ..core.portable import Settings
 from ..methods.base import Wish
@@ -62,12 +62,16 @@ class Attempt(NamedTuple):
     wish: Wish | None = None
     rejected: Flag = False
 
-    def limited(self, accept: Flag, factor: Number) -> Number:
-        """The factor of the next step size, as the wish has it, and at most 1 right after a rejection."""
-        if self.wish is not None:
-            factor = where(isfinite(self.ratio), factor * self.wish.most, self.wish.most)
-            factor = where(accept & self.wish.hold & (factor < _LITTLE), 1.0, factor)
-        return where(accept & self.rejected, minimum(factor, 1.0), factor)
+    def most(self, factor: float) -> Number:
+        """The largest factor of the next step size: right after a rejection 1. Hairer, Norsett & Wanner I, II.4."""
+        return where(self.rejected, 1.0, factor)
+
+    def wished(self, accept: Flag, factor: Number) -> Number:
+        """The factor of the next step size, as the method wishes."""
+        if self.wish is None:
+            return factor
+        factor = where(isfinite(self.ratio), factor * self.wish.most, self.wish.most)
+        return where(accept & self.wish.hold & (factor < _LITTLE), 1.0, factor)
 
 
 class Decision(NamedTuple):

@@ -93,8 +93,8 @@ class ErrorControl(Controller):
         factor = self.safety * self.factor(r, attempt, memory)
         factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
         # A rejected step must shrink, also where the memory says otherwise.
-        factor = where(accept, minimum(factor, self.factor_max), minimum(factor, self.safety))
-        factor = attempt.limited(accept, factor)
+        factor = where(accept, minimum(factor, attempt.most(self.factor_max)), minimum(factor, self.safety))
+        factor = attempt.wished(accept, factor)
         after = self.remembered(r, attempt, memory)
         memory = tuple(where(accept, a, b) for a, b in zip(after, memory, strict=True))
         return Decision(accept, clip(h * factor, self.min_step, self.max_step), memory, negate(finite) & forced)

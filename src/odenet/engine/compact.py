@@ -8,17 +8,15 @@ the most, and all the copying together is that of 1 / spare batches.
 
 from __future__ import annotations
 
-from typing import TypeVar, final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from ..core.leaves import flatten, tree_map, unflatten
 from .advance import State
 from .problem import Lanes, Problem
 from .tally import Tally
-
-T = TypeVar("T")
 
 
 def worthwhile(rows: int, wanted: int, spare: float = Problem.spare) -> bool:
@@ -47,8 +45,8 @@ class Leaving:
             self.possible = False
             return None
         index = others if p.lanes is None else p.lanes.index[others]
-        self.ended.append((index, *_rows((s, tally), others)))
-        return left, *_rows((s, tally), rows)
+        self.ended.append((index, *_of((s, tally), others)))
+        return left, *_of((s, tally), rows)
 
     def whole(self, p: Problem, s: State, tally: Tally) -> tuple[State, Tally]:
         """All samples in their order."""
@@ -57,14 +55,21 @@ class Leaving:
         parts = [*self.ended, (p.lanes.index, s, tally)]
         order = torch.cat([index for index, _, _ in parts]).argsort()
 
-        flat, specs = zip(*(flatten((state, counts)) for _, state, counts in parts), strict=True)
-        joined = [torch.cat(xs)[order] if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*flat, strict=True)]
-        return unflatten(joined, specs[0])
+        return _each(lambda *xs: torch.cat(xs)[order], *((state, counts) for _, state, counts in parts))
 
 
-def _rows(tree: T, rows: Tensor) -> T:
-    """These rows of all tensors of a state or tally."""
-    return tree_map(lambda x: x.index_select(0, rows) if isinstance(x, Tensor) else x, tree)
+def _each(change: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """Nested tuples with each tensor changed, beside those in its place in others. PyTorch's pytrees take too long."""
+    if isinstance(first, Tensor):
+        return change(first, *others)
+    if isinstance(first, tuple):
+        parts = [_each(change, *xs) for xs in zip(first, *others, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return first
+
+
+def _of(tree: Any, rows: Tensor) -> Any:
+    return _each(lambda x: x.index_select(0, rows), tree)
 
 
 def _takes_some(p: Problem) -> bool:

@@ -153,11 +153,11 @@ def _turn(
     before = p.f.calls
     move, decision = attempt(p, clock, s)
     tried, known = p.f.calls - before, bool(move.known_polynomial)
-    if clock.host is None:
-        if not some(move.accept):  # nothing of it is used, and so nothing of it stays in a graph
-            move.time1, move.step = move.time0, move.step._replace(y=move.y, carry=move.carry)
-        elif p.traced or torch.is_grad_enabled():
+    if clock.host is None and (p.traced or torch.is_grad_enabled()):
+        if some(move.accept):
             move = without_poison(p, move)
+        else:  # nothing of it is used, and so nothing of it stays in a graph
+            move.time1, move.step = move.time0, move.step._replace(y=move.y, carry=move.carry)
     before = p.f.calls
     for observer in observers:
         observer.see(move)
@@ -165,7 +165,7 @@ def _turn(
     s = settle(p, clock, s, move, decision)
     if move.ends is not False:
         s = s._replace(status=where(move.ends, int(Status.EVENT), s.status))
-    return s, tally.after(p, move, running, tried, seen, p.f.calls - before, known)
+    return s, tally.after(p, move, running, s.rejected, tried, seen, p.f.calls - before, known)
 
 
 def without_poison(p: Problem, move: Move) -> Move:

@@ -28,16 +28,17 @@ class Tally(NamedTuple):
         if not isinstance(status, Tensor):
             return Tally(calls, 0, 0, 0, 0)
         zero = torch.zeros_like(status)
-        return Tally(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, zero, zero)
+        return Tally(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, 0, 0)
 
-    def after(self, p: Problem, move: Move, running: Flag, tried: int, seen: int, settled: int, known: bool) -> Tally:
+    def after(
+        self, p: Problem, move: Move, running: Flag, rejected: Flag, tried: int, seen: int, settled: int, known: bool
+    ) -> Tally:
         """The counts after a move. tried, seen, settled: evaluations of the attempt, of observers, of settling.
 
         A sample is charged for what was evaluated for its sake: an attempt while it runs, what is seen of a step that
         it accepted, the polynomial where it asked for it. known: that was evaluated in the attempt.
         """
         counts, accept = move.step.counts, move.accept
-        rejected = running & (accept ^ True)
         if p.on_host:
             nfe = self.nfe + tried + seen + settled
         else:
