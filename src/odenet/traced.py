@@ -106,7 +106,8 @@ def solve(
         y1, ys, found = _run(p, how, f, tuple(args))
     zero = found.accepted * 0
     nfe = _evaluations(p, found)
-    stats = Stats(nfe=nfe, accepted=found.accepted, rejected=found.rejected, backward_nfe=zero)
+    counts = {"nfe": nfe, "accepted": found.accepted, "rejected": found.rejected}
+    stats = Stats(counts, njev=zero, nlu=zero, backward_nfe=zero)
     ended = found.status == int(Status.SUCCESS)
     t1 = torch.where(ended, given_ts[-1], found.t.detach().to(given_ts.dtype))
     kept = None if save is None else Save(save, False)

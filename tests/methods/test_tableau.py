@@ -271,7 +271,9 @@ def test_implicit_weights_have_their_order_and_no_more(tableau):
     assert worst(tableau.order + 1) > 1e-6
 
 
-@pytest.mark.parametrize("name", ["implicit_euler", "radauIIA3", "radauIIA5", "sdirk2", "trbdf2"])
+@pytest.mark.parametrize(
+    "name", ["implicit_euler", "radauIIA3", "radauIIA5", "sdirk2", "trbdf2", "kvaerno3", "kvaerno5", "esdirk54"]
+)
 def test_l_stable(name):
     """The stability function 1 + z b (I - z A)^-1 1 vanishes at infinity, and is at most 1 on the imaginary axis."""
     table = METHODS[name].tableau
@@ -288,6 +290,56 @@ def test_blocks_of_stages():
     blocks = {t.name: [len(block) for block in t.blocks] for t in IMPLICIT}
     assert blocks["gl6"] == [3] and blocks["radauIIA3"] == [2]
     assert blocks["trbdf2"] == [1, 1, 1] and blocks["sdirk2"] == [1, 1] and blocks["trapezoid"] == [1, 1]
+
+
+STIFF = tuple(m.tableau for m in METHODS.values() if isinstance(m, ImplicitRK) and m.tableau.error is not None)
+
+
+@pytest.mark.parametrize("tableau", [t for t in STIFF if not t.start], ids=lambda t: t.name)
+def test_the_embedded_formula_of_an_esdirk_has_its_order(tableau):
+    """b - error fulfils all conditions up to one order and not the next, and the estimate falls accordingly."""
+    order = min(tableau.order, tableau.error_order - 1) if tableau.name != "trbdf2" else 3
+    b_hat = np.array(tableau.b) - np.array(tableau.error)
+
+    def worst(n):
+        phi = elementary_weights(np.array(tableau.a), n)
+        return max(abs(b_hat @ phi[tree] - 1 / density(tree)) for tree in trees(n))
+
+    assert all(worst(n) < 1e-13 for n in range(1, order + 1))
+    assert worst(order + 1) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("trbdf2", 2), ("kvaerno3", 3), ("kvaerno5", 4), ("esdirk54", 4), ("radauIIA5", 3)]
+)
+def test_implicit_dense_output_has_its_order(name, order):
+    """For every theta; it ends at y1, with the slope there, and stays bounded on modes that are infinitely stiff."""
+    tableau = METHODS[name].tableau
+    dense, a = np.array(tableau.dense), np.array(tableau.a)
+    powers = np.arange(1, dense.shape[1] + 1)
+    for theta in THETAS:
+        weights = dense @ theta**powers
+        for n in range(1, order + 1):
+            phi = elementary_weights(a, n)
+            for tree in trees(n):
+                assert weights @ phi[tree] == pytest.approx(theta**n / density(tree), abs=1e-12)
+    at_end = dense @ powers
+    assert (np.abs(at_end[:-1]).max() < 1e-12 and at_end[-1] == pytest.approx(1.0)) or name == "radauIIA5"
+    if a[0, 0] == 0.0:
+        inner = np.linalg.solve(a[1:, 1:], a[1:, 0])
+        for theta in THETAS:
+            weights = dense @ theta**powers
+            assert weights[0] - weights[1:] @ inner == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("tableau", STIFF, ids=lambda t: t.name)
+def test_predictors_are_exact_for_lines(tableau):
+    """A guess of a stage by those before it: exact where the slope grows steadily, once there are two of them."""
+    if tableau.predictor is None:
+        return
+    for i, row in enumerate(tableau.predictor):
+        if sum(x != 0.0 for x in row) > 1:
+            assert np.dot(row, tableau.c) == pytest.approx(tableau.c[i], abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from ..core.dense import Coefficients, evaluate, slope_at_end
-from ..core.leaves import Leaves, spread
+from ..core.dense import Coefficients
+from ..core.leaves import Leaves
 from ..core.status import Status
 from ..methods.base import Method, Step, StepInput
 from .advance import Clock, Move, State, after_step, attempt, settle
 from .clock import attached
 from .loop import start
 from .one_sided import nudged
+from .outputs import blank, due, filled
 from .problem import Problem, Stops
 
 Carried = tuple[Tensor, ...]
@@ -65,7 +66,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
     s = start(p, clock)
     n, m, k = len(s.y), len(s.carry), len(s.memory)
     zero = torch.zeros_like(s.stop)
-    ys = blank(p, p.ts, p.y0) if outputs else ()
+    ys = blank(p, _moving(p)) if outputs else ()
     tape = (p.ts[:1].repeat(p.max_steps),)
     tape = tape if ends else ()
     jumps = p.stops.jumps is not None
@@ -86,7 +87,7 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
         move, decision = attempt(p, clock, now)
         after = settle(p, clock, now, move, decision)
         if outputs:
-            ys = filled(move, p, ys)
+            ys = filled(p, move, due(p, move), ys)
         if ends:
             here = accepted.view(1)  # a rejected attempt writes what the next one overwrites
             tape = (tape[0].scatter(0, here, move.t1.view(1)),)
@@ -144,7 +145,7 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     carry = p.method.init(p.f, time, p.y0)
     m, jumps = len(carry), p.stops.jumps is not None
     inner = len(p.ts) > 2
-    ys = blank(p, p.ts, p.y0) if inner else ()
+    ys = blank(p, _moving(p)) if inner else ()
     (ends,) = found.ends
     first = torch.zeros_like(found.accepted)
     jumped0 = (torch.zeros_like(found.status, dtype=torch.bool),) if jumps else ()
@@ -170,7 +171,7 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
         accept = torch.ones_like(hit)
         t0 = time0.detach()
         move = Move(p, t0, t1, time0, time1, y, carry, step, accept, hit, stop, jumped, jump)
-        ys = filled(move, p, ys) if inner else ys
+        ys = filled(p, move, due(p, move), ys) if inner else ys
         after = after_step(p, time1, step, jump) if jumps else step.carry
         after = tuple(x.clone() for x in after)  # f may give back a part of its y
         return fresh((i + 1, time1, *((jump,) if jumps else ()), *step.y, *after, *ys), carried)
@@ -195,44 +196,6 @@ def _differentiated(leaves: Leaves, anchor: Tensor) -> Leaves:
     return tuple(x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x) for x in leaves)
 
 
-def blank(p: Problem, ts: Tensor, y0: Leaves) -> Leaves:
-    """(T, ...): the outputs at ts[0], and NaN at the others, for now."""
-    here = (ts - ts[0]).detach() * p.direction <= 0
-    late = ts - ts[0]
-    out = []
-    slope = p.f(ts[0], y0) if ts.requires_grad else None
-    for i, y in enumerate(y0):
-        value = y.expand(len(ts), *y.shape)
-        if slope is not None:  # an output there moves with its own time, against ts[0]
-            value = value + slope[i] * _column(late, y)
-        mask = here.view(-1, *(1,) * y.ndim)
-        out.append(torch.where(mask, value, torch.nan))
-    return tuple(out)
-
-
-def filled(move: Move, p: Problem, ys: Leaves) -> Leaves:
-    """The outputs, with those that lie within the move."""
-    ts, sign = p.ts, p.direction
-    now, t0, t1 = ts.detach(), move.t0, move.t1
-    due = move.accept & ((now - t1) * sign <= 0) & ((now - t0) * sign > 0)
-    at_end = now == t1
-    length = move.time1 - move.time0
-    length = torch.where(length == 0, 1.0, length)
-    theta = torch.where(due, ts - move.time0, 0.0) / length
-    coefficients = move.polynomial()
-    values = evaluate(move.y, coefficients, tuple(_column(theta, y) for y in move.y))
-    out = []
-    ends = tuple(y.unsqueeze(0) for y in move.step.y)
-    if ts.requires_grad:  # y1 moves with the end of the step; an output there moves with its own time
-        late = torch.where(due & at_end, (ts - move.time1) / length.detach(), 0.0)
-        ends = tuple(y + k * _column(late, k) for y, k in zip(ends, slope_at_end(coefficients), strict=True))
-    for value, end, old in zip(values, ends, ys, strict=True):
-        mask = (-1, *(1,) * (old.ndim - 1))
-        new = torch.where(at_end.view(mask), end, value)
-        out.append(torch.where(due.view(mask), new, old))
-    return tuple(out)
-
-
-def _column(lane: Tensor, y: Tensor) -> Tensor:
-    """(T,) to go with (T, *y.shape)."""
-    return spread(lane, y.unsqueeze(0))
+def _moving(p: Problem) -> Leaves | None:
+    """f at ts[0], where outputs there move with their times."""
+    return p.f(p.ts[0], p.y0) if p.ts.requires_grad else None

@@ -1,0 +1,468 @@
+"""Work and precision on five stiff problems, beside SciPy and diffrax: benchmarks/results/stiff.md.
+
+python benchmarks/stiff.py [--out DIR] [--diffrax PYTHON] [--problems ROBER,HIRES,OREGO,VDPOL,POLLU]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import io
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.integrate import solve_ivp
+
+import odenet
+from odenet.bench.figure import png
+from odenet.bench.markdown import NONE, number, table
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from stiff_problems import PROBLEMS, RATES, StiffProblem
+
+MAX_STEPS = 200_000
+RTOLS = tuple(10.0**-k for k in range(3, 9))
+SHOWN = (1e-4, 1e-7)
+"""The tolerances whose rows stiff.md shows."""
+LOW = {"odenet kvaerno3": 1e-6, "odenet trbdf2": 1e-6, "diffrax Kvaerno3": 1e-6}
+"""The tightest tolerance for the methods of low order: beyond it they take more steps than anyone would."""
+SCIPY_STEPS = "SciPy Radau"
+DIFFRAX = ("diffrax Kvaerno5", "diffrax Kvaerno3")
+STYLES = {
+    "odenet radauIIA5": ("#0072b2", "-", "o"),
+    "odenet esdirk54": ("#d55e00", "-", "s"),
+    "odenet kvaerno5": ("#009e73", "-", "^"),
+    "odenet kvaerno3": ("#56b4e9", "-", "v"),
+    "odenet trbdf2": ("#e6a000", "-", "D"),
+    "SciPy Radau": ("#8e24aa", "--", "o"),
+    "SciPy BDF": ("#000000", "--", "P"),
+    "SciPy LSODA": ("#8a8a8a", "--", "X"),
+    "diffrax Kvaerno5": ("#7f0000", ":", "^"),
+    "diffrax Kvaerno3": ("#c08080", ":", "v"),
+}
+"""Each solver's colour, line and marker, in the order of the tables."""
+BY_STEPS = ("odenet radauIIA5", "odenet esdirk54", "odenet kvaerno5", SCIPY_STEPS, "diffrax Kvaerno5")
+"""The one-step methods of order 5 in the figure's second row."""
+
+CONVENTIONS = f"""Steps are accepted and rejected ones together. SciPy does not report rejections: `{SCIPY_STEPS}`'s are
+counted from the times at which it evaluated f (three new ones for each attempt), those of BDF and LSODA are not known,
+and their steps are accepted ones alone. Evaluations of f are those outside Jacobians, which every library counts in a
+way of its own: odenet's nfe has one for each Jacobian (forward mode, of all components at once), the nfev of SciPy's
+Radau and BDF none and LSODA's as many as there are components (differences), and that much is taken off. stiff.csv has
+nfe as the library says it, too. diffrax counts neither. Digits: `scd`, -log10 of the largest relative error of a
+component at the end. Counts, not seconds, are what is compared: the machine was not idle, and the seconds in stiff.csv
+are rough. Methods of order 3 and less stop at {min(LOW.values()):.0e}."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solve. Counts are None where the library does not give them; seconds are of wall time, without compiling.
+
+    nfe: as the library counts it. evaluations: of f, without those for Jacobians. digits: `StiffProblem.scd`.
+    """
+
+    problem: str
+    solver: str
+    rtol: float
+    accepted: int | None = None
+    rejected: int | None = None
+    nfe: int | None = None
+    evaluations: int | None = None
+    njev: int | None = None
+    nlu: int | None = None
+    digits: float | None = None
+    seconds: float | None = None
+    note: str = ""
+
+    @property
+    def steps(self) -> int | None:
+        """Attempted steps: accepted and, where they are known, rejected ones."""
+        return None if self.accepted is None else self.accepted + (self.rejected or 0)
+
+
+def tolerances(solver: str) -> list[float]:
+    return [rtol for rtol in RTOLS if rtol > 0.9 * LOW.get(solver, 0.0)]
+
+
+def digits(problem: StiffProblem, y1: Any) -> float | None:
+    found = problem.scd(y1)
+    return found if math.isfinite(found) else None
+
+
+def with_odenet(p: StiffProblem, solver: str, rtol: float) -> Row:
+    row = Row(p.name, solver, rtol)
+    start = time.perf_counter()
+    try:
+        with torch.no_grad():
+            sol = odenet.solve(
+                p.f,
+                p.y0,
+                [0.0, p.t1],
+                method=solver.split()[1],
+                rtol=rtol,
+                atol=rtol * p.atol_over_rtol,
+                max_steps=MAX_STEPS,
+            )
+    except odenet.SolveError as e:
+        return replace(row, seconds=time.perf_counter() - start, note=f"failed: {type(e).__name__}: {first_line(e)}")
+    seconds = time.perf_counter() - start
+    counts = {name: int(sol.stats[name]) for name in ("accepted", "rejected", "nfe", "njev", "nlu")}
+    outside = counts["nfe"] - counts["njev"]
+    return replace(row, **counts, evaluations=outside, digits=digits(p, sol.y1), seconds=seconds)
+
+
+def with_scipy(p: StiffProblem, solver: str, rtol: float) -> Row:
+    asked: set[float] = set()
+
+    def f(t: float, y: np.ndarray) -> np.ndarray:
+        asked.add(float(t))
+        return p.numpy_f(t, y)
+
+    start = time.perf_counter()
+    atol = rtol * p.atol_over_rtol
+    sol = solve_ivp(f, (0.0, p.t1), p.y0.numpy(), method=solver.split()[1], rtol=rtol, atol=atol)
+    seconds = time.perf_counter() - start
+    accepted = sol.t.size - 1
+    # the start, the first step's trial, and then three stages for each attempt
+    rejected = round((len(asked) - 2) / 3) - accepted if solver == SCIPY_STEPS else None
+    within = p.y0.numel() * sol.njev if solver == "SciPy LSODA" else 0
+    counts = {"nfe": int(sol.nfev), "njev": int(sol.njev), "nlu": int(sol.nlu), "evaluations": int(sol.nfev - within)}
+    note = "" if sol.success else f"failed: {first_line(sol.message)}"
+    found = digits(p, sol.y[:, -1]) if sol.success else None
+    return Row(p.name, solver, rtol, accepted, rejected, **counts, digits=found, seconds=seconds, note=note)
+
+
+def first_line(message: object) -> str:
+    return (str(message).strip().splitlines() or [""])[0][:200]
+
+
+# The next two run in a process of their own, from their source: the Python that has diffrax need not have PyTorch.
+
+
+def answer() -> None:
+    """Print a line of versions, and one for each solve, as JSON, for the problems that come as JSON on stdin."""
+    import importlib.metadata
+    import json
+    import os
+    import sys
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    print(json.dumps({name: importlib.metadata.version(name) for name in ("diffrax", "jax")}), flush=True)
+    given = json.load(sys.stdin)
+    for problem in given["problems"]:
+        for name, rtols in given["rtols"].items():
+            for found in solves(problem, name.split()[1], rtols, given["max_steps"], given["constants"]):
+                print(json.dumps({"problem": problem["name"], "solver": name, **found}), flush=True)
+
+
+def solves(problem: dict, name: str, rtols: list, max_steps: int, constants: dict):  # type: ignore[no-untyped-def]
+    """The problem by a solver of diffrax at each tolerance; where it finds no first step, from a given one."""
+    import time
+
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    scope = dict(constants)
+    exec("from __future__ import annotations\n" + problem["source"], scope)
+    term = diffrax.ODETerm(lambda t, y, args: jnp.stack(scope[problem["formulas"]](list(y))))
+
+    @jax.jit
+    def solve(y0, rtol, atol, dt0):
+        sol = diffrax.diffeqsolve(
+            term,
+            getattr(diffrax, name)(),
+            0.0,
+            problem["t1"],
+            dt0,
+            y0,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4),
+            saveat=diffrax.SaveAt(t1=True),
+            max_steps=max_steps,
+            throw=False,
+        )
+        return sol.ys[-1], sol.stats, sol.result == diffrax.RESULTS.successful, sol.ts[-1]
+
+    y0 = jnp.array(problem["y0"])
+    for rtol in rtols:
+        notes = []
+        for dt0 in (None, 1e-6):
+            inputs = (y0, rtol, rtol * problem["atol_over_rtol"], dt0)
+            jax.block_until_ready(solve(*inputs))  # compiles
+            start = time.perf_counter()
+            y1, stats, ok, t = jax.block_until_ready(solve(*inputs))
+            seconds = time.perf_counter() - start
+            if bool(ok):
+                notes += [] if dt0 is None else [f"with dt0={dt0:g}"]
+                break
+            notes.append(f"dt0={dt0} failed (t={float(t):.3g})")
+        counts = {k: int(stats[f"num_{k}_steps"]) for k in ("accepted", "rejected")}
+        yield {"rtol": rtol, **counts, "y1": y1.tolist(), "ok": bool(ok), "seconds": seconds, "note": ", ".join(notes)}
+
+
+def source(functions: Iterable[Callable[..., Any]]) -> str:
+    return "\n\n".join(["from __future__ import annotations", *map(inspect.getsource, functions)])
+
+
+def handed_over(p: StiffProblem) -> dict[str, Any]:
+    """What diffrax's process has to know of a problem: numbers, and its formulas as source."""
+    formulas = inspect.getclosurevars(p.numpy_f).nonlocals["formulas"]
+    data = {"name": p.name, "y0": p.y0.tolist(), "t1": p.t1, "atol_over_rtol": p.atol_over_rtol}
+    return {**data, "source": inspect.getsource(formulas), "formulas": formulas.__name__}
+
+
+def with_diffrax(python: str, problems: Sequence[StiffProblem]) -> tuple[list[Row], dict[str, str], str]:
+    """Rows and versions, and "" or why there are none."""
+    try:
+        able = subprocess.run([python, "-c", "import diffrax"], capture_output=True, text=True, check=False)
+    except OSError as e:
+        return [], {}, f"cannot be started ({e.strerror})"
+    if able.returncode:
+        return [], {}, f"cannot import diffrax ({(able.stderr.strip().splitlines() or [''])[-1]})"
+    asked = {
+        "problems": [handed_over(p) for p in problems],
+        "rtols": {solver: tolerances(solver) for solver in DIFFRAX},
+        "max_steps": MAX_STEPS,
+        "constants": {"RATES": RATES},
+    }
+    code = source([solves, answer]) + "\n\nanswer()\n"
+    done = subprocess.run([python, "-c", code], input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True)
+    versions, *found = map(json.loads, done.stdout.splitlines())
+    by_name = {p.name: p for p in problems}
+    return [of_diffrax(by_name[one["problem"]], one) for one in found], versions, ""
+
+
+def of_diffrax(p: StiffProblem, found: dict[str, Any]) -> Row:
+    given = {name: found[name] for name in ("solver", "rtol", "accepted", "rejected", "seconds", "note")}
+    if found["ok"]:
+        return Row(p.name, **given, digits=digits(p, found["y1"]))
+    return Row(p.name, **{**given, "note": f"failed: {found['note']}"})
+
+
+def measure(problems: Sequence[StiffProblem]) -> Iterator[Row]:
+    """odenet's and SciPy's rows; each method has one loose solve first, whose time is not kept."""
+    for p in problems:
+        for solver in (name for name in STYLES if name not in DIFFRAX):
+            one = with_odenet if solver.startswith("odenet") else with_scipy
+            one(p, solver, 1e-2)
+            for rtol in tolerances(solver):
+                row = one(p, solver, rtol)
+                print(row, file=sys.stderr, flush=True)
+                yield row
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    forms = {"rtol": "{:.0e}", "digits": "{:.3f}", "seconds": "{:.4f}"}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    for row in rows:
+        writer.writerow(["" if v is None else forms.get(k, "{}").format(v) for k, v in asdict(row).items()])
+    return out.getvalue()
+
+
+def cell(row: Row | None) -> str:
+    """Steps / evaluations / Jacobians / digits."""
+    if row is None:
+        return NONE
+    if row.digits is None:
+        return "failed"
+    counts = [number(n, "d") for n in (row.steps, row.evaluations, row.njev)]
+    return " / ".join([*counts, number(row.digits, ".1f")])
+
+
+def tables(rows: Sequence[Row]) -> str:
+    at = {(r.problem, r.solver, r.rtol): r for r in rows}
+    problems, solvers = names(rows)
+    parts = []
+    for rtol in SHOWN:
+        lines = [[solver, *(cell(at.get((p, solver, rtol))) for p in problems)] for solver in solvers]
+        kept = [line for line in lines if any(text != NONE for text in line[1:])]
+        title = f"## rtol {rtol:.0e}\n\nSteps / evaluations of f / Jacobians / digits.\n\n"
+        parts.append(title + table(["solver", *problems], kept))
+    return "\n".join(parts)
+
+
+def names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The problems in their order, and the solvers in that of STYLES."""
+    there = {r.solver for r in rows}
+    return list(dict.fromkeys(r.problem for r in rows)), [name for name in STYLES if name in there]
+
+
+def pairs(rows: Sequence[Row], one: str, other: str) -> list[tuple[Row, Row]]:
+    """The rows of two solvers at the same problem and tolerance, where both arrived."""
+    done = {(r.problem, r.rtol): r for r in rows if r.solver == other and r.digits is not None}
+    mine = [r for r in rows if r.solver == one and r.digits is not None]
+    return [(r, done[r.problem, r.rtol]) for r in mine if (r.problem, r.rtol) in done]
+
+
+def beside(rows: Sequence[Row], one: str, other: str, count: str, what: str) -> str:
+    """A sentence: a count of a solver's, in units of another's at the same tolerance, and digits more or less."""
+    both = pairs(rows, one, other)
+    if not both:
+        return ""
+    ratios = [getattr(a, count) / getattr(b, count) for a, b in both]
+    gains = [a.digits - b.digits for a, b in both if a.digits is not None and b.digits is not None]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    fewer, more = sum(x < 1 for x in ratios), sum(x > 0 for x in gains)
+    return (
+        f"At the same tolerance {one} takes {min(ratios):.2f} to {max(ratios):.2f} times the {what} of {other} "
+        f"(geometric mean {mean:.2f}; fewer in {fewer} of {len(ratios)} pairs) and ends with {min(gains):+.1f} to "
+        f"{max(gains):+.1f} digits against it (mean {sum(gains) / len(gains):+.1f}; more in {more} of {len(gains)})."
+    )
+
+
+def cheapest(rows: Sequence[Row], wanted: int) -> str:
+    """A sentence: which row reaches so many digits with the fewest evaluations, for each problem."""
+    parts = []
+    for problem in names(rows)[0]:
+        mine = [r for r in rows if r.problem == problem and r.evaluations is not None]
+        good = [r for r in mine if r.digits is not None and r.digits >= wanted]
+        best = {odenets: fewest(good, odenets) for odenets in (True, False)}
+        parts.append(f"{problem} {best[True]}, {best[False]}")
+    return f"The fewest evaluations of a run with {wanted} digits or more, odenet's and SciPy's: {'; '.join(parts)}."
+
+
+def fewest(rows: Sequence[Row], odenets: bool) -> str:
+    mine = [r for r in rows if r.solver.startswith("odenet") == odenets]
+    if not mine:
+        return f"{'odenet' if odenets else 'SciPy'} none"
+    best = min(mine, key=lambda r: r.evaluations or 0)
+    return f"{best.solver} {best.evaluations} ({best.digits:.1f} digits)"
+
+
+def shortfall(rows: Sequence[Row]) -> str:
+    """A sentence: in how many runs of each solver the digits are fewer than the tolerance has."""
+    parts = []
+    for solver in names(rows)[1]:
+        done = [r for r in rows if r.solver == solver and r.digits is not None]
+        short = [-math.log10(r.rtol) - r.digits for r in done if r.digits is not None]
+        below, worst = sum(x > 0 for x in short), max(short, default=0.0)
+        parts.append(f"{solver} {below} of {len(done)}" + (f" (by up to {worst:.1f})" if below else ""))
+    return f"Runs with fewer digits than -log10 of rtol: {', '.join(parts)}."
+
+
+def exceptions(rows: Sequence[Row]) -> str:
+    """A sentence: the runs that failed, or that needed something."""
+    noted: dict[tuple[str, str, str], list[str]] = {}
+    for r in rows:
+        if r.note:
+            noted.setdefault((r.problem, r.solver, r.note), []).append(f"{r.rtol:.0e}")
+    if not noted:
+        return "Every run arrived."
+    parts = [f"{s} on {p} at {', '.join(rtols)}: {note}" for (p, s, note), rtols in noted.items()]
+    failed = sum(r.digits is None for r in rows)
+    return f"{failed} of {len(rows)} runs failed. With a note: {'; '.join(parts)}."
+
+
+def reading(rows: Sequence[Row]) -> str:
+    sentences = [
+        beside(rows, "odenet radauIIA5", "SciPy Radau", "evaluations", "evaluations"),
+        beside(rows, "odenet kvaerno5", "diffrax Kvaerno5", "steps", "steps"),
+        beside(rows, "odenet esdirk54", "odenet kvaerno5", "evaluations", "evaluations"),
+        cheapest(rows, 4),
+        cheapest(rows, 6),
+        shortfall(rows),
+        exceptions(rows),
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def page(rows: Sequence[Row], command: str, versions: dict[str, str], missing: str) -> str:
+    facts = ", ".join(f"{name} {version}" for name, version in versions.items())
+    problems = names(rows)[0]
+    left_out = f"diffrax is left out: the Python given for it {missing}.\n\n" if missing else ""
+    settings = (
+        f"{', '.join(problems)} of tests/stiff_problems.py, float64, rtol 1e-3 to 1e-8 by decades, atol of each "
+        "problem's own size times rtol. odenet with `max_steps=200_000` under `no_grad`, SciPy with its own "
+        "differences for Jacobians, diffrax with `PIDController(pcoeff=0.3, icoeff=0.4)`; everything else as the "
+        "library has it."
+    )
+    return (
+        f"# Stiff problems\n\n```\n{command}\n```\n\n{facts}.\n\n{left_out}![work and precision](stiff.png)\n\n"
+        f"{settings}\n\n{' '.join(CONVENTIONS.split())}\n\n{tables(rows)}\n## In words\n\n{reading(rows)}\n"
+    )
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """A panel a problem: above, evaluations by digits; below, steps by digits."""
+    problems, solvers = names(rows)
+    figure = Figure(figsize=(max(9.0, 3.6 * len(problems)), 8.4), layout="constrained")
+    panels = figure.subplots(2, len(problems), squeeze=False, sharex="col")
+    for i, problem in enumerate(problems):
+        mine = [r for r in rows if r.problem == problem]
+        panels[0][i].set_title(problem)
+        lines(panels[0][i], mine, solvers, "evaluations")
+        lines(panels[1][i], mine, [s for s in solvers if s in BY_STEPS], "steps")
+        panels[1][i].set_xlabel("digits (scd)")
+    panels[0][0].set_ylabel("evaluations of f, without Jacobians")
+    panels[1][0].set_ylabel("steps, accepted and rejected")
+    drawn = [s for s in solvers if s != "diffrax Kvaerno3"]
+    handles = [Line2D([], [], label=s, **style(s)) for s in drawn]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(drawn), 5 if len(problems) < 4 else 9))
+    return figure
+
+
+def style(solver: str) -> dict[str, Any]:
+    colour, line, marker = STYLES[solver]
+    return {"color": colour, "ls": line, "marker": marker, "ms": 5, "lw": 1.5}
+
+
+def lines(axes: Axes, rows: Sequence[Row], solvers: Sequence[str], count: str) -> None:
+    for solver in solvers:
+        points = [(r.digits, getattr(r, count)) for r in rows if r.solver == solver and r.digits is not None]
+        kept = [(x, y) for x, y in points if y is not None]
+        if kept:
+            axes.plot(*zip(*kept, strict=True), **style(solver))
+    axes.set_yscale("log")
+    axes.grid(which="major", alpha=0.4, lw=0.6)
+    axes.grid(which="minor", alpha=0.15, lw=0.5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--diffrax", metavar="PYTHON", help="a Python that has diffrax (default: this one)")
+    parser.add_argument("--problems", default=",".join(p.name for p in PROBLEMS), help="names, with commas")
+    given = parser.parse_args()
+    by_name = {p.name: p for p in PROBLEMS}
+    chosen = given.problems.upper().split(",")
+    if unknown := [name for name in chosen if name not in by_name]:
+        parser.error(f"no such problem: {', '.join(unknown)}; there are {', '.join(by_name)}")
+    problems = [by_name[name] for name in chosen]
+    theirs, versions, missing = with_diffrax(given.diffrax or sys.executable, problems)
+    found = [*measure(problems), *theirs]
+    order = list(STYLES)
+    rows = sorted(found, key=lambda r: (chosen.index(r.problem), order.index(r.solver), -r.rtol))
+    command = "python benchmarks/stiff.py" + (" --diffrax PYTHON" if given.diffrax else "")
+    command += "" if len(problems) == len(PROBLEMS) else f" --problems {','.join(chosen)}"
+    here = {"python": platform.python_version(), "odenet": odenet.__version__, "torch": torch.__version__}
+    versions = {**here, "numpy": np.__version__, "scipy": scipy.__version__, **versions}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "stiff.csv").write_text(as_csv(rows))
+    (given.out / "stiff.md").write_text(page(rows, command, versions, missing))
+    (given.out / "stiff.png").write_bytes(png(draw(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
