@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor
-
 from ..core.given import number
-from ..core.lanes import Number
+from ..core.lanes import Number, filled
 from .base import Attempt, Memory, Norm, Times
 from .error import ErrorControl
 
@@ -62,8 +59,7 @@ class PID(ErrorControl):
         )  # fmt: skip
 
     def memory(self, h: Number) -> Memory:
-        one = torch.ones_like(h) if isinstance(h, Tensor) else 1.0
-        return (one, one)
+        return (filled(h, 1.0), filled(h, 1.0))
 
     def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
         b1, b2, b3 = (b / attempt.order for b in self.beta)

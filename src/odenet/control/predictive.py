@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor
-
-from ..core.lanes import Number, coarse, minimum, where
+from ..core.lanes import Number, coarse, filled, minimum, where
 from .base import Attempt, Memory
 from .error import ErrorControl
 
@@ -24,8 +21,7 @@ class Predictive(ErrorControl):
     """
 
     def memory(self, h: Number) -> Memory:
-        zero = torch.zeros_like(h) if isinstance(h, Tensor) else 0.0
-        return (zero, zero + 1.0)
+        return (filled(h, 0.0), filled(h, 1.0))
 
     def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
         last_h, last_r = memory

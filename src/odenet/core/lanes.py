@@ -55,6 +55,11 @@ def negate(x: Flag) -> Flag:
     return ~x if isinstance(x, Tensor) else not x
 
 
+def filled(like: Number, value: float) -> Number:
+    """The value in each lane."""
+    return torch.full_like(like, value) if isinstance(like, Tensor) else value
+
+
 def some(flag: Flag) -> bool:
     """Whether it holds for any lane, in whatever is vmapped too."""
     return transforms.some(flag) if isinstance(flag, Tensor) else flag

@@ -19,11 +19,10 @@ from torch import Tensor
 from ..control.base import Attempt, Decision, Memory, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, where
+from ..core.lanes import Flag, Number, some, where
 from ..core.leaves import Leaves, select
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status, StepStatus
-from ..core.transforms import some
 from ..methods.base import Cache, Step, StepInput
 from .ahead import Planned
 from .clock import Clock
@@ -157,9 +156,9 @@ def after_step(p: Problem, time1: Tensor, step: Step, jumps: Flag) -> Leaves:
     """The carry for the next step: that of the step, or anew where f jumps."""
     if p.stops.jumps is None or not step.carry:
         return step.carry
-    if not p.traced and not (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+    if not p.traced and not some(jumps):
         return step.carry
-    nudge = p.direction * (jumps if isinstance(jumps, Tensor) else 1.0)
+    nudge = p.direction * jumps
     fresh = p.method.restart(lambda t, y: p.f(t, y, nudge), time1, step.y, step.carry)
     return select(jumps, fresh, step.carry)
 

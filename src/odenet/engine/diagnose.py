@@ -71,9 +71,9 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
 def refine(p: Problem, outcome: Outcome) -> None:
     """Give each lane that gave up its cause: an f that is not finite, a blow-up, or a true step underflow."""
     s = outcome.state
-    if not isinstance(s.status, Tensor) and s.status in (Status.SUCCESS, Status.EVENT):
+    if p.on_host and s.status in (Status.SUCCESS, Status.EVENT):
         return
-    status = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
+    status = torch.as_tensor(s.status)
     vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
     if not some(vague):
         return
@@ -111,11 +111,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     """Raise the error of the first lane that failed, if one did. Its message has t, dt, the sample and the cure."""
     refine(p, outcome)
     s = outcome.state
-    if not isinstance(s.status, Tensor) and s.status in (Status.SUCCESS, Status.EVENT):
+    if p.on_host and s.status in (Status.SUCCESS, Status.EVENT):
         return
     if vmapping():
         return _raise_vmapped(p, s)
-    codes = s.status if isinstance(s.status, Tensor) else torch.tensor(s.status)
+    codes = torch.as_tensor(s.status)
     good = (codes == Status.SUCCESS) | (codes == Status.EVENT)
     failed = (~good).nonzero().flatten().tolist() if p.batched else []
     if p.batched and not failed:

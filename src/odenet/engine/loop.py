@@ -68,7 +68,7 @@ def start(p: Problem, clock: Clock) -> State:
     t: Number = float(time.detach()) if p.on_host else time.detach()
     stop = clock.next_stop(t, 0 if p.on_host else torch.zeros_like(time, dtype=torch.int64))
     moving = stop < clock.count
-    idle = not p.traced and not (bool(moving.any()) if isinstance(moving, Tensor) else moving)
+    idle = not p.traced and not some(moving)
     carry = () if idle else p.method.init(p.f, time, p.y0)
     h: Number
     if p.on_host and (idle or not guessed(p)):
@@ -86,8 +86,7 @@ def start(p: Problem, clock: Clock) -> State:
         status, jumped = int(code if moving else Status.SUCCESS), False
     with torch.no_grad():
         cache = () if idle else p.method.remember(time.detach(), tuple(x.detach() for x in p.y0))
-    rejected = torch.zeros_like(moving) if isinstance(moving, Tensor) else False
-    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, rejected)
+    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, moving & False)
 
 
 def guessed(p: Problem) -> bool:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope_at_end
-from ..core.lanes import Flag, Number
+from ..core.lanes import Flag, Number, some, where
 from ..core.leaves import Leaves, differentiable, select, spread
-from ..core.transforms import some
 from .advance import Move
 from .observe import Observer
 from .problem import Problem
@@ -254,7 +253,7 @@ class Everywhere(Observer):
         self.leaves = 0
 
     def see(self, move: Move) -> None:
-        if some(move.accept) if isinstance(move.accept, Tensor) else move.accept:
+        if some(move.accept):
             self.leaves = len(move.y)
             flat = piece(move)
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
@@ -280,7 +279,7 @@ def stacked(parts: list[Leaves], leaves: int) -> Pieces:
 
 def piece(move: Move) -> Leaves:
     """One step of `Pieces`, flat; of samples that are not at hand it has start == end."""
-    end = torch.where(move.accept, move.time1, move.time0) if isinstance(move.accept, Tensor) else move.time1
+    end = where(move.accept, move.time1, move.time0)
     flat = (move.time0, end, *move.y, *(c for cs in move.polynomial() for c in cs))
     lanes = move.problem.lanes
     return flat if lanes is None else tuple(lanes.spread(x) for x in flat)
@@ -297,11 +296,9 @@ class Report(Observer):
 
     def see(self, move: Move) -> None:
         ts = move.problem.ts.detach()
-        accept = move.accept
-        kept = move.time1 if accept is True else move.time0
-        t = torch.where(accept, move.time1, move.time0) if isinstance(accept, Tensor) else kept
+        t = where(move.accept, move.time1, move.time0)
         self.attempts += 1
-        self.accepted += bool(move.accept.any()) if isinstance(move.accept, Tensor) else bool(move.accept)
+        self.accepted += some(move.accept)
         span = ts[..., -1] - ts[..., 0]
         fraction = torch.where(span == 0, 1.0, (t.detach() - ts[..., 0]) / span).min()
         stats = {"nfe": move.problem.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..control.base import Decision
-from ..core.lanes import Flag, Number
+from ..core.lanes import Flag, Number, some
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step, StepInput
 from .advance import Clock, Draws, Move, State, attempt, poisons
@@ -167,7 +167,7 @@ class Tape(Observer):
             if not bool(accept.any()):
                 return
             t1 = torch.where(accept, move.t1, move.t0)
-            jumps = move.jumps & accept if isinstance(move.jumps, Tensor) else move.jumps
+            jumps = move.jumps is not False and move.jumps & accept
             rejected = (move.t1 != move.t0) & ~accept
             # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
             whole = move.graph is not None and not poisons(move, rejected)
@@ -176,7 +176,7 @@ class Tape(Observer):
         else:
             return
         self.dropped = move.graph is not None and not whole
-        if not whole or (bool(jumps.any()) if isinstance(jumps, Tensor) else jumps):
+        if not whole or some(jumps):
             move.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)

@@ -230,7 +230,7 @@ class Backward:
     def _output(self, i: int, lanes: Flag) -> None:
         """Go back to output i and take its cotangent up."""
         batched = self.q.batched
-        time = torch.where(lanes, self.ts[..., i], self.here) if isinstance(lanes, Tensor) else self.ts[i]
+        time = where(lanes, self.ts[..., i], self.here)
         self._go(time)
         if self.ys is not None:
             self.y = select(lanes, tuple(x[:, i] if batched else x[i] for x in self.ys), self.y)
@@ -271,7 +271,7 @@ class Backward:
     def _rate(self, a: Leaves, lanes: Flag) -> Tensor:
         """a^T f where the pass stands, zero for the other lanes."""
         rate = dot(a, self.field.f(self.here, self.y), self.q.batched)
-        return torch.where(lanes, rate, torch.zeros_like(rate)) if isinstance(lanes, Tensor) else rate
+        return where(lanes, rate, torch.zeros_like(rate))
 
     def _go(self, end: Tensor) -> None:
         """Solve the adjoint ODE from here back to `end`; before the first cotangent there is nothing to solve."""

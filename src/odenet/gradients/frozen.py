@@ -127,7 +127,7 @@ def _standing(e: Entry, good: Tensor, start: Tensor) -> Entry:
         rows = accept.nonzero()[:, 0]
         # those that stand still for another reason stay, unless they are many
         rows = rows if worthwhile(int(good.sum()), len(rows)) else good.nonzero()[:, 0]
-    jumps = e.jumps & good if isinstance(e.jumps, Tensor) else e.jumps
+    jumps = e.jumps is not False and e.jumps & good
     t0, t1 = torch.where(good, e.t0, start), torch.where(good, e.t1, start)
     return replace(e, t0=t0, t1=t1, accept=accept, jumps=jumps, given=given, rows=rows)
 

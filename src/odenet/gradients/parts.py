@@ -35,7 +35,7 @@ class Part:
         calls, self.charged = self.q.f.calls - self.charged, self.q.f.calls
         if not calls:
             return total
-        cost = calls * (lanes if isinstance(lanes, Tensor) else 1)
+        cost = calls * lanes
         if self.q.lanes is None:
             return total + cost
         assert isinstance(total, Tensor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.capture import Nodes, graph_marker
-from ..core.lanes import Flag
+from ..core.lanes import Flag, some
 from ..core.leaves import Leaves, cast, new_leaves, select
 from ..engine.advance import after_step
 from ..engine.problem import Problem
@@ -275,7 +275,7 @@ class Sweep(ABC):
         """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
         if self.times_needed or self.dense_wanted or (e.given is not None and self.outputs_wanted):
             return False
-        return not (bool(e.jumps.any()) if isinstance(e.jumps, Tensor) else e.jumps)
+        return not some(e.jumps)
 
     @torch.no_grad()
     def _pulled(self, method: StagewiseMethod, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.lanes import some
 from ..core.leaves import Leaves
 from ..core.reach import reached
-from ..core.transforms import some
 from ..core.wrapped import in_processes
 from ..engine.problem import Problem
 from .base import Trajectory, direct
@@ -29,7 +29,7 @@ def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
         return found
     good = unfailed(found.outcome.state.status)
     constant = good is not None and not bool(good.any())
-    if not constant and (some(accepted > 0) if isinstance(accepted, Tensor) else accepted > 0):
+    if not constant and some(accepted > 0):
         return found
     asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
     asked |= {id(x): x for x in p.f.differentiable_args}
