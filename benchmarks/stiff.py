@@ -37,6 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from stiff_problems import PROBLEMS, RATES, StiffProblem
 
 MAX_STEPS = 200_000
+SIZES = {p.name: p.y0.numel() for p in PROBLEMS}
 RTOLS = tuple(10.0**-k for k in range(3, 9))
 SHOWN = (1e-4, 1e-7)
 """The tolerances whose rows stiff.md shows."""
@@ -66,8 +67,8 @@ and their steps are accepted ones alone. Evaluations of f are those outside Jaco
 way of its own: odenet's nfe has one for each Jacobian (forward mode, of all components at once), the nfev of SciPy's
 Radau and BDF none and LSODA's as many as there are components (differences), and that much is taken off. stiff.csv has
 nfe as the library says it, too. diffrax counts neither. Digits: `scd`, -log10 of the largest relative error of a
-component at the end. Counts, not seconds, are what is compared: the machine was not idle, and the seconds in stiff.csv
-are rough. Methods of order 3 and less stop at {min(LOW.values()):.0e}."""
+component at the end. Counts, not seconds, are what is compared: the machine need not have been idle, and the
+seconds in stiff.csv are rough. Methods of order 3 and less stop at {min(LOW.values()):.0e}."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def solves(problem: dict, name: str, rtols: list, max_steps: int, constants: dic
             if bool(ok):
                 notes += [] if dt0 is None else [f"with dt0={dt0:g}"]
                 break
-            notes.append(f"dt0={dt0} failed (t={float(t):.3g})")
+            notes.append(f"dt0={dt0} fails at t={float(t):.3g}")
         counts = {k: int(stats[f"num_{k}_steps"]) for k in ("accepted", "rejected")}
         yield {"rtol": rtol, **counts, "y1": y1.tolist(), "ok": bool(ok), "seconds": seconds, "note": ", ".join(notes)}
 
@@ -315,76 +316,117 @@ def pairs(rows: Sequence[Row], one: str, other: str) -> list[tuple[Row, Row]]:
     return [(r, done[r.problem, r.rtol]) for r in mine if (r.problem, r.rtol) in done]
 
 
-def beside(rows: Sequence[Row], one: str, other: str, count: str, what: str) -> str:
-    """A sentence: a count of a solver's, in units of another's at the same tolerance, and digits more or less."""
+def spread(both: Sequence[tuple[Row, Row]], what: str, count: Callable[[Row], int]) -> str:
+    """How many times as much of something the first of each pair takes."""
+    ratios = [count(a) / count(b) for a, b in both]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    fewer = sum(x < 1 for x in ratios)
+    times = f"{min(ratios):.2f} to {max(ratios):.2f} times the {what}"
+    return f"{times} (geometric mean {mean:.2f}, fewer in {fewer} of {len(ratios)} pairs)"
+
+
+def beside(rows: Sequence[Row], one: str, other: str, counts: dict[str, Callable[[Row], int]]) -> str:
+    """A sentence: counts of a solver's, in units of another's at the same tolerance, and digits more or less."""
     both = pairs(rows, one, other)
     if not both:
         return ""
-    ratios = [getattr(a, count) / getattr(b, count) for a, b in both]
     gains = [a.digits - b.digits for a, b in both if a.digits is not None and b.digits is not None]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    fewer, more = sum(x < 1 for x in ratios), sum(x > 0 for x in gains)
+    taken = ", ".join(spread(both, what, count) for what, count in counts.items())
     return (
-        f"At the same tolerance {one} takes {min(ratios):.2f} to {max(ratios):.2f} times the {what} of {other} "
-        f"(geometric mean {mean:.2f}; fewer in {fewer} of {len(ratios)} pairs) and ends with {min(gains):+.1f} to "
-        f"{max(gains):+.1f} digits against it (mean {sum(gains) / len(gains):+.1f}; more in {more} of {len(gains)})."
+        f"Beside {other} at the same tolerance, {one} takes {taken}; its digits differ by {min(gains):+.1f} to "
+        f"{max(gains):+.1f} (mean {sum(gains) / len(gains):+.1f}, more in {sum(x > 0 for x in gains)} of {len(gains)})."
     )
 
 
-def cheapest(rows: Sequence[Row], wanted: int) -> str:
-    """A sentence: which row reaches so many digits with the fewest evaluations, for each problem."""
-    parts = []
-    for problem in names(rows)[0]:
-        mine = [r for r in rows if r.problem == problem and r.evaluations is not None]
-        good = [r for r in mine if r.digits is not None and r.digits >= wanted]
-        best = {odenets: fewest(good, odenets) for odenets in (True, False)}
-        parts.append(f"{problem} {best[True]}, {best[False]}")
-    return f"The fewest evaluations of a run with {wanted} digits or more, odenet's and SciPy's: {'; '.join(parts)}."
+def with_jacobians(row: Row) -> int:
+    """Evaluations of f if a Jacobian were one for each component."""
+    return (row.evaluations or 0) + SIZES[row.problem] * (row.njev or 0)
 
 
-def fewest(rows: Sequence[Row], odenets: bool) -> str:
-    mine = [r for r in rows if r.solver.startswith("odenet") == odenets]
-    if not mine:
-        return f"{'odenet' if odenets else 'SciPy'} none"
-    best = min(mine, key=lambda r: r.evaluations or 0)
-    return f"{best.solver} {best.evaluations} ({best.digits:.1f} digits)"
+def cheapest(rows: Sequence[Row], family: str, wanted: int, count: str) -> Row | None:
+    """The run with the fewest of something among those of a family that have so many digits or more."""
+    good = [r for r in rows if r.solver.startswith(family) and r.digits is not None and r.digits >= wanted]
+    return min((r for r in good if getattr(r, count) is not None), key=lambda r: getattr(r, count), default=None)
 
 
-def shortfall(rows: Sequence[Row]) -> str:
-    """A sentence: in how many runs of each solver the digits are fewer than the tolerance has."""
-    parts = []
+def bargains(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """A table of the cheapest runs with so many digits, and what it comes to."""
+    problems, solvers = names(rows)
+    pair_of = ("odenet kvaerno5", "diffrax Kvaerno5")
+    columns = [("odenet", "SciPy", 4, "evaluations"), ("odenet", "SciPy", 6, "evaluations"), (*pair_of, 6, "steps")]
+    columns = [c for c in columns if all(any(s.startswith(family) for s in solvers) for family in c[:2])]
+    cells, sentences = {p: [p] for p in problems}, []
+    for one, other, wanted, count in columns:
+        wins = []
+        for p in problems:
+            mine = [r for r in rows if r.problem == p]
+            found = [cheapest(mine, family, wanted, count) for family in (one, other)]
+            cells[p] += [f"{r.solver.split()[1]} {getattr(r, count)} ({r.digits:.1f})" if r else NONE for r in found]
+            wins += [getattr(found[0], count) < getattr(found[1], count)] if all(found) else []
+        sentences.append(
+            f"Of the runs with {wanted} digits or more, {one}'s cheapest takes fewer {count} than {other}'s on "
+            f"{sum(wins)} of the {len(wins)} problems where both have one."
+        )
+    head = [f"{family}, {wanted} digits: {count}" for *both, wanted, count in columns for family in both]
+    return table(["problem", *head], cells.values()), sentences
+
+
+def shortfall(rows: Sequence[Row]) -> tuple[str, str]:
+    """A table: in how many runs of each solver the digits are fewer than the tolerance has, and a sentence on it."""
+    lines, shares = [], {}
     for solver in names(rows)[1]:
-        done = [r for r in rows if r.solver == solver and r.digits is not None]
-        short = [-math.log10(r.rtol) - r.digits for r in done if r.digits is not None]
-        below, worst = sum(x > 0 for x in short), max(short, default=0.0)
-        parts.append(f"{solver} {below} of {len(done)}" + (f" (by up to {worst:.1f})" if below else ""))
-    return f"Runs with fewer digits than -log10 of rtol: {', '.join(parts)}."
+        margins = [r.digits + math.log10(r.rtol) for r in rows if r.solver == solver and r.digits is not None]
+        if margins:
+            below = sum(x < 0 for x in margins)
+            shares[solver] = below / len(margins)
+            lines.append([solver, str(len(margins)), str(below), format(min(margins), "+.1f")])
+    said = []
+    for word, share in (("least", min(shares.values())), ("most", max(shares.values()))):
+        alike = ", ".join(solver for solver, mine in shares.items() if mine == share)
+        said.append(f"{word} often by {alike} (in {share:.0%} of runs)")
+    sentence = f"Digits are fewer than those of rtol {' and '.join(said)}."
+    return table(
+        ["solver", "runs", "runs with fewer digits than rtol", "digits beyond rtol's, at worst"], lines
+    ), sentence
 
 
 def exceptions(rows: Sequence[Row]) -> str:
     """A sentence: the runs that failed, or that needed something."""
-    noted: dict[tuple[str, str, str], list[str]] = {}
+    noted: dict[tuple[str, str, str], list[float]] = {}
     for r in rows:
         if r.note:
-            noted.setdefault((r.problem, r.solver, r.note), []).append(f"{r.rtol:.0e}")
-    if not noted:
-        return "Every run arrived."
-    parts = [f"{s} on {p} at {', '.join(rtols)}: {note}" for (p, s, note), rtols in noted.items()]
-    failed = sum(r.digits is None for r in rows)
-    return f"{failed} of {len(rows)} runs failed. With a note: {'; '.join(parts)}."
+            noted.setdefault((r.problem, r.solver, r.note), []).append(r.rtol)
+    parts = []
+    for (problem, solver, note), rtols in noted.items():
+        where = "every rtol" if len(rtols) == len(tolerances(solver)) else ", ".join(f"{rtol:.0e}" for rtol in rtols)
+        parts.append(f"{solver} on {problem} at {where}: {note}")
+    failed = f"{sum(r.digits is None for r in rows)} of {len(rows)} runs failed."
+    return f"{failed} Notes: {'; '.join(parts)}." if parts else failed
 
 
 def reading(rows: Sequence[Row]) -> str:
-    sentences = [
-        beside(rows, "odenet radauIIA5", "SciPy Radau", "evaluations", "evaluations"),
-        beside(rows, "odenet kvaerno5", "diffrax Kvaerno5", "steps", "steps"),
-        beside(rows, "odenet esdirk54", "odenet kvaerno5", "evaluations", "evaluations"),
-        cheapest(rows, 4),
-        cheapest(rows, 6),
-        shortfall(rows),
+    """Two tables made from all rows, and a paragraph on what they and the others say."""
+    work: dict[str, Callable[[Row], int]] = {
+        "evaluations": lambda r: r.evaluations or 0,
+        "Jacobians": lambda r: r.njev or 0,
+        "evaluations with one for each component of each Jacobian": with_jacobians,
+    }
+    steps: dict[str, Callable[[Row], int]] = {"steps": lambda r: r.steps or 0}
+    cheap, sentences = bargains(rows)
+    short, missed = shortfall(rows)
+    said = [
+        beside(rows, "odenet radauIIA5", "SciPy Radau", work),
+        beside(rows, "odenet esdirk54", "odenet kvaerno5", work),
+        beside(rows, "odenet kvaerno5", "diffrax Kvaerno5", steps),
+        *sentences,
+        missed,
         exceptions(rows),
     ]
-    return " ".join(filter(None, sentences))
+    return (
+        f"## The cheapest runs with so many digits\n\nOver all tolerances; in brackets the run's digits.\n\n{cheap}\n"
+        f"## Digits and tolerance\n\nrtol has -log10(rtol) digits.\n\n{short}\n"
+        f"## In words\n\n{' '.join(filter(None, said))}\n"
+    )
 
 
 def page(rows: Sequence[Row], command: str, versions: dict[str, str], missing: str) -> str:
@@ -399,7 +441,7 @@ def page(rows: Sequence[Row], command: str, versions: dict[str, str], missing: s
     )
     return (
         f"# Stiff problems\n\n```\n{command}\n```\n\n{facts}.\n\n{left_out}![work and precision](stiff.png)\n\n"
-        f"{settings}\n\n{' '.join(CONVENTIONS.split())}\n\n{tables(rows)}\n## In words\n\n{reading(rows)}\n"
+        f"{settings}\n\n{' '.join(CONVENTIONS.split())}\n\n{tables(rows)}\n{reading(rows)}"
     )
 
 
@@ -424,7 +466,8 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 def style(solver: str) -> dict[str, Any]:
     colour, line, marker = STYLES[solver]
-    return {"color": colour, "ls": line, "marker": marker, "ms": 5, "lw": 1.5}
+    hollow = {"mfc": "white", "zorder": 3} if solver.startswith("SciPy") else {}  # what lies below shows through
+    return {"color": colour, "ls": line, "marker": marker, "ms": 5.5, "lw": 1.4, **hollow}
 
 
 def lines(axes: Axes, rows: Sequence[Row], solvers: Sequence[str], count: str) -> None:
@@ -445,7 +488,7 @@ def main() -> int:
     parser.add_argument("--problems", default=",".join(p.name for p in PROBLEMS), help="names, with commas")
     given = parser.parse_args()
     by_name = {p.name: p for p in PROBLEMS}
-    chosen = given.problems.upper().split(",")
+    chosen = list(dict.fromkeys(given.problems.upper().split(",")))
     if unknown := [name for name in chosen if name not in by_name]:
         parser.error(f"no such problem: {', '.join(unknown)}; there are {', '.join(by_name)}")
     problems = [by_name[name] for name in chosen]
