@@ -26,6 +26,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.integrate import solve_ivp
 
 import odenet
@@ -43,6 +44,7 @@ SHOWN = (1e-4, 1e-7)
 """The tolerances whose rows stiff.md shows."""
 LOW = {"odenet kvaerno3": 1e-6, "odenet trbdf2": 1e-6, "diffrax Kvaerno3": 1e-6}
 """The tightest tolerance for the methods of low order: beyond it they take more steps than anyone would."""
+WORK = "evaluations with one more for each component of each Jacobian"
 SCIPY_STEPS = "SciPy Radau"
 DIFFRAX = ("diffrax Kvaerno5", "diffrax Kvaerno3")
 STYLES = {
@@ -68,7 +70,7 @@ way of its own: odenet's nfe has one for each Jacobian (forward mode, of all com
 Radau and BDF none and LSODA's as many as there are components (differences), and that much is taken off. stiff.csv has
 nfe as the library says it, too. diffrax counts neither. Digits: `scd`, -log10 of the largest relative error of a
 component at the end. Counts, not seconds, are what is compared: the machine need not have been idle, and the
-seconds in stiff.csv are rough. Methods of order 3 and less stop at {min(LOW.values()):.0e}."""
+seconds in stiff.csv are rough. The one-step methods of order 3 and less stop at {min(LOW.values()):.0e}."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class Row:
     def steps(self) -> int | None:
         """Attempted steps: accepted and, where they are known, rejected ones."""
         return None if self.accepted is None else self.accepted + (self.rejected or 0)
+
+    @property
+    def work(self) -> int | None:
+        """Evaluations, with one for each component of each Jacobian, as by differences."""
+        known = self.evaluations is not None and self.njev is not None
+        return self.evaluations + SIZES[self.problem] * self.njev if known else None
 
 
 def tolerances(solver: str) -> list[float]:
@@ -316,31 +324,26 @@ def pairs(rows: Sequence[Row], one: str, other: str) -> list[tuple[Row, Row]]:
     return [(r, done[r.problem, r.rtol]) for r in mine if (r.problem, r.rtol) in done]
 
 
-def spread(both: Sequence[tuple[Row, Row]], what: str, count: Callable[[Row], int]) -> str:
+def spread(both: Sequence[tuple[Row, Row]], count: str, what: str) -> str:
     """How many times as much of something the first of each pair takes."""
-    ratios = [count(a) / count(b) for a, b in both]
+    ratios = [getattr(a, count) / getattr(b, count) for a, b in both]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     fewer = sum(x < 1 for x in ratios)
     times = f"{min(ratios):.2f} to {max(ratios):.2f} times the {what}"
     return f"{times} (geometric mean {mean:.2f}, fewer in {fewer} of {len(ratios)} pairs)"
 
 
-def beside(rows: Sequence[Row], one: str, other: str, counts: dict[str, Callable[[Row], int]]) -> str:
+def beside(rows: Sequence[Row], one: str, other: str, counts: dict[str, str]) -> str:
     """A sentence: counts of a solver's, in units of another's at the same tolerance, and digits more or less."""
     both = pairs(rows, one, other)
     if not both:
         return ""
     gains = [a.digits - b.digits for a, b in both if a.digits is not None and b.digits is not None]
-    taken = ", ".join(spread(both, what, count) for what, count in counts.items())
+    taken = ", ".join(spread(both, count, what) for count, what in counts.items())
     return (
         f"Beside {other} at the same tolerance, {one} takes {taken}; its digits differ by {min(gains):+.1f} to "
         f"{max(gains):+.1f} (mean {sum(gains) / len(gains):+.1f}, more in {sum(x > 0 for x in gains)} of {len(gains)})."
     )
-
-
-def with_jacobians(row: Row) -> int:
-    """Evaluations of f if a Jacobian were one for each component."""
-    return (row.evaluations or 0) + SIZES[row.problem] * (row.njev or 0)
 
 
 def cheapest(rows: Sequence[Row], family: str, wanted: int, count: str) -> Row | None:
@@ -349,24 +352,34 @@ def cheapest(rows: Sequence[Row], family: str, wanted: int, count: str) -> Row |
     return min((r for r in good if getattr(r, count) is not None), key=lambda r: getattr(r, count), default=None)
 
 
+def cheapest_of_both(rows: Sequence[Row], sought: tuple[str, str, int, str]) -> dict[str, list[Row | None]]:
+    """For each problem the cheapest run of one family and of the other."""
+    *families, wanted, count = sought
+    of = {p: [r for r in rows if r.problem == p] for p in names(rows)[0]}
+    return {p: [cheapest(mine, str(family), int(wanted), str(count)) for family in families] for p, mine in of.items()}
+
+
+def wins(rows: Sequence[Row], sought: tuple[str, str, int, str]) -> str:
+    """On how many problems the first family's cheapest run costs less than the other's."""
+    count = sought[-1]
+    found = [(a, b) for a, b in cheapest_of_both(rows, sought).values() if a and b]
+    return f"{sum(getattr(a, count) < getattr(b, count) for a, b in found)} of {len(found)} problems"
+
+
 def bargains(rows: Sequence[Row]) -> tuple[str, list[str]]:
     """A table of the cheapest runs with so many digits, and what it comes to."""
-    problems, solvers = names(rows)
-    pair_of = ("odenet kvaerno5", "diffrax Kvaerno5")
-    columns = [("odenet", "SciPy", 4, "evaluations"), ("odenet", "SciPy", 6, "evaluations"), (*pair_of, 6, "steps")]
-    columns = [c for c in columns if all(any(s.startswith(family) for s in solvers) for family in c[:2])]
-    cells, sentences = {p: [p] for p in problems}, []
+    solvers = names(rows)[1]
+    both, last = ("odenet", "SciPy"), ("odenet kvaerno5", "diffrax Kvaerno5", 6, "steps")
+    columns = [(*both, 4, "evaluations"), (*both, 6, "evaluations")] + [last] * (last[1] in solvers)
+    cells, sentences = {p: [p] for p in names(rows)[0]}, []
     for one, other, wanted, count in columns:
-        wins = []
-        for p in problems:
-            mine = [r for r in rows if r.problem == p]
-            found = [cheapest(mine, family, wanted, count) for family in (one, other)]
+        for p, found in cheapest_of_both(rows, (one, other, wanted, count)).items():
             cells[p] += [f"{r.solver.split()[1]} {getattr(r, count)} ({r.digits:.1f})" if r else NONE for r in found]
-            wins += [getattr(found[0], count) < getattr(found[1], count)] if all(found) else []
-        sentences.append(
-            f"Of the runs with {wanted} digits or more, {one}'s cheapest takes fewer {count} than {other}'s on "
-            f"{sum(wins)} of the {len(wins)} problems where both have one."
-        )
+        sentence = f"Of the runs with {wanted} digits or more, {one}'s cheapest takes fewer {count} than {other}'s on "
+        sentence += wins(rows, (one, other, wanted, count))
+        if count == "evaluations":
+            sentence += f" (on {wins(rows, (one, other, wanted, 'work'))} by {WORK})"
+        sentences.append(f"{sentence}.")
     head = [f"{family}, {wanted} digits: {count}" for *both, wanted, count in columns for family in both]
     return table(["problem", *head], cells.values()), sentences
 
@@ -406,18 +419,13 @@ def exceptions(rows: Sequence[Row]) -> str:
 
 def reading(rows: Sequence[Row]) -> str:
     """Two tables made from all rows, and a paragraph on what they and the others say."""
-    work: dict[str, Callable[[Row], int]] = {
-        "evaluations": lambda r: r.evaluations or 0,
-        "Jacobians": lambda r: r.njev or 0,
-        "evaluations with one for each component of each Jacobian": with_jacobians,
-    }
-    steps: dict[str, Callable[[Row], int]] = {"steps": lambda r: r.steps or 0}
+    work = {"evaluations": "evaluations", "njev": "Jacobians", "work": WORK}
     cheap, sentences = bargains(rows)
     short, missed = shortfall(rows)
     said = [
         beside(rows, "odenet radauIIA5", "SciPy Radau", work),
         beside(rows, "odenet esdirk54", "odenet kvaerno5", work),
-        beside(rows, "odenet kvaerno5", "diffrax Kvaerno5", steps),
+        beside(rows, "odenet kvaerno5", "diffrax Kvaerno5", {"steps": "steps"}),
         *sentences,
         missed,
         exceptions(rows),
@@ -477,6 +485,9 @@ def lines(axes: Axes, rows: Sequence[Row], solvers: Sequence[str], count: str) -
         if kept:
             axes.plot(*zip(*kept, strict=True), **style(solver))
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="major", alpha=0.4, lw=0.6)
     axes.grid(which="minor", alpha=0.15, lw=0.5)
 

@@ -157,3 +157,47 @@ def test_the_callers_jacobian(per_sample: bool) -> None:
     assert int(torch.as_tensor(mine.stats.njev).max()) == len(calls)
     assert torch.equal(torch.as_tensor(mine.stats.accepted), torch.as_tensor(own.stats.accepted))
     torch.testing.assert_close(mine.y1, own.y1, rtol=1e-6, atol=0.0)
+
+
+LOSES_STIFFNESS = {
+    # f, y0, end of the solve, tolerance, the solution there
+    "smoothly": (
+        lambda t, y: -1e4 * torch.sigmoid(-20 * (t - 1)) * (y - torch.cos(t)) - y, 1.0, 3.0, 1e-3, 0.04276,
+    ),
+    "by relu": (lambda t, y: -1000 * torch.relu(y - torch.cos(t)), 2.0, 4.0, 1e-4, -1.0),
+    "at once": (lambda t, y: torch.where(t < 1, -1000 * (y - 1), -y), 1.5, 3.0, 1e-5, math.exp(-2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["esdirk54", "radauIIA5", "kvaerno5", "kvaerno3", "trbdf2"])
+@pytest.mark.parametrize("name", LOSES_STIFFNESS)
+def test_a_jacobian_that_has_become_too_stiff_is_noticed(name: str, method: str) -> None:
+    """Updates by it are small, however far the stages are from their equations: their rate of convergence tells."""
+    f, start, t1, tol, exact = LOSES_STIFFNESS[name]
+    sol = odenet.solve(f, torch.tensor([start], dtype=D), [0.0, t1], method=method, rtol=tol, atol=tol)
+    assert float(sol.y1) == pytest.approx(exact, abs=20 * tol)
+
+
+@pytest.mark.parametrize("method", ["esdirk54", "radauIIA5", "trbdf2"])
+def test_samples_that_never_run(method: str) -> None:
+    """One that fails at ts[0], and one whose times have no length, among many: the others are as without them."""
+    y0 = torch.full((15, 2), 0.5, dtype=D)
+    given: dict[str, Any] = {"method": method, "per_sample": True, "on_failure": "return"}
+    alone = odenet.solve(lambda t, y: -1000 * (y - 1), y0[1:], [0.0, 1.0], **given)
+    y0[0, 0] = torch.nan
+    both = odenet.solve(lambda t, y: -1000 * (y - 1), y0, [0.0, 1.0], **given)
+    assert int(both.status[0]) == odenet.Status.NON_FINITE and torch.equal(both.y1[1:], alone.y1)
+    assert all(torch.equal(both.stats[k][1:], alone.stats[k]) for k in ("nfe", "accepted", "njev", "nlu"))
+    ts = torch.tensor([[0.5, 0.5]] + [[0.0, 1.0]] * 14, dtype=D)
+    still = odenet.solve(lambda t, y: -1000 * (y - 1), torch.full((15, 2), 0.5, dtype=D), ts, **given)
+    assert torch.equal(still.y1[1:], alone.y1)
+
+
+def test_inference_mode() -> None:
+    """The Jacobian is found there too."""
+    y0, counts = torch.tensor([1.0, 0.0, 0.0], dtype=D), []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            sol = odenet.solve(rober, y0, [0.0, 100.0], args=(RATES_TENSOR,), method="esdirk54")
+            counts.append(dict(sol.stats))
+    assert counts[0] == counts[1]

@@ -28,7 +28,7 @@ class Tally(NamedTuple):
         if not isinstance(status, Tensor):
             return Tally(calls, 0, 0, 0, 0)
         zero = torch.zeros_like(status)
-        return Tally(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, 0, 0)
+        return Tally(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, zero, zero)
 
     def after(
         self, p: Problem, move: Move, running: Flag, rejected: Flag, tried: int, seen: int, settled: int, known: bool

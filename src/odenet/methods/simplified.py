@@ -59,8 +59,10 @@ def empty(t: Tensor, rows: Rows, spectrum: Spectrum, powers: int) -> Memory:
     numbers = like.new_zeros(count, 8)
     numbers[:, _ETA] = numbers[:, _STALE] = 1.0
     jacobian, polynomial = like.new_zeros(count, edge, edge), like.new_zeros(count, powers, width)
-    factors = torch.zeros(count, len(spectrum), edge, edge, dtype=spectrum.dtype(rows.dtype), device=t.device)
-    pivots = torch.zeros(count, len(spectrum), edge, dtype=torch.int32, device=t.device)
+    # of the unit matrix, for samples that never run beside others
+    unit = torch.eye(edge, dtype=spectrum.dtype(rows.dtype), device=t.device)
+    factors = unit.repeat(count, len(spectrum), 1, 1)
+    pivots = torch.arange(1, edge + 1, dtype=torch.int32, device=t.device).repeat(count, len(spectrum), 1)
     return Memory(jacobian, factors, pivots, numbers, polynomial, polynomial)
 
 
@@ -194,7 +196,8 @@ class Simplified:
                 going = going & ~(hopeless & (size > 0))
             going = going & finite
             x = torch.where(going[:, None, None], x - update, x)
-            close = going & ((eta * size <= self.limit) | (size == 0))
+            # by the rate that this step has shown: a Jacobian that is too stiff makes updates small far from the root
+            close = going & ((size == 0) | (k > 0) & (eta * size <= self.limit))
             done, going, last = done | close, going & ~close, size
         self.numbers[:, _ETA] = torch.where(done, eta, self.numbers[:, _ETA])
         self.numbers[:, _RATE] = torch.where(used > 1, rate, self.numbers[:, _RATE])

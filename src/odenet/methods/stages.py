@@ -225,11 +225,11 @@ def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
     given = getattr(f, "jacobian", None)
     if given is not None:
         return given(t, rows.part(y)).reshape(rows.count, rows.width, rows.width).to(y)
-    with torch.enable_grad():
-        state = y.detach().requires_grad_()
-        slope = rows.join(f(t, rows.part(state)))
-    unit = torch.eye(rows.width, dtype=y.dtype, device=y.device)
-    (found,) = _jacobians([state], [slope], unit)
+    with torch.inference_mode(False), torch.enable_grad():
+        state = y.detach().clone().requires_grad_()
+        slope = rows.join(f(t.clone(), rows.part(state)))
+        unit = torch.eye(rows.width, dtype=y.dtype, device=y.device)
+        (found,) = _jacobians([state], [slope], unit)
     return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
 
 
