@@ -112,8 +112,8 @@ def solve(
     save_steps: True: `sol.steps` has the ends t of the accepted steps, their sizes h, and the states there (or what
         `save` makes of them), as constants; see `odenet.engine.steps.Steps`.
     jacobian: (t, y, *args) -> df/dy for implicit methods, (n, n) with the n entries of the state in their order, or
-        (B, n, n) with per_sample; by default it is found by autograd. It decides how fast the stages of a step are
-        found, and nothing else: gradients take derivatives of f itself.
+        (B, n, n) with per_sample; by default it is found by autograd. A wrong one costs steps, and
+        one that is far too large accuracy, as error estimates are filtered by it; gradients take derivatives of f.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
 
