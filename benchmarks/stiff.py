@@ -26,7 +26,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 from scipy.integrate import solve_ivp
 
 import odenet
@@ -44,7 +44,7 @@ SHOWN = (1e-4, 1e-7)
 """The tolerances whose rows stiff.md shows."""
 LOW = {"odenet kvaerno3": 1e-6, "odenet trbdf2": 1e-6, "diffrax Kvaerno3": 1e-6}
 """The tightest tolerance for the methods of low order: beyond it they take more steps than anyone would."""
-WORK = "evaluations with one more for each component of each Jacobian"
+WORK = "evaluations with Jacobians"
 SCIPY_STEPS = "SciPy Radau"
 DIFFRAX = ("diffrax Kvaerno5", "diffrax Kvaerno3")
 STYLES = {
@@ -68,9 +68,10 @@ counted from the times at which it evaluated f (three new ones for each attempt)
 and their steps are accepted ones alone. Evaluations of f are those outside Jacobians, which every library counts in a
 way of its own: odenet's nfe has one for each Jacobian (forward mode, of all components at once), the nfev of SciPy's
 Radau and BDF none and LSODA's as many as there are components (differences), and that much is taken off. stiff.csv has
-nfe as the library says it, too. diffrax counts neither. Digits: `scd`, -log10 of the largest relative error of a
-component at the end. Counts, not seconds, are what is compared: the machine need not have been idle, and the
-seconds in stiff.csv are rough. The one-step methods of order 3 and less stop at {min(LOW.values()):.0e}."""
+nfe as the library says it, too. In {WORK} each Jacobian counts as one for each component, whatever it
+costs the library. diffrax does not report evaluations. Digits: `scd`, -log10 of the largest relative error of a
+component at the end. Counts, not seconds, are what is compared: the machine need not have been idle, and the seconds
+in stiff.csv are rough. The one-step methods of order 3 and less stop at {min(LOW.values()):.0e}."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,9 @@ def solves(problem: dict, name: str, rtols: list, max_steps: int, constants: dic
             y1, stats, ok, t = jax.block_until_ready(solve(*inputs))
             seconds = time.perf_counter() - start
             if bool(ok):
-                notes += [] if dt0 is None else [f"with dt0={dt0:g}"]
+                notes += [] if dt0 is None else [f"run with dt0={dt0:g}"]
                 break
-            notes.append(f"dt0={dt0} fails at t={float(t):.3g}")
+            notes.append(f"fails at t={float(t):.3g} with dt0={dt0}")
         counts = {k: int(stats[f"num_{k}_steps"]) for k in ("accepted", "rejected")}
         yield {"rtol": rtol, **counts, "y1": y1.tolist(), "ok": bool(ok), "seconds": seconds, "note": ", ".join(notes)}
 
@@ -485,6 +486,7 @@ def lines(axes: Axes, rows: Sequence[Row], solvers: Sequence[str], count: str) -
         if kept:
             axes.plot(*zip(*kept, strict=True), **style(solver))
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MultipleLocator(2))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_minor_formatter(NullFormatter())
