@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
@@ -12,7 +13,7 @@ from .leaves import tree_map
 from .portable import Settings
 
 
-class Terms(Settings):
+class Terms(Settings, ABC):
     """dy/dt as a function of (t, y, *args) that is a sum of parts: methods of (t, y, *args) that `parts` names.
 
     Called, it gives the sum, with which every method works. Each part gives a tensor for each of y's, zeros where it
@@ -21,8 +22,9 @@ class Terms(Settings):
 
     parts: tuple[str, ...]
 
+    @abstractmethod
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
-        raise NotImplementedError
+        """dy/dt, in the structure and shapes of y."""
 
 
 @final

@@ -277,9 +277,8 @@ def settle(p: Problem, clock: Clock, s: State, move: Move, decision: Decision) -
     status = torch.where(accept & (stop >= clock.count), int(Status.SUCCESS), s.status)
     status = torch.where(decision.failed | stuck, _given_up(move.step), status)
     if move.step.wish is not None:
-        h = torch.where(
-            stuck & (h == 0), (move.t1 - s.t).abs(), h
-        )  # of a method that gives up the size at which it did
+        # of a method that gives up: the size at which it did, for the message
+        h = torch.where(stuck & (h == 0), (move.t1 - s.t).abs(), h)
     return State(t, time, h, y, carry, memory, stop, jumped, status, cache, running & ~accept)
 
 
@@ -289,7 +288,7 @@ def _settled(p: Problem, clock: Clock, s: State, move: Move, decision: Decision)
     if not move.accept:
         failed = decision.failed or too_small(decision.h, s.t)
         status = int(_given_up(step)) if failed else s.status
-        h = decision.h or abs(move.t1 - s.t)  # of a method that gives up the size at which it did
+        h = decision.h or abs(move.t1 - s.t)  # of a method that gives up: the size at which it did, for the message
         return s._replace(h=h, memory=memory, status=status, cache=step.cache, rejected=True)
     stop, h, carry, cache = s.stop, decision.h, step.carry, step.cache
     if move.hit:

@@ -33,7 +33,7 @@ class Memory(NamedTuple):
     """What lasts from attempt to attempt: a row for each of B samples of n unknowns.
 
     jacobian: (B, n, n). factors, pivots: of I - dt l J for each kept eigenvalue l, (B, E, n, n) and (B, E, n). numbers:
-    (B, 8), see below. before, tried: dense output of the last accepted step, and of the last attempt, as coefficients
+    (B, 7), see below. before, tried: dense output of the last accepted step, and of the last attempt, as coefficients
     (B, D, n); which of them leads on depends on whether that attempt was accepted. Without a matrix (too many unknowns)
     the first three have no entries.
     """
@@ -46,18 +46,18 @@ class Memory(NamedTuple):
     tried: Tensor
 
 
-_DT, _BEFORE, _TRIED, _ETA, _STALE, _FRESH, _FAILURES, _RATE = range(8)
-# of `numbers`: the step size of the factors (0: none); those of `before` and `tried` (0: none); theta / (1 - theta) of
-# the last iteration; whether the next step wants a new Jacobian; whether it is that of the start of the last attempt;
-# failures in a row; the rate of convergence of the last iteration
+_DT, _BEFORE, _TRIED, _STALE, _FRESH, _FAILURES, _RATE = range(7)
+# of `numbers`: the step size of the factors (0: none); those of `before` and `tried` (0: none); whether the next step
+# wants a new Jacobian; whether it is that of the start of the last attempt; failures in a row; the rate of convergence
+# of the last iteration
 
 
 def empty(t: Tensor, rows: Rows, spectrum: Spectrum, powers: int) -> Memory:
     """Before the first step."""
     count, width, like = rows.count, rows.width, t.new_zeros((), dtype=rows.dtype)
     edge = width if few_enough(count, width, len(spectrum)) else 0
-    numbers = like.new_zeros(count, 8)
-    numbers[:, _ETA] = numbers[:, _STALE] = 1.0
+    numbers = like.new_zeros(count, 7)
+    numbers[:, _STALE] = 1.0
     jacobian, polynomial = like.new_zeros(count, edge, edge), like.new_zeros(count, powers, width)
     # of the unit matrix, for samples that never run beside others
     unit = torch.eye(edge, dtype=spectrum.dtype(rows.dtype), device=t.device)
@@ -70,12 +70,12 @@ def told(cache: Cache, sample: int | None) -> str:
     """How the last iterations of a sample failed, for a message."""
     numbers = Memory(*cache).numbers[sample or 0]
     count, rate = int(numbers[_FAILURES]), float(numbers[_RATE])
-    how = (
-        f"diverged (each update {rate:.3g} times the last)"
-        if rate >= 1.0
-        else f"was too slow ({rate:.3g} an iteration)"
-    )
-    how = "met a singular matrix, or NaN, or infinity" if rate == 0.0 else how
+    if rate == 0.0:
+        how = "met a singular matrix, or NaN, or infinity"
+    elif rate >= 1.0:
+        how = f"diverged (each update {rate:.3g} times the last)"
+    else:
+        how = f"was too slow ({rate:.3g} an iteration)"
     return f"Newton's iteration failed in the last {count} attempts (each half as long as the one before), and {how}"
 
 
@@ -93,10 +93,9 @@ class Simplified:
         self.numbers = self.memory.numbers.clone()
         self.norm, self.scale = at.tolerances.norm, _scale(rows, self.y, at.tolerances)
         self.limit = _limit(at.tolerances, self.start.dtype)
-        rejected = torch.as_tensor(at.rejected, device=self.start.device).expand(rows.count)
-        self.rejected = rejected
-        self.numbers[:, _FRESH] *= rejected  # else the step starts elsewhere
-        self.running = torch.ones_like(rejected) if at.running is None else at.running
+        self.rejected = torch.as_tensor(at.rejected, device=self.start.device).expand(rows.count)
+        self.numbers[:, _FRESH] *= self.rejected  # else the step starts elsewhere
+        self.running = torch.ones_like(self.rejected) if at.running is None else at.running
         self.matrix_free = not self.memory.jacobian.numel()
         zero = torch.zeros(rows.count, dtype=torch.int64, device=self.start.device)
         self.calls, self.jacobians, self.factorised, self.within = zero, zero, zero, 0
@@ -176,8 +175,8 @@ class Simplified:
 
     def _iterate(self, equations: Equations, x: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
         """The last iterates, and which samples have converged."""
-        eta, done = self.numbers[:, _ETA].clamp(min=1e-16) ** 0.8, torch.zeros_like(going)
-        last, rate = torch.full_like(eta, torch.inf), torch.zeros_like(eta)
+        done, rate = torch.zeros_like(going), torch.zeros_like(self.numbers[:, _RATE])
+        last = torch.full_like(rate, torch.inf)
         used = torch.zeros_like(self.iterations)
         for k in range(ITERATIONS):
             if not bool(going.any()):
@@ -191,15 +190,13 @@ class Simplified:
             self.status = torch.where(going & ~finite, int(StepStatus.NON_FINITE), self.status)
             if k:
                 rate = torch.where(going, coarse(size / last), rate)
-                eta = torch.where(going, rate / (1.0 - rate), eta)
                 hopeless = (rate >= 1.0) | (rate ** (ITERATIONS - k) / (1.0 - rate) * size > self.limit)
                 going = going & ~(hopeless & (size > 0))
             going = going & finite
             x = torch.where(going[:, None, None], x - update, x)
             # by the rate that this step has shown: a Jacobian that is too stiff makes updates small far from the root
-            close = going & ((size == 0) | (k > 0) & (eta * size <= self.limit))
+            close = going & ((size == 0) | (k > 0) & (rate / (1.0 - rate) * size <= self.limit))
             done, going, last = done | close, going & ~close, size
-        self.numbers[:, _ETA] = torch.where(done, eta, self.numbers[:, _ETA])
         self.numbers[:, _RATE] = torch.where(used > 1, rate, self.numbers[:, _RATE])
         self.iterations = torch.maximum(self.iterations, used)
         slow = done & (used > 2) & (rate > _SLOW)
