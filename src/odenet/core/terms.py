@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
@@ -13,7 +12,7 @@ from .leaves import tree_map
 from .portable import Settings
 
 
-class Terms(Settings, ABC):
+class Terms(Settings):
     """dy/dt as a function of (t, y, *args) that is a sum of parts: methods of (t, y, *args) that `parts` names.
 
     Called, it gives the sum, with which every method works. Each part gives a tensor for each of y's, zeros where it
@@ -22,9 +21,8 @@ class Terms(Settings, ABC):
 
     parts: tuple[str, ...]
 
-    @abstractmethod
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
-        """dy/dt, in the structure and shapes of y."""
+        raise NotImplementedError
 
 
 @final
