@@ -40,7 +40,7 @@ from .engine.stiffness import Stiffness
 from .events import Hit
 from .gradients import ContinuousAdjoint, Gradient
 from .gradients.base import Trajectory, direct
-from .gradients.frozen import frozen, unfailed
+from .gradients.frozen import unfailed, without_failed
 from .gradients.unmoved import with_zeros
 from .hybrid import Hybrid
 from .methods import Method
@@ -152,15 +152,21 @@ def solve(
     judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
     last, hits = None, None
 
+    def once(p: Problem, request: Request) -> Trajectory:
+        found = compiled_or_none(p, how, request) if compile else None
+        if found is None:
+            return how.run(p, request)
+        if p.f.save is None:
+            return found
+        return replace(found, ys=p.f.saved_all(p.ts, found.ys))  # a library gives whole states
+
     def run(p: Problem, request: Request) -> Trajectory:
-        compiled = compiled_or_none(p, how, request) if compile else None
-        if compiled is not None and p.f.save is not None:  # a library gives whole states
-            compiled = replace(compiled, ys=p.f.saved_all(p.ts, compiled.ys))
-        found = how.run(p, request) if compiled is None else compiled
+        found = once(p, request)
         judge(p, found.outcome)
+        found = without_failed(p, found, lambda q: once(q, request.again()))
         moves = direct() or not isinstance(how, ContinuousAdjoint)
         outcome = replace(found.outcome, state=found.outcome.state._replace(time=_reached(p, found.outcome, moves)))
-        return frozen(with_zeros(p, replace(found, y1=_ends(p, found), outcome=outcome)))
+        return with_zeros(p, replace(found, y1=_ends(p, found), outcome=outcome))
 
     with bar(progress) as report, uncached(working[0].device.type):
         request = Request(dense, report, callbacks, stiffness=Stiffness(), steps=steps)

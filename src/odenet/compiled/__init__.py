@@ -7,7 +7,6 @@ import warnings
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.base import Gradient, Trajectory
-from ..gradients.frozen import without_failed
 from .interpreter import as_before
 
 _told: set[str] = set()
@@ -20,8 +19,7 @@ def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory 
 
     try:
         with as_before():
-            found = solve_compiled(p, how, request)
-            return without_failed(p, found, lambda q: solve_compiled(q, how, request))
+            return solve_compiled(p, how, request)
     except NotCompilableError as error:
         reason = str(error)
     except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are

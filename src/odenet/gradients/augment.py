@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.field import VectorField
-from ..core.leaves import Leaves, new_leaves, select
+from ..core.leaves import Leaves, new_leaves
 
 
 class CotangentField(ABC):
@@ -57,9 +57,6 @@ class CotangentField(ABC):
     @abstractmethod
     def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
         """y and a at t, where the backward solve's state is `state`."""
-
-    def stands(self, good: Tensor, y: Leaves) -> None:  # noqa: B027
-        """Told where samples stand that failed, those that are not `good`."""
 
     @abstractmethod
     def state(self, y: Leaves, a: Leaves) -> Leaves:
@@ -131,19 +128,6 @@ class AlongPath(CotangentField):
         super().__init__(f, captured)
         self.path = path
         self.lanes: Tensor | None = None
-        self.stand: tuple[Tensor, Leaves] | None = None
-
-    def stands(self, good: Tensor, y: Leaves) -> None:
-        self.stand = good, y
-
-    def along(self, t: Tensor) -> Leaves:
-        y, lanes = self.path(t, self.lanes), self.lanes
-        if self.stand is None:
-            return y
-        good, start = self.stand
-        if lanes is not None:
-            good, start = good[lanes], tuple(x.index_select(0, lanes) for x in start)
-        return select(good, y, start)
 
     def narrowed(self, rows: Tensor) -> AlongPath | None:
         other = cast(AlongPath | None, super().narrowed(rows))
@@ -152,10 +136,10 @@ class AlongPath(CotangentField):
         return other
 
     def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        return self.slopes(t, self.along(t), state, nudge)[1]
+        return self.slopes(t, self.path(t, self.lanes), state, nudge)[1]
 
     def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
-        return self.along(t), state
+        return self.path(t, self.lanes), state
 
     def state(self, y: Leaves, a: Leaves) -> Leaves:
         return a

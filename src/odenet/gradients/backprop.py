@@ -10,8 +10,7 @@ from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
 from ..engine.vmapped import Lanewise
-from .base import Gradient, Stats, Trajectory, direct
-from .frozen import without_failed
+from .base import Gradient, Stats, Trajectory
 
 
 def plain(p: Problem, request: Request) -> Trajectory:
@@ -36,5 +35,4 @@ class Backprop(Gradient):
     name = "backprop"
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        found = plain(p, request)
-        return found if direct() else without_failed(p, found, lambda q: plain(q, request.again()))
+        return plain(p, request)

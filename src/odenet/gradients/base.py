@@ -80,7 +80,8 @@ class Stats(dict[str, Any]):
 class Trajectory:
     """A differentiable solution. dense: times (m,) or (B, m) -> leaves, where it was asked for.
 
-    pieces: the same without derivatives, where `dense` is not that itself.
+    pieces: the same without derivatives, where `dense` is not that itself. field: f as it was evaluated, where it may
+    have drawn random numbers that another solve is to draw again.
     """
 
     ys: Leaves
@@ -89,6 +90,7 @@ class Trajectory:
     outcome: Outcome
     stats: Stats
     pieces: Interpolation | Stretches | None = None
+    field: VectorField | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dense, (Interpolation, Stretches)) and self.pieces is None:

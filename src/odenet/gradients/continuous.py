@@ -31,7 +31,6 @@ from .attach import attach
 from .augment import CotangentField
 from .backprop import interpolator, plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
-from .frozen import places
 from .quadrature import quadrature
 
 _STEPS = 10_000
@@ -186,20 +185,14 @@ class Backward:
         q, batched = self.q, self.q.batched
         n = len(cotangents) - len(q.y0)
         reached, status = outcome.state.time, outcome.state.status
-        direction = q.direction[:, None] if batched else q.direction
+        direction = q.direction.unsqueeze(-1)
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
-        beyond = (ts - (reached[:, None] if batched else reached)) * direction > 0
-        self.solved: Flag = True
-        if isinstance(status, Tensor):
-            self.solved = _asked((status == Status.SUCCESS) | (status == Status.EVENT), cotangents)
-        # a sample that failed, or that nobody asks for, has no backward solve, and a gradient of zero
-        if isinstance(self.solved, Tensor):
-            reached = torch.where(self.solved, reached, ts[:, 0])
-            beyond = beyond | ~self.solved[:, None]
-            if not bool(self.solved.all()):  # it stands where f is finite, for the sake of what all samples share
-                start = tuple(y.index_select(0, places(outcome, self.solved)) for y in q.y0)
-                y1 = select(self.solved, y1, start)
-                self.field.stands(self.solved, start)
+        beyond = (ts - reached.unsqueeze(-1)) * direction > 0
+        self.asked: Flag = True
+        if batched:  # a sample that nobody asks for has no backward solve: it stands at its start
+            self.asked = asked = _asked(cotangents, ts)
+            reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
+            beyond = beyond | ~asked.unsqueeze(-1)
         self.ts, self.ys, self.ys_bar, self.times_needed = ts, ys, cotangents[:n], times_needed
         self.ts_bar = torch.zeros_like(ts)
         self.y, self.a = (
@@ -217,15 +210,14 @@ class Backward:
                 self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)
             left = ~beyond
             for low in self.segments(ts[..., 0]):
-                ahead = (ts - (low[:, None] if batched else low)) * direction
+                ahead = (ts - low.unsqueeze(-1)) * direction
                 within = left & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
                 left = left & ~within
                 for i in reversed(range(ts.shape[-1])):
                     if bool(within[..., i].any()):
                         self._output(i, within[:, i] if batched else True)
-                self._go(where(self.solved, low, self.here))
-        a = select(self.solved, self.a, tuple(torch.zeros_like(x) for x in self.a))
-        return (*a, self.ts_bar if times_needed else None, *self.quadrature.total())
+                self._go(where(self.asked, low, self.here))
+        return (*self.a, self.ts_bar if times_needed else None, *self.quadrature.total())
 
     def _output(self, i: int, lanes: Flag) -> None:
         """Go back to output i and take its cotangent up."""
@@ -281,9 +273,7 @@ class Backward:
         ts = torch.stack([start, end], -1)
         state = self.field.state(self.y, self.a)
         rtol, atol = self._tolerances(len(state))
-        # samples that failed leave at once: zero times what is not finite there would be NaN for the parameters of all
-        spare = 0.0 if isinstance(self.solved, Tensor) and not bool(self.solved.all()) else Problem.spare
-        p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, spare=spare, **self.options)
+        p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
         request = Request(callbacks=self.how.callbacks)
         solved = integrate(p, request, Record(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)
@@ -308,11 +298,12 @@ class Backward:
         return [spread(top, x) if self.q.batched else float(top) for x in self.a]
 
 
-def _asked(solved: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
-    """Those of the samples that were solved which have a cotangent; all of them where none has."""
+def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
+    """The samples that have a cotangent, (B,); all of them where none has."""
+    everyone = torch.ones_like(ts[:, 0], dtype=torch.bool)
     given = [rows(b != 0).any(1) for b in cotangents if b is not None]
-    asked = solved & torch.stack(given).any(0) if given else solved
-    return asked if bool(asked.any()) else solved
+    asked = torch.stack(given).any(0) if given else everyone
+    return asked if bool(asked.any()) else everyone
 
 
 def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:

@@ -28,7 +28,6 @@ from .attach import attach
 from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .directions import Directions
-from .frozen import Survivors
 from .local import attached_step
 from .taped import once_more, unpacked
 
@@ -63,10 +62,6 @@ class Forward(Gradient):
         if carried.directions.count:
             refuse_random(p, q.f, replayed=True)
             directions, tangents = carried.directions, carried.tangents()
-            survivors = Survivors.of(solved.outcome)
-            if survivors is not None:
-                good = survivors.good
-                tangents = [torch.where(good.view(1, -1, *(1,) * (x.ndim - 2)), x, 0.0) for x in tangents]
 
             def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
                 bars, m = list(cotangents), len(solved.ys) + n
@@ -80,9 +75,9 @@ class Forward(Gradient):
                 ]
                 return [*found[:first], *used]
 
-            again = partial(once_more, p, request, survivors=survivors, like=q.f)
+            again = partial(once_more, p, request, like=q.f)
             values = attach(pull, again, values, inputs, carried.used, carried.spare)
-        return unpacked(p, values, solved, stats)
+        return replace(unpacked(p, values, solved, stats), field=q.f)
 
 
 @final

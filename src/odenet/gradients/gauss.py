@@ -136,7 +136,7 @@ class BySegments(Backward):
             first = k * self.stride
             self.path.enter([])  # those of the segment after it go first
             self.path.enter(self._pieces(first, self.held[k]))
-            yield where(self.solved, self._start_of(self.entries[first]), start)
+            yield where(self.asked, self._start_of(self.entries[first]), start)
         yield start
 
     def _start_of(self, e: Entry) -> Tensor:

@@ -130,8 +130,6 @@ class Undo(Sweep):
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         carry = self._end() if carry is None else carry
-        if self.stand is not None:
-            _, carry = self.stand.beside(self.stand.y, carry)
         self.y, self.z = halves(carry)
         self.size = self._size(self.y)
         self.others = Apart()
@@ -226,8 +224,6 @@ class Undo(Sweep):
         for true, *found in zip(q.y0, self.y, self.z, strict=True):
             for x in found:
                 miss = torch.maximum(miss, _top(x - true, q.batched))
-        if self.survivors is not None:
-            miss = torch.where(self.survivors.good, miss, 0.0)
         worst = miss / torch.where(size > 0, size, torch.ones_like(size))
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
@@ -125,9 +125,6 @@ class KeptGraphs(GraphKeeper):
             self.moves[n] = self.last = move
             if before is not None and before.graph is not None and move.y is before.graph.y:
                 self.joined.add(n)
-
-    def keep_only(self, steps: Iterable[int]) -> None:
-        self.moves = {n: self.moves[n] for n in steps if n in self.moves}
 
     def take(self, n: int) -> list[Local]:
         """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""

@@ -17,7 +17,6 @@ from ..engine.record import first_outputs, kept, outputs, piece
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import add
-from .frozen import Stand
 from .local import Local, PoisonedError, divided, mixed
 from .memory import nbytes
 from .parts import Apart, Part, Shared, fewer
@@ -39,8 +38,7 @@ class Sweep(ABC):
         self.whole = self.part = Part.of(taken.q)
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
-        q, self.survivors = self.whole.q, taken.survivors
-        self.stand = Stand.of(q, self.survivors)
+        q = self.whole.q
         self.whole.charged = q.f.calls
         self.shown = taken.shown
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
@@ -83,15 +81,11 @@ class Sweep(ABC):
         with torch.enable_grad():
             left = len(self.entries)
             while left:
-                if self.survivors is not None and not bool(self.entries[left - 1].accept.any()):
-                    left -= 1  # a step of samples that failed alone
-                    continue
                 y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
                 taken, y_bar, carry_bar, time_bar = self._steps(left - 1, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
                 left -= taken
-            y_bar, carry_bar, time_bar = self._with(self._unfailed(), y_bar, carry_bar, time_bar)
-            y_bar = self._first_carry(y_bar, carry_bar)
             y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
+            y_bar = self._first_carry(y_bar, carry_bar)
             y_bar = self._first_outputs(ys_bar, y_bar)
         if not self.entries and dense_bar:  # the constant piece of a solve of no length
             y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
@@ -123,9 +117,9 @@ class Sweep(ABC):
 
     def start_of(self, n: int, start: Start) -> Start:
         """Of the samples that take step n again, from that of all that were in the batch."""
-        rows, lanes = self.entries[n].rows, self.entries[n].problem.lanes
+        rows = self.entries[n].rows
         if rows is None:
-            return start if self.stand is None else self.stand.beside(*start, lanes)
+            return start
         y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
         return y, carry
 
@@ -303,33 +297,23 @@ class Sweep(ABC):
         self.stops_bar.index_put_((whose, index), through, accumulate=True)
         return torch.where(hit, bar0, time_bar + bar0 + bar1)
 
-    def _unfailed(self) -> Part:
-        """The problem of all samples, or of those that did not fail."""
-        q = self.whole.q
-        if self.survivors is None or not bool(self.survivors.good.any()):
-            return self.whole
-        with torch.no_grad():
-            narrowed = q.narrowed(self.survivors.good.nonzero()[:, 0])
-        return self.whole if narrowed is None else Part.of(narrowed)
-
     def _first_carry(self, y_bar: Bars, carry_bar: Bars) -> Bars:
         """Back through the carry at ts[0]."""
         if all(b is None for b in carry_bar):
             return y_bar
-        q, lanes = self.q, self.q.lanes
+        q = self.q
         self.seen.clear()
-        if self.graphs is not None and self.graphs.first is not None and self.stand is None and lanes is None:
+        if self.graphs is not None and self.graphs.first is not None:
             (time, y, carry), self.marker = self.graphs.take_first(), self.graphs.marker
         else:
             self.marker = graph_marker()
-            time = (q.ts[..., 0] if self.stand is None else self.stand.time).detach().requires_grad_(self.times_needed)
-            y = new_leaves(q.y0 if self.stand is None else self.stand.y)
+            time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, time, y)
         grads = self.vjp(list(carry), carry_bar, (*y, time) if self.times_needed else y)
         self.charge()
         if self.times_needed and (bar := grads[-1]) is not None:
-            self.ts_bar[..., 0] += bar if lanes is None else lanes.spread(bar)
+            self.ts_bar[..., 0] += bar
         return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
 
     def _first_outputs(self, ys_bar: Sequence[Tensor | None], y_bar: Bars) -> Bars:
@@ -339,8 +323,7 @@ class Sweep(ABC):
         q = self.q
         self.marker = graph_marker()
         ts = q.ts.detach().requires_grad_(self.times_needed)
-        places = None if self.survivors is None else self.survivors.places
-        y = new_leaves(q.y0 if places is None else tuple(x.index_select(0, places) for x in q.y0))
+        y = new_leaves(q.y0)
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in ys_bar]
         grads = self.vjp(firsts, bars, (*y, *((ts,) if self.times_needed else ())))

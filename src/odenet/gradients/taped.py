@@ -21,7 +21,6 @@ from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
 from .backprop import interpolator
 from .base import Stats, Trajectory, refuse_random
-from .frozen import Survivors, replaced, standing
 from .states import KeptGraphs
 
 
@@ -30,8 +29,7 @@ class Taken:
     """A solve that was taken down on a tape.
 
     q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
-    the inputs (y0, ts, stops, args, captured) ask for a gradient. shown: leaves of each output. survivors: None where
-    no sample failed.
+    the inputs (y0, ts, stops, args, captured) ask for a gradient. shown: leaves of each output.
     """
 
     q: Problem
@@ -42,7 +40,6 @@ class Taken:
     stats: Stats
     needed: list[bool]
     shown: int
-    survivors: Survivors | None = None
 
 
 def taped(
@@ -75,15 +72,11 @@ def taped(
     values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
     if any(needed):
         refuse_random(p, q.f, replayed)
-        survivors = Survivors.of(solved.outcome)
-        entries = tape.entries if survivors is None else standing(tape.entries, q, survivors)
-        if graphs is not None:  # a graph is that of all who were in the batch
-            graphs.keep_only(n for n, (a, b) in enumerate(zip(entries, tape.entries, strict=True)) if a is b)
         carry, shown = _private(solved.outcome.state), len(solved.ys)
-        taken = Taken(q, entries, carry, graphs, captured, stats, needed, shown, survivors)
-        again = partial(once_more, p, request, survivors=survivors, like=q.f)
+        taken = Taken(q, tape.entries, carry, graphs, captured, stats, needed, shown)
+        again = partial(once_more, p, request, like=q.f)
         values = attach(partial(pull, taken), again, values, given, used, spare)
-    return unpacked(p, values, solved, stats)
+    return replace(unpacked(p, values, solved, stats), field=q.f)
 
 
 def _private(s: State) -> Leaves:
@@ -95,13 +88,11 @@ def once_more(
     p: Problem,
     request: Request,
     inputs: Sequence[Tensor],
-    survivors: Survivors | None = None,
     like: VectorField | None = None,
 ) -> Sequence[Tensor]:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
 
-    Samples that failed, as those that are not `survivors`, are left out of the graph, but for the pieces' sake. like:
-    the field of the solve before, whose random numbers are drawn again.
+    like: the field of the solve before, whose random numbers are drawn again.
     """
     n = len(p.y0)
     p = replace(
@@ -112,8 +103,6 @@ def once_more(
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
-    if survivors is not None and not request.dense:
-        p = replaced(p, survivors)
     with nullcontext() if like is None else like.drawing_from(like.start_states):
         solved = integrate(p, request.again(), Record(p))
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
