@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 
 from .advance import State
-from .problem import Lanes, Problem
+from .problem import Problem
+from .samples import worthwhile
 from .tally import Tally
-
-
-def worthwhile(rows: int, wanted: int, spare: float = Problem.spare) -> bool:
-    """Whether it is time to go on with the wanted ones of the rows at hand alone."""
-    return rows - wanted > spare * rows
 
 
 @final
@@ -44,15 +40,14 @@ class Leaving:
         if left is None:
             self.possible = False
             return None
-        index = others if p.lanes is None else p.lanes.index[others]
-        self.ended.append((index, *_of((s, tally), others)))
+        self.ended.append((p.samples.whose(others), *_of((s, tally), others)))
         return left, *_of((s, tally), rows)
 
     def whole(self, p: Problem, s: State, tally: Tally) -> tuple[State, Tally]:
         """All samples in their order."""
-        if p.lanes is None:
+        if p.samples.index is None:
             return s, tally
-        parts = [*self.ended, (p.lanes.index, s, tally)]
+        parts = [*self.ended, (p.samples.index, s, tally)]
         order = torch.cat([index for index, _, _ in parts]).argsort()
 
         return _each(lambda *xs: torch.cat(xs)[order], *((state, counts) for _, state, counts in parts))
@@ -81,10 +76,3 @@ def _takes_some(p: Problem) -> bool:
     except Exception:  # whatever it raises on shapes that it was not written for
         return False
     return isinstance(found, Tensor) and found.shape == (1,)
-
-
-def within(outer: Lanes | None, inner: Lanes | None) -> Tensor | None:
-    """Where the samples `inner` are among `outer`, which they are a part of; None: they are the same."""
-    if inner is None or inner is outer:
-        return None
-    return inner.index if outer is None else torch.searchsorted(outer.index, inner.index)

@@ -313,7 +313,7 @@ class Seeker:
 
     def _values(self, p: Problem, t: Tensor, y: Leaves) -> Tensor:
         with torch.no_grad():
-            return as_lanes(self.events.values(t, y, None if p.lanes is None else p.lanes.index), p.batched)
+            return as_lanes(self.events.values(t, y, p.samples.index), p.batched)
 
     def _put(self, name: str, rows: Tensor, lanes: Tensor, x: Tensor) -> None:
         """Keep x of these lanes among those at hand."""

@@ -38,7 +38,7 @@ class Path:
     def __init__(self, values: Values, p: Problem, move: Move, coefficients: Coefficients) -> None:
         self.values, self.p, self.move = values, p, move
         self.coefficients = _finite(p, move, coefficients)
-        self.rows = None if p.lanes is None else p.lanes.index
+        self.rows = p.samples.index
         self.parts = p.batched and values.divisible(p)
 
     def state(self, theta: float) -> tuple[Tensor, Leaves]:
@@ -120,9 +120,7 @@ def _taken(y: Leaves, lanes: Tensor) -> Leaves:
 
 def rows_at_hand(p: Problem) -> Tensor:
     """The rows of the batch that are at hand."""
-    if p.lanes is not None:
-        return p.lanes.index
-    return torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device)
+    return p.samples.whose(torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device))
 
 
 def lanes_of(x: Number | Flag, p: Problem) -> Tensor:

@@ -15,18 +15,7 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..core.norms import Tolerance, never_zero
 from ..methods.base import Method
-
-
-@dataclass(frozen=True, eq=False)
-class Lanes:
-    """Which samples of a batch of `count` are at hand, in ascending order."""
-
-    index: Tensor
-    count: int
-
-    def spread(self, x: Tensor) -> Tensor:
-        """x at these samples and zeros at the others."""
-        return x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
+from .samples import ALL, Samples
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class Problem:
     looked at: lanes are tensors, of a joint solve too.
 
     compact: samples that have ended may leave the batch (engine/compact.py), once they are more than the part `spare`
-    of it. lanes: those left, where some have; `ts` then has the first and the last time alone.
+    of it. samples: those at hand; where they are not all, `ts` has the first and the last time alone.
     """
 
     f: VectorField
@@ -100,7 +89,7 @@ class Problem:
     traced: bool = False
     compact: bool = True
     spare: float = 0.1
-    lanes: Lanes | None = None
+    samples: Samples = ALL
 
     @property
     def on_host(self) -> bool:
@@ -154,7 +143,7 @@ class Problem:
             rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
             atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],
             spent=self.spent.index_select(0, rows) if isinstance(self.spent, Tensor) else self.spent,
-            lanes=Lanes(rows, count) if self.lanes is None else replace(self.lanes, index=self.lanes.index[rows]),
+            samples=self.samples.some(rows, count),
         )
 
 

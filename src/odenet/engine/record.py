@@ -192,12 +192,12 @@ class Record(Observer):
 
     def _given_of_lanes(self, move: Move, accept: Tensor) -> Given | None:
         """Looks at the next output of each sample, not at all of them in every step."""
-        lanes, end, sign = move.problem.lanes, move.time1.detach(), move.problem.direction
-        following = self.next if lanes is None else self.next[lanes.index]
+        samples, end, sign = move.problem.samples, move.time1.detach(), move.problem.direction
+        following = samples.take(self.next)
         lane = (accept & ((following - end) * sign <= 0)).nonzero()[:, 0]
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(lane):
-            whose = lane if lanes is None else lanes.index[lane]
+            whose = samples.whose(lane)
             found.append((whose, self.cursors[whose], lane))
             self.cursors[whose] += 1
             following = self._time(whose)
@@ -281,8 +281,7 @@ def piece(move: Move) -> Leaves:
     """One step of `Pieces`, flat; of samples that are not at hand it has start == end."""
     end = where(move.accept, move.time1, move.time0)
     flat = (move.time0, end, *move.y, *(c for cs in move.polynomial() for c in cs))
-    lanes = move.problem.lanes
-    return flat if lanes is None else tuple(lanes.spread(x) for x in flat)
+    return tuple([move.problem.samples.spread(x) for x in flat])
 
 
 @final

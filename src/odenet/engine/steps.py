@@ -56,8 +56,7 @@ class StepEnds(Observer):
         y = select(accept, move.step.y, move.y)
         if p.f.save is not None:
             y = p.f.saved(torch.where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
-        whose = rows if p.lanes is None else p.lanes.index[rows]
-        self.rows.append((whose, t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
+        self.rows.append((p.samples.whose(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
 
     @torch.no_grad()
     def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:

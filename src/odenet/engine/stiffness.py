@@ -107,7 +107,7 @@ class Stiffness:
         if p.batched:
             row = int(left.argmax())
             t, step, left = t[row], step[row], left[row]
-            whose = f", sample {row if p.lanes is None else int(p.lanes.index[row])}"
+            whose = f", sample {int(p.samples.whose(row))}"
         warnings.warn(
             f"The problem is stiff (t={float(t):.3g}{whose}): steps of {abs(float(step)):.1g} are as long as method="
             f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "

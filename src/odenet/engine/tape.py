@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ..control.base import Decision
-from ..core.lanes import Flag, Number, some
+from ..core.lanes import Flag, Number, some, where
 from ..core.leaves import Leaves, new_leaves
 from ..methods.base import Field, Step, StepInput
 from .advance import Clock, Draws, Move, State, attempt, poisons
-from .compact import worthwhile
 from .observe import Observer
 from .one_sided import nudged
 from .problem import Problem
 from .record import Given, Record
+from .samples import worthwhile
 
 NO_DRAWS = Draws()
 
@@ -48,7 +48,7 @@ class Entry:
         """The entry of the lanes that accepted the step, without the others."""
 
         def of(x: Flag) -> Flag:
-            return x.index_select(0, rows) if isinstance(x, Tensor) else x
+            return x if x is False else x.index_select(0, rows)
 
         given, names = self.given, ("t0", "t1", "accept", "hit", "stop", "jumped", "jumps")
         if given is not None and given.lane is not None:
@@ -57,9 +57,9 @@ class Entry:
 
     def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
         """Both ends as tensors that belong to no graph."""
-        if isinstance(self.t0, Tensor):
-            return self.t0.detach(), self.t1.detach()
-        return p.ts.new_tensor(self.t0), p.ts.new_tensor(self.t1)
+        if p.on_host:
+            return p.ts.new_tensor(self.t0), p.ts.new_tensor(self.t1)
+        return self.t0.detach(), self.t1.detach()
 
     def field(self, p: Problem, time0: Tensor, time1: Tensor) -> Field:
         """f as the step saw it, jumps at its ends included."""
@@ -162,28 +162,21 @@ class Tape(Observer):
         return move, decision
 
     def see(self, move: Move) -> None:
-        accept = move.accept
-        if isinstance(accept, Tensor):
-            if not bool(accept.any()):
-                return
-            t1 = torch.where(accept, move.t1, move.t0)
-            jumps = move.jumps is not False and move.jumps & accept
-            rejected = (move.t1 != move.t0) & ~accept
-            # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
-            whole = move.graph is not None and not poisons(move, rejected)
-        elif accept:
-            t1, jumps, whole = move.t1, move.jumps, True
-        else:
+        p, accept = move.problem, move.accept
+        if not some(accept):
             return
+        t1, jumps = where(accept, move.t1, move.t0), move.jumps is not False and move.jumps & accept
+        # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
+        whole = p.on_host or (move.graph is not None and not poisons(move, (move.t1 != move.t0) & ~accept))
         self.dropped = move.graph is not None and not whole
         if not whole or some(jumps):
             move.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)
         choices = (accept, move.hit, move.stop, move.jumped, jumps)
-        entry = Entry(move.t0, t1, *choices, self.record.last, move.problem, draws=move.draws)
-        if isinstance(accept, Tensor) and move.graph is None and move.problem.compact:
+        entry = Entry(move.t0, t1, *choices, self.record.last, p, draws=move.draws)
+        if p.batched and move.graph is None and p.compact:
             rows = accept.nonzero()[:, 0]
-            if worthwhile(len(accept), len(rows)) and move.problem.f.divisible():
+            if worthwhile(len(accept), len(rows), p.spare) and p.f.divisible():
                 entry.rows = rows
         self.entries.append(entry)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -137,3 +138,8 @@ def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     if part is None or total is None:
         return total if part is None else part
     return total + part
+
+
+def added(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sums of cotangents, of which there may be none yet on either side."""
+    return [add(a, b) for a, b in zip_longest(totals, parts)]

@@ -17,7 +17,7 @@ from ..core.field import VectorField
 from ..core.given import number, shown, whole
 from ..core.lanes import Flag, where
 from ..core.leaves import Leaves, dot, new_leaves, rows, select, spread
-from ..core.norms import Tolerance
+from ..core.norms import Tolerance, peak
 from ..core.status import Status
 from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure
@@ -292,8 +292,7 @@ class Backward:
 
     def _sizes(self) -> list[float | Tensor]:
         """The largest entry of a, of each lane, in a shape that broadcasts to each leaf; one where a is zero."""
-        tops = [rows(x.abs()).amax(1) if self.q.batched else x.abs().max() for x in self.a]
-        top = torch.stack([x.double() for x in tops]).amax(0)
+        top = peak(self.a, self.q.batched)
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
         return [spread(top, x) if self.q.batched else float(top) for x in self.a]
 

@@ -22,8 +22,9 @@ from .backprop import plain
 from .base import Gradient, Trajectory, direct
 from .local import Local, attached_step
 from .memory import slots_within, whole_bytes
+from .parts import Start
 from .stages import Evaluations
-from .states import Checkpoints, EveryState, KeptGraphs, Start, States
+from .states import Checkpoints, EveryState, KeptGraphs, States
 from .sweep import Sweep
 from .taped import Taken, taped
 
@@ -79,9 +80,9 @@ class StepSweep(Sweep):
         super().__init__(taken, taken.q.method)
         self.states = states
 
-    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+    def local(self, n: int) -> Local:
         e, _ = self.taking(n)
-        return attached_step(self.q, e, *self.leaf_ends(e), *self._from(n)), y_bar
+        return attached_step(self.q, e, *self.leaf_ends(e), *self._from(n))
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         q, (e, _) = self.q, self.taking(n)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.lanes import Flag
+from ..core.lanes import Flag, where
 from ..core.leaves import Leaves, along, dot, new_leaves, spread_over
 from .attach import once
 
@@ -53,8 +53,7 @@ def with_event_time(
             break
         back = torch.where(still, units * eps * time.abs() * direction, back)
         rate = torch.where(still, _rate(value, *_earlier(time, y, slope, back), slope), rate)
-    if isinstance(lanes, Tensor):
-        rate = torch.where(lanes, rate, torch.inf)  # which divides their part away
+    rate = where(lanes, rate, torch.inf)  # which divides their part away
     at = _earlier(time, y, slope, back) if bool((back != 0).any()) else (time, y)
     out = _EventTime.apply(value(*at), rate, time, [k.detach() for k in slope], unless, *y)
     return out[0], tuple(out[1:])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..core.dense import evaluate
 from ..core.lanes import where
-from ..core.leaves import Leaves, select, spread
-from ..engine.advance import Move, after_step
+from ..core.leaves import Leaves, spread
+from ..engine.advance import Move
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.pieces import evaluate_pieces
 from ..engine.problem import Problem
@@ -25,8 +25,7 @@ from ..engine.tape import Entry, Keeper, Tape
 from ..errors import unknown_name
 from .augment import AlongPath
 from .continuous import Backward, ContinuousAdjoint
-from .parts import Part, fewer
-from .states import Start
+from .parts import Part, Start, fewer
 
 
 @final
@@ -141,20 +140,16 @@ class BySegments(Backward):
 
     def _start_of(self, e: Entry) -> Tensor:
         """Where a step starts; where the solution ends for samples that had left the batch."""
-        time0, lanes = e.ends(self.q)[0], e.problem.lanes
-        return time0 if lanes is None else self.reached.index_copy(0, lanes.index, time0)
+        return e.problem.samples.put(self.reached, e.ends(self.q)[0])
 
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
-        (y, carry), parts, part = start, [], self.whole
-        lanes = self.entries[first].problem.lanes
+        parts: list[Leaves] = []
+        part, samples = self.whole, self.entries[first].problem.samples
         for e in self.entries[first : first + self.stride]:
-            y, carry, lanes = *(fewer(x, lanes, e.problem.lanes) for x in (y, carry)), e.problem.lanes
-            if part.q.lanes is not lanes:
-                part = Part.of(e.problem) if lanes else self.whole
-            time0, time1 = e.ends(part.q)
-            move = e.again(part.q, time0, time1, y, carry)
+            start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
+            if part.q.samples is not samples:
+                part = Part.of(e.problem)
+            move, start = part.again(e, start)
             parts.append(piece(move))
-            carry = select(e.accept, after_step(part.q, time1, move.step, e.jumps), carry)
-            y = select(e.accept, move.step.y, y)
             self.nfe = part.charge(self.nfe, e.accept)
         return parts

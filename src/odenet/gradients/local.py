@@ -38,8 +38,8 @@ def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves,
 
 def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
     """Cotangents of the lanes that took the step, and those that pass the others by."""
-    if not isinstance(accept, Tensor):
-        return bars, [None] * len(bars)
+    if accept is True:
+        return bars, []
     some = tuple(b for b in bars if b is not None)
     none = tuple(torch.zeros_like(b) for b in some)
     through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
@@ -52,4 +52,4 @@ class PoisonedError(Exception):
 
 def mixed(accept: Flag) -> bool:
     """Whether some lanes accepted a step and some did not."""
-    return isinstance(accept, Tensor) and not bool(accept.all())
+    return accept is not True and not bool(accept.all())

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..control.base import Controller
 from ..core.dense import evaluate
+from ..core.lanes import some, where
 from ..core.leaves import select, spread
 from ..engine.advance import Move
 from ..engine.observe import Observer
+from ..engine.samples import ALL
 from ..methods.base import Bars, Method
 from ..methods.explicit import ExplicitRK
 from .augment import CotangentField
-from .base import add
+from .base import added
 from .parts import Shared
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
@@ -63,7 +65,7 @@ class StageSum(Observer):
 
     def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
         """Cotangents that belong to no step."""
-        self.sums = [add(a, b) for a, b in zip(self.sums, parts, strict=True)]
+        self.sums = added(self.sums, parts)
 
     def see(self, move: Move) -> None:
         parts = self.field.parts
@@ -92,32 +94,31 @@ class Quadrature(Observer):
     def __init__(self, field: CotangentField, order: int) -> None:
         self.field = field
         self.nodes, self.weights = nodes_and_weights(order)
-        self.shared = Shared(field.fixed)
+        self.shared = Shared(len(field.fixed))
 
     def total(self) -> Bars:
         """For each of the field's fixed tensors."""
-        self.shared.enter(self.field.f, None)
+        self.shared.enter(self.field.f, ALL)
         return self.shared.total
 
     def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
         """Cotangents that belong to no step."""
-        self.shared.enter(self.field.f, None)
+        self.shared.enter(self.field.f, ALL)
         self.shared.add(parts)
 
     def see(self, move: Move) -> None:
         if not self.field.fixed:
             return
         field = cast(CotangentField, move.problem.f)
-        self.shared.enter(field.f, move.problem.lanes)
+        self.shared.enter(field.f, move.problem.samples)
         accept = move.accept
-        if not (bool(accept.any()) if isinstance(accept, torch.Tensor) else accept):
+        if not some(accept):
             return
         length = move.time1 - move.time0
         for node, weight in zip(self.nodes, self.weights, strict=True):
             theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
             state = select(accept, evaluate(move.y, move.polynomial(), theta), move.y)
-            time = move.time0 + node * length
-            time = torch.where(accept, time, move.time0) if isinstance(accept, torch.Tensor) else time
+            time = where(accept, move.time0 + node * length, move.time0)
             y, a = field.pair(time, state)
             # the backward solve runs against time: its dt is negative, and the integral runs from t0 to t1
             weighted = tuple(x * spread(-weight * length, x) for x in a)

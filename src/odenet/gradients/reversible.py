@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from ..core.given import number
-from ..core.leaves import Leaves, new_leaves, rows, select, spread_over
-from ..core.norms import rms, tolerance_scale
+from ..core.leaves import Leaves, new_leaves, select, spread_over
+from ..core.norms import peak, rms, tolerance_scale
 from ..core.transforms import largest
 from ..engine.integrate import Request
 from ..engine.problem import Problem
+from ..engine.samples import ALL, Apart
 from ..engine.tape import Entry
 from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .backprop import plain
-from .base import Gradient, Trajectory, add, direct
+from .base import Gradient, Trajectory, added, direct
 from .discrete import StepSweep
 from .frozen import unfailed
 from .local import Local, divided
-from .parts import Apart, Part, fewer
+from .parts import Part
 from .stages import Evaluations
 from .states import Checkpoints
 from .sweep import Sweep
@@ -131,7 +132,7 @@ class Undo(Sweep):
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         carry = self._end() if carry is None else carry
         self.y, self.z = halves(carry)
-        self.size = self._size(self.y)
+        self.size = peak(self.y, self.q.batched)
         self.others = Apart()
 
     @torch.no_grad()
@@ -139,26 +140,23 @@ class Undo(Sweep):
         """The carry at the end once more, for a second backward pass over the same solution."""
         y, carry = self.q.y0, self.method.init(self.q.f, self.q.ts[..., 0], self.q.y0)
         ends = Apart()
-        carry = ends.move(list(carry), None)
         for n, e in enumerate(self.entries):
-            if e.problem.lanes is not ends.lanes:
-                y, carry = fewer(y, ends.lanes, e.problem.lanes), ends.move(list(carry), e.problem.lanes)
-            y, carry = self.taken_again(n, (y, tuple(c for c in carry if c is not None)))
-        return tuple(c for c in ends.move(list(carry), None) if c is not None)
+            samples = e.problem.samples
+            y, carry = ends.samples.fewer(y, samples), ends.moved(carry, samples)
+            y, carry = self.taken_again(n, (y, carry))
+        return ends.moved(carry, ALL)
 
     def enter(self, part: Part) -> None:
-        n = len(self.y)
-        bars: Bars = [*self.y, *self.z]
-        moved = self.others.move(bars, part.q.lanes)
-        found = tuple(x for x in moved if x is not None)
+        n, found = len(self.y), self.others.moved((*self.y, *self.z), part.q.samples)
         self.y, self.z = found[:n], found[n:]
+        super().enter(part)
 
-    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
+    def local(self, n: int) -> Local:
         """The carry is of its wider dtype in values and of the state's in what is differentiated."""
         (e, _), method = self.taking(n), self.method
         time0, time1 = self.leaf_ends(e)
         f = e.field(self.q, time0, time1)
-        y_bar, ends_bar = self._other(e, f, time0, time1, y_bar, carry_bar[len(self.z) :])
+        ends_bar = self._other(e, f, time0, time1)
         # then y1 = l y + (1 - l) z + rise(z)
         z = new_leaves(narrowed(self.z, self.q.y0))
         rise, stages = method.base.increment(StepInput(f, time0, time1, z))
@@ -168,21 +166,21 @@ class Undo(Sweep):
         joined = method.joined(y, z, rise)
         move = e.move(self.q, time0, time1, y, (), Step(joined, (), packed(z, rise, stages)))
         unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
-        return Local(move, y, (*unused, *z), (*joined, *z), ends_bar), y_bar
+        return Local(move, y, (*unused, *z), (*joined, *z), ends_bar)
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         (e, _), own, like = self.taking(n), self.method, self.q.y0
         time0, time1 = e.ends(self.q)
         field = e.field(self.q, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2
-        y_bar = [add(a, b) for a, b in zip(y_bar, wide_bar, strict=True)]
+        y_bar = added(y_bar, wide_bar)
         # z1 = z - back(y1)
         f = Evaluations(field)
         back, _ = method.increment(StepInput(f, time1, time0, narrowed(self.y, like)))
         self.z = select(e.accept, tuple(z + b for z, b in zip(self.z, back, strict=True)), self.z)
         minus = [None if b is None else -b for b in z_bar]
         through = method.pull_increment(spread_over(time0 - time1, like), f.stages, minus, self.vjp)
-        y_bar = [add(a, b) for a, b in zip(y_bar, through, strict=True)]
+        y_bar = added(y_bar, through)
         # y1 = l y + (1 - l) z + rise(z)
         f = Evaluations(field)
         rise, _ = method.increment(StepInput(f, time0, time1, narrowed(self.z, like)))
@@ -191,25 +189,25 @@ class Undo(Sweep):
         kept, given = (
             [None if b is None else b * factor for b in y_bar] for factor in (own.coupling, 1.0 - own.coupling)
         )
-        z_bar = [add(add(a, b), c) for a, b, c in zip(z_bar, given, through, strict=True)]
-        return kept, [*[None] * len(like), *z_bar]
+        return kept, [*[None] * len(like), *added(added(z_bar, given), through)]
 
-    def _other(
-        self, e: Entry, f: Field, time0: Tensor, time1: Tensor, y_bar: Bars, z_bar: Bars
-    ) -> tuple[Bars, tuple[Tensor | None, Tensor | None]]:
-        """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it."""
-        method = self.method
+    def _other(self, e: Entry, f: Field, time0: Tensor, time1: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Undo z1 = z - back(y1), the part of the step that goes back from y1, and pull through it.
+
+        Gives the cotangents of its ends.
+        """
+        method, n, z_bar = self.method, len(self.y), self.carry_bar[len(self.z) :]
         free = new_leaves(narrowed(self.y, self.q.y0))
         back, _ = method.base.increment(StepInput(f, time1, time0, free))
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)
         if all(b is None for b in z_bar):
-            return y_bar, (None, None)
+            return None, None
         through, _ = divided(e.accept, z_bar)
         ends = (time0, time1) if self.times_needed else ()
         grads = self.vjp(back, [None if b is None else -b for b in through], (*free, *ends))
-        y_bar = [add(a, g) for a, g in zip(y_bar, grads, strict=False)]
-        return y_bar, (grads[-2], grads[-1]) if self.times_needed else (None, None)
+        self.y_bar = added(self.y_bar, grads[:n])
+        return (grads[-2], grads[-1]) if self.times_needed else (None, None)
 
     def lost(self) -> float:
         """The largest difference between the reconstructed and the true initial state of a sample.
@@ -220,19 +218,7 @@ class Undo(Sweep):
         q = self.q
         if not self.entries:
             return 0.0
-        size, miss = torch.maximum(self._size(q.y0), self.size), torch.zeros_like(q.direction)
-        for true, *found in zip(q.y0, self.y, self.z, strict=True):
-            for x in found:
-                miss = torch.maximum(miss, _top(x - true, q.batched))
-        worst = miss / torch.where(size > 0, size, torch.ones_like(size))
+        size = torch.maximum(peak(q.y0, q.batched), self.size)
+        miss = [peak(tuple(x - y for x, y in zip(ys, q.y0, strict=True)), q.batched) for ys in (self.y, self.z)]
+        worst = torch.maximum(*miss) / torch.where(size > 0, size, 1.0)
         return float(torch.nan_to_num(worst, nan=torch.inf, posinf=torch.inf).max())
-
-    def _size(self, y: Leaves) -> Tensor:
-        size = torch.zeros_like(self.q.direction)
-        for x in y:
-            size = torch.maximum(size, _top(x, self.q.batched).to(size.dtype))
-        return size
-
-
-def _top(x: Tensor, batched: bool) -> Tensor:
-    return rows(x.abs()).amax(1) if batched else x.abs().max()

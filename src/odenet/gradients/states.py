@@ -13,14 +13,14 @@ from ..core.capture import Captured, Nodes, graph_marker
 from ..core.leaves import Leaves
 from ..engine.advance import Move, State
 from ..engine.problem import Problem
+from ..engine.samples import ALL
 from ..engine.schedule import OnlineSchedule, split
 from ..engine.tape import Entry, GraphKeeper, Keeper
 from .local import Local
 from .memory import nbytes
-from .parts import fewer
+from .parts import Start, fewer
 from .weigh import Weighed, saved
 
-Start = tuple[Leaves, Leaves]  # y and the carry
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
@@ -210,8 +210,8 @@ class Checkpoints(States):
     def at_start(slots: int, p: Problem, entries: list[Entry]) -> Checkpoints:
         """With the initial state alone, for a method whose carry does not depend on f."""
         states = Checkpoints(slots, method_carries=True)
-        carry, lanes = p.method.init(p.f, p.ts[..., 0], p.y0), entries[0].problem.lanes
-        states._hold(0, fewer(p.y0, None, lanes), fewer(carry, None, lanes))
+        start = p.y0, p.method.init(p.f, p.ts[..., 0], p.y0)
+        states._hold(0, *fewer(start, ALL, entries[0].problem.samples))
         return states
 
     def keep(self, n: int, move: Move) -> None:

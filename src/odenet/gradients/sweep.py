@@ -10,17 +10,16 @@ from torch import Tensor
 
 from ..core.capture import Nodes, graph_marker
 from ..core.lanes import Flag, some
-from ..core.leaves import Leaves, cast, new_leaves, select
-from ..engine.advance import after_step
+from ..core.leaves import Leaves, cast, new_leaves
 from ..engine.problem import Problem
 from ..engine.record import first_outputs, kept, outputs, piece
+from ..engine.samples import ALL, Apart, Samples
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
-from .base import add
+from .base import added
 from .local import Local, PoisonedError, divided, mixed
 from .memory import nbytes
-from .parts import Apart, Part, Shared, fewer
-from .states import Start
+from .parts import Part, Shared, Start, fewer
 from .taped import Taken
 
 # From a state of this many bytes on, a step is pulled through evaluation by evaluation: with less memory, as one graph
@@ -29,7 +28,10 @@ BY_STAGES = 2**18
 
 
 class Sweep(ABC):
-    """Pulls the cotangents of a solve back to its inputs."""
+    """Pulls the cotangents of a solve back to its inputs.
+
+    y_bar, carry_bar, time_bar: cotangents of where it stands, of the samples at hand; no carry_bar: there are none.
+    """
 
     def __init__(self, taken: Taken, method: Method) -> None:
         """method: the one whose evaluations of f make up a step."""
@@ -42,7 +44,8 @@ class Sweep(ABC):
         self.whole.charged = q.f.calls
         self.shown = taken.shown
         self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
-        self.shared = Shared((*self.whole.args, *taken.captured))
+        self.shared = Shared(len(self.whole.args) + len(taken.captured))
+        self.apart = Apart()
         self.ts = q.ts.detach()
         self.ts_bar = torch.zeros_like(q.ts)
         self.stops_bar = torch.zeros_like(q.stops.times)
@@ -58,8 +61,8 @@ class Sweep(ABC):
         return self.part.q
 
     @abstractmethod
-    def local(self, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Local, Bars]:
-        """Step n, attached, and the cotangent of the state after it that is left to pull through it.
+    def local(self, n: int) -> Local:
+        """Step n, attached, with `y_bar` the cotangent of the state after it that is left to pull through it.
 
         Called in grad mode.
         """
@@ -72,32 +75,32 @@ class Sweep(ABC):
         """
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        q, n, m = self.q, len(self.q.y0), self.shown
-        ys_bar, y_bar, dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
-        carry_bar: Bars = []
-        self.outputs_wanted, self.dense_wanted = (any(b is not None for b in bars) for bars in (ys_bar, dense_bar))
-        time_bar = torch.zeros_like(q.direction)
-        self.apart = Apart(), Apart(), Apart()
+        n, m = len(self.q.y0), self.shown
+        self.ys_bar, self.y_bar, self.dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
+        self.outputs_wanted, self.dense_wanted = (
+            any(b is not None for b in bars) for bars in (self.ys_bar, self.dense_bar)
+        )
+        self.carry_bar: Bars = []
+        self.time_bar = torch.zeros_like(self.q.direction)
         with torch.enable_grad():
             left = len(self.entries)
             while left:
-                y_bar, carry_bar, time_bar = self._with(self.taking(left - 1)[1], y_bar, carry_bar, time_bar)
-                taken, y_bar, carry_bar, time_bar = self._steps(left - 1, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
-                left -= taken
-            y_bar, carry_bar, time_bar = self._with(self.whole, y_bar, carry_bar, time_bar)
-            y_bar = self._first_carry(y_bar, carry_bar)
-            y_bar = self._first_outputs(ys_bar, y_bar)
-        if not self.entries and dense_bar:  # the constant piece of a solve of no length
-            y_bar = [add(a, None if b is None else b[0]) for a, b in zip(y_bar, dense_bar[2 : 2 + n], strict=True)]
-        self.ts_bar[..., 0] += time_bar
+                self.enter(self.taking(left - 1)[1])
+                left -= self._steps(left - 1)
+            self.enter(self.whole)
+            self._first_carry()
+            self._first_outputs()
+        if not self.entries:  # the constant piece of a solve of no length
+            self.y_bar = added(self.y_bar, [None if b is None else b[0] for b in self.dense_bar[2 : 2 + n]])
+        self.ts_bar[..., 0] += self.time_bar
         self.stats["backward_nfe"] = self.nfe
         ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
-        return (*y_bar, *ts_bars, *self.shared.total)
+        return (*self.y_bar, *ts_bars, *self.shared.total)
 
     def segment_of(self, n: int) -> Part:
         """That of all samples that were in the batch at step n."""
         p = self.entries[n].problem
-        if p.lanes is None:
+        if p.samples is ALL:
             return self.whole
         if id(p) not in self.parts:
             self.parts[id(p)] = Part.of(p)
@@ -117,26 +120,20 @@ class Sweep(ABC):
 
     def start_of(self, n: int, start: Start) -> Start:
         """Of the samples that take step n again, from that of all that were in the batch."""
-        rows = self.entries[n].rows
-        if rows is None:
-            return start
-        y, carry = (tuple(x.index_select(0, rows) for x in leaves) for leaves in start)
+        own = Samples(self.entries[n].rows)
+        y, carry = (tuple(map(own.take, leaves)) for leaves in start)
         return y, carry
 
-    def _with(self, part: Part, y_bar: Bars, carry_bar: Bars, time_bar: Tensor) -> tuple[Bars, Bars, Tensor]:
+    def enter(self, part: Part) -> None:
         """Go on with the samples of a part, and their cotangents; the others' stay as they are."""
         if part is self.part:
-            return y_bar, carry_bar, time_bar
-        self.enter(part)
-        self.part, lanes = part, part.q.lanes
-        self.shared.enter(part.q.f, lanes)
-        bars: tuple[Bars, Bars, Bars] = (y_bar, carry_bar, [time_bar])
-        y_bar, carry_bar, times = (a.move(x, lanes) for a, x in zip(self.apart, bars, strict=True))
-        assert times[0] is not None
-        return y_bar, carry_bar, times[0]
-
-    def enter(self, part: Part) -> None:  # noqa: B027
-        """Called before other samples are in the batch."""
+            return
+        self.part, n = part, len(self.y_bar)
+        self.shared.enter(part.q.f, part.q.samples)
+        moved = self.apart.move([*self.y_bar, self.time_bar, *self.carry_bar], part.q.samples)
+        self.y_bar, time_bar, self.carry_bar = moved[:n], moved[n], moved[n + 1 :]
+        assert time_bar is not None
+        self.time_bar = time_bar
 
     def vjp(
         self,
@@ -162,27 +159,19 @@ class Sweep(ABC):
         self.shared.add(grads[split:])
         return list(grads[:split])
 
-    def forwards(self, n: int, start: Start) -> Start:
-        """The start of step n + 1 from that of step n."""
-        y, carry = self.taken_again(n, start)
-        here, after = (e.problem.lanes for e in self.entries[n : n + 2])
-        return fewer(y, here, after), fewer(carry, here, after)
-
     @torch.no_grad()
     def taken_again(self, n: int, start: Start) -> Start:
         """The end of step n from its start; what its evaluations cost is charged to its lanes."""
-        (e, part), (y, carry) = self.taking(n), self.start_of(n, start)
-        time0, time1 = e.ends(part.q)
-        move = e.again(part.q, time0, time1, y, carry)
-        carry1 = after_step(part.q, time1, move.step, e.jumps)
+        (e, part), own = self.taking(n), Samples(self.entries[n].rows)
+        _, after = part.again(e, self.start_of(n, start))
         self.charge(e.accept, part)
-        y, carry = select(e.accept, move.step.y, y), select(e.accept, carry1, carry)
-        rows = self.entries[n].rows
-        if rows is None:
-            return y, carry
-        pairs = zip(start, (y, carry), strict=True)
-        y, carry = (tuple(a.index_copy(0, rows, b) for a, b in zip(*x, strict=True)) for x in pairs)
+        y, carry = (tuple(map(own.put, *pair)) for pair in zip(start, after, strict=True))
         return y, carry
+
+    def forwards(self, n: int, start: Start) -> Start:
+        """The start of step n + 1 from that of step n."""
+        here, after = (e.problem.samples for e in self.entries[n : n + 2])
+        return fewer(self.taken_again(n, start), here, after)
 
     def charge(self, lanes: Flag = True, part: Part | None = None) -> None:
         """Charge these lanes for the evaluations since the last charge."""
@@ -194,60 +183,41 @@ class Sweep(ABC):
             return time0, time1
         return time0.detach().requires_grad_(), time1.detach().requires_grad_()
 
-    def _steps(
-        self,
-        index: int,
-        ys_bar: Sequence[Tensor | None],
-        y_bar: Bars,
-        carry_bar: Bars,
-        time_bar: Tensor,
-        dense_bar: Sequence[Tensor | None],
-    ) -> tuple[int, Bars, Bars, Tensor]:
-        """Back through step `index`, and those before it that its kept graph is attached to: how many, and the bars."""
-        (e, _), recorded = self.taking(index), False
+    def _steps(self, index: int) -> int:
+        """Back through step `index`, and those before it that its kept graph is attached to; how many."""
+        e = self.taking(index)[0]
         chain = [] if self.graphs is None else self.graphs.take(index)
+        recorded = bool(chain)
         self.marker = graph_marker()
         self.seen.clear()
-        if not chain or self.graphs is None:
-            if self.stagewise is not None and self._plain(e):
-                return 1, *self._pulled(self.stagewise, index, y_bar, carry_bar), time_bar
-            local, y_bar = self.local(index, y_bar, carry_bar)
-            chain = [local]
-        else:
+        if recorded and self.graphs is not None:
             self.graphs.seen_by(self.q.f.captured, chain, self.part.args, self.seen)
-            recorded = True
+        elif self.stagewise is not None and self._plain(e):
+            return self._pulled(self.stagewise, index)
+        else:
+            chain = [self.local(index)]
         last, first = chain[0], chain[-1]
-        values, bars = [*last.move.step.y, *last.carry1], [*y_bar, *(carry_bar or [None] * len(last.carry1))]
-        bars, passed = divided(e.accept, bars)
+        values = [*last.move.step.y, *last.carry1]
+        bars, passed = divided(e.accept, [*self.y_bar, *(self.carry_bar or [None] * len(last.carry1))])
         times: Leaves = ()
         for back, local in enumerate(chain):
-            times = self._inside(index - back, local, ys_bar, dense_bar, values, bars)
+            times = self._inside(index - back, local, values, bars)
         ends = (first.move.time0, first.move.time1, *times) if self.times_needed else ()
         try:
             grads = self.vjp(values, bars, (*first.y, *first.carry, *ends), recorded and mixed(e.accept))
         except PoisonedError:
-            return self._steps(index, ys_bar, y_bar, carry_bar, time_bar, dense_bar)
+            return self._steps(index)
         self.charge(e.accept)
         n, m = len(first.y), len(first.y) + len(first.carry)
         if self.times_needed:
-            bar0, bar1 = (add(a, b) for a, b in zip(grads[m : m + 2], first.ends_bar, strict=True))
-            time_bar = self.times(e, time_bar, bar0, bar1)
+            self._times(e, *added(grads[m : m + 2], first.ends_bar))
             ts_bar = grads[m + 2] if times else None
             if e.given is not None and ts_bar is not None:
                 self.ts_bar[e.given.rows] += ts_bar
-        y_new = [add(a, b) for a, b in zip(grads[:n], passed[:n], strict=True)]
-        carry_new = [add(a, b) for a, b in zip(grads[n:m], passed[n:] or [None] * len(first.carry), strict=True)]
-        return len(chain), y_new, carry_new, time_bar
+        self.y_bar, self.carry_bar = added(grads[:n], passed[:n]), added(grads[n:m], passed[n:])
+        return len(chain)
 
-    def _inside(
-        self,
-        index: int,
-        local: Local,
-        ys_bar: Sequence[Tensor | None],
-        dense_bar: Sequence[Tensor | None],
-        values: list[Tensor],
-        bars: Bars,
-    ) -> Leaves:
+    def _inside(self, index: int, local: Local, values: list[Tensor], bars: Bars) -> Leaves:
         """Adds what the solve shows of a step beside its end: outputs within it, and its polynomial.
 
         Gives the times of those outputs, as a leaf, where there are any.
@@ -258,10 +228,10 @@ class Sweep(ABC):
             times = (self.ts[given.rows].requires_grad_(self.times_needed),)
             inside = outputs(move, times[0], given.lane)
             values += kept(self.q, times[0], inside, given.lane, move.time0, move.y)
-            bars += [None if b is None else b[given.rows] for b in ys_bar]
+            bars += [None if b is None else b[given.rows] for b in self.ys_bar]
         if self.dense_wanted:
             values += piece(move)
-            bars += [None if d is None else d[index] for d in dense_bar]
+            bars += [None if d is None else d[index] for d in self.dense_bar]
         move.step = move.step._replace(stages=())  # only dense output wanted them
         return times
 
@@ -272,35 +242,34 @@ class Sweep(ABC):
         return not some(e.jumps)
 
     @torch.no_grad()
-    def _pulled(self, method: StagewiseMethod, index: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        (e, _), n = self.taking(index), len(y_bar)
-        through, passed = divided(e.accept, [*y_bar, *carry_bar])
-        y_new, carry_new = self.pulled(method, index, through[:n], through[n:])
+    def _pulled(self, method: StagewiseMethod, index: int) -> int:
+        (e, _), n = self.taking(index), len(self.y_bar)
+        through, passed = divided(e.accept, [*self.y_bar, *self.carry_bar])
+        y_bar, carry_bar = self.pulled(method, index, through[:n], through[n:])
         self.charge(e.accept)
-        y_new = [add(a, b) for a, b in zip(y_new, passed[:n], strict=True)]
-        return y_new, [add(a, b) for a, b in zip(carry_new, passed[n:] or [None] * len(carry_new), strict=True)]
+        self.y_bar, self.carry_bar = added(y_bar, passed[:n]), added(carry_bar, passed[n:])
+        return 1
 
-    def times(self, e: Entry, time_bar: Tensor, bar0: Tensor | None, bar1: Tensor | None) -> Tensor:
+    def _times(self, e: Entry, bar0: Tensor | None, bar1: Tensor | None) -> None:
         """The end of a step is a stop where it hit one, else its start plus a constant."""
-        zero = torch.zeros_like(time_bar)
+        zero = torch.zeros_like(self.time_bar)
         bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
-        if not isinstance(e.accept, Tensor):
-            if e.hit:
-                if e.stop >= 0:  # the time of an event is a constant
-                    self.stops_bar[e.stop] += time_bar + bar1
-                return bar0
-            return time_bar + bar0 + bar1
+        end_bar = self.time_bar + bar1
+        if self.q.on_host:
+            if e.hit and e.stop >= 0:  # the time of an event is a constant
+                self.stops_bar[e.stop] += end_bar
+            self.time_bar = bar0 if e.hit else self.time_bar + bar0 + bar1
+            return
         hit = e.accept & e.hit
-        lanes, index = self.q.lanes, e.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
-        whose = torch.arange(len(index), device=index.device) if lanes is None else lanes.index
-        through = torch.where(hit & (e.stop >= 0), time_bar + bar1, zero)  # the time of an event is a constant
-        self.stops_bar.index_put_((whose, index), through, accumulate=True)
-        return torch.where(hit, bar0, time_bar + bar0 + bar1)
+        index = e.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
+        whose = self.q.samples.whose(torch.arange(len(index), device=index.device))
+        self.stops_bar.index_put_((whose, index), torch.where(hit & (e.stop >= 0), end_bar, zero), accumulate=True)
+        self.time_bar = torch.where(hit, bar0, self.time_bar + bar0 + bar1)
 
-    def _first_carry(self, y_bar: Bars, carry_bar: Bars) -> Bars:
+    def _first_carry(self) -> None:
         """Back through the carry at ts[0]."""
-        if all(b is None for b in carry_bar):
-            return y_bar
+        if all(b is None for b in self.carry_bar):
+            return
         q = self.q
         self.seen.clear()
         if self.graphs is not None and self.graphs.first is not None:
@@ -310,24 +279,23 @@ class Sweep(ABC):
             time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, time, y)
-        grads = self.vjp(list(carry), carry_bar, (*y, time) if self.times_needed else y)
+        grads = self.vjp(list(carry), self.carry_bar, (*y, time) if self.times_needed else y)
         self.charge()
-        if self.times_needed and (bar := grads[-1]) is not None:
+        if self.times_needed and (bar := grads.pop()) is not None:
             self.ts_bar[..., 0] += bar
-        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
+        self.y_bar = added(self.y_bar, grads)
 
-    def _first_outputs(self, ys_bar: Sequence[Tensor | None], y_bar: Bars) -> Bars:
+    def _first_outputs(self) -> None:
         """Back through the outputs at ts[0]."""
-        if all(b is None for b in ys_bar):
-            return y_bar
+        if all(b is None for b in self.ys_bar):
+            return
         q = self.q
         self.marker = graph_marker()
-        ts = q.ts.detach().requires_grad_(self.times_needed)
-        y = new_leaves(q.y0)
+        ts, y = q.ts.detach().requires_grad_(self.times_needed), new_leaves(q.y0)
         rows, firsts, _ = first_outputs(q, ts, y)
-        bars = [None if b is None else b[rows] for b in ys_bar]
-        grads = self.vjp(firsts, bars, (*y, *((ts,) if self.times_needed else ())))
+        bars = [None if b is None else b[rows] for b in self.ys_bar]
+        grads = self.vjp(firsts, bars, (*y, ts) if self.times_needed else y)
         self.charge()
-        if self.times_needed and grads[-1] is not None:
-            self.ts_bar += grads[-1]
-        return [add(a, b) for a, b in zip(y_bar, grads[: len(y)], strict=True)]
+        if self.times_needed and (bar := grads.pop()) is not None:
+            self.ts_bar += bar
+        self.y_bar = added(self.y_bar, grads)
