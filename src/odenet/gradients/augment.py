@@ -72,10 +72,10 @@ class CotangentField(ABC):
             marker = 0 if self.parts is None else graph_marker()
             slope = self.f(t, y, nudge)
             if self.parts is None:
-                pulled = self._grad(slope, y, a, attached)
+                pulled = self.pulled(slope, y, a, attached)
             else:
                 self.f.see(slope, t, y, marker)
-                pulled = self._grad(slope, (*y, *self.fixed), a, attached)
+                pulled = self.pulled(slope, (*y, *self.fixed), a, attached)
                 self.parts.append(pulled[len(y) :])
                 pulled = pulled[: len(y)]
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
@@ -89,12 +89,17 @@ class CotangentField(ABC):
             t = t.detach()
             slope = self.f(t, y)
             self.f.see(slope, t, y, marker)
-            return self._grad(slope, self.fixed, a)
+            return self.pulled(slope, self.fixed, a)
 
-    def _grad(
-        self, slope: Leaves, inputs: Sequence[Tensor], cotangents: Leaves, create_graph: bool = False
+    def pulled(
+        self,
+        values: Leaves,
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
-        pairs = [(k, c) for k, c in zip(slope, cotangents, strict=True) if k.requires_grad]
+        """Cotangents of `inputs` from those of what f made."""
+        pairs = [(k, c) for k, c in zip(values, cotangents, strict=True) if c is not None and k.requires_grad]
         if not pairs or not inputs:
             return [None] * len(inputs)
         outs, bars = zip(*pairs, strict=True)

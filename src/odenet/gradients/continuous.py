@@ -24,14 +24,16 @@ from ..engine.diagnose import raise_failure
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.loop import Outcome
 from ..engine.pieces import evaluate_pieces
-from ..engine.problem import Problem
+from ..engine.problem import Problem, Stops
 from ..engine.record import Record
-from ..methods.base import Method
+from ..methods.base import Bars, Method
 from .attach import attach
 from .augment import CotangentField
 from .backprop import interpolator, plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
+from .local import divided
 from .quadrature import quadrature
+from .taped import once_more
 
 _STEPS = 10_000
 
@@ -91,64 +93,70 @@ class ContinuousAdjoint(Gradient):
         q = p.detached()
         with torch.no_grad():
             solved, backward = self.forwards(q, request)
-        stats, n = Stats.of(solved.outcome), len(p.y0)
-        used, spare = q.f.capture()
-        captured = (*used, *spare)
+        made = _Attaching(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
+        values, m = made.attached(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
+        plainly = None if solved.pieces is None else interpolator(solved.pieces, p)
+        # nothing that is attached keeps f alive
+        dense = made.query if plainly is not None and made.asked(p.ts) else plainly
+        return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)
 
-        def attached(ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> tuple[Tensor, ...]:
-            """ys at ts, and the state `end` at the time reached, as functions of all inputs.
 
-            saved: ys are what is saved of the states.
-            """
-            inputs = (*p.y0, ts, *p.f.differentiable_args)
-            if not any(x.requires_grad for x in (*inputs, *captured)):
-                return (*ys, *end)
-            refuse_random(p, q.f, replayed=False)
-            versions = [y._version for y in ys]
-            last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
-            times, times_needed = ts.detach(), ts.requires_grad
+class _Attaching:
+    """Makes states of a forward solve of p, of which q is a detached copy, functions of all inputs."""
 
-            def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-                if versions != [y._version for y in ys]:
-                    raise RuntimeError(
-                        f"the solution ys has been modified by an inplace operation, and gradient={self.name!r} starts "
-                        "its backward solves from it: change a copy, ys.clone()"
-                    )
-                made = backward(captured)
-                grads = made.run(times, solved.outcome, None if saved else ys, last, cotangents, times_needed)
-                stats["backward_nfe"] = made.nfe
-                return grads
+    def __init__(
+        self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: Solved,
+        backward: Callable[[Leaves], Backward], used: Sequence[Tensor], spare: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        self.how, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
+        self.used, self.spare, self.stats = used, spare, Stats.of(solved.outcome)
 
-            def again(others: Sequence[Tensor]) -> Sequence[Tensor]:
-                f = p.f.with_args(tuple(others[n + 1 :]))
-                other = Problem.build(
-                    f, tuple(others[:n]), others[n], p.controller, method=p.method.smooth(), rtol=p.rtol, atol=p.atol,
-                    max_steps=p.max_steps,
-                )  # fmt: skip
-                anew = integrate(other, replace(request.again(), dense=False), Record(other))
-                return (*anew.ys, *anew.y1)
+    def asked(self, ts: Tensor) -> bool:
+        """Whether a gradient is asked for, with respect to ts or to anything else."""
+        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.spare)
+        return any(x.requires_grad for x in inputs)
 
-            return attach(pull, again if self.twice else None, (*ys, *end), inputs, used, spare)
+    def attached(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
+        """ys at ts, and the state `end` at the time reached. saved: ys are what is saved of the states."""
+        if not self.asked(ts):
+            return (*ys, *end)
+        refuse_random(self.p, self.q.f, replayed=False)
+        versions = [y._version for y in ys]
+        last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
+        times, times_needed = ts.detach(), ts.requires_grad
 
-        m = len(solved.ys)
-        values = attached(p.ts, solved.ys, solved.y1, p.f.save is not None)
-        pieces = solved.pieces
+        def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            if versions != [y._version for y in ys]:
+                raise RuntimeError(
+                    f"the solution ys has been modified by an inplace operation, and gradient={self.how.name!r} starts "
+                    "its backward solves from it: change a copy, ys.clone()"
+                )
+            made, states = self.backward((*self.used, *self.spare)), None if saved else ys
+            grads = made.run(times, self.solved.outcome, states, last, cotangents, times_needed)
+            self.stats["backward_nfe"] = made.nfe
+            return grads
 
-        def query(t: Tensor) -> Leaves:
-            assert pieces is not None
-            order = torch.argsort(t.detach() * (p.direction[:, None] if p.batched else p.direction), -1)
-            ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
-            ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
-            ys = attached(ordered, ys, solved.y1)[:n]
-            back = torch.argsort(order, -1) + 1
-            if not p.batched:
-                return tuple(y[back] for y in ys)
-            return tuple(y[torch.arange(len(y), device=y.device)[:, None], back] for y in ys)
+        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args)
+        return attach(pull, self.again if self.how.twice else None, (*ys, *end), inputs, self.used, self.spare)
 
-        plainly = None if pieces is None else interpolator(pieces, p)
-        asked = any(x.requires_grad for x in (*p.y0, p.ts, *p.f.differentiable_args, *captured))
-        dense = query if plainly is not None and asked else plainly  # nothing that is attached keeps f alive
-        return Trajectory(tuple(values[:m]), tuple(values[m:]), dense, solved.outcome, stats, plainly)
+    def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The states from other inputs (y0, ts, args), in grad mode."""
+        p, n = self.p, len(self.p.y0)
+        stops = Stops.build(inputs[n], p.direction, p.controller)
+        return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
+
+    def query(self, t: Tensor) -> Leaves:
+        """The dense solution."""
+        p, pieces = self.p, self.solved.pieces
+        assert pieces is not None
+        order = torch.argsort(t.detach() * p.direction.unsqueeze(-1), -1)
+        ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
+        ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
+        ys = self.attached(ordered, ys, self.solved.y1)[: len(p.y0)]
+        place: Any = torch.argsort(order, -1) + 1
+        if p.batched:
+            place = torch.arange(len(place), device=place.device).unsqueeze(-1), place
+        return tuple(y[place] for y in ys)
 
 
 class Backward:
@@ -193,20 +201,16 @@ class Backward:
             self.asked = asked = _asked(cotangents, ts)
             reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
             beyond = beyond | ~asked.unsqueeze(-1)
-        self.ts, self.ys, self.ys_bar, self.times_needed = ts, ys, cotangents[:n], times_needed
-        self.ts_bar = torch.zeros_like(ts)
-        self.y, self.a = (
-            y1,
-            tuple(torch.zeros_like(y) if b is None else b for y, b in zip(y1, cotangents[n:], strict=True)),
-        )
-        self.reached = self.here = reached
+        self.ts, self.ts_bar, self.times_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
+        self.ys = None if ys is None else tuple(y.movedim(axis, 0) for y in ys)
+        self.ys_bar = [None if b is None else b.movedim(axis, 0) for b in cotangents[:n]]
+        self.y, self.a, self.here, self.reached = y1, _filled(cotangents[n:], y1), reached, reached
         # without states at the outputs to start from, the state is solved for from the end on
         self.silent = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
             # y1 moves with the end of the solve where it succeeded, and not with an event that is there
             if times_needed:
-                last, still = dot(self.a, self.field.f(self.here, y1), batched), beyond[..., -1]
-                still = still | (status == Status.EVENT)
+                last, still = self._rate(self.a, True), beyond[..., -1] | (status == Status.EVENT)
                 self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)
             left = ~beyond
             for low in self.segments(ts[..., 0]):
@@ -221,44 +225,34 @@ class Backward:
 
     def _output(self, i: int, lanes: Flag) -> None:
         """Go back to output i and take its cotangent up."""
-        batched = self.q.batched
-        time = where(lanes, self.ts[..., i], self.here)
-        self._go(time)
+        self._go(where(lanes, self.ts[..., i], self.here))
         if self.ys is not None:
-            self.y = select(lanes, tuple(x[:, i] if batched else x[i] for x in self.ys), self.y)
+            self.y = select(lanes, tuple(x[i] for x in self.ys), self.y)
         if i == 0 and self.times_needed:
             self.ts_bar[..., 0] -= self._rate(self.a, lanes)
         if all(b is None for b in self.ys_bar):
             return
         self.silent = False
-        given = [None if b is None else (b[:, i] if batched else b[i]) for b in self.ys_bar]
+        given, _ = divided(lanes, [None if b is None else b[i] for b in self.ys_bar])
         bar = self._through_save(i, lanes, given) if self.ys is None else _filled(given, self.y)
-        bar = select(lanes, bar, tuple(torch.zeros_like(b) for b in bar))
         if i > 0 and self.times_needed:
             self.ts_bar[..., i] += self._rate(bar, lanes)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
 
-    def _through_save(self, i: int, lanes: Flag, given: Sequence[Tensor | None]) -> Leaves:
+    def _through_save(self, i: int, lanes: Flag, given: Bars) -> Leaves:
         """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
-        f, fixed = self.field.f, self.field.fixed
+        f, y = self.field.f, new_leaves(self.y)
         with torch.enable_grad():
             marker = graph_marker()
-            t, y = self.here.detach().requires_grad_(self.times_needed), new_leaves(self.y)
+            t = self.here.detach().requires_grad_()
             kept = f.saved(t, y)
             f.see(kept, t, y, marker)
-            pairs = [(k, b) for k, b in zip(kept, given, strict=True) if b is not None and k.requires_grad]
-            if not pairs:
-                return _filled([None] * len(y), self.y)
-            values, bars = zip(*pairs, strict=True)
-            bars = select(lanes, bars, tuple(torch.zeros_like(b) for b in bars))
-            found = f.vjp(values, (*y, t, *fixed) if self.times_needed else (*y, *fixed), bars)
-        n = len(y)
-        if self.times_needed:
-            by_t, found = found[n], (*found[:n], *found[n + 1 :])
-            if by_t is not None:
-                self.ts_bar[..., i] += by_t
-        self.quadrature.add(found[n:])
-        return _filled(found[:n], self.y)
+            *found, by_t = self.field.pulled(kept, (*self.field.fixed, *y, t), given)
+        if self.times_needed and by_t is not None:
+            self.ts_bar[..., i] += by_t
+        m = len(self.field.fixed)
+        self.quadrature.add(found[:m])
+        return _filled(divided(lanes, found[m:])[0], self.y)
 
     def _rate(self, a: Leaves, lanes: Flag) -> Tensor:
         """a^T f where the pass stands, zero for the other lanes."""
@@ -283,18 +277,13 @@ class Backward:
     def _tolerances(self, count: int) -> tuple[Tolerance, Tolerance]:
         """For each leaf of the backward state: y's, where it has them, then a's."""
         q, how, n = self.q, self.how, len(self.q.y0)
-        rtol = [q.rtol[i % n] if how.rtol is None else how.rtol for i in range(count)]
-        atol = [q.atol[i % n] if how.atol is None else how.atol for i in range(count)]
-        if how.atol is None:
-            for i, size in zip(range(count - n, count), self._sizes(), strict=True):
-                atol[i] = atol[i] * size
-        return rtol, atol
-
-    def _sizes(self) -> list[float | Tensor]:
-        """The largest entry of a, of each lane, in a shape that broadcasts to each leaf; one where a is zero."""
-        top = peak(self.a, self.q.batched)
+        rtol = [*q.rtol] * (count // n) if how.rtol is None else [how.rtol] * count
+        if how.atol is not None:
+            return rtol, [how.atol] * count
+        top = peak(self.a, q.batched)  # the largest entry of a, of each lane; one where a is zero
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-        return [spread(top, x) if self.q.batched else float(top) for x in self.a]
+        units = [spread(top, x) if q.batched else float(top) for x in self.a]
+        return rtol, [*q.atol[: count - n], *(a * unit for a, unit in zip(q.atol, units, strict=True))]
 
 
 def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
