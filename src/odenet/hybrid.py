@@ -30,7 +30,6 @@ from .errors import SolveError
 from .events import Event, Hit, Watched, stacked_hits
 from .gradients.base import COUNTS, Stats, Trajectory
 from .gradients.frozen import frozen, held, unfailed
-from .legs import Leg
 
 Run = Callable[[Problem, Request], Trajectory]
 """One solve, differentiable; raises its failure where that is asked for."""
@@ -48,6 +47,15 @@ class Journey(NamedTuple):
     trajectory: Trajectory
     last: Hit | None
     hits: Hit
+
+
+class Leg(NamedTuple):
+    """One of the solves: from `start` to `end`, lanes, of those samples that were `going`."""
+
+    found: Trajectory
+    start: Tensor
+    end: Tensor
+    going: Tensor
 
 
 class Hybrid:
@@ -289,11 +297,11 @@ class Hybrid:
             dense, pieces = self._along(lambda found: found.dense), self._along(lambda found: found.pieces)
         time = self.p.ts.detach()[..., 0]
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
-        good = unfailed(whole.status)
+        good = unfailed(self.p, whole.status)
         if good is not None:
             constant = tree_map(lambda x: held(good, (x,))[0], hits.y)
             hits = hits._replace(t=held(good, (hits.t,))[0], y=constant)
-        return Journey(frozen(Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits)
+        return Journey(frozen(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits)
 
     def _last(self, hits: Hit) -> Hit | None:
         if not self.p.batched:

@@ -236,7 +236,7 @@ def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
     at = base + (time - base.detach())
     if not moves:
         at = torch.where(passed == stops.shape[-1], at, time)
-    good = unfailed(outcome.state.status)
+    good = unfailed(p, outcome.state.status)
     return at if good is None else torch.where(good, at, time)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..control.base import Decision
 from ..core.given import function
-from ..core.lanes import Number, where
+from ..core.lanes import Number, negate, some, where
 from .advance import Clock, Move, State
 from .loop import Trial
 from .problem import Problem
@@ -46,15 +46,9 @@ class Callbacks:
             if self.step is not None:
                 self.step(*about)
             move, decision = attempt(p, clock, s)
-            accept = move.accept
-            some, others = (
-                (bool(accept.any()), bool((~accept).any()))
-                if isinstance(accept, torch.Tensor)
-                else (accept, not accept)
-            )
-            if some and self.accept is not None:
+            if self.accept is not None and some(move.accept):
                 self.accept(*about)
-            if others and self.reject is not None:
+            if self.reject is not None and some(negate(move.accept)):
                 self.reject(*about)
             return move, decision
 

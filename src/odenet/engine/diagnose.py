@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import Leaves, along, real_dtype, rows, spread_over
-from ..core.norms import all_finite
+from ..core.leaves import along, real_dtype, spread_over
+from ..core.norms import all_finite, peak
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
 from ..errors import (
@@ -77,7 +77,7 @@ def refine(p: Problem, outcome: Outcome) -> None:
     vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
     if not some(vague):
         return
-    grown = _size(s.y, p.batched) > _HUGE * _size(p.y0, p.batched).clamp(min=1.0)
+    grown = peak(s.y, p.batched) > _HUGE * peak(p.y0, p.batched).clamp(min=1.0)
     finite = all_finite(s.y, p.batched) & _finite_ahead(p, outcome)
     code = torch.where(grown, int(Status.BLOW_UP), torch.where(finite, status, int(Status.NON_FINITE)))
     # a state that overflowed in one step from an ordinary one, with f finite there, is a blow-up as well
@@ -99,11 +99,6 @@ def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
     dt = p.direction * reach
     ahead = p.f(time + dt, along(y, spread_over(dt, y), slope))
     return all_finite((*slope, *ahead), p.batched)
-
-
-def _size(y: Leaves, batched: bool) -> Tensor:
-    tops = [rows(x.detach().abs()).amax(1) if batched else x.detach().abs().max() for x in y]
-    return torch.stack([t.double() for t in tops]).amax(0)
 
 
 @torch.no_grad()
@@ -135,11 +130,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         cause += f", for rtol and atol ask for more than the rounding of {name} allows, {eps:.1e} of the state"
         hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
-
-    def lane(x: Number) -> float:
-        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
-
-    t, dt = lane(s.t), _attempted(p, s, sample)
+    t, dt = _of(s.t, sample), _attempted(p, s, sample)
     component, size = _worst(p, outcome, sample, names)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
@@ -152,6 +143,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     cause = cause.format(max_steps=p.max_steps, size=size, why=why)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
+
+
+def _of(x: Number, sample: int | None) -> float:
+    """The number of a sample, or of a joint solve."""
+    return float(x if sample is None else x[sample])
 
 
 def _too_coarse(p: Problem, s: State, sample: int | None) -> torch.dtype | None:
@@ -187,14 +183,10 @@ def _stiff(p: Problem, s: State, sample: int | None) -> bool:
 
 def _attempted(p: Problem, s: State, sample: int | None) -> float:
     """The signed size of the attempt that failed, which ends at the next time to hit, whatever is asked for."""
-
-    def lane(x: Number) -> float:
-        return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)
-
     stops = p.stops.times.detach() if sample is None else p.stops.times.detach()[sample]
-    left = abs(float(stops[min(int(lane(s.stop)), len(stops) - 1)]) - lane(s.t))
-    h = lane(s.h)
-    return lane(p.direction) * (left if h > left > 0.0 else h)
+    left = abs(float(stops[min(int(_of(s.stop, sample)), len(stops) - 1)]) - _of(s.t, sample))
+    h = _of(s.h, sample)
+    return _of(p.direction, sample) * (left if h > left > 0.0 else h)
 
 
 def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tuple[str, str] | None:
@@ -203,8 +195,7 @@ def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tup
     if not bool(all_finite(own, False)):
         if backward:
             return "the gradient that came in holds NaN or infinity", "look at what the loss makes of the solution"
-        after = bool((p.spent[sample] if isinstance(p.spent, Tensor) else p.spent) > 0)
-        if after:
+        if _of(p.spent + torch.zeros_like(p.direction), sample) > 0:
             return "a reset gave NaN or infinity", "look at the reset of the event at this t"
         return "y0 holds NaN or infinity", "give a y0 that is finite: a weight that made it may be NaN"
     at = s.time == p.ts.detach()[..., 0]

@@ -12,8 +12,7 @@ from ..control.base import Decision
 from ..core.chebyshev import node_points, nodes
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, spread
-from ..core.leaves import rows as as_rows
-from ..core.norms import all_finite
+from ..core.norms import all_finite, peak
 from ..core.roots import Roots, Sought, first_roots
 from .advance import Clock, Move, State
 from .landing import Claim, Landing, resolution
@@ -67,7 +66,7 @@ class Seeker:
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
         self.onwards = tuple(torch.zeros_like(y.detach()) for y in p.y0)
-        self.bound = _HUGE * _size(p, p.y0).clamp(min=1.0)
+        self.bound = _HUGE * peak(p.y0, p.batched).detach().reshape(-1).clamp(min=1.0)
         self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
     @property
@@ -296,7 +295,7 @@ class Seeker:
 
     def _blows_up(self, p: Problem, move: Move, column: Tensor, wanted: Tensor) -> Tensor:
         """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
-        large = _size(p, move.step.y) > self.bound[rows_at_hand(p)]
+        large = peak(move.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
         wanted = wanted & ~large.unsqueeze(-1)
         bad = ~torch.isfinite(column) & wanted.unsqueeze(-1)
         if bool(bad.any()):
@@ -321,12 +320,6 @@ class Seeker:
         whole[rows[lanes]] = x[lanes].to(whole.dtype)
 
 
-def _size(p: Problem, y: Leaves) -> Tensor:
-    """The largest entry of the state, (L,)."""
-    rows = [as_rows(x.detach().abs()) if p.batched else x.detach().abs().reshape(1, -1) for x in y]
-    return torch.stack([x.amax(1).double() for x in rows]).amax(0)
-
-
 def _taken_back(
     p: Problem, s: State, move: Move, decision: Decision, back: Tensor, ends: Tensor
 ) -> tuple[Move, Decision]:
@@ -342,7 +335,7 @@ def _taken_back(
 def _not_finite(column: Tensor, wanted: Tensor, move: Move) -> ValueError:
     bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).nonzero()[0].tolist()
     t0 = float(torch.as_tensor(move.t0).reshape(-1)[bad[0]])
-    sample = f", sample {bad[0]}" if isinstance(move.t0, Tensor) else ""
+    sample = f", sample {bad[0]}" if move.problem.batched else ""
     return ValueError(
         f"value {bad[1]} of the event functions is {float(column[tuple(bad)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "

@@ -179,7 +179,7 @@ class Record(Observer):
         self.collected.keep(rows, kept(move.problem, self.p.ts[rows], values, last.lane, move.time0, move.y))
 
     def _given(self, move: Move) -> Given | None:
-        if isinstance(move.accept, Tensor):
+        if move.problem.batched:
             return self._given_of_lanes(move, move.accept)
         if not move.accept:
             return None

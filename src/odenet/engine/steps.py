@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from ..core.lanes import some, where
 from ..core.leaves import Leaves, select
 from .advance import Move
 from .observe import Observer
@@ -43,19 +44,16 @@ class StepEnds(Observer):
     def see(self, move: Move) -> None:
         p, accept = move.problem, move.accept
         t, h = move.time1.detach(), (move.time1 - move.time0).detach().abs()
-        if not isinstance(accept, Tensor):
-            if accept:
-                y = move.step.y if p.f.save is None else p.f.saved(t, tuple(x.detach() for x in move.step.y))
-                self.rows.append(
-                    (t.new_zeros(1, dtype=torch.int64), t[None], h[None], tuple(x.detach()[None] for x in y))
-                )
-            return
-        rows = accept.nonzero()[:, 0]
-        if not len(rows):
+        if not some(accept):
             return
         y = select(accept, move.step.y, move.y)
         if p.f.save is not None:
-            y = p.f.saved(torch.where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
+            y = p.f.saved(where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
+        if p.batched:
+            rows = accept.nonzero()[:, 0]
+        else:
+            t, h, *y = (x.unsqueeze(0) for x in (t, h, *y))
+            rows = torch.zeros_like(t, dtype=torch.int64)
         self.rows.append((p.samples.whose(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
 
     @torch.no_grad()

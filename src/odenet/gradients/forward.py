@@ -170,7 +170,7 @@ class Sensitivities(Observer):
 
     def _end(self, e: Entry) -> Tensor:
         """Tangent of the step's end: that of a stop where it hit one, else that of its start."""
-        if not isinstance(e.hit, Tensor):
+        if self.q.on_host:
             if e.hit and e.stop < 0:  # the time of an event is a constant
                 return torch.zeros_like(self.time)
             return self.stops[..., e.stop] if e.hit else self.time
@@ -223,6 +223,6 @@ class Sensitivities(Observer):
 
 def _select(accept: Flag, a: Tensor, b: Tensor) -> Tensor:
     """Lane by lane, where lanes are the second axis."""
-    if not isinstance(accept, Tensor):
+    if accept is True:
         return a
     return torch.where(accept.view(-1, *(1,) * (a.ndim - 2)), a, b)

@@ -16,14 +16,13 @@ from torch import Tensor
 from ..core.lanes import Number
 from ..core.leaves import Leaves, select
 from ..core.status import Status
-from ..core.transforms import vmapping
 from ..engine.problem import Problem, Stops
 from .base import COUNTS, Trajectory, direct
 
 
-def unfailed(status: Number) -> Tensor | None:
+def unfailed(p: Problem, status: Number) -> Tensor | None:
     """The samples that came to an end of theirs, (B,); None where all did, or where there are no samples."""
-    if not isinstance(status, Tensor) or status.ndim != 1 or vmapping():
+    if not p.batched or p.traced:
         return None
     good = (status == Status.SUCCESS) | (status == Status.EVENT)
     return None if bool(good.all()) else good
@@ -34,9 +33,9 @@ def held(good: Tensor, y: Leaves) -> Leaves:
     return select(good, y, tuple(x.detach() for x in y))
 
 
-def frozen(found: Trajectory) -> Trajectory:
+def frozen(p: Problem, found: Trajectory) -> Trajectory:
     """The trajectory with failed samples as constants."""
-    good = unfailed(found.outcome.state.status)
+    good = unfailed(p, found.outcome.state.status)
     if good is None or not torch.is_grad_enabled():
         return found
     dense = found.dense
@@ -53,10 +52,10 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
 
     again: that solve.
     """
-    good = unfailed(found.outcome.state.status)
+    good = unfailed(p, found.outcome.state.status)
     asked = not direct() and any(x.requires_grad for x in (*found.ys, *found.y1))
     if good is None or not asked or not bool(good.any()):
-        return frozen(found)
+        return frozen(p, found)
     p = _standing(p, found, good)
     with _drawing(found):
         others = again(p)

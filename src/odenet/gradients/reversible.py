@@ -106,7 +106,7 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     else:
         size = rms(apart, p.batched) / rms(tuple(y.detach() for y in s.y), p.batched).clamp(min=1e-300)
         limit = _APART_CONSTANT
-    good = unfailed(s.status)
+    good = unfailed(p, s.status)
     size = size if good is None else torch.where(good, size, 0.0)
     worst = largest(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf))
     if worst > limit:

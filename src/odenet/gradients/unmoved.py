@@ -27,7 +27,7 @@ def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
     accepted = found.outcome.accepted
     if direct() or p.traced:
         return found
-    good = unfailed(found.outcome.state.status)
+    good = unfailed(p, found.outcome.state.status)
     constant = good is not None and not bool(good.any())
     if not constant and some(accepted > 0):
         return found
