@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .control import Controller
+from .core.lanes import Flag, where
 from .core.leaves import Leaves, rows, select, tree_map
 from .core.status import Status
 from .engine.advance import State
@@ -87,6 +88,10 @@ class Hybrid:
         if self.p.batched:
             return x
         return x.reshape(1) if isinstance(x, Tensor) else torch.tensor([x], device=self.p.ts.device)
+
+    def flag(self, lanes: Tensor) -> Flag:
+        """Flags of lanes (L,) as the engine has them: of a joint solve on the host."""
+        return lanes if self.p.batched else bool(lanes)
 
     def journey(self) -> Journey:
         still = tuple(torch.zeros_like(y.detach()) for y in self.p.y0)
@@ -206,10 +211,7 @@ class Hybrid:
         """
         resets = self.resets[which] & going
         moves, fixed = resets | self._bends(p, found, going & ~resets, y1, time), time.detach()
-        if self.p.batched:
-            y, time = select(moves, there, y1), torch.where(moves, time, fixed)
-        else:
-            y, time = (there, time) if bool(moves) else (y1, fixed)
+        y, time = select(self.flag(moves), there, y1), where(self.flag(moves), time, fixed)
         for number in sorted(set(which[resets].tolist())):
             y = self.watched.reset(number, resets & (which == number), time, y)
         signs, value = found.signs.clone(), found.value.clamp(min=0).unsqueeze(-1)
@@ -243,7 +245,7 @@ class Hybrid:
         still = tuple(torch.zeros_like(x) for x in found.onwards)
         same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
         same = torch.stack(same).all(0)
-        return select(same if self.p.batched else bool(same), found.onwards, still)
+        return select(self.flag(same), found.onwards, still)
 
     def _next(
         self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any, onwards: Leaves
@@ -273,19 +275,13 @@ class Hybrid:
         if whole is None or not self.p.batched:
             return s
         on = leg.going
-        return s._replace(
-            t=torch.where(on, s.t, whole.t),
-            time=torch.where(on, s.time, whole.time),
-            h=torch.where(on, s.h, whole.h),
-            y=select(on, s.y, whole.y),
-            status=torch.where(on, s.status, whole.status),
-        )
+        t, h, status = (torch.where(on, a, b) for a, b in ((s.t, whole.t), (s.h, whole.h), (s.status, whole.status)))
+        return self._at_events(whole, on, s.time, s.y)._replace(t=t, h=h, status=status)
 
     def _at_events(self, whole: State, lanes: Tensor, time: Tensor, y: Leaves) -> State:
         """The state with these lanes standing at events."""
-        if self.p.batched:
-            return whole._replace(y=select(lanes, y, whole.y), time=torch.where(lanes, time, whole.time))
-        return whole._replace(y=y, time=time) if bool(lanes) else whole
+        on = self.flag(lanes)
+        return whole._replace(y=select(on, y, whole.y), time=where(on, time, whole.time))
 
     def _whole(self, whole: State) -> Journey:
         stats = Stats.joined([leg.found.stats for leg in self.legs])

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, select, spread
 from ..core.portable import constant, constants
+from .problem import Problem
 from .record import Pieces
 
 
@@ -51,6 +52,10 @@ class Interpolation:
     pieces: Pieces
     direction: Tensor
     batched: bool
+
+    @staticmethod
+    def of(p: Problem, pieces: Pieces | None) -> Interpolation | None:
+        return None if pieces is None else Interpolation(pieces, p.direction, p.batched)
 
     def __call__(self, t: Tensor) -> Leaves:
         return evaluate_pieces(self.pieces, t, self.direction, self.batched)

@@ -107,9 +107,11 @@ class Problem:
         direction = torch.where(span < 0, -1.0, 1.0).to(span.dtype)
         stops = Stops.build(ts, direction, controller)
         rest["atol"] = never_zero(rest["atol"], y0)
+        samples = Samples()  # given, as TorchDynamo cannot take an object that is the default of an argument
         return Problem(
-            f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
-        )
+            f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2,
+            samples=samples, **rest,
+        )  # fmt: skip
 
     def with_edges(self, start: Tensor | None, scale: Tensor, onwards: Leaves) -> Problem:
         """The same problem between events, where f is seen from within: see `Edges`.

@@ -47,7 +47,7 @@ class Samples:
 
     def fewer(self, y: Leaves, inner: Samples) -> Leaves:
         """The rows of `inner`, a part of these samples, of a state of these."""
-        if inner is self or inner.index is None:
+        if inner.index is None or inner.index is self.index:
             return y
         rows = inner.index if self.index is None else torch.searchsorted(self.index, inner.index)
         return tuple(x.index_select(0, rows) for x in y)
@@ -77,7 +77,7 @@ class Apart:
 
     def moved(self, values: Leaves, samples: Samples) -> Leaves:
         """The same, of values that are there; as they are for the samples at hand."""
-        if samples is self.samples:
+        if samples.index is self.samples.index:
             return values
         return tuple([x for x in self.move(list(values), samples) if x is not None])
 

@@ -8,7 +8,7 @@ from typing import final
 from ..engine.integrate import Request, integrate
 from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
-from ..engine.record import Pieces, Record
+from ..engine.record import Record
 from ..engine.vmapped import Lanewise
 from .base import Gradient, Stats, Trajectory
 
@@ -19,13 +19,8 @@ def plain(p: Problem, request: Request) -> Trajectory:
     if smooth is not p.method:
         p = replace(p, method=smooth)
     solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
-    dense = None if solved.pieces is None else interpolator(solved.pieces, p)
+    dense = Interpolation.of(p, solved.pieces)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
-
-
-def interpolator(pieces: Pieces, p: Problem) -> Interpolation:
-    """Times -> the solution there."""
-    return Interpolation(pieces, p.direction, p.batched)
 
 
 @final

@@ -23,13 +23,13 @@ from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.loop import Outcome
-from ..engine.pieces import evaluate_pieces
+from ..engine.pieces import Interpolation, evaluate_pieces
 from ..engine.problem import Problem, Stops
 from ..engine.record import Record
 from ..methods.base import Bars, Method
 from .attach import attach
 from .augment import CotangentField
-from .backprop import interpolator, plain
+from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .local import divided
 from .quadrature import quadrature
@@ -95,7 +95,7 @@ class ContinuousAdjoint(Gradient):
             solved, backward = self.forwards(q, request)
         made = _Attaching(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
         values, m = made.attached(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
-        plainly = None if solved.pieces is None else interpolator(solved.pieces, p)
+        plainly = Interpolation.of(p, solved.pieces)
         # nothing that is attached keeps f alive
         dense = made.query if plainly is not None and made.asked(p.ts) else plainly
         return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)

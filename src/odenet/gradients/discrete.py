@@ -20,10 +20,9 @@ from ..engine.problem import Problem
 from ..methods.base import Bars, StagewiseMethod, StepInput
 from .backprop import plain
 from .base import Gradient, Trajectory, direct
-from .local import Local, attached_step
+from .local import Evaluations, Local, attached_step
 from .memory import slots_within, whole_bytes
 from .parts import Start
-from .stages import Evaluations
 from .states import Checkpoints, EveryState, KeptGraphs, States
 from .sweep import Sweep
 from .taped import Taken, taped

@@ -29,7 +29,7 @@ from .backprop import plain
 from .base import Gradient, Stats, Trajectory, direct, refuse_random
 from .directions import Directions
 from .local import attached_step
-from .taped import once_more, unpacked
+from .taped import flat, once_more, unpacked
 
 # flash attention has no second derivative
 _TWICE = "gradient='forward' differentiates f twice: take another one, such as 'discrete'."
@@ -58,7 +58,7 @@ class Forward(Gradient):
             carried.begin()
         stats, n = Stats.of(solved.outcome), len(p.y0)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
-        values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(solved.pieces.flat() if solved.pieces else ()))
+        values = flat(solved)
         if carried.directions.count:
             refuse_random(p, q.f, replayed=True)
             directions, tangents = carried.directions, carried.tangents()

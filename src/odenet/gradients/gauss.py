@@ -147,7 +147,7 @@ class BySegments(Backward):
         part, samples = self.whole, self.entries[first].problem.samples
         for e in self.entries[first : first + self.stride]:
             start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
-            if part.q.samples is not samples:
+            if part.q.samples.index is not samples.index:
                 part = Part.of(e.problem)
             move, start = part.again(e, start)
             parts.append(piece(move))

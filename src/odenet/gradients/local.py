@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..core.leaves import Leaves, new_leaves, select
 from ..engine.advance import Move, after_step
 from ..engine.problem import Problem
 from ..engine.tape import Entry
-from ..methods.base import Bars
+from ..methods.base import Bars, Field, Stage
 
 
 @dataclass
@@ -34,6 +35,25 @@ def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves,
     y, carry = new_leaves(y), new_leaves(carry)
     move = e.again(q, time0, time1, y, carry)
     return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))
+
+
+@final
+class Evaluations:
+    """A field that remembers its evaluations, each recorded by autograd from leaves; what it returns is detached.
+
+    So each has a graph of its own; what joins them to a step is pulled through by the method.
+    """
+
+    def __init__(self, f: Field) -> None:
+        self.f = f
+        self.stages: list[Stage] = []
+
+    def __call__(self, t: Tensor, y: Leaves) -> Leaves:
+        with torch.enable_grad():
+            y = new_leaves(y)
+            slope = self.f(t, y)
+        self.stages.append((y, slope))
+        return tuple(k.detach() for k in slope)
 
 
 def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:

@@ -66,7 +66,7 @@ class Shared:
         self.apart = Apart()
 
     def enter(self, f: VectorField, samples: Samples) -> None:
-        if samples is self.apart.samples:
+        if samples.index is self.apart.samples.index:
             return
         self.cut = self.cut or [i for i, cut in enumerate(f.cut_args) if cut]  # of the first part: the whole has none
         moved = self.apart.move([self.total[i] for i in self.cut], samples)

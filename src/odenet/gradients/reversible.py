@@ -27,9 +27,8 @@ from .backprop import plain
 from .base import Gradient, Trajectory, added, direct
 from .discrete import StepSweep
 from .frozen import unfailed
-from .local import Local, divided
+from .local import Evaluations, Local, divided
 from .parts import Part
-from .stages import Evaluations
 from .states import Checkpoints
 from .sweep import Sweep
 from .taped import Taken, taped
@@ -132,7 +131,7 @@ class Undo(Sweep):
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         carry = self._end() if carry is None else carry
         self.y, self.z = halves(carry)
-        self.size = peak(self.y, self.q.batched)
+        self.size = peak(self.y or self.q.y0, self.q.batched)  # a solve of no length has no carry
         self.others = Apart()
 
     @torch.no_grad()

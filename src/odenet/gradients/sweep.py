@@ -13,7 +13,7 @@ from ..core.lanes import Flag, some
 from ..core.leaves import Leaves, cast, new_leaves
 from ..engine.problem import Problem
 from ..engine.record import first_outputs, kept, outputs, piece
-from ..engine.samples import ALL, Apart, Samples
+from ..engine.samples import Apart, Samples
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import added
@@ -35,15 +35,13 @@ class Sweep(ABC):
 
     def __init__(self, taken: Taken, method: Method) -> None:
         """method: the one whose evaluations of f make up a step."""
-        needed = taken.needed
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
         self.whole = self.part = Part.of(taken.q)
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
         q = self.whole.q
-        self.whole.charged = q.f.calls
         self.shown = taken.shown
-        self.times_needed = needed[len(q.y0)] or needed[len(q.y0) + 1]
+        self.times_needed = taken.times_needed
         self.shared = Shared(len(self.whole.args) + len(taken.captured))
         self.apart = Apart()
         self.ts = q.ts.detach()
@@ -100,7 +98,7 @@ class Sweep(ABC):
     def segment_of(self, n: int) -> Part:
         """That of all samples that were in the batch at step n."""
         p = self.entries[n].problem
-        if p.samples is ALL:
+        if p.samples.index is None:
             return self.whole
         if id(p) not in self.parts:
             self.parts[id(p)] = Part.of(p)

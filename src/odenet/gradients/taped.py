@@ -15,11 +15,11 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves
 from ..engine.advance import State
 from ..engine.integrate import Request, Solved, integrate
+from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
 from ..engine.record import Pieces, Record
 from ..engine.tape import Entry, Keeper, Tape
 from .attach import attach
-from .backprop import interpolator
 from .base import Stats, Trajectory, refuse_random
 from .states import KeptGraphs
 
@@ -28,8 +28,8 @@ from .states import KeptGraphs
 class Taken:
     """A solve that was taken down on a tape.
 
-    q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. needed: which of
-    the inputs (y0, ts, stops, args, captured) ask for a gradient. shown: leaves of each output.
+    q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. times_needed:
+    whether ts or stops ask for a gradient. shown: leaves of each output.
     """
 
     q: Problem
@@ -38,7 +38,7 @@ class Taken:
     graphs: KeptGraphs | None
     captured: Leaves
     stats: Stats
-    needed: list[bool]
+    times_needed: bool
     shown: int
 
 
@@ -67,13 +67,11 @@ def taped(
     stats.update(extra)
     used, spare = q.f.capture()
     captured = (*used, *spare)
-    needed = [x.requires_grad for x in (*given, *captured)]
-    dense = None if solved.pieces is None else solved.pieces.flat()
-    values: Sequence[Tensor] = (*solved.ys, *solved.y1, *(dense or ()))
-    if any(needed):
+    values = flat(solved)
+    if any(x.requires_grad for x in (*given, *captured)):
         refuse_random(p, q.f, replayed)
         carry, shown = _private(solved.outcome.state), len(solved.ys)
-        taken = Taken(q, tape.entries, carry, graphs, captured, stats, needed, shown)
+        taken = Taken(q, tape.entries, carry, graphs, captured, stats, p.times_move, shown)
         again = partial(once_more, p, request, like=q.f)
         values = attach(partial(pull, taken), again, values, given, used, spare)
     return replace(unpacked(p, values, solved, stats), field=q.f)
@@ -84,12 +82,7 @@ def _private(s: State) -> Leaves:
     return tuple(x.clone() if any(x is y for y in s.y) else x for x in s.carry)
 
 
-def once_more(
-    p: Problem,
-    request: Request,
-    inputs: Sequence[Tensor],
-    like: VectorField | None = None,
-) -> Sequence[Tensor]:
+def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: VectorField | None = None) -> Leaves:
     """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
 
     like: the field of the solve before, whose random numbers are drawn again.
@@ -105,12 +98,16 @@ def once_more(
     )
     with nullcontext() if like is None else like.drawing_from(like.start_states):
         solved = integrate(p, request.again(), Record(p))
+    return flat(solved)
+
+
+def flat(solved: Solved) -> Leaves:
+    """What is attached of a solve: ys, y1 and, with dense, the flat pieces."""
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 
 def unpacked(p: Problem, values: Sequence[Tensor], solved: Solved, stats: Stats) -> Trajectory:
-    """The trajectory of attached outputs: ys, y1 and, with dense, the flat pieces."""
+    """The trajectory of the outputs `flat`, attached."""
     m, n = len(solved.ys), len(p.y0)
-    pieces = None if solved.pieces is None else Pieces.from_flat(values[m + n :], n)
-    dense = None if pieces is None else interpolator(pieces, p)
+    dense = Interpolation.of(p, None if solved.pieces is None else Pieces.from_flat(values[m + n :], n))
     return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)
