@@ -15,6 +15,7 @@ from .core.narrowing import Cut, find_cut, take
 from .core.portable import constants
 from .engine.path import Values
 from .engine.problem import Problem
+from .engine.samples import standing_in
 from .gradients.event_time import with_event_time
 
 
@@ -200,15 +201,10 @@ class Watched(Values):
         return select(lanes, fresh, y) if p.batched else fresh
 
     def _safe(self, lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
-        """Time and state with those of the other lanes replaced by one of these: theirs may have no finite derivative.
-
-        A cotangent of zero times infinity is NaN, also for the parameters.
-        """
+        """Time and state with those of the other lanes replaced by one of these."""
         if not self.p.batched or bool(lanes.all()):
             return time, y
-        one = int(lanes.to(torch.uint8).argmax())
-        fill = tuple(x[one].detach().expand_as(x) for x in y)
-        return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
+        return standing_in(lanes, time, y)
 
 
 def stacked_hits(hits: Sequence[Hit], like: Any, batched: bool, time: Tensor) -> Hit:

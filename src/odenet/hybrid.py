@@ -27,6 +27,7 @@ from .engine.pieces import Stretch, Stretches
 from .engine.problem import Problem
 from .engine.record import Collected
 from .engine.rounding import noise
+from .engine.samples import standing_in
 from .errors import SolveError
 from .events import Event, Hit, Watched, stacked_hits
 from .gradients.base import COUNTS, Stats, Trajectory
@@ -257,9 +258,8 @@ class Hybrid:
             width = max(1, int((last + 1 - self.cursor[going]).max()))
             index = self.cursor.unsqueeze(1) + torch.arange(width, device=p.ts.device)
             ts = torch.cat([time.unsqueeze(1), p.ts.gather(1, index.clamp(max=last))], 1)
-            one = int(going.to(torch.uint8).argmax())
-            ts = torch.where(going.unsqueeze(1), ts, time[one].detach())
-            y = select(going, y, tuple(x[one].detach().expand_as(x) for x in y))
+            time, y = standing_in(going, time, y)
+            ts = torch.where(going.unsqueeze(1), ts, time.unsqueeze(1))
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
         built = Problem.build(

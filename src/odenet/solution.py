@@ -17,7 +17,7 @@ from .core.transforms import some
 from .engine.pieces import Interpolation, Stretches
 from .engine.steps import Steps
 from .gradients.base import Stats
-from .summary import Facts, line, lines
+from .summary import line, lines
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,14 +91,11 @@ class Solution:
         return self._pack(leaves)
 
     def __repr__(self) -> str:
-        return line(self._facts())
+        return line(self)
 
     def __str__(self) -> str:
         """What was solved, to which time, in how many steps, and how it ended."""
-        return lines(self._facts())
-
-    def _facts(self) -> Facts:
-        return Facts(self._about, self.ts, self.y1, self.t1, self.stats, self.status, self.hits)
+        return lines(self, self._about)
 
     def __getstate__(self) -> dict[str, Any]:
         own = dict(vars(self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,33 +11,24 @@ from .core.leaves import flatten_with_names
 from .core.status import Status
 from .core.transforms import plain_view, unwrapped
 
+if TYPE_CHECKING:
+    from .solution import Solution
+
 _MOST = 4  # leaves of a state that are told one by one
 
 
-class Facts(NamedTuple):
-    """What a summary is made of; see `Solution`."""
-
-    about: str
-    ts: Tensor
-    y1: Any
-    t1: Tensor
-    stats: Any
-    status: Status | Tensor
-    hits: Any
-
-
-def line(x: Facts) -> str:
+def line(x: Solution) -> str:
     """In one line."""
     parts = [_state(x.y1), f"t {_times(x)}", _status(x.status), f"{_range(x.stats['accepted'])} steps"]
     return f"Solution({', '.join(parts)})"
 
 
-def lines(x: Facts) -> str:
+def lines(x: Solution, about: str) -> str:
     """In a few lines."""
     samples = f" for {len(x.t1)} samples" if x.t1.ndim == 1 else ""
     counts = {k: _range(x.stats[k]) for k in ("accepted", "rejected", "nfe", "backward_nfe")}
     out = [
-        f"Solution{' of ' if x.about else ''}{x.about}{samples}",
+        f"Solution{' of ' if about else ''}{about}{samples}",
         f"  state: {_state(x.y1)}",
         f"  t: {_times(x)}; {x.ts.shape[-1]} output times",
         f"  steps: {counts['accepted']} accepted, {counts['rejected']} rejected",
@@ -56,7 +47,7 @@ def _state(y: Any) -> str:
     return ", ".join(shown) + (f" and {len(pairs) - _MOST} more" if len(pairs) > _MOST else "")
 
 
-def _times(x: Facts) -> str:
+def _times(x: Solution) -> str:
     start, end, reached = x.ts[..., 0], x.ts[..., -1], x.t1
     short = "" if _values(end) == _values(reached) else f" of {_range(end)}"
     return f"from {_range(start)} to {_range(reached)}{short}"

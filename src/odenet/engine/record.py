@@ -57,6 +57,11 @@ def outputs(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
     return select(at_end, y1, values)
 
 
+def inside(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
+    """What the caller wants of the solution at times within the move; see `outputs`."""
+    return kept(move.problem, times, outputs(move, times, lane), lane, move.time0, move.y)
+
+
 def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Number]:
     """The outputs at ts[0], and how many evaluations they took: one, where ts[0] is repeated and differentiable.
 
@@ -175,7 +180,7 @@ class Record(Observer):
             count = rows.stop - rows.start
             values = tuple([y.unsqueeze(0) if count == 1 else y.expand(count, *y.shape) for y in move.step.y])
         else:
-            values = outputs(move, self.p.ts[rows], last.lane)
+            return self.collected.keep(rows, inside(move, self.p.ts[rows], last.lane))
         self.collected.keep(rows, kept(move.problem, self.p.ts[rows], values, last.lane, move.time0, move.y))
 
     def _given(self, move: Move) -> Given | None:

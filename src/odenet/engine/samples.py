@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, select
 
 Row = Any  # the number of a row, or a tensor of them
 
@@ -91,6 +91,16 @@ class Apart:
             return whole.index_copy_(0, index, x)
         self.own.add(i)
         return self.samples.spread(x) if whole is None else self.samples.put(whole, x)
+
+
+def standing_in(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+    """Time and state in which one of the samples of these lanes stands, as a constant, in the place of all others.
+
+    What those have may have no finite derivative, and zero times infinity would be NaN for what all samples share.
+    """
+    one = int(lanes.to(torch.uint8).argmax())
+    fill = tuple(x[one].detach().expand_as(x) for x in y)
+    return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
 
 
 def worthwhile(rows: int, wanted: int, spare: float) -> bool:

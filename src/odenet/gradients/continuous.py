@@ -71,12 +71,13 @@ class ContinuousAdjoint(Gradient):
                 raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
         if self.max_steps is not None:
             whole("max_steps of the backward solve", self.max_steps, most=2**62)
-        if self.method is not None and not isinstance(self.method, (str, Method)):
-            raise TypeError(f"method of the backward solve must be a name or a Method; got {shown(self.method)}")
-        if self.controller is not None and not isinstance(self.controller, Controller):
-            raise TypeError(f"controller of the backward solve must be a Controller; got {shown(self.controller)}")
-        if self.callbacks is not None and not isinstance(self.callbacks, Callbacks):
-            raise TypeError(f"callbacks of the backward solve must be a Callbacks; got {shown(self.callbacks)}")
+        for name, kinds, what in (
+            ("method", (str, Method), "a name or a Method"),
+            ("controller", Controller, "a Controller"),
+            ("callbacks", Callbacks, "a Callbacks"),
+        ):
+            if (given := getattr(self, name)) is not None and not isinstance(given, kinds):
+                raise TypeError(f"{name} of the backward solve must be {what}; got {shown(given)}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
         other = copy.copy(self)

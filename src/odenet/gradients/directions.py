@@ -20,37 +20,19 @@ class Directions:
     """
 
     def __init__(self, needed: Sequence[bool], inputs: Sequence[Tensor], states: int, batched: bool) -> None:
-        self.needed, self.batched = needed, batched
+        self.batched = batched
         self.lanes = [batched and i < states + 2 for i in range(len(inputs))]
-        self.shapes = [x.shape for x in inputs]
-        self.dtypes = [x.dtype for x in inputs]
-        sizes = [self._size(i) if need else 0 for i, need in enumerate(needed)]
-        self.count = sum(sizes)
+        units = [
+            _units(x, lane) if need else x.new_zeros(0, *x.shape)
+            for need, x, lane in zip(needed, inputs, self.lanes, strict=True)
+        ]
+        self.sizes = [len(x) for x in units]
+        self.count = sum(self.sizes)
         self.seeds: list[Tensor] = []
-        self.first = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.sizes = sizes
-        for i, x in enumerate(inputs):
-            self.seeds.append(self._seed(i, x))
-
-    def _numbers(self, i: int) -> int:
-        """Of one sample where samples do not meet."""
-        shape = self.shapes[i][1:] if self.lanes[i] else self.shapes[i]
-        return shape.numel()
-
-    def _size(self, i: int) -> int:
-        return self._numbers(i) * (2 if self.dtypes[i].is_complex else 1)
-
-    def _seed(self, i: int, x: Tensor) -> Tensor:
-        seed = x.new_zeros(self.count, *x.shape)
-        if not self.sizes[i]:
-            return seed
-        n = self._numbers(i)
-        units = torch.eye(n, dtype=x.dtype, device=x.device)
-        units = torch.cat([units, 1j * units]) if x.is_complex() else units
-        rows = len(units)
-        block = units.view(rows, 1, *x.shape[1:]) if self.lanes[i] else units.view(rows, *x.shape)
-        seed[self.first[i] : self.first[i] + rows] = block
-        return seed
+        for i, x in enumerate(units):
+            seed = x.new_zeros(self.count, *x.shape[1:])
+            seed[sum(self.sizes[:i]) : sum(self.sizes[: i + 1])] = x
+            self.seeds.append(seed)
 
     def gradients(self, tangents: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """For each input its gradient: the products of every output's tangents (P, ...) with its cotangent.
@@ -66,15 +48,24 @@ class Directions:
             part = product.reshape(*product.shape[: 1 + self.batched], -1).sum(-1)
             part = part.to(torch.promote_types(part.dtype, torch.float32))
             total = part if total is None else total + part
-        return [self._gradient(i, total) for i in range(len(self.shapes))]
+        if total is None:
+            return [None] * len(self.seeds)
+        return [self._gradient(*given) for given in zip(total.split(self.sizes), self.seeds, self.lanes, strict=True)]
 
-    def _gradient(self, i: int, total: Tensor | None) -> Tensor | None:
-        if not self.sizes[i] or total is None:
+    def _gradient(self, found: Tensor, seed: Tensor, lane: bool) -> Tensor | None:
+        if not len(found):
             return None
-        found = total[self.first[i] : self.first[i] + self.sizes[i]]
         if self.batched:
-            found = found.T if self.lanes[i] else found.sum(-1)
-        found = found.to(real_dtype(self.dtypes[i]))
-        if self.dtypes[i].is_complex:
+            found = found.T if lane else found.sum(-1)
+        found = found.to(real_dtype(seed.dtype))
+        if seed.is_complex():
             found = torch.complex(*found.chunk(2, -1))
-        return found.reshape(self.shapes[i])
+        return found.reshape(seed.shape[1:])
+
+
+def _units(x: Tensor, lane: bool) -> Tensor:
+    """A tangent of x for each of its numbers; with a lane a sample for each of those of one sample."""
+    shape = (1, *x.shape[1:]) if lane else x.shape
+    units = torch.eye(torch.Size(shape).numel(), dtype=x.dtype, device=x.device)
+    units = torch.cat([units, 1j * units]) if x.is_complex() else units
+    return units.view(len(units), *shape).expand(-1, *x.shape)

@@ -22,7 +22,7 @@ from ..engine.advance import Move
 from ..engine.integrate import Request, integrate
 from ..engine.observe import Observer
 from ..engine.problem import Problem
-from ..engine.record import Collected, Record, first_outputs, kept, outputs, piece
+from ..engine.record import Collected, Record, first_outputs, inside, piece
 from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
 from .backprop import plain
@@ -137,10 +137,7 @@ class Sensitivities(Observer):
             move, carry1 = self._attached(e, move)
             times = q.ts.detach().requires_grad_(self.times_needed)
             given = e.given
-            inner: Leaves = ()
-            if given is not None:
-                inner = outputs(move, times[given.rows], given.lane)
-                inner = kept(q, times[given.rows], inner, given.lane, move.time0, move.y)
+            inner = () if given is None else inside(move, times[given.rows], given.lane)
             parts = piece(move) if self.dense else ()
             time1 = self._end(e)
             found = self._jvp(

@@ -12,7 +12,7 @@ from ..core.capture import Nodes, graph_marker
 from ..core.lanes import Flag, some
 from ..core.leaves import Leaves, cast, new_leaves
 from ..engine.problem import Problem
-from ..engine.record import first_outputs, kept, outputs, piece
+from ..engine.record import first_outputs, inside, piece
 from ..engine.samples import Apart, Samples
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
@@ -224,8 +224,7 @@ class Sweep(ABC):
         times: Leaves = ()
         if given is not None:
             times = (self.ts[given.rows].requires_grad_(self.times_needed),)
-            inside = outputs(move, times[0], given.lane)
-            values += kept(self.q, times[0], inside, given.lane, move.time0, move.y)
+            values += inside(move, times[0], given.lane)
             bars += [None if b is None else b[given.rows] for b in self.ys_bar]
         if self.dense_wanted:
             values += piece(move)
