@@ -77,8 +77,7 @@ class CotangentField(ABC):
                 self.f.see(slope, t, y, marker)
                 pulled = self.pulled(slope, (*y, *self.fixed), a, attached)
                 self.parts.append(pulled[len(y) :])
-                pulled = pulled[: len(y)]
-        back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=True))
+        back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=False))
         return (slope if attached else tuple(k.detach() for k in slope)), back
 
     def towards_fixed(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:

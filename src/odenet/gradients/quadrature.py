@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast, final
 
 import torch
-from torch import Tensor
 
 from ..control.base import Controller
 from ..core.dense import evaluate
@@ -18,7 +16,6 @@ from ..engine.samples import ALL
 from ..methods.base import Bars, Method
 from ..methods.explicit import ExplicitRK
 from .augment import CotangentField
-from .base import added
 from .parts import Shared
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
@@ -38,7 +35,7 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
     return _GAUSS[min(4, (order + 1) // 2)]
 
 
-def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Quadrature | StageSum:
+def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Integral:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
     plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
     if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
@@ -46,8 +43,25 @@ def quadrature(field: CotangentField, method: Method, controller: Controller, ba
     return Quadrature(field, method.order)
 
 
+class Integral(Observer):
+    """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
+
+    def __init__(self, field: CotangentField) -> None:
+        self.field, self.shared = field, Shared(len(field.fixed))
+
+    def total(self) -> Bars:
+        """For each of the field's fixed tensors."""
+        self.shared.enter(self.field.f, ALL)
+        return self.shared.total
+
+    def add(self, parts: Bars) -> None:
+        """Cotangents that belong to no step."""
+        self.shared.enter(self.field.f, ALL)
+        self.shared.add(parts)
+
+
 @final
-class StageSum(Observer):
+class StageSum(Integral):
     """The integral of a^T df/dtheta by the weights of the method itself, from the stages of its steps.
 
     As if the integral were part of the ODE's state, but for the memory: one more product with each of the evaluations
@@ -55,20 +69,12 @@ class StageSum(Observer):
     """
 
     def __init__(self, field: CotangentField, method: ExplicitRK) -> None:
-        self.field, self.weights = field, method.tableau.b
-        self.sums: Bars = [None] * len(field.fixed)
+        super().__init__(field)
+        self.weights = method.tableau.b
         field.parts = [] if field.fixed else None
 
-    def total(self) -> Bars:
-        """For each of the field's fixed tensors."""
-        return self.sums
-
-    def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
-        """Cotangents that belong to no step."""
-        self.sums = added(self.sums, parts)
-
     def see(self, move: Move) -> None:
-        parts = self.field.parts
+        parts, totals = self.field.parts, self.shared.total
         if parts is None:
             return
         self.field.parts = []
@@ -78,9 +84,9 @@ class StageSum(Observer):
             live = [(j, g) for j, g in enumerate(part) if g is not None]
             sums = []
             for j, g in live:
-                total = self.sums[j]
+                total = totals[j]
                 if total is None:
-                    total = self.sums[j] = torch.zeros_like(g)
+                    total = totals[j] = torch.zeros_like(g)
                 sums.append(total)
             if sums and weight != 0.0:  # the backward solve runs against time
                 grads = [g for _, g in live]
@@ -88,23 +94,12 @@ class StageSum(Observer):
 
 
 @final
-class Quadrature(Observer):
-    """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
+class Quadrature(Integral):
+    """The integral by evaluations of its own, on each step's dense output."""
 
     def __init__(self, field: CotangentField, order: int) -> None:
-        self.field = field
+        super().__init__(field)
         self.nodes, self.weights = nodes_and_weights(order)
-        self.shared = Shared(len(field.fixed))
-
-    def total(self) -> Bars:
-        """For each of the field's fixed tensors."""
-        self.shared.enter(self.field.f, ALL)
-        return self.shared.total
-
-    def add(self, parts: Bars | Sequence[Tensor | None]) -> None:
-        """Cotangents that belong to no step."""
-        self.shared.enter(self.field.f, ALL)
-        self.shared.add(parts)
 
     def see(self, move: Move) -> None:
         if not self.field.fixed:

@@ -276,11 +276,9 @@ class Sweep(ABC):
             time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, time, y)
-        grads = self.vjp(list(carry), self.carry_bar, (*y, time) if self.times_needed else y)
-        self.charge()
-        if self.times_needed and (bar := grads.pop()) is not None:
+        bar = self._from_start(carry, self.carry_bar, y, time)
+        if bar is not None:
             self.ts_bar[..., 0] += bar
-        self.y_bar = added(self.y_bar, grads)
 
     def _first_outputs(self) -> None:
         """Back through the outputs at ts[0]."""
@@ -291,8 +289,14 @@ class Sweep(ABC):
         ts, y = q.ts.detach().requires_grad_(self.times_needed), new_leaves(q.y0)
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in self.ys_bar]
-        grads = self.vjp(firsts, bars, (*y, ts) if self.times_needed else y)
-        self.charge()
-        if self.times_needed and (bar := grads.pop()) is not None:
+        bar = self._from_start(firsts, bars, y, ts)
+        if bar is not None:
             self.ts_bar += bar
+
+    def _from_start(self, values: Leaves, bars: Bars, y: Leaves, times: Tensor) -> Tensor | None:
+        """Pulls through what was made of y at ts[0]; gives the cotangent of `times`, where that is wanted."""
+        grads = self.vjp(values, bars, (*y, times) if self.times_needed else y)
+        bar = grads.pop() if self.times_needed else None
+        self.charge()
         self.y_bar = added(self.y_bar, grads)
+        return bar
