@@ -67,13 +67,9 @@ class Entry:
 
     def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
         """The same step from other (attached) inputs."""
-        with self.drawing(p):
+        with p.f.drawing_from(self.draws.step):
             step = p.method.step(StepInput(self.field(p, time0, time1), time0, time1, y, carry))
         return self.move(p, time0, time1, y, carry, step)
-
-    def drawing(self, p: Problem) -> AbstractContextManager[object]:
-        """An f that draws random numbers draws those of the step."""
-        return p.f.drawing_from(self.draws.step) if self.draws.step is not None else nullcontext()
 
     def move(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> Move:
         """The move of a step that was taken by other means."""

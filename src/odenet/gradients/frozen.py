@@ -7,7 +7,6 @@ the gradients of a solve in which it goes nowhere, and no gradient has to know o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -56,8 +55,9 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
     asked = not direct() and any(x.requires_grad for x in (*found.ys, *found.y1))
     if good is None or not asked or not bool(good.any()):
         return frozen(p, found)
+    drew = found.field or p.f
     p = _standing(p, found, good)
-    with _drawing(found):
+    with drew.drawing_from(drew.start_states):  # an f that draws random numbers draws those that it drew
         others = again(p)
     others.stats.update({k: found.stats[k] for k in COUNTS})
     pieces = None if found.pieces is None else found.pieces.detached()
@@ -77,20 +77,15 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
     )
 
 
-def _drawing(found: Trajectory) -> AbstractContextManager[object]:
-    """An f that draws random numbers draws those of the solve that gave `found`."""
-    f = found.field
-    return nullcontext() if f is None else f.drawing_from(f.start_states)
-
-
 def _standing(p: Problem, found: Trajectory, good: Tensor) -> Problem:
     """The problem in which samples that failed go nowhere, from where f and its derivatives are finite.
 
     That is their own start, or that of another sample where they never left it.
     """
-    index, f = torch.arange(len(good), device=good.device), p.f.with_args(p.f.differentiable_args)
+    index, drew = torch.arange(len(good), device=good.device), found.field or p.f
     rows = torch.where(good | (found.outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
-    with torch.no_grad(), _drawing(found):
+    f = p.f.with_args(p.f.differentiable_args)
+    with torch.no_grad(), drew.drawing_from(drew.start_states):
         f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
     f = f.narrowed(rows) or f
     f.checked = False  # the solve to come is to see what it uses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -87,7 +86,7 @@ def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: Vect
 
     like: the field of the solve before, whose random numbers are drawn again.
     """
-    n = len(p.y0)
+    n, drew = len(p.y0), like or p.f
     p = replace(
         p,
         method=p.method.smooth(),
@@ -96,7 +95,7 @@ def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: Vect
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
-    with nullcontext() if like is None else like.drawing_from(like.start_states):
+    with drew.drawing_from(drew.start_states):
         solved = integrate(p, request.again(), Record(p))
     return flat(solved)
 
