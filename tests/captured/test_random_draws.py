@@ -56,6 +56,40 @@ def same(mine: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("gradient", EXACT[1:], ids=str)
+def test_dense_solution(gradient: Any, per_sample: bool) -> None:
+    """That of a step may be asked for after the step was kept, and evaluates f once more."""
+    found = []
+    for how in (gradient, "discrete"):
+        f, y0 = Noisy("dropout"), torch.ones(3, 4, dtype=D, requires_grad=True)
+        torch.manual_seed(7)
+        ts = torch.tensor([0.0, 1.0], dtype=D)
+        ts = ts.expand(3, 2) if per_sample else ts
+        options: dict[str, Any] = {"per_sample": per_sample, "dense": True, "gradient": how} | SOLVES["rk4"]
+        value = odenet.solve(f, y0, ts, **options)(torch.tensor([0.33], dtype=D))
+        found.append([value.detach(), *torch.autograd.grad(value.square().sum(), [y0, *f.parameters()])])
+    same(*found)
+
+
+@pytest.mark.parametrize("gradient", EXACT[1:], ids=str)
+def test_beside_a_sample_that_fails(gradient: Any) -> None:
+    """Those that do not fail have the gradients of what was computed."""
+    found = []
+    for how in (gradient, "discrete"):
+        noisy, y0 = Noisy("dropout"), torch.ones(3, 4, dtype=D, requires_grad=True)
+        end = torch.tensor([[5.0], [0.4], [6.0]], dtype=D)
+        torch.manual_seed(7)
+        sol = odenet.solve(
+            lambda t, y, f=noisy, end=end: torch.sqrt(end - t[:, None]) * f(t, y), y0, torch.tensor([[0.0, 1.0]] * 3),
+            per_sample=True, on_failure="return", gradient=how, **SOLVES["rk4"],
+        )  # fmt: skip
+        assert sol.status[1] == odenet.Status.NON_FINITE and not bool(sol.status[::2].any())
+        found.append([sol.y1.detach(), *torch.autograd.grad(sol.y1.square().sum(), [y0, *noisy.parameters()])])
+    same(*found)
+    assert not bool(found[0][1][1].any()) and all(bool(x.isfinite().all()) for x in found[0][1:])
+
+
 @pytest.mark.parametrize("gradient", EXACT, ids=str)
 @pytest.mark.parametrize("solve", SOLVES)
 @pytest.mark.parametrize("kind", KINDS)

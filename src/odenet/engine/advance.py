@@ -53,8 +53,12 @@ class State(NamedTuple):
     rejected: Flag = False
 
 
-class Draws(NamedTuple):
-    """The states of the generators before a step and before its dense output, of an f that draws random numbers."""
+@dataclass(slots=True)
+class Draws:
+    """The states of the generators before a step and before its dense output, of an f that draws random numbers.
+
+    Shared by a move and what is kept of it: its dense output may be asked for later than that.
+    """
 
     step: GeneratorStates | None = None
     dense: GeneratorStates | None = None
@@ -126,7 +130,7 @@ class Move:
             step = self.step if self.graph is None else self.graph
             again = self.draws.dense
             if p.f.random and again is None:
-                self.draws = self.draws._replace(dense=p.f.states())
+                self.draws.dense = p.f.states()
             grad = self.graph is not None or torch.is_grad_enabled()
             with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.drawing_from(again):
                 self._polynomial = p.method.dense(self.input, step)

@@ -21,8 +21,6 @@ from .problem import Problem
 from .record import Given, Record
 from .samples import worthwhile
 
-NO_DRAWS = Draws()
-
 
 @dataclass(slots=True)
 class Entry:
@@ -41,8 +39,8 @@ class Entry:
     jumps: Flag
     given: Given | None
     problem: Problem
+    draws: Draws
     rows: Tensor | None = None
-    draws: Draws = NO_DRAWS
 
     def among(self, rows: Tensor) -> Entry:
         """The entry of the lanes that accepted the step, without the others."""
@@ -139,7 +137,7 @@ class Tape(Observer):
             p.f.draw_from(states)
             move, decision = self._attempt(p, clock, s)
         if p.f.random:
-            move.draws = move.draws._replace(step=states or p.f.start_states)
+            move.draws.step = states or p.f.start_states
         return move, decision
 
     def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
@@ -170,7 +168,7 @@ class Tape(Observer):
         for keeper in self.keepers:
             keeper.keep(len(self.entries), move)
         choices = (accept, move.hit, move.stop, move.jumped, jumps)
-        entry = Entry(move.t0, t1, *choices, self.record.last, p, draws=move.draws)
+        entry = Entry(move.t0, t1, *choices, self.record.last, p, move.draws)
         if p.batched and move.graph is None and p.compact:
             rows = accept.nonzero()[:, 0]
             if worthwhile(len(accept), len(rows), p.spare) and p.f.divisible():
