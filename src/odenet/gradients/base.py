@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -96,6 +96,12 @@ class Trajectory:
     def __post_init__(self) -> None:
         if isinstance(self.dense, (Interpolation, Stretches)) and self.pieces is None:
             self.pieces = self.dense
+
+    def changed(self, change: Callable[[Leaves], Leaves]) -> Trajectory:
+        """The same with all its states changed."""
+        dense = self.dense
+        there = None if dense is None else lambda t: change(dense(t))
+        return replace(self, ys=change(self.ys), y1=change(self.y1), dense=there)
 
 
 class Gradient(ABC):

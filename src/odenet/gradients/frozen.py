@@ -37,13 +37,7 @@ def frozen(p: Problem, found: Trajectory) -> Trajectory:
     good = unfailed(p, found.outcome.state.status)
     if good is None or not torch.is_grad_enabled():
         return found
-    dense = found.dense
-    return replace(
-        found,
-        ys=held(good, found.ys),
-        y1=held(good, found.y1),
-        dense=None if dense is None else lambda t: held(good, dense(t)),
-    )
+    return found.changed(lambda y: held(good, y))
 
 
 def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:

@@ -7,7 +7,6 @@ the gradients; one that had none to give would leave the others waiting.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,9 +45,7 @@ def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
         y = tuple(x.detach() for x in y) if constant else y
         return tuple(Zeros.apply(len(asked), *asked.values(), *y))
 
-    n, values, dense = len(found.ys), attached((*found.ys, *found.y1)), found.dense
-    dense = (lambda t, before=dense: attached(before(t))) if constant and dense is not None else dense
-    return replace(found, ys=values[:n], y1=values[n:], dense=dense)
+    return found.changed(attached)
 
 
 class Zeros(torch.autograd.Function):
