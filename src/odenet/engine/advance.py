@@ -53,15 +53,11 @@ class State(NamedTuple):
     rejected: Flag = False
 
 
-@dataclass(slots=True)
-class Draws:
-    """The states of the generators before a step and before its dense output, of an f that draws random numbers.
+Draws = dict[str, GeneratorStates | None]
+"""Of an f that draws random numbers: the states of the generators before a step, and before its dense output.
 
-    Shared by a move and what is kept of it: its dense output may be asked for later than that.
-    """
-
-    step: GeneratorStates | None = None
-    dense: GeneratorStates | None = None
+"step" and "dense"; shared by a move and what is kept of it, as the dense output may be asked for later than that.
+"""
 
 
 @dataclass(slots=True)
@@ -99,7 +95,7 @@ class Move:
     claim_calls: int = 0
     graph: Step | None = None
     told: StepInput | None = None
-    draws: Draws = field(default_factory=Draws)
+    draws: Draws = field(default_factory=dict)
     _polynomial: Coefficients | None = field(default=None, repr=False)
 
     @property
@@ -128,9 +124,9 @@ class Move:
         if self._polynomial is None:
             p, before = self.problem, self.problem.f.calls
             step = self.step if self.graph is None else self.graph
-            again = self.draws.dense
+            again = self.draws.get("dense")
             if p.f.random and again is None:
-                self.draws.dense = p.f.states()
+                self.draws["dense"] = p.f.states()
             grad = self.graph is not None or torch.is_grad_enabled()
             with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.drawing_from(again):
                 self._polynomial = p.method.dense(self.input, step)

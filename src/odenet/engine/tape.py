@@ -65,7 +65,7 @@ class Entry:
 
     def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
         """The same step from other (attached) inputs."""
-        with p.f.drawing_from(self.draws.step):
+        with p.f.drawing_from(self.draws.get("step")):
             step = p.method.step(StepInput(self.field(p, time0, time1), time0, time1, y, carry))
         return self.move(p, time0, time1, y, carry, step)
 
@@ -137,7 +137,7 @@ class Tape(Observer):
             p.f.draw_from(states)
             move, decision = self._attempt(p, clock, s)
         if p.f.random:
-            move.draws.step = states or p.f.start_states
+            move.draws["step"] = states or p.f.start_states
         return move, decision
 
     def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:

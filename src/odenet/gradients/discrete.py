@@ -88,7 +88,7 @@ class StepSweep(Sweep):
         y, carry = self._from(n)
         time0, time1 = e.ends(q)
         f = Evaluations(e.field(q, time0, time1))
-        with q.f.drawing_from(e.draws.step):
+        with q.f.drawing_from(e.draws.get("step")):
             method.step(StepInput(f, time0, time1, y, carry))
         return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
