@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..control.base import Controller, check_times
 from ..core.edges import Edges
 from ..core.field import VectorField
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, constants
 from ..core.norms import Tolerance, never_zero
 from ..methods.base import Method
 
@@ -81,6 +80,8 @@ class Problem:
     max_steps that were attempted before, (B,) per sample. traced: operations are being recorded, and no value may be
     looked at: lanes are tensors, of a joint solve too.
 
+    on_host: lanes are Python numbers, as one sequence of steps is for all, and values may be looked at.
+
     compact: samples that have ended may leave the batch (engine/compact.py), once they are more than the part `spare`
     of it. lanes: those left, where some have; `ts` then has the first and the last time alone.
     """
@@ -101,11 +102,10 @@ class Problem:
     compact: bool = True
     spare: float = 0.1
     lanes: Lanes | None = None
+    on_host: bool = field(init=False)
 
-    @property
-    def on_host(self) -> bool:
-        """Whether lanes are Python numbers."""
-        return not self.batched and not self.traced
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "on_host", not self.batched and not self.traced)
 
     @property
     def times_move(self) -> bool:
@@ -114,8 +114,7 @@ class Problem:
 
     @staticmethod
     def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:
-        span = ts.detach()[..., -1] - ts.detach()[..., 0]
-        direction = torch.where(span < 0, -1.0, 1.0).to(span.dtype)
+        direction = direction_of(ts)
         stops = Stops.build(ts, direction, controller)
         rest["atol"] = never_zero(rest["atol"], y0)
         return Problem(
@@ -127,15 +126,15 @@ class Problem:
 
         start: ts[0] where an event was there, a lane; None: nowhere. scale: the size of the times that led there.
         """
-        f, ts = copy.copy(self.f), self.ts.detach()
+        ts = self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
-        f.edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
-        return replace(self, f=f)
+        edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
+        return replace(self, f=self.f.within(edges))
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""
         stops = Stops(self.stops.times.detach(), self.stops.jumps)
-        y0 = tuple(x.detach() for x in self.y0)
+        y0 = constants(self.y0)
         return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)
 
     def narrowed(self, rows: Tensor) -> Problem | None:
@@ -156,6 +155,12 @@ class Problem:
             spent=self.spent.index_select(0, rows) if isinstance(self.spent, Tensor) else self.spent,
             lanes=Lanes(rows, count) if self.lanes is None else replace(self.lanes, index=self.lanes.index[rows]),
         )
+
+
+def direction_of(ts: Tensor) -> Tensor:
+    """+1 where times increase, else -1; a lane."""
+    span = ts.detach()[..., -1] - ts.detach()[..., 0]
+    return torch.where(span < 0, -1.0, 1.0).to(span.dtype)
 
 
 def _own(tolerance: float | Tensor, y: Tensor, rows: Tensor) -> float | Tensor:
