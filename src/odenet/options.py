@@ -16,13 +16,14 @@ from torch import Tensor
 
 from . import check
 from .control import Controller
+from .control.stop_times import Stops, StopTimes
 from .core.given import flag, is_real, named
 from .core.leaves import Spec, flatten, in_working_precision, time_dtype
 from .core.norms import Tolerance, never_zero
 from .core.transforms import nested
 from .engine.callbacks import Callbacks
 from .engine.integrate import Progress
-from .engine.problem import Stops, direction_of
+from .engine.problem import direction_of
 from .events import Event
 from .gradients import ContinuousAdjoint, Gradient
 from .methods import Method
@@ -136,8 +137,10 @@ class Options:
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:
         """The layout of y0 and ts, and the leaves of y0; TypeError or ValueError where one of them is wrong."""
         leaves, spec = flatten(y0)
-        lasts = self._lasts() and not (nested() or torch.compiler.is_compiling())
-        times = _comparable(ts, self.controller.every_output) if lasts else None
+        rule = StopTimes.of(self.controller)
+        # whether the layout depends on nothing but looks and times
+        lasts = rule.fixed and is_real(self.rtol) and is_real(self.atol)
+        times = _comparable(ts, rule) if lasts and not (nested() or torch.compiler.is_compiling()) else None
         if times is not None:
             for known in self.layouts:
                 if known.fits(leaves, spec, times) and not leaves[0].is_inference():
@@ -154,7 +157,7 @@ class Options:
         direction = direction_of(precise)
         made = Layout(
             spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
-            Stops.build(precise, direction, self.controller), direction, relative, never_zero(absolute, working),
+            rule.within(precise, direction), direction, relative, never_zero(absolute, working),
         )  # fmt: skip
         if times is not None:
             made.looks = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
@@ -164,20 +167,15 @@ class Options:
                 self.layouts = [made, *self.layouts[: _LAYOUTS - 1]]
         return made, checked
 
-    def _lasts(self) -> bool:
-        """Whether a layout depends on nothing but looks and times."""
-        fixed = self.controller.step_ts is None and self.controller.jump_ts is None
-        return fixed and is_real(self.rtol) and is_real(self.atol)
 
-
-def _comparable(ts: Any, every_output: bool) -> tuple[Any, ...] | None:
+def _comparable(ts: Any, rule: StopTimes) -> tuple[Any, ...] | None:
     """What tells whether times to hit are the same as others, without a look at a tensor; None: nothing does."""
     if isinstance(ts, Tensor):
         if ts.requires_grad or ts.is_inference():
             return None
-        return (every_output, id(ts), ts._version)
+        return (rule, id(ts), ts._version)
     if isinstance(ts, (list, tuple)) and len(ts) <= check.FEW and set(map(type, ts)) <= {int, float}:
-        return (every_output, *ts)
+        return (rule, *ts)
     return None
 
 

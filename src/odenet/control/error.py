@@ -7,7 +7,8 @@ from abc import abstractmethod
 from ..core.given import function, number
 from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, select_all, where
 from ..core.portable import described
-from .base import Attempt, Controller, Decision, Memory, Norm, Times, check_times
+from .base import Attempt, Controller, Decision, Memory, Norm
+from .stop_times import Times, check_times
 
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
 

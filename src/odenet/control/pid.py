@@ -6,8 +6,9 @@ from typing import final
 
 from ..core.given import number
 from ..core.lanes import Number, filled
-from .base import Attempt, Memory, Norm, Times
+from .base import Attempt, Memory, Norm
 from .error import ErrorControl
+from .stop_times import Times
 
 _STRONGEST = 10.0  # of the coefficients: the smallest error to its third power is still far from overflow
 

@@ -192,8 +192,7 @@ class VectorField(LeafFunction, Drawing):
             self._usual = self._is_usual(y[0])
             return out
         drawn = self.generators or Generators(y[0].device, [])
-        states = drawn.states()
-        out = self._later(t, y)
+        states, out = drawn.states(), self._later(t, y)
         with drawn.drawing_from(states):
             self._look_again(self._look, t, y, out)
         self._look = None  # a mixing f is refused again where this evaluation was only tried

@@ -179,7 +179,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
             return _foreseen(p, clock, s, planned)
     target = clock.target(s.stop)
     left = (target - s.t) * clock.sign
-    hit = s.h * p.controller.stretch >= left
+    hit = s.h * p.stops.rule.stretch >= left
     lanes = clock.host is None
     if lanes:
         running = s.status == _RUNNING

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control.base import Controller, check_times
+from ..control.base import Controller
+from ..control.stop_times import Stops, StopTimes
 from ..core.edges import Edges
 from ..core.field import VectorField
 from ..core.leaves import Leaves, constants
@@ -26,49 +27,6 @@ class Lanes:
     def spread(self, x: Tensor) -> Tensor:
         """x at these samples and zeros at the others."""
         return x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
-
-
-@dataclass(frozen=True)
-class Stops:
-    """Times that end a step, in the order of the solve; the last is the end of the solve.
-
-    times: (S,), or (B, S) per sample, attached to the caller's ts, step_ts and jump_ts. jumps: booleans of that shape,
-    True where f is to be evaluated anew, or None where there are none.
-    """
-
-    times: Tensor
-    jumps: Tensor | None
-
-    @staticmethod
-    def build(ts: Tensor, direction: Tensor, controller: Controller) -> Stops:
-        inner = ts[..., 1:] if controller.every_output else ts[..., -1:]
-        extra = [("step_ts", controller.step_ts, False), ("jump_ts", controller.jump_ts, True)]
-        if controller.step_ts is None and controller.jump_ts is None:
-            return Stops(inner, None)
-        times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
-        for name, given, jump in extra:
-            if given is None:
-                continue
-            made = given(ts) if callable(given) else given
-            if callable(given):
-                check_times(f"what {name} makes of ts", made)
-                if made is None:
-                    raise TypeError(f"{name} must give times where it is callable; got None")
-            fixed = torch.as_tensor(made, dtype=ts.dtype, device=ts.device)
-            fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
-            sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-            within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
-            times.append(torch.where(within, fixed, ts[..., -1:]))
-            jumps.append(within if jump else torch.zeros_like(within))
-        all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)
-        sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-        order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)
-        all_times, all_jumps = all_times.gather(-1, order), all_jumps.gather(-1, order)
-        if controller.jump_ts is None:
-            return Stops(all_times, None)
-        # times that coincide are hit once, so the jump is a property of the time
-        same = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
-        return Stops(all_times, (same & all_jumps.unsqueeze(-2)).any(-1))
 
 
 @dataclass(frozen=True)
@@ -113,9 +71,12 @@ class Problem:
         return self.ts.requires_grad or self.stops.times.requires_grad
 
     @staticmethod
-    def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:
+    def build(
+        f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, rule: StopTimes | None = None, **rest: Any
+    ) -> Problem:
+        """rule: None: as the controller was told."""
         direction = direction_of(ts)
-        stops = Stops.build(ts, direction, controller)
+        stops = (rule or StopTimes.of(controller)).within(ts, direction)
         rest["atol"] = never_zero(rest["atol"], y0)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
@@ -133,7 +94,7 @@ class Problem:
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""
-        stops = Stops(self.stops.times.detach(), self.stops.jumps)
+        stops = replace(self.stops, times=self.stops.times.detach())
         y0 = constants(self.y0)
         return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)
 
@@ -148,7 +109,7 @@ class Problem:
             f=f,
             y0=tuple(y.index_select(0, rows) for y in self.y0),
             ts=torch.stack((self.ts[..., 0], self.ts[..., -1]), -1).index_select(0, rows),
-            stops=Stops(stops, None if jumps is None else jumps.index_select(0, rows)),
+            stops=replace(self.stops, times=stops, jumps=None if jumps is None else jumps.index_select(0, rows)),
             direction=self.direction.index_select(0, rows),
             rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
             atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],

@@ -18,7 +18,7 @@ from ..core.status import Status
 from ..core.transforms import vmapping
 from ..engine.compact import worthwhile
 from ..engine.loop import Outcome
-from ..engine.problem import Lanes, Problem, Stops
+from ..engine.problem import Lanes, Problem
 from ..engine.record import Given
 from ..engine.tape import Entry
 from .base import COUNTS, Trajectory
@@ -140,7 +140,9 @@ def replaced(p: Problem, survivors: Survivors) -> Problem:
     f, start = p.f.narrowed(rows), p.ts.detach()[..., :1][rows]
     times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask
     y0 = tuple(x.index_select(0, rows) for x in p.y0)
-    return replace(p, f=f or p.f, y0=y0, ts=torch.where(mask, p.ts, start), stops=Stops(times, jumps))
+    return replace(
+        p, f=f or p.f, y0=y0, ts=torch.where(mask, p.ts, start), stops=replace(p.stops, times=times, jumps=jumps)
+    )
 
 
 def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..control.base import Controller
+from ..control.stop_times import StopTimes
 from ..core.dense import evaluate
 from ..core.leaves import select, spread
 from ..engine.advance import Move
@@ -38,7 +39,8 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Quadrature | StageSum:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
-    plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
+    rule = StopTimes.of(controller)
+    plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
     if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
         return StageSum(field, method)
     return Quadrature(field, method.order)
