@@ -23,7 +23,7 @@ LAYERS += ("bench", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.
-ENGINE_MAY_NAME = {"odenet.methods.base", "odenet.control.base", "odenet.control.first_step"}
+ENGINE_MAY_NAME = {"odenet.methods.base", *(f"odenet.control.{name}" for name in ("base", "first_step", "stop_times"))}
 
 HEAVY = {
     *("diffrax", "jax", "lightning", "matplotlib", "pooch", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq"),

@@ -94,6 +94,7 @@ def made(name: str) -> list[Any]:
         "Grid": lambda: [odenet.Grid(), odenet.Grid([0.1, 0.2], perturb=True), odenet.Grid(times)],
         "Reversible": lambda: [odenet.Reversible(0.9)],
         "Solution": lambda: [odenet.solve(decay, torch.ones(2), [0.0, 1.0], dense=True)],
+        "Solver": lambda: [odenet.Solver(decay), odenet.Solver(decay, rtol=1e-3, controller=odenet.PID(max_step=0.1))],
         "Status": lambda: list(odenet.Status),
         "StiffnessWarning": lambda: [odenet.StiffnessWarning("message")],
     }

@@ -20,7 +20,7 @@ from .events import Event
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
 from .report import GradientReport, GradientRow, gradient_report
 from .solution import Solution
-from .solve import solve
+from .solve import Solver, solve
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Reversible",
     "Solution",
     "SolveError",
+    "Solver",
     "Status",
     "StepUnderflowError",
     "StiffnessWarning",

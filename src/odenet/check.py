@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .control import PID, ConstantStep, Controller, Predictive
-from .core.given import flag, is_real, named, number, shown, whole
 from .core.given import function as callable_as
+from .core.given import is_real, number, shown, whole
 from .core.leaves import Leaves, flatten, flatten_like, flatten_with_names, real_dtype
 from .core.norms import Tolerance
-from .core.saved import Save
 from .core.transforms import every, largest, nested, unwrapped
 from .core.wrapped import refuse_wrapped
 from .engine.callbacks import Callbacks
@@ -26,7 +24,7 @@ from .gradients import GRADIENTS, Gradient
 from .methods import METHODS, ImplicitRK, Method
 
 FAILURES = ("raise", "return")  # what on_failure can be
-_FEW = 64  # times that are looked at quicker in Python
+FEW = 64  # times that are looked at quicker in Python
 _OTHERS_NAMES = {  # of SciPy, torchdiffeq and diffrax, where the nearest of ours by spelling would be another method
     **{"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "adaptive_heun": "heun", "heun2": "heun"},
     **{"radau": "radauIIA5", "bdf": "esdirk54", "lsoda": "esdirk54", "kvaerno4": "kvaerno5"},
@@ -103,7 +101,7 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
     flat = out.detach()
-    many = flat.ndim > 1 or len(flat) > _FEW or nested() or torch.compiler.is_compiling()
+    many = flat.ndim > 1 or len(flat) > FEW or nested() or torch.compiler.is_compiling()
     finite, ordered, span = _many_times(flat) if many else _few_times(flat.tolist())
     if not finite:
         entries = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
@@ -215,6 +213,11 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
         given = Predictive() if solver.predictive else PID()
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
+    if solver.ahead and (given.jump_ts is not None or given.perturb):
+        raise ValueError(
+            f"method={solver.name!r} evaluates f up to {solver.ahead:.2g} of a step past its end: with jump_ts (or "
+            "perturb) take 'esdirk54', which does not look beyond a jump"
+        )
     if given.adaptive and solver.error_order is None:
         if isinstance(solver, ImplicitRK):
             raise ValueError(
@@ -228,21 +231,16 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     return given
 
 
-def steps(given: Any, step: Any, solver: Method, f: Any) -> tuple[Controller, Method]:
-    """The step control of a solve, and the method as that has it."""
+def parts(f: Any, solver: Method) -> None:
+    """Whether f has the parts that the method evaluates."""
+    if not solver.parts:
+        return
     missing = [name for name in solver.parts if name not in getattr(f, "parts", ())]
     if missing:
         raise TypeError(
             f"method={solver.name!r} needs f in parts ({', '.join(solver.parts)}): give odenet.Partitioned(velocity, "
             f"force), or another `Terms` that has {', '.join(missing)}; got {shown(f)}"
         )
-    control = controller(given, step, solver)
-    if solver.ahead and (control.jump_ts is not None or control.perturb):
-        raise ValueError(
-            f"method={solver.name!r} evaluates f up to {solver.ahead:.2g} of a step past its end: with jump_ts (or "
-            "perturb) take 'esdirk54', which does not look beyond a jump"
-        )
-    return control, solver.controlled(control.adaptive)
 
 
 def stops(control: Controller, ts: Tensor) -> None:
@@ -297,28 +295,18 @@ def observers(callbacks: Any, progress: Any) -> None:
         raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
 
 
-def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
-    """The options of a solve that is still to come, as far as they can be told without its y0."""
-    parameters = inspect.signature(solve).parameters
-    known = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "args"}
+def plain_tolerance(name: str, given: Any) -> None:
+    """A tolerance as far as it can be told without y0."""
+    if given is None or isinstance(given, (bool, str)):
+        raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
+    if is_real(given) and not 0 <= number(name, given) < float("inf"):
+        raise ValueError(f"{name} must be zero or positive, and finite; got {given!r}")
+
+
+def known_options(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             raise TypeError(str(unknown_name("option", name, known)))
-    asked = known | given
-    for name in ("per_sample", "dense", "compile"):
-        flag(name, asked[name])
-    named("on_failure", asked["on_failure"], FAILURES)
-    gradient(asked["gradient"])
-    controller(asked["controller"], asked["step"], method(asked["method"]))
-    for name in ("rtol", "atol"):
-        value = asked[name]
-        if value is None or isinstance(value, (bool, str)):
-            raise TypeError(f"{name} must be a number, or have y0's structure; got {value!r}")
-        if is_real(value) and not 0 <= number(name, value) < float("inf"):
-            raise ValueError(f"{name} must be zero or positive, and finite; got {value!r}")
-    max_steps(asked["max_steps"])
-    events(asked["event"])
-    observers(asked["callbacks"], asked["progress"])
 
 
 def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
@@ -329,8 +317,8 @@ def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
     return callable_as("jacobian", given, "jacobian(t, y, *args)")
 
 
-def save(given: Any, per_sample: bool) -> Save | None:
-    return None if given is None else Save(callable_as("save", given, "save(t, y, *args)"), per_sample)
+def function_or_none(name: str, given: Any) -> Callable[..., Any] | None:
+    return None if given is None else callable_as(name, given, f"{name}(t, y, *args)")
 
 
 def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method, save: Any, save_steps: Any) -> None:

@@ -7,7 +7,6 @@ to their end with one of no length, which costs nothing (engine/compact.py).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .control import Controller
 from .core.lanes import Flag, where
 from .core.leaves import Leaves, rows, select, tree_map
 from .core.status import Status
@@ -69,7 +67,7 @@ class Hybrid:
         self.p, self.run, self.judge, self.request = p, run, judge, request
         self.watched = Watched(events, p, args)
         self.events = self.watched.events
-        self.controller = _settled(p.controller, p.ts)
+        self.rule = p.stops.rule.made_of(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
         self.counts = torch.zeros((count, len(events)), dtype=torch.int64, device=device)
@@ -263,8 +261,8 @@ class Hybrid:
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
         built = Problem.build(
-            p.f, y, ts, self.controller, method=p.method, rtol=p.rtol, atol=p.atol, max_steps=p.max_steps, spent=spent,
-            compact=p.compact,
+            p.f, y, ts, p.controller, self.rule, method=p.method, rtol=p.rtol, atol=p.atol, max_steps=p.max_steps,
+            spent=spent, compact=p.compact,
         )  # fmt: skip
         start = ts.detach()[..., 0]
         return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)
@@ -330,15 +328,3 @@ class Hybrid:
 
     def _as_rows(self, values: Tensor) -> Tensor:
         return (values if self.p.batched else values.unsqueeze(0)).double()
-
-
-def _settled(controller: Controller, ts: Tensor) -> Controller:
-    """The controller with times that it makes of all output times."""
-    if not callable(controller.step_ts) and not callable(controller.jump_ts):
-        return controller
-    other = copy.copy(controller)
-    for name in ("step_ts", "jump_ts"):
-        given = getattr(controller, name)
-        if callable(given):
-            setattr(other, name, torch.as_tensor(given(ts), dtype=ts.dtype, device=ts.device))
-    return other

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from .engine.integrate import Progress
 
 
-@contextmanager
-def bar(progress: bool | Progress) -> Iterator[Progress | None]:
+def bar(progress: bool | Progress) -> AbstractContextManager[Progress | None]:
     """The callback to report to: the caller's, that of a tqdm bar, or None."""
-    if not isinstance(progress, bool):
-        yield progress
-        return
-    if not progress:
-        yield None
-        return
+    return _tqdm() if progress is True else nullcontext(progress or None)
+
+
+@contextmanager
+def _tqdm() -> Iterator[Progress]:
     try:
         from tqdm import tqdm
     except ImportError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -15,19 +16,9 @@ from .compiled import compiled_or_none
 from .control import Controller
 from .core.autocast import uncached
 from .core.field import VectorField
-from .core.given import flag, named
-from .core.leaves import (
-    Leaves,
-    Structure,
-    differentiable,
-    flatten,
-    in_working_precision,
-    own_view,
-    select,
-    time_dtype,
-    tree_map,
-)
+from .core.leaves import Leaves, Structure, differentiable, in_working_precision, own_view, select, tree_map
 from .core.outside_graphs import outside_graphs
+from .core.saved import Save
 from .core.status import Status
 from .core.transforms import some, vmapping
 from .engine.callbacks import Callbacks
@@ -44,11 +35,14 @@ from .gradients.frozen import unfailed, without_failed
 from .gradients.unmoved import with_zeros
 from .hybrid import Hybrid
 from .methods import Method
+from .options import Layout, Options, options_of
 from .progress import bar
 from .solution import Solution
 
 Judge = Callable[[Problem, Outcome], None]
 """Gives the failures of a solve their causes, or raises them."""
+
+OPTIONS = tuple(inspect.signature(Options.of).parameters)
 
 
 @outside_graphs(traced.solve)
@@ -122,75 +116,120 @@ def solve(
     >>> bool((sol.y1 - torch.exp(torch.tensor(-1.0))).abs().max() < 1e-6)
     True
     """
+    options = options_of(
+        method, rtol, atol, step, controller, gradient, per_sample, event, dense, compile, max_steps, on_failure,
+        progress, callbacks, save, save_steps, jacobian,
+    )  # fmt: skip
+    return _solve(f, y0, ts, args, options)
+
+
+@final
+class Solver:
+    """`solve` with f and its options given once, for those who solve again and again: options are checked once.
+
+    Solver(f, **options), with those of `odenet.solve`; solver(y0, ts, args=()) -> Solution. Raises as `solve` does, for
+    a wrong option at once.
+
+    >>> import torch, odenet
+    >>> solver = odenet.Solver(lambda t, y, k: -k * y, method="dopri5", rtol=1e-8, atol=1e-10)
+    >>> y0 = torch.ones(2, dtype=torch.float64)
+    >>> ends = [solver(y0, [0.0, 1.0], args=(k,)).y1 for k in (1.0, 2.0)]
+    >>> bool((ends[1] - ends[0] ** 2).abs().max() < 1e-6)
+    True
+    """
+
+    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+        check.function(f)
+        self.f, self.options = f, options
+        self._checked = checked(options)
+
+    def __call__(self, y0: Any, ts: Any, args: tuple[Any, ...] = ()) -> Solution:
+        if torch.compiler.is_compiling():
+            return solve(self.f, y0, ts, args=args, **self.options)
+        return _solve(self.f, y0, ts, args, self._checked)
+
+    def stands_for(self, f: Any, options: dict[str, Any]) -> bool:
+        """Whether it was made of these very objects."""
+        same = self.f is f and self.options.keys() == options.keys()
+        return same and all(v is options[k] for k, v in self.options.items())
+
+    def __repr__(self) -> str:
+        given = "".join(f", {k}={v!r}" for k, v in self.options.items())
+        return f"Solver({getattr(self.f, '__name__', self.f)}{given})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Solver, **self.options), (self.f,)
+
+
+def checked(options: dict[str, Any]) -> Options:
+    """Options of `solve` by name, in the form that solves take them; raises for a wrong one."""
+    check.known_options(options, OPTIONS)
+    return Options.of(**options)
+
+
+def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> Solution:
     check.function(f)
-    compile = flag("compile", compile)
-    events = check.events(event)
-    per_sample, dense = flag("per_sample", per_sample), flag("dense", dense)
-    named("on_failure", on_failure, check.FAILURES)
-    check.observers(callbacks, progress)
-    names, leaves = check.state(y0, per_sample)
-    given_ts = check.times(ts, per_sample, check.narrowest(leaves))
-    solver = check.method(method)
-    control, solver = check.steps(controller, step, solver, f)
-    how = _with_method(check.gradient(gradient), control, solver)
-    check.stops(control, given_ts)
-    working = tuple(own_view(x) for x in in_working_precision(leaves))  # f may mark what it is given
-    relative, absolute = (check.tolerance(name, x, y0, working) for name, x in (("rtol", rtol), ("atol", atol)))
-    check.reachable(relative, absolute, control)
-    args = tree_map(own_view, check.arguments(args))
-    dtypes, spec = tuple(x.dtype for x in leaves), flatten(y0)[1]
-    field = VectorField(f, spec, names, dtypes, time_dtype(given_ts, working), args)
-    field.save, field.given_jacobian = check.save(save, per_sample), check.jacobian(jacobian, working)
-    steps = StepEnds() if flag("save_steps", save_steps) else None
-    precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
-    limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
-    problem = Problem.build(field, working, precise, control, method=solver, **limits)
-    pack = Structure(spec, dtypes)  # not the field's own, which would keep f alive
+    check.parts(f, o.method)
+    layout, leaves = o.layout(y0, ts)
+    working = tuple([own_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
+    given = tree_map(own_view, check.arguments(args)) if args != () else ()
+    field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
+    field.save = None if o.save is None else Save(o.save, o.per_sample)
+    field.given_jacobian = check.jacobian(o.jacobian, working)
+    problem = Problem(
+        field, working, layout.precise, layout.stops, layout.direction, o.method, o.controller, layout.rtol,
+        layout.atol, o.per_sample, o.max_steps,
+    )  # fmt: skip
     if vmapping():
-        check.vmapped(events, callbacks, progress, solver, save, save_steps)
+        check.vmapped(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
         problem = replace(problem, traced=True)
-    judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
-    last, hits = None, None
-
-    def once(p: Problem, request: Request) -> Trajectory:
-        found = compiled_or_none(p, how, request) if compile else None
-        if found is None:
-            return how.run(p, request)
-        if p.f.save is None:
-            return found
-        return replace(found, ys=p.f.saved_all(p.ts, found.ys))  # a library gives whole states
-
-    def run(p: Problem, request: Request) -> Trajectory:
-        found = once(p, request)
-        judge(p, found.outcome)
-        found = without_failed(p, found, lambda q: once(q, request.again()))
-        moves = direct() or not isinstance(how, ContinuousAdjoint)
-        outcome = replace(found.outcome, state=found.outcome.state._replace(time=_reached(p, found.outcome, moves)))
-        return with_zeros(p, replace(found, y1=_ends(p, found), outcome=outcome))
-
-    with bar(progress) as report, uncached(working[0].device.type):
-        request = Request(dense, report, callbacks, stiffness=Stiffness(), steps=steps)
-        if events:
-            trajectory, last, hits = Hybrid(problem, events, args, run, judge, request).journey()
+    judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine
+    steps = StepEnds() if o.save_steps else None
+    run = partial(_run, o, judge)
+    with bar(o.progress) as report, uncached(working[0].device.type):
+        request = Request(o.dense, report, o.callbacks, stiffness=Stiffness(), steps=steps)
+        last, hits = None, None
+        if o.events:
+            trajectory, last, hits = Hybrid(problem, o.events, given, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
-    about, told = f"{_name(f)} by {solver.name}", (_told(last, given_ts), _told(hits, given_ts))
-    return _solution(problem, trajectory, pack, given_ts, *told, dense=dense, about=about, steps=steps)
+    return _solution(problem, trajectory, layout, last, hits, o, steps)
+
+
+def _run(o: Options, judge: Judge, p: Problem, request: Request) -> Trajectory:
+    """One solve, with failures judged."""
+    found = _once(o, p, request)
+    outcome = found.outcome
+    if not (p.on_host and outcome.state.status == Status.SUCCESS):
+        judge(p, outcome)
+        found = without_failed(p, found, lambda q: _once(o, q, request.again()))
+    moves = direct() or not isinstance(o.gradient, ContinuousAdjoint)
+    outcome.state = outcome.state._replace(time=_reached(p, outcome, moves))
+    found.y1 = _ends(p, found)
+    return with_zeros(p, found)
+
+
+def _once(o: Options, p: Problem, request: Request) -> Trajectory:
+    """One solve, by compiled code where that is asked for and can be."""
+    found = compiled_or_none(p, o.gradient, request) if o.compile else None
+    if found is None:
+        return o.gradient.run(p, request)
+    if p.f.save is None:
+        return found
+    return replace(found, ys=p.f.saved_all(p.ts, found.ys))  # a library gives whole states
 
 
 def _solution(
     p: Problem,
     found: Trajectory,
-    pack: Structure,
-    ts: Tensor,
+    layout: Layout,
     last: Hit | None,
     hits: Hit | None,
-    *,
-    dense: bool,
-    about: str,
+    o: Options,
     steps: StepEnds | None,
 ) -> Solution:
-    final, save = found.outcome.state, p.f.save
+    final, save, ts = found.outcome.state, p.f.save, layout.own_ts()
+    pack = Structure(layout.spec, layout.dtypes)  # not the field's own, which would keep f alive
     shown = pack if save is None else save.pack
     return Solution(
         ts,
@@ -198,14 +237,14 @@ def _solution(
         pack(found.y1),
         final.time.to(ts.dtype),
         found.stats,
-        final.status if isinstance(final.status, Tensor) else Status(int(final.status)),
-        last,
-        hits,
+        final.status if p.batched or p.traced else Status(int(final.status)),
+        _told(last, ts),
+        _told(hits, ts),
         found.dense,
         pack,
-        (p.ts.detach()[..., 0], final.time.detach()) if dense else None,
+        (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
         found.pieces,
-        about,
+        f"{_name(p.f.parts[0])} by {p.method.name}",
         None if steps is None else steps.taken(p, shown, ts.dtype),
     )
 
@@ -249,18 +288,3 @@ def _ends(p: Problem, found: Trajectory) -> Leaves:
         return found.y1
     last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
     return select(True if p.on_host else still, last, found.y1)
-
-
-def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient:
-    """A continuous adjoint with its method looked up, and one that its step control can work with."""
-    if not isinstance(how, ContinuousAdjoint):
-        return how
-    check.constant_stops(control, how.name)
-    control = how.controller or control
-    method = (solver if how.method is None else check.method(how.method)).controlled(control.adaptive)
-    if control.adaptive and method.error_order is None:
-        raise ValueError(
-            f"gradient={how.name!r} with method={method.name!r}: it has no error estimate to choose the steps of the "
-            "backward solve by. Give it controller=ConstantStep(...), or an adaptive method such as 'tsit5'."
-        )
-    return how.with_method(method)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..control.stop_times import Stops, StopTimes
 from ..core.leaves import Leaves
 from ..core.status import Status
 from ..engine.advance import Clock, State, attempt, settle
 from ..engine.loop import start
-from ..engine.problem import Problem, Stops
+from ..engine.problem import Problem
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows, tape_of
 from .kept import costly, shown
@@ -26,8 +27,9 @@ def _problem(plan: Plan, graph: FieldGraph, x: Values) -> tuple[Problem, Leaves]
     ts, stops, direction = x.take(3)
     rtol, atol, y0, others = x.take(n), x.take(n), all_by_rows(x.take(n)), x.take(len(plan.others))
     f = as_if_pulled(plan, graph) if plan.keeps else graph
+    stopping = Stops(stops, None, StopTimes.of(plan.controller))
     p = Problem(
-        field_of(plan, f, others), y0, ts, Stops(stops, None), direction, plan.method, plan.controller, rtol, atol,
+        field_of(plan, f, others), y0, ts, stopping, direction, plan.method, plan.controller, rtol, atol,
         plan.batched, 0, traced=True,
     )  # fmt: skip
     return p, others

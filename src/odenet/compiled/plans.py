@@ -39,7 +39,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
     reasons = {
         "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
         "controller": type(p.controller) not in (PID, ConstantStep, Grid) and "the controller is the caller's own",
-        "jumps": (p.stops.jumps is not None or p.controller.perturb) and "f jumps (jump_ts, perturb)",
+        "jumps": (p.stops.jumps is not None or p.stops.rule.perturb) and "f jumps (jump_ts, perturb)",
         "steps": request.steps is not None and "save_steps=True keeps every step",
         "event": request.events is not None and "an event is looked for",
         "calls": (request.progress or request.callbacks) and "progress and callbacks look at every step",

@@ -103,7 +103,7 @@ def _plan(
     p: Problem, graph: FieldGraph, others: list[Tensor], wanted: list[bool], request: Request, attached: bool
 ) -> Plan:
     inner = p.ts.shape[-1] > 2 or request.dense
-    dense = (inner and not p.controller.every_output) or request.dense
+    dense = (inner and not p.stops.rule.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
     columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
     keeps = attached and not columns  # small products are computed again in no time

@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..core.lanes import Flag, Number, isfinite, where
 from ..core.leaves import Leaves
 from ..core.portable import Settings
 from ..methods.base import Wish
+from .stop_times import Times
 
 _LITTLE = 1.2  # growth that is not worth new factors of a matrix. Hairer & Wanner II, IV.8
 
 Memory = tuple[Number, ...]
 Norm = Callable[[Leaves], Tensor]
-
-
-Times = Sequence[float] | Tensor | Callable[[Tensor], Tensor]
-"""Times given beforehand, or made of the output times ts of the solve at hand."""
-
-
-def check_times(name: str, given: Times | None) -> None:
-    """Raise for a `given` that is not finite times, (n,) or one row a sample (B, n)."""
-    if given is None or callable(given):
-        return
-    try:
-        times = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError):
-        raise TypeError(f"{name} must be a sequence or tensor of times; got {given!r}") from None
-    if times.ndim not in (1, 2):
-        raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {given!r}: write {name}=[...]")
-    if times.is_meta or times.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor that holds its values; got {given!r}")
-    if times.is_complex() or not bool(torch.isfinite(times.to(torch.float64)).all()):
-        raise ValueError(f"{name} must be real and finite; got {given!r}")
 
 
 def measured(norm: Norm, leaves: Leaves) -> Tensor | float:
@@ -87,20 +67,18 @@ class Controller(Settings, ABC):
     """Works on lanes (see core/lanes.py): h and ratio are positive numbers, or tensors of shape (B,).
 
     adaptive: asks the method for an error estimate and the engine for the first step.
-    every_output: each time in `ts` is the end of a step, not only the last.
     finite: without an error estimate a step is accepted only where the new state is finite; else always, unseen.
-    perturb: f is evaluated just after the start of each step, and just before its end, as if it jumped at both.
-    stretch: a step is lengthened by up to this factor rather than leave a sliver before a time that must be hit.
+    every_output, step_ts, jump_ts, perturb, stretch: of the `StopTimes` of a solve with it, which the engine keeps.
     """
 
     adaptive: bool
-    every_output: bool
-    stretch: float
+    norm: Norm | None = None
+    finite: bool = True
+    every_output: bool = False
     step_ts: Times | None = None
     jump_ts: Times | None = None
-    norm: Norm | None = None
     perturb: bool = False
-    finite: bool = True
+    stretch: float = 1.01
 
     @abstractmethod
     def memory(self, h: Number) -> Memory:

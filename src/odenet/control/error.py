@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from ..core.given import function, number
-from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, where
+from ..core.lanes import Number, clip, coarse, isfinite, maximum, minimum, negate, select_all, where
 from ..core.portable import described
-from .base import Attempt, Controller, Decision, Memory, Norm, Times, check_times
+from .base import Attempt, Controller, Decision, Memory, Norm
+from .stop_times import Times, check_times
 
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
 
@@ -93,8 +94,9 @@ class ErrorControl(Controller):
         factor = self.safety * self.factor(r, attempt, memory)
         factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
         # A rejected step must shrink, also where the memory says otherwise.
-        factor = where(accept, minimum(factor, attempt.most(self.factor_max)), minimum(factor, self.safety))
-        factor = attempt.wished(accept, factor)
+        most = self.factor_max if attempt.rejected is False else attempt.most(self.factor_max)
+        factor = minimum(factor, where(accept, most, self.safety))
+        factor = factor if attempt.wish is None else attempt.wished(accept, factor)
         after = self.remembered(r, attempt, memory)
-        memory = tuple(where(accept, a, b) for a, b in zip(after, memory, strict=True))
+        memory = select_all(accept, after, memory)
         return Decision(accept, clip(h * factor, self.min_step, self.max_step), memory, negate(finite) & forced)

@@ -8,7 +8,8 @@ from typing import final
 from ..core.given import flag, number
 from ..core.lanes import Number, isfinite, negate
 from ..core.portable import described
-from .base import Attempt, Controller, Decision, Memory, Times, check_times
+from .base import Attempt, Controller, Decision, Memory
+from .stop_times import Times, check_times
 
 
 class Unjudged(Controller):

@@ -6,8 +6,9 @@ from typing import final
 
 from ..core.given import number
 from ..core.lanes import Number, filled
-from .base import Attempt, Memory, Norm, Times
+from .base import Attempt, Memory, Norm
 from .error import ErrorControl
+from .stop_times import Times
 
 _STRONGEST = 10.0  # of the coefficients: the smallest error to its third power is still far from overflow
 
@@ -62,10 +63,10 @@ class PID(ErrorControl):
         return (filled(h, 1.0), filled(h, 1.0))
 
     def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
-        b1, b2, b3 = (b / attempt.order for b in self.beta)
-        factor = r**-b1
+        b1, b2, b3 = self.beta
+        factor = r ** (-b1 / attempt.order)
         if b2 != 0.0 or b3 != 0.0:
-            factor = factor * memory[0] ** -b2 * memory[1] ** -b3
+            factor = factor * memory[0] ** (-b2 / attempt.order) * memory[1] ** (-b3 / attempt.order)
         return factor
 
     def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:

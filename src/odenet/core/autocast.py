@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 
-@contextmanager
-def uncached(device: str) -> Iterator[None]:
+def uncached(device: str) -> AbstractContextManager[None]:
     """Weights are cast anew at each use."""
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
+    return _uncached() if torch.is_autocast_enabled(device) else nullcontext()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .capture import Captured, Operands, graph_marker
 from .edges import Edges
-from .generators import Generators, GeneratorStates, same_states
-from .leaf_function import LeafFunction
-from .leaves import Leaves, cast, flatten_with_names, forward_mode, new_leaves
+from .fit import check_fit
+from .generators import Drawing, Generators, same_states
+from .leaf_function import IN_PLACE, LeafFunction
+from .leaves import Leaves, cast, constants, flatten, flatten_with_names, forward_mode, new_leaves
 from .mixing import may_misfit, refuse_mixed_values, refuse_mixing
 from .narrowing import Cut, find_cut, take
 from .reach import generators, reached
@@ -23,7 +24,7 @@ from .transforms import transforming
 from .wrapped import no_wrapped
 
 
-class VectorField(LeafFunction):
+class VectorField(LeafFunction, Drawing):
     """A `LeafFunction` of a solve. `calls` counts evaluations."""
 
     given_jacobian: Callable[..., Any] | None = None  # (t, y, *args) -> df/dy
@@ -32,10 +33,8 @@ class VectorField(LeafFunction):
     captured: Captured | None = None
     on_first: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
     by_time = False  # a derivative by its time will be asked for
-    generators: Generators | None = None  # that f may draw from, where its steps may be taken again
-    random = False
-    first_states: GeneratorStates | None = None
     _grad_inside = False
+    _usual = False  # nothing is left to find out: f is called on one tensor, and its result looked at
     _first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
     _cut: Cut | None = None
     _look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
@@ -75,13 +74,8 @@ class VectorField(LeafFunction):
 
     def not_finite_args(self) -> list[str]:
         """Names of those of args that hold NaN or infinity, such as "args[0]['rate']"."""
-        pairs = flatten_with_names(self._given)
-        numbers = (Tensor, float, complex)
-        return [
-            f"args{k}"
-            for k, x in pairs
-            if isinstance(x, numbers) and not bool(torch.isfinite(torch.as_tensor(x)).all())
-        ]
+        numbers = [(k, x) for k, x in flatten_with_names(self._given) if isinstance(x, (Tensor, float, complex))]
+        return [f"args{k}" for k, x in numbers if not bool(torch.isfinite(torch.as_tensor(x)).all())]
 
     def with_args(self, tensors: Leaves) -> VectorField:
         """The same field, with its own count, and the differentiable args replaced by `tensors` (in their order)."""
@@ -99,6 +93,12 @@ class VectorField(LeafFunction):
             return change(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else x
 
         other._give([changed(x) for x in self._args])
+        return other
+
+    def within(self, edges: Edges) -> VectorField:
+        """The same field, its count going on, seen from within a solve between events."""
+        other = copy.copy(self)
+        other.edges = edges
         return other
 
     def divisible(self) -> bool:
@@ -155,43 +155,44 @@ class VectorField(LeafFunction):
             return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
         return self.captured.vjp(outputs, inputs, bars, create_graph)
 
-    @property
-    def start_states(self) -> GeneratorStates | None:
-        """Those from which f drew at its first evaluation, where it draws random numbers."""
-        return self.first_states if self.random else None
-
-    def states(self) -> GeneratorStates | None:
-        """Those of the generators that f draws from, where it does."""
-        return self.generators.states() if self.random and self.generators is not None else None
-
-    def draw_from(self, states: GeneratorStates | None) -> None:
-        """f draws its next numbers from `states`."""
-        if states is not None and self.generators is not None:
-            self.generators.set(states)
-
-    def drawing_from(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
-        """f draws the numbers here that it drew from `states`; None: where it draws none."""
-        if states is None or self.generators is None:
-            return nullcontext()
-        return self.generators.drawing_from(states)
-
     def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
         """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        if self.edges is None:
-            t = cast(t, self.time_dtype)
-        else:
+        if self.edges is not None:
             t, y = self.edges.within(t, y, self.time_dtype)
+        elif t.dtype is not self.time_dtype:
+            t = t.to(self.time_dtype)
         if nudge is not None:
             infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
         self.calls += 1
+        if not self._usual or t.is_inference() or (x := y[0]).is_inference():
+            return self._unusual(t, y)
+        # what `_evaluate` does, for one tensor: on a small state that is half of the time
+        kind, dtype, flags = x.dtype, self.dtypes[0], (t.requires_grad, x.requires_grad)
+        before, more = (t._version, x._version), [a.requires_grad for a in self._tensors] if self._tensors else None
+        try:
+            out = self._f(t, x if kind is dtype else x.to(dtype), *self._given)
+        except RuntimeError as error:
+            return self._if_grad_was_missing(error, t, y)
+        if before != (t._version, x._version):
+            raise ValueError(IN_PLACE)
+        if flags != (t.requires_grad, x.requires_grad) or (more and more != [a.requires_grad for a in self._tensors]):
+            self._unmark((t, x, *self._tensors), (*flags, *(more or ())), 0)
+        fits = isinstance(out, Tensor) and out.dtype is dtype and out.shape == x.shape and out.device == x.device
+        if not fits or out.layout is not torch.strided:
+            check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
+        return (out if out.dtype is kind else out.to(kind),)
+
+    def _unusual(self, t: Tensor, y: Leaves) -> Leaves:
+        """An evaluation where something is left to find out, or to look after."""
         if not self.checked:
             return self._first(t, y)
         if self._look is None or not bool((t != self._look[0]).all()):
-            return self._later(t, y)
+            out = self._later(t, y)
+            self._usual = self._is_usual(y[0])
+            return out
         drawn = self.generators or Generators(y[0].device, [])
-        states = drawn.states()
-        out = self._later(t, y)
+        states, out = drawn.states(), self._later(t, y)
         with drawn.drawing_from(states):
             self._look_again(self._look, t, y, out)
         self._look = None  # a mixing f is refused again where this evaluation was only tried
@@ -206,12 +207,25 @@ class VectorField(LeafFunction):
         try:
             return self._evaluate(t, y)
         except RuntimeError as error:
-            # f differentiates inside itself (a divergence, a Hamiltonian): it then needs grad mode also where the
-            # solver does not.
-            if torch.is_grad_enabled() or "does not require grad" not in str(error):
-                raise
-            self._grad_inside = True
-            return self._under_grad(t, y)
+            return self._if_grad_was_missing(error, t, y)
+
+    def _if_grad_was_missing(self, error: RuntimeError, t: Tensor, y: Leaves) -> Leaves:
+        """The evaluation again in grad mode, where the error says that f needs it; else the error.
+
+        f differentiates inside itself then (a divergence, a Hamiltonian), also where the solver does not.
+        """
+        if torch.is_grad_enabled() or "does not require grad" not in str(error):
+            raise error
+        self._grad_inside, self._usual = True, False
+        return self._under_grad(t, y)
+
+    def _is_usual(self, y: Tensor) -> bool:
+        """Whether every evaluation from now on is a plain call of f on one tensor."""
+        captured = self.captured
+        if captured is not None and (captured.watching or captured.makes_leaves):
+            return False
+        found_out = self._fresh is None and self._look is None
+        return self._bare and found_out and not (self._marks or self._grad_inside or y.is_inference())
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
         with no_wrapped():
@@ -223,9 +237,9 @@ class VectorField(LeafFunction):
                 out = self._evaluate(t, y)  # f leaves PyTorch, so what it is given must not ask for a gradient
         self.checked = True
         if t.ndim and len(t) > 1 and not (transforming() or forward_mode() or torch.is_inference_mode_enabled()):
-            self._look = t.detach(), tuple(x.detach() for x in y)
+            self._look = t.detach(), constants(y)
         if t.ndim:
-            self._first_seen = t.detach(), tuple(x.detach() for x in y), tuple(x.detach() for x in out)
+            self._first_seen = t.detach(), constants(y), constants(out)
         return out
 
     @torch.no_grad()
@@ -238,9 +252,9 @@ class VectorField(LeafFunction):
             with no_wrapped():
                 return self._later(t, y)
 
-        at, like = t.detach(), tuple(x.detach() for x in y)
+        at, like = t.detach(), constants(y)
         eps = max(torch.finfo(x).eps for x in self.dtypes)
-        refuse_mixed_values(self._f, again, first, at, like, tuple(x.detach() for x in out), eps)
+        refuse_mixed_values(self._f, again, first, at, like, constants(out), eps)
 
     def _plain_first(self, t: Tensor, y: Leaves) -> Leaves:
         if not t.ndim or not torch.is_grad_enabled() or transforming() or forward_mode():
@@ -256,7 +270,7 @@ class VectorField(LeafFunction):
             at, own = t.detach().requires_grad_(t.requires_grad), new_leaves(y)
             refuse_mixing(self._f, at, own, self._evaluate(at, own))
         asking = asking or Captured(self._f).uses_any(out, (t, *state), marker)
-        return out if asking else tuple(x.detach() for x in out)
+        return out if asking else constants(out)
 
     def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
         """Find what f uses, and whether it draws random numbers. What is given attached stays so."""
@@ -287,7 +301,7 @@ class VectorField(LeafFunction):
         keep, self.on_first = self.on_first, None  # it may hold what holds this field
         if keep is not None:
             keep(t, y, out)
-        return tuple(x.detach() for x in out)
+        return constants(out)
 
     def _kept(self, t: Tensor, y: Leaves) -> Leaves:
         return () if self.save is None else self.save(t, self.pack(y), self._given)
@@ -314,7 +328,7 @@ class VectorField(LeafFunction):
             captured.made_by(seen, out, (t, *y, *self.differentiable_args))
         if captured.watching:
             self.see(out, t, y, marker)
-        return out if attached else tuple(x.detach() for x in out)
+        return out if attached else constants(out)
 
     def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
         """Check that what f used for `out` is known."""
@@ -324,8 +338,13 @@ class VectorField(LeafFunction):
     def _under_grad(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
             out = self._evaluate(t.detach(), new_leaves(y))
-        return tuple(x.detach() for x in out)
+        return constants(out)
+
+    def _give(self, args: list[Any]) -> None:
+        super()._give(args)
+        self._usual = False
 
     def _marked(self, x: Tensor) -> None:
+        self._usual = False
         if self.captured is not None:
             self.captured.own(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from .leaves import Leaves, Spec, outline
 
 
-def fits(out: list[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
+def fits(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
     """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""
     for k, x, dtype in zip(out, y, dtypes, strict=True):
         if not isinstance(k, Tensor) or k.shape != x.shape or k.dtype is not dtype:

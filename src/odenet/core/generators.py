@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -51,3 +51,34 @@ class Generators:
 
 def same_states(a: GeneratorStates, b: GeneratorStates) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class Drawing:
+    """What draws random numbers, where it does: those of a step are drawn again where it is taken again.
+
+    generators: that it may draw from. random: it has drawn. first_states: before its first evaluation.
+    """
+
+    generators: Generators | None = None
+    random = False
+    first_states: GeneratorStates | None = None
+
+    @property
+    def start_states(self) -> GeneratorStates | None:
+        """Those from which f drew at its first evaluation, where it draws random numbers."""
+        return self.first_states if self.random else None
+
+    def states(self) -> GeneratorStates | None:
+        """Those of the generators that f draws from, where it does."""
+        return self.generators.states() if self.random and self.generators is not None else None
+
+    def draw_from(self, states: GeneratorStates | None) -> None:
+        """f draws its next numbers from `states`."""
+        if states is not None and self.generators is not None:
+            self.generators.set(states)
+
+    def drawing_from(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
+        """f draws the numbers here that it drew from `states`; None: where it draws none."""
+        if states is None or self.generators is None:
+            return nullcontext()
+        return self.generators.drawing_from(states)

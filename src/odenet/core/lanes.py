@@ -27,8 +27,15 @@ def where(mask: Flag, yes: Number, no: Number) -> Number:
     return yes if mask else no
 
 
-def clip(x: Number, low: Number, high: Number) -> Number:
-    return minimum(maximum(x, low), high)
+def select_all(mask: Flag, yes: tuple[Number, ...], no: tuple[Number, ...]) -> tuple[Number, ...]:
+    """`where` for several lanes."""
+    if isinstance(mask, Tensor):
+        return tuple([torch.where(mask, a, b) for a, b in zip(yes, no, strict=True)])
+    return yes if mask else no
+
+
+def clip(x: Number, low: float, high: float) -> Number:
+    return torch.clamp(x, low, high) if isinstance(x, Tensor) else min(max(x, low), high)
 
 
 def maximum(x: Number, y: Number) -> Number:
@@ -53,6 +60,17 @@ def isfinite(x: Number) -> Flag:
 
 def negate(x: Flag) -> Flag:
     return ~x if isinstance(x, Tensor) else not x
+
+
+def held(x: Number, like: Number) -> Number:
+    """The lane x, held as `like` is: by the host, or as a tensor, numbers in its dtype."""
+    if isinstance(like, Tensor):
+        return x.to(like.dtype) if x.is_floating_point() else x
+    return x.item() if isinstance(x, Tensor) else x
+
+
+def constant(x: Number) -> Number:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def filled(like: Number, value: float) -> Number:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .fit import check_fit, fits, what_f_was_given
-from .leaves import Leaves, Spec, cast, flatten, flatten_like, unflatten, version
+from .leaves import Leaves, Spec, flatten, flatten_like, packed, unflatten, versions
 
 _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
 
-_IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
+_NO_ARGS = flatten(())[1]
+IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
 
 
 def _own(x: Tensor) -> Tensor:
@@ -40,24 +41,22 @@ class LeafFunction:
         args: tuple[Any, ...] = (),
     ) -> None:
         self._f, self._spec, self._names, self.dtypes, self.time_dtype = f, spec, names, dtypes, time_dtype
-        leaves, self._args_spec = flatten(args)
+        leaves, self._args_spec = flatten(args) if args else ([], _NO_ARGS)
         self._give(leaves)
         self._given = args  # the caller's own containers
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.checked = False
         self._marks = False  # f marks what it is given by requires_grad_()
-        self._fresh: list[tuple[Tensor, int]] | None = None  # what f gave first, and its version, until the next
+        self._fresh: tuple[list[Tensor], list[int]] | None = None  # f's first result, until the next
 
     def _give(self, args: list[Any]) -> None:
         """Set the leaves of the further arguments of f."""
-        self._args, self._given = args, unflatten(args, self._args_spec)
+        self._args, self._given = args, unflatten(args, self._args_spec) if args else ()
         self._tensors = [x for x in args if isinstance(x, Tensor)]
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
-        if self._bare:
-            return cast(leaves[0], self.dtypes[0])
-        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
+        return packed(leaves, self.dtypes, self._spec)
 
     @property
     def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
@@ -66,43 +65,28 @@ class LeafFunction:
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
         owns = self._marks or not self.checked
-        if self._bare and not owns and self._fresh is None and not (t.is_inference() or y[0].is_inference()):
-            return self._alone(t, y[0])
         if owns:
             t, y = _own(t), tuple(map(_own, y))
-        before, given = [version(x) for x in (t, *y)], (t, *y, *self._tensors)
+        before, given = versions((t, *y)), (t, *y, *self._tensors)
         flags = [x.requires_grad for x in given]
         out = self._call(t, y)
-        if before != [version(x) for x in (t, *y)]:
-            raise ValueError(_IN_PLACE)
+        if before != versions((t, *y)):
+            raise ValueError(IN_PLACE)
         if flags != [x.requires_grad for x in given]:
             self._unmark(given, flags, 1 + len(y) if owns else 0)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten_like(out, self._spec)
         if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
             check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
         if not self.checked:
-            self._fresh = [(x, version(x)) for x in leaves]
+            self._fresh = leaves, versions(leaves)
         elif self._fresh is not None:
-            if any(version(x) != before for x, before in self._fresh):
+            if self._fresh[1] != versions(self._fresh[0]):
                 raise ValueError(
                     "f changed what it had returned before: it writes each result into the same tensor. "
                     "Return a new one, out.clone()"
                 )
             self._fresh = None
-        return tuple(cast(k, x.dtype) for k, x in zip(leaves, y, strict=True))
-
-    def _alone(self, t: Tensor, x: Tensor) -> Leaves:
-        """`_evaluate` for a state of one tensor: on a small state it is half of the time."""
-        dtype, given, before = self.dtypes[0], (t, x, *self._tensors), (t._version, x._version)
-        flags = [a.requires_grad for a in given]
-        out = self._f(t, x if x.dtype is dtype else x.to(dtype), *self._given)
-        if before != (t._version, x._version):
-            raise ValueError(_IN_PLACE)
-        if flags != [a.requires_grad for a in given]:
-            self._unmark(given, flags, 0)
-        if not isinstance(out, Tensor) or not fits([out], (x,), self.dtypes):
-            check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
-        return (cast(out, x.dtype),)
+        return tuple([k if k.dtype is x.dtype else k.to(x.dtype) for k, x in zip(leaves, y, strict=True)])
 
     def _unmark(self, given: Sequence[Tensor], flags: Sequence[bool], own: int) -> None:
         """f has marked what it was given by requires_grad_(): all but the first `own` ask for no gradient."""

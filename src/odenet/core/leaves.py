@@ -8,6 +8,7 @@ A `Lane` is what belongs to a sequence of steps: the time, the step size. Shape 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,18 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .transforms import tracked, transforming, vmapping
+from .transforms import functorch, tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec
 
 _BARE = _pytree.tree_flatten(0)[1]
-unflatten = _pytree.tree_unflatten
 tree_map = _pytree.tree_map
+
+
+def unflatten(leaves: Sequence[Any], spec: Spec) -> Any:
+    """The pytree of this structure."""
+    return leaves[0] if spec is _BARE else _pytree.tree_unflatten(leaves, spec)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Spec]:
@@ -66,8 +71,11 @@ def outline(spec: Spec) -> str:
     return f"{getattr(spec.type, '__name__', spec.type)}({', '.join(inner)})"
 
 
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
+    return _REAL.get(dtype, dtype)
 
 
 def own_view(x: Any) -> Any:
@@ -82,7 +90,7 @@ _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 def in_working_precision(leaves: Sequence[Tensor]) -> Leaves:
     """What the engine computes with: never less than float32."""
-    return tuple(x.to(_WORKING.get(x.dtype, x.dtype)) for x in leaves)
+    return tuple([x.to(_WORKING[x.dtype]) if x.dtype in _WORKING else x for x in leaves])
 
 
 def time_dtype(ts: Tensor, leaves: Sequence[Tensor]) -> torch.dtype:
@@ -95,14 +103,22 @@ def time_dtype(ts: Tensor, leaves: Sequence[Tensor]) -> torch.dtype:
 
 def differentiable(x: Tensor) -> bool:
     """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
-    if x.requires_grad or (forward_mode() and forward_ad.unpack_dual(x).tangent is not None):
+    if x.requires_grad or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
         return True
-    return transforming() and tracked(x)
+    return functorch.get_dynamic_layer_stack_depth() > 0 and transforming() and tracked(x)
 
 
 def forward_mode() -> bool:
     """Inside `torch.autograd.forward_ad.dual_level` or `torch.func.jvp`."""
     return forward_ad._current_level >= 0
+
+
+_NOTHING = nullcontext()
+
+
+def without_grad() -> AbstractContextManager[Any]:
+    """`torch.no_grad()`, which takes its time also where it has nothing to do."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
 def recorded() -> bool:
@@ -117,7 +133,12 @@ def rows(leaf: Tensor) -> Tensor:
 
 def new_leaves(x: Leaves) -> Leaves:
     """The same values as leaves of a graph to come."""
-    return tuple(a.detach().requires_grad_() for a in x)
+    return tuple([a.detach().requires_grad_() for a in x])
+
+
+def constants(x: Leaves) -> Leaves:
+    """The same values, attached to no graph."""
+    return tuple(map(Tensor.detach, x))
 
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -133,9 +154,21 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+def versions(x: Sequence[Tensor]) -> list[int]:
+    return [0 if a.is_inference() else a._version for a in x]
+
+
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x.to(dtype), which takes its time also where it has nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def packed(leaves: Leaves, dtypes: tuple[torch.dtype, ...], spec: Spec) -> Any:
+    """The pytree of these leaves, in these dtypes."""
+    if spec is _BARE:
+        (x,), (dtype,) = leaves, dtypes
+        return x if x.dtype is dtype else x.to(dtype)
+    return unflatten([cast(x, d) for x, d in zip(leaves, dtypes, strict=True)], spec)
 
 
 @dataclass(frozen=True)
@@ -146,7 +179,7 @@ class Structure:
     dtypes: tuple[torch.dtype, ...]
 
     def __call__(self, leaves: Leaves) -> Any:
-        return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self.spec)
+        return packed(leaves, self.dtypes, self.spec)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As a state of numbers: PyTorch warns where a TreeSpec is pickled."""
@@ -159,12 +192,16 @@ class Structure:
 
 def spread(lane: Tensor, leaf: Tensor) -> Tensor:
     """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
-    lane = cast(lane, real_dtype(leaf.dtype))
+    dtype = _REAL.get(leaf.dtype, leaf.dtype)
+    lane = lane if lane.dtype is dtype else lane.to(dtype)
     return lane if lane.ndim == 0 else lane.view(lane.shape + (1,) * (leaf.ndim - lane.ndim))
 
 
 def spread_over(lane: Tensor, leaves: Leaves) -> Leaves:
-    return tuple(spread(lane, leaf) for leaf in leaves)
+    out: list[Tensor] = []
+    for leaf in leaves:
+        out.append(spread(lane, leaf) if lane.ndim else lane.to(_REAL.get(leaf.dtype, leaf.dtype)))
+    return tuple(out)
 
 
 def apart() -> bool:
@@ -175,77 +212,86 @@ def apart() -> bool:
     return torch.compiler.is_compiling() or recorded()
 
 
+_OWNED, _ATTACHED, _APART, _VMAPPED = range(4)
+
+
+def arithmetic() -> int:
+    """How sums are computed here: one question for each sum, as there is one for every stage of every step.
+
+    _OWNED: the memory of a sum may take the result. _ATTACHED: derivatives pass through it. _APART: see `apart`.
+    _VMAPPED: the first terms may be the same for all lanes of a vmap, and no place for the others.
+    """
+    if functorch.get_dynamic_layer_stack_depth() and vmapping():
+        return _VMAPPED
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return _APART
+    return _ATTACHED if torch.is_grad_enabled() or forward_ad._current_level >= 0 else _OWNED
+
+
+def _sum(coefficients: Sequence[float], stages: Sequence[Leaves], i: int, kind: int) -> Tensor:
+    """The weighted sum of the i-th leaves, in memory of its own; of at least one coefficient that is not zero."""
+    total: Tensor | None = None
+    for c, stage in zip(coefficients, stages, strict=True):
+        if c == 0.0:
+            continue
+        if total is None:
+            total = stage[i] * c
+        else:
+            total = total + stage[i] * c if kind >= _APART else total.add_(stage[i], alpha=c)
+    assert total is not None
+    return total
+
+
 def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """sum_i coefficients[i] * stages[i], leaf by leaf, in this order.
 
     One elementwise operation a term, never a matrix product: the sum of a row then does not depend on the rows beside
     it, so a sample's result is the same bit for bit in any batch.
     """
-    total: list[Tensor] = []
-    two = vmapping() or apart()  # the first stages may be the same for all lanes of a vmap, and no place for the others
-    for c, stage in zip(coefficients, stages, strict=True):
-        if c == 0.0:
-            continue
-        if not total:
-            total = [leaf * c for leaf in stage]
-            continue
-        if two:
-            total = [acc + leaf * c for acc, leaf in zip(total, stage, strict=True)]
-            continue
-        total = [acc.add_(leaf, alpha=c) for acc, leaf in zip(total, stage, strict=True)]
-    return tuple(total) if total else tuple(torch.zeros_like(leaf) for leaf in stages[0])
+    if coefficients.count(0.0) == len(coefficients):
+        return tuple(torch.zeros_like(leaf) for leaf in stages[0])
+    kind = arithmetic()
+    out: list[Tensor] = []
+    for i in range(len(stages[0])):
+        out.append(_sum(coefficients, stages, i, kind))
+    return tuple(out)
 
 
 def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
     """y + dt * slope, with dt spread over the leaves."""
-    return tuple(
-        leaf + k * h if leaf.is_complex() else torch.addcmul(leaf, k, h)
-        for leaf, k, h in zip(y, slope, dt, strict=True)
-    )
+    triples = zip(y, slope, dt, strict=True)
+    return tuple([x + k * h if x.is_complex() else torch.addcmul(x, k, h) for x, k, h in triples])
 
 
-def moved(y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
-    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves.
+def moved(
+    y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves], kind: int | None = None
+) -> Leaves:
+    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves. kind: see `arithmetic`.
 
     Summed as `weighted` does. Tried: slopes side by side and one matrix-vector product, which saves two operations of
     eight on a small state, and takes half as long again as these on one of 512 x 256.
     """
-    if vmapping():  # in-place operations are for tensors that are all batched
+    kind, terms = arithmetic() if kind is None else kind, len(coefficients) - coefficients.count(0.0)
+    if kind == _VMAPPED:  # in-place operations are for tensors that are all batched
         return along(y, dt, weighted(coefficients, stages))
-    owned = not (torch.is_grad_enabled() or forward_mode() or torch.compiler.is_compiling())
-    two = apart()
-    return tuple(
-        [_moved(i, x, h, coefficients, stages, owned, two) for i, (x, h) in enumerate(zip(y, dt, strict=True))]
-    )
-
-
-def _moved(
-    i: int, x: Tensor, h: Tensor, coefficients: Sequence[float], stages: Sequence[Leaves], owned: bool, two: bool
-) -> Tensor:
-    """The i-th leaf of `moved`. owned: memory may be used again. two: see `apart`."""
-    first, factor, total = None, 1.0, None
-    for c, stage in zip(coefficients, stages, strict=True):
-        if c == 0.0:
-            continue
-        if first is None:
-            first, factor = stage[i], c
-        elif total is None:
-            total = first * factor + stage[i] * c if two else (first * factor).add_(stage[i], alpha=c)
+    if not terms:
+        return tuple(x.clone() for x in y)
+    out: list[Tensor] = []
+    for i, (x, h) in enumerate(zip(y, dt, strict=True)):
+        if x.is_complex():
+            out.append(x + _sum(coefficients, stages, i, kind) * h)
+        elif terms == 1:
+            c = sum(coefficients)
+            out.append(torch.addcmul(x, stages[coefficients.index(c)][i], h, value=c))
         else:
-            total = total + stage[i] * c if two else total.add_(stage[i], alpha=c)
-    if first is None:
-        return x.clone()
-    if x.is_complex():
-        return x + (first * factor if total is None else total) * h
-    if total is None:
-        return torch.addcmul(x, first, h, value=factor) if factor != 1.0 else torch.addcmul(x, first, h)
-    # the sum belongs to no one else: its memory takes the result
-    return torch.addcmul(x, total, h, out=total) if owned else torch.addcmul(x, total, h)
+            total = _sum(coefficients, stages, i, kind)
+            out.append(torch.addcmul(x, total, h, out=total if kind == _OWNED else None))
+    return tuple(out)
 
 
 def scale(dt: Leaves, leaves: Leaves) -> Leaves:
     """dt * leaves, with dt spread over the leaves."""
-    return tuple(leaf * h for leaf, h in zip(leaves, dt, strict=True))
+    return tuple(map(torch.mul, leaves, dt))
 
 
 def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:

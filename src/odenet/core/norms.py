@@ -45,7 +45,7 @@ def peak(leaves: Leaves, batched: bool) -> Tensor:
 
 def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
     """atol + rtol * |y|."""
-    return tuple(a + r * leaf.abs() for leaf, r, a in zip(y, rtol, atol, strict=True))
+    return tuple([a + r * leaf.abs() for leaf, r, a in zip(y, rtol, atol, strict=True)])
 
 
 def never_zero(atol: Tolerance, y: Leaves) -> Tolerance:

@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 5  # containers within containers
-_PLAIN = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.dtype, torch.device)
+_PLAIN = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.dtype, torch.device, bool)
+_REGISTERED = ("_parameters", "_buffers", "_modules")  # of a module, which lists them itself
 
 Edge = tuple[Any, int]
 """A node of an autograd graph and the number of its output: where autograd hands a tensor's gradient over."""
@@ -50,7 +52,8 @@ def reached(f: Any) -> Reached:
             found.generators.append(x)
             return
         for key, child in _children(x):
-            visit(f"{name}{key}", child, depth + 1)
+            if type(child) not in _PLAIN:  # most are
+                visit(f"{name}{key}", child, depth + 1)
 
     visit("", f, 0)
     return found
@@ -69,39 +72,45 @@ def _add(found: Reached, name: str, x: Tensor) -> None:
         found.computed.setdefault((x.grad_fn, x.output_nr), (name, x))
 
 
-def _children(x: Any) -> Iterable[tuple[str, Any]]:
+def _children(x: Any) -> list[tuple[str, Any]]:
     if isinstance(x, nn.Module):
-        yield from ((f".{k}", v) for k, v in x.named_parameters(remove_duplicate=False))
-        yield from ((f".{k}", v) for k, v in x.named_buffers(remove_duplicate=False))
-        for prefix, module in x.named_modules():
-            yield from ((f".{prefix}.{k}" if prefix else f".{k}", v) for k, v in _plain_attributes(module))
-            yield from _cached_methods(module)
-    elif isinstance(x, functools.partial):
-        yield ("", x.func)
-        yield from ((f".args[{i}]", v) for i, v in enumerate(x.args))
-        yield from ((f".{k}", v) for k, v in x.keywords.items())
-    elif inspect.ismethod(x):
-        yield ("", x.__func__)
-        yield ("", x.__self__)
-    elif inspect.isfunction(x):
-        yield from _of_function(x)
-    elif isinstance(x, dict):
-        yield from ((f"[{k!r}]", v) for k, v in list(x.items()))
-    elif isinstance(x, (list, tuple, set, frozenset)):
-        yield from ((f"[{i}]", v) for i, v in enumerate(x))
-    elif isinstance(x, functools._lru_cache_wrapper):  # its results are nobody's attribute
-        yield ("", x.__wrapped__)
-        yield from ((".cache", v) for v in gc.get_referents(x) if isinstance(v, (Tensor, dict, list, tuple)))
-    else:
-        yield from ((f".{k}", v) for k, v in list(getattr(x, "__dict__", {}).items()))
-        yield from _cached_methods(x)
-        slots = (k for kind in type(x).__mro__ for k in _slots(kind))
-        yield from ((f".{k}", getattr(x, k)) for k in slots if hasattr(x, k))
+        return _of_module(x)
+    if isinstance(x, functools.partial):
+        numbered = [(f".args[{i}]", v) for i, v in enumerate(x.args)]
+        return [("", x.func), *numbered, *((f".{k}", v) for k, v in x.keywords.items())]
+    if inspect.ismethod(x):
+        return [("", x.__func__), ("", x.__self__)]
+    if inspect.isfunction(x):
+        return _of_function(x)
+    if isinstance(x, dict):
+        return [(f"[{k!r}]", v) for k, v in list(x.items())]
+    if isinstance(x, (list, tuple, set, frozenset)):
+        return [(f"[{i}]", v) for i, v in enumerate(x)]
+    if isinstance(x, functools._lru_cache_wrapper):  # its results are nobody's attribute
+        kept = [v for v in gc.get_referents(x) if isinstance(v, (Tensor, dict, list, tuple))]
+        return [("", x.__wrapped__), *((".cache", v) for v in kept)]
+    own = [(f".{k}", v) for k, v in list(getattr(x, "__dict__", {}).items())]
+    slots = [k for kind in type(x).__mro__ for k in _slots(kind)]
+    return [*own, *_cached_methods(x), *((f".{k}", getattr(x, k)) for k in slots if hasattr(x, k))]
 
 
-def _cached_methods(x: Any) -> Iterable[tuple[str, Any]]:
+def _of_module(x: nn.Module) -> list[tuple[str, Any]]:
+    """Its parameters, buffers and plain attributes, and those of all modules in it."""
+    found = [(f".{k}", v) for k, v in x.named_parameters(remove_duplicate=False)]
+    found += [(f".{k}", v) for k, v in x.named_buffers(remove_duplicate=False)]
+    for prefix, module in x.named_modules():
+        start = f".{prefix}." if prefix else "."
+        for k, v in vars(module).items():
+            if type(v) not in _PLAIN and k not in _REGISTERED and not k.endswith("_hooks"):
+                found.append((start + k, v))
+        found += _cached_methods(module)
+    return found
+
+
+def _cached_methods(x: Any) -> list[tuple[str, Any]]:
     """Methods under functools.lru_cache: one cache for all instances of the class."""
-    return ((f".{k}", getattr(type(x), k)) for k in _names_of_cached_methods(type(x)))
+    names = _names_of_cached_methods(type(x))
+    return [(f".{k}", getattr(type(x), k)) for k in names] if names else []
 
 
 @functools.lru_cache(1024)
@@ -116,24 +125,22 @@ def _slots(kind: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _plain_attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
-    hidden = ("_parameters", "_buffers", "_modules")
-    return ((k, v) for k, v in vars(module).items() if k not in hidden and not k.endswith("_hooks"))
-
-
-def _of_function(f: Any) -> Iterable[tuple[str, Any]]:
+def _of_function(f: Any) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            yield (f".{name}", cell.cell_contents)
-        except ValueError:  # a variable of the enclosing function that has no value yet
+        with suppress(ValueError):  # a variable of the enclosing function that has no value yet
+            found.append((f".{name}", cell.cell_contents))
+    names = f.__code__.co_names
+    for name in names:
+        if name not in f.__globals__:
             continue
-    used = [(n, f.__globals__[n]) for n in f.__code__.co_names if n in f.__globals__]
-    yield from ((f".{n}", x) for n, x in used)
-    for name, module in used:  # such as settings.weight
-        if isinstance(module, ModuleType) and module is not torch:
-            named = ((n, vars(module).get(n)) for n in f.__code__.co_names)
-            yield from ((f".{name}.{n}", x) for n, x in named if isinstance(x, (Tensor, nn.Module)))
-    yield from ((f".{n}", v) for n, v in (f.__kwdefaults__ or {}).items())
-    yield from (("", v) for v in f.__defaults__ or ())
+        x = f.__globals__[name]
+        found.append((f".{name}", x))
+        if isinstance(x, ModuleType) and x is not torch:  # such as settings.weight
+            inner = [(n, vars(x).get(n)) for n in names]
+            found += [(f".{name}.{n}", v) for n, v in inner if isinstance(v, (Tensor, nn.Module))]
+    found += [(f".{n}", v) for n, v in (f.__kwdefaults__ or {}).items()]
+    found += [("", v) for v in f.__defaults__ or ()]
     if hasattr(f, "__wrapped__"):
-        yield ("", f.__wrapped__)
+        found.append(("", f.__wrapped__))
+    return found

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+functorch: Any = _functorch
+
 
 def nested() -> bool:
     """Inside a transform, or one that `torch.compile` is recording."""
-    return _functorch.get_dynamic_layer_stack_depth() > 0
+    return functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def transforming() -> bool:
@@ -24,14 +26,14 @@ def vmapping() -> bool:
     """Inside `torch.func.vmap`, which may itself be inside other transforms, or around them."""
     if not nested() or torch.compiler.is_compiling():
         return False
-    levels = _functorch.get_interpreter_stack() or ()
-    return any(level.key() == _functorch.TransformType.Vmap for level in levels)
+    levels = functorch.get_interpreter_stack() or ()
+    return any(level.key() == functorch.TransformType.Vmap for level in levels)
 
 
 def unwrapped(x: Tensor) -> Tensor:
     """The tensor inside all wrappers; the axes that `vmap` hides are its first ones, or wherever they were."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
     return x
 
 
@@ -72,8 +74,8 @@ def largest(x: Tensor) -> float:
 
 def tracked(x: Tensor) -> bool:
     """Whether a transform follows x at any level, as far as can be seen: True where it may."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_gradtrackingtensor(x):
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
             return True
-        x = _functorch.get_unwrapped(x)
+        x = functorch.get_unwrapped(x)
     return x.requires_grad

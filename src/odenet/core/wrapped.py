@@ -12,7 +12,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import distributed as dist
@@ -34,12 +34,13 @@ def refuse_wrapped(f: Any) -> None:
         _refuse(f.__self__, "")
 
 
-@contextmanager
-def no_wrapped() -> Iterator[None]:
+def no_wrapped() -> AbstractContextManager[None]:
     """Raise where a module called in this context, in this thread, talks to other processes."""
-    if not in_processes():
-        yield
-        return
+    return _no_wrapped() if in_processes() else nullcontext()
+
+
+@contextmanager
+def _no_wrapped() -> Iterator[None]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, _: Any) -> None:

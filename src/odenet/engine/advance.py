@@ -19,8 +19,8 @@ from torch import Tensor
 from ..control.base import Attempt, Decision, Memory, measured
 from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, some, where
-from ..core.leaves import Leaves, select
+from ..core.lanes import Flag, Number, held, some, where
+from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status, StepStatus
 from ..methods.base import Cache, Step, StepInput
@@ -179,7 +179,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
             return _foreseen(p, clock, s, planned)
     target = clock.target(s.stop)
     left = (target - s.t) * clock.sign
-    hit = s.h * p.controller.stretch >= left
+    hit = s.h * p.stops.rule.stretch >= left
     lanes = clock.host is None
     if lanes:
         running = s.status == _RUNNING
@@ -192,7 +192,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     f = p.f if clock.smooth else nudged(p, s.time, time1, s.jumped, jumps)
     at = StepInput(f, s.time, time1, s.y, s.carry, s.cache, clock.tolerances, s.rejected, running)
     step = p.method.step(at)
-    decision = clock.always or _decided(p, at, s, t1, step)
+    decision = clock.always or decided(p, at, s, t1, step)
     accept = decision.accept
     if lanes:
         accept, decision = accept & running, decision._replace(failed=decision.failed & running)
@@ -205,31 +205,23 @@ def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Mov
     """`attempt`, of a step whose times are known."""
     _, t1, hit, stop, time1, span = planned
     step = p.method.planned(p.f, span, s.y, s.carry)
-    decision = clock.always or _decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
+    decision = clock.always or decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
     return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, decision.accept, hit, stop, s.jumped, False), decision
 
 
-def _decided(p: Problem, at: StepInput, s: State, t1: Number, step: Step) -> Decision:
-    if not torch.is_grad_enabled():
-        return decided(p, at, s, t1, step)
-    with torch.no_grad():
-        return decided(p, at, s, t1, step)
-
-
 def decided(p: Problem, at: StepInput, s: State, t1: Number, step: Step) -> Decision:
-    """What the controller decides on a step from s. Called without grad mode."""
-    control, order = p.controller, p.method.error_order or 1
-    error = p.method.error(at, step) if control.adaptive else None
-    ratio = error_ratio(p, s.y, step.y, error)
-    wish = step.wish
-    if step.status is not None:
-        solved = step.status == StepStatus.OK
-        ratio = where(bool(solved) if p.on_host else solved, ratio, math.inf)
-    if step.order is not None:
-        order = step.order.item() if p.on_host else step.order
-    if wish is not None and p.on_host:
-        wish = wish._replace(most=float(wish.most), hold=bool(wish.hold))
-    return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.memory)
+    """What the controller decides on a step from s."""
+    control, order, wish = p.controller, p.method.error_order or 1, step.wish
+    with without_grad():
+        error = p.method.error(at, step) if control.adaptive else None
+        ratio = error_ratio(p, s.y, step.y, error)
+        if step.status is not None:
+            ratio = where(held(step.status == StepStatus.OK, s.t), ratio, math.inf)
+        if step.order is not None:
+            order = held(step.order, s.t)
+        if wish is not None:
+            wish = wish._replace(most=held(wish.most, s.t), hold=held(wish.hold, s.t))
+        return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.memory)
 
 
 def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Number:
@@ -240,9 +232,9 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
         if p.on_host:
             return 0.0 if finite_on_host(y1) else float("inf")
         return torch.where(all_finite(y1, p.batched), 0.0, torch.inf)
-    size = tuple(torch.maximum(a.detach().abs(), b.detach().abs()) for a, b in zip(y0, y1, strict=True))
-    scaled = []
-    for e, top, r, a in zip(error, size, p.rtol, p.atol, strict=True):
+    scaled: list[Tensor] = []
+    for e, before, after, r, a in zip(error, y0, y1, p.rtol, p.atol, strict=True):
+        top = torch.maximum(before.detach().abs(), after.detach().abs())
         # the same in two operations, and in one
         bound = a + r * top if isinstance(r, Tensor) or isinstance(a, Tensor) else torch.rsub(top, a, alpha=-r)
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.

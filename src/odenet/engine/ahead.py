@@ -36,7 +36,7 @@ class Ahead:
 
     def __init__(self, p: Problem, stops: list[float], last: list[int], sign: float) -> None:
         self.p, self.stops, self.last, self.sign = p, stops, last, sign
-        self.size, self.stretch = p.controller.first(1.0), p.controller.stretch
+        self.size, self.stretch = p.controller.first(1.0), p.stops.rule.stretch
         self.steps: Iterator[Planned] = iter(())
         self.many, self.tried = _FIRST, 0
 
@@ -44,7 +44,7 @@ class Ahead:
     def possible(p: Problem) -> bool:
         """Whether the joint solve p, on the host, has such steps."""
         control = p.controller
-        if control.adaptive or control.perturb or p.stops.jumps is not None:
+        if control.adaptive or p.stops.rule.perturb or p.stops.jumps is not None:
             return False
         if recorded() or torch.compiler.is_compiling():
             return False

@@ -41,7 +41,7 @@ class Callbacks:
 
         def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
             left = (clock.target(s.stop) - s.t) * clock.sign
-            ahead: Number = where(s.h * p.controller.stretch >= left, left, s.h)
+            ahead: Number = where(s.h * p.stops.rule.stretch >= left, left, s.h)
             about = (s.time.detach(), p.f.pack(s.y), torch.as_tensor(ahead, dtype=s.time.dtype, device=s.time.device))
             if self.step is not None:
                 self.step(*about)

@@ -26,7 +26,7 @@ class Clock:
         self.sign: Number = float(p.direction) if p.on_host else p.direction
         self.count = self.times.shape[-1]
         self.last = self._last_of_equal()
-        self.smooth = not p.controller.perturb and p.stops.jumps is None  # f is evaluated at the times themselves
+        self.smooth = not p.stops.rule.perturb and p.stops.jumps is None  # f is evaluated at the times themselves
         self.always = p.controller.always() if p.on_host else None
         self.ahead = Ahead(p, self.host, self.last, self.sign) if self.host is not None and Ahead.possible(p) else None
         control = p.controller

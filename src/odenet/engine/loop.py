@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from ..control.base import Decision
 from ..control.first_step import hairer
-from ..core.lanes import Flag, Number, some, where
-from ..core.leaves import Leaves, select
+from ..core.lanes import Flag, Number, constant, filled, held, isfinite, some, where
+from ..core.leaves import Leaves, constants, select, without_grad
 from ..core.status import Status
 from .advance import Clock, Move, State, attempt, poisons, settle
 from .compact import Leaving
@@ -65,49 +64,34 @@ class Outcome:
 def start(p: Problem, clock: Clock) -> State:
     """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
     time = p.ts[..., 0]
-    t: Number = float(time.detach()) if p.on_host else time.detach()
-    stop = clock.next_stop(t, 0 if p.on_host else torch.zeros_like(time, dtype=torch.int64))
+    now = time.detach()
+    t = held(now, clock.sign)
+    stop = clock.next_stop(t, 0 if p.on_host else torch.zeros_like(now, dtype=torch.int64))
     moving = stop < clock.count
     idle = not p.traced and not some(moving)
     carry = () if idle else p.method.init(p.f, time, p.y0)
-    h: Number
-    if p.on_host and (idle or not guessed(p)):
-        h = p.controller.first(1.0)
-    else:
-        h = first_size(p, clock, time.detach(), stop, carry) if not idle else p.direction * 0 + 1.0
-        h = float(h) if p.on_host else h
-    status: Number
-    if isinstance(h, Tensor):
-        code = torch.where(torch.isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
-        status = torch.where(moving, code, int(Status.SUCCESS))
-        jumped = torch.zeros_like(moving) if p.stops.jumps is not None else False
-    else:
-        code = Status.RUNNING if math.isfinite(h) else Status.NON_FINITE
-        status, jumped = int(code if moving else Status.SUCCESS), False
-    with torch.no_grad():
-        cache = () if idle else p.method.remember(time.detach(), tuple(x.detach() for x in p.y0))
-    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, moving & False)
+    h = filled(t, 1.0) if idle else first_size(p, clock, now, stop, carry)
+    status = where(isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
+    status = where(moving, status, int(Status.SUCCESS))
+    with without_grad():
+        cache = () if idle else p.method.remember(now, constants(p.y0))
+    nowhere = moving & False
+    jumped = nowhere if p.stops.jumps is not None else False
+    return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, nowhere)
 
 
-def guessed(p: Problem) -> bool:
-    """Whether the engine chooses the first step size."""
-    return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
-
-
-@torch.no_grad()
-def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: tuple[Tensor, ...]) -> Tensor:
-    lane = torch.ones_like(p.direction)
-    if guessed(p):
-        target = clock.target(stop)
-        span = (target if isinstance(target, Tensor) else time.new_tensor(target)) - time
-        y0 = tuple(x.detach() for x in p.y0)
-        f0 = tuple(x.detach() for x in carry) if p.method.carry_is_slope else ()
-        f0 = f0 or p.f(time, y0)
-        lane = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, p.controller.norm)
-        lane = torch.where(span == 0, torch.ones_like(lane), lane)
-    first = p.controller.first(lane)
-    assert isinstance(first, Tensor)
-    return first.detach()  # f may have brought a forward-mode tangent in
+def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: Leaves) -> Number:
+    """The first step size: the controller's, from the engine's guess where it has none of its own."""
+    control, h = p.controller, filled(clock.sign, 1.0)
+    if control.adaptive and getattr(control, "first_step", None) is None:
+        span = clock.target(stop) - held(time, clock.sign)
+        y0 = constants(p.y0)
+        f0 = constants(carry) if p.method.carry_is_slope else ()
+        with without_grad():
+            f0 = f0 or p.f(time, y0)
+            h = hairer(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, control.norm)
+        h = where(span == 0, 1.0, h)
+    return constant(control.first(h))  # f may have brought a forward-mode tangent in
 
 
 def run(p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> Outcome:

@@ -17,9 +17,9 @@ from .problem import Problem
 def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
     """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
 
-    A controller that perturbs takes both ends of every step for jumps.
+    With `perturb` both ends of every step are taken for jumps.
     """
-    if p.controller.perturb:
+    if p.stops.rule.perturb:
         jumped = jumps = True
     elif p.stops.jumps is None:
         return p.f

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..control.base import Controller, check_times
+from ..control.base import Controller
+from ..control.stop_times import Stops, StopTimes
 from ..core.edges import Edges
 from ..core.field import VectorField
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, constants
 from ..core.norms import Tolerance, never_zero
 from ..methods.base import Method
-from .samples import ALL, Samples
-
-
-@dataclass(frozen=True)
-class Stops:
-    """Times that end a step, in the order of the solve; the last is the end of the solve.
-
-    times: (S,), or (B, S) per sample, attached to the caller's ts, step_ts and jump_ts. jumps: booleans of that shape,
-    True where f is to be evaluated anew, or None where there are none.
-    """
-
-    times: Tensor
-    jumps: Tensor | None
-
-    @staticmethod
-    def build(ts: Tensor, direction: Tensor, controller: Controller) -> Stops:
-        inner = ts[..., 1:] if controller.every_output else ts[..., -1:]
-        extra = [("step_ts", controller.step_ts, False), ("jump_ts", controller.jump_ts, True)]
-        if controller.step_ts is None and controller.jump_ts is None:
-            return Stops(inner, None)
-        times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
-        for name, given, jump in extra:
-            if given is None:
-                continue
-            made = given(ts) if callable(given) else given
-            if callable(given):
-                check_times(f"what {name} makes of ts", made)
-                if made is None:
-                    raise TypeError(f"{name} must give times where it is callable; got None")
-            fixed = torch.as_tensor(made, dtype=ts.dtype, device=ts.device)
-            fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
-            sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-            within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
-            times.append(torch.where(within, fixed, ts[..., -1:]))
-            jumps.append(within if jump else torch.zeros_like(within))
-        all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)
-        sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-        order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)
-        all_times, all_jumps = all_times.gather(-1, order), all_jumps.gather(-1, order)
-        if controller.jump_ts is None:
-            return Stops(all_times, None)
-        # times that coincide are hit once, so the jump is a property of the time
-        same = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
-        return Stops(all_times, (same & all_jumps.unsqueeze(-2)).any(-1))
+from .samples import Samples
 
 
 @dataclass(frozen=True)
@@ -69,6 +26,8 @@ class Problem:
     the engine's time dtype. direction: lane of +1 and -1. rtol, atol: one number or tensor a leaf. spent: steps of
     max_steps that were attempted before, (B,) per sample. traced: operations are being recorded, and no value may be
     looked at: lanes are tensors, of a joint solve too.
+
+    on_host: lanes are Python numbers, as one sequence of steps is for all, and values may be looked at.
 
     compact: samples that have ended may leave the batch (engine/compact.py), once they are more than the part `spare`
     of it. samples: those at hand; where they are not all, `ts` has the first and the last time alone.
@@ -89,12 +48,13 @@ class Problem:
     traced: bool = False
     compact: bool = True
     spare: float = 0.1
-    samples: Samples = ALL
+    samples: Samples = field(default=None)  # pyright: ignore[reportAssignmentType]  # all, after __post_init__
+    on_host: bool = field(init=False)
 
-    @property
-    def on_host(self) -> bool:
-        """Whether lanes are Python numbers."""
-        return not self.batched and not self.traced
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "on_host", not self.batched and not self.traced)
+        if self.samples is None:  # TorchDynamo takes no object that is the default of an argument
+            object.__setattr__(self, "samples", Samples())
 
     @property
     def times_move(self) -> bool:
@@ -102,31 +62,31 @@ class Problem:
         return self.ts.requires_grad or self.stops.times.requires_grad
 
     @staticmethod
-    def build(f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, **rest: Any) -> Problem:
-        span = ts.detach()[..., -1] - ts.detach()[..., 0]
-        direction = torch.where(span < 0, -1.0, 1.0).to(span.dtype)
-        stops = Stops.build(ts, direction, controller)
+    def build(
+        f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, rule: StopTimes | None = None, **rest: Any
+    ) -> Problem:
+        """rule: None: as the controller was told."""
+        direction = direction_of(ts)
+        stops = (rule or StopTimes.of(controller)).within(ts, direction)
         rest["atol"] = never_zero(rest["atol"], y0)
-        samples = Samples()  # given, as TorchDynamo cannot take an object that is the default of an argument
         return Problem(
-            f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2,
-            samples=samples, **rest,
-        )  # fmt: skip
+            f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
+        )
 
     def with_edges(self, start: Tensor | None, scale: Tensor, onwards: Leaves) -> Problem:
         """The same problem between events, where f is seen from within: see `Edges`.
 
         start: ts[0] where an event was there, a lane; None: nowhere. scale: the size of the times that led there.
         """
-        f, ts = copy.copy(self.f), self.ts.detach()
+        ts = self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
-        f.edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
-        return replace(self, f=f)
+        edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
+        return replace(self, f=self.f.within(edges))
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""
-        stops = Stops(self.stops.times.detach(), self.stops.jumps)
-        y0 = tuple(x.detach() for x in self.y0)
+        stops = replace(self.stops, times=self.stops.times.detach())
+        y0 = constants(self.y0)
         return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)
 
     def narrowed(self, rows: Tensor) -> Problem | None:
@@ -140,13 +100,19 @@ class Problem:
             f=f,
             y0=tuple(y.index_select(0, rows) for y in self.y0),
             ts=torch.stack((self.ts[..., 0], self.ts[..., -1]), -1).index_select(0, rows),
-            stops=Stops(stops, None if jumps is None else jumps.index_select(0, rows)),
+            stops=replace(self.stops, times=stops, jumps=None if jumps is None else jumps.index_select(0, rows)),
             direction=self.direction.index_select(0, rows),
             rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
             atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],
             spent=self.spent.index_select(0, rows) if isinstance(self.spent, Tensor) else self.spent,
             samples=self.samples.some(rows, count),
         )
+
+
+def direction_of(ts: Tensor) -> Tensor:
+    """+1 where times increase, else -1; a lane."""
+    span = ts.detach()[..., -1] - ts.detach()[..., 0]
+    return torch.where(span < 0, -1.0, 1.0).to(span.dtype)
 
 
 def _own(tolerance: float | Tensor, y: Tensor, rows: Tensor) -> float | Tensor:

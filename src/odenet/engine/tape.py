@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..control.base import Decision
 from ..core.lanes import Flag, Number, some, where
-from ..core.leaves import Leaves, new_leaves
+from ..core.leaves import Leaves, constants, new_leaves
 from ..methods.base import Field, Step, StepInput
 from .advance import Clock, Draws, Move, State, attempt, poisons
 from .observe import Observer
@@ -151,7 +151,7 @@ class Tape(Observer):
             move, decision = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
         clock.leaves = False
         graph = move.step
-        y1, carry1 = (tuple(x.detach() for x in xs) for xs in (graph.y, graph.carry))
+        y1, carry1 = constants(graph.y), constants(graph.carry)
         move.graph, move.step = graph, graph._replace(y=y1, carry=carry1)
         return move, decision
 

@@ -24,7 +24,7 @@ from .clock import attached
 from .loop import start
 from .one_sided import nudged
 from .outputs import blank, due, filled
-from .problem import Problem, Stops
+from .problem import Problem
 
 Carried = tuple[Tensor, ...]
 _RUNNING, _SUCCESS = int(Status.RUNNING), int(Status.SUCCESS)
@@ -109,7 +109,8 @@ def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra:
 def apart(p: Problem) -> Problem:
     """The same problem, with times that share no memory: the operator allows no aliases in what its body sees."""
     jumps = p.stops.jumps
-    return replace(p, ts=p.ts.clone(), stops=Stops(p.stops.times.clone(), None if jumps is None else jumps.clone()))
+    stops = replace(p.stops, times=p.stops.times.clone(), jumps=None if jumps is None else jumps.clone())
+    return replace(p, ts=p.ts.clone(), stops=stops)
 
 
 def fresh(new: Carried, old: Carried) -> Carried:

@@ -19,16 +19,17 @@ MOST = 256  # steps; a longer graph is a loop
 def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] | None:
     """Both ends of every step, where no error, and no tensor, decides them; None where they are not known, or many."""
     control = p.controller
-    if control.adaptive or control.step_ts is not None or control.jump_ts is not None or control.perturb:
+    rule = p.stops.rule
+    if control.adaptive or not rule.fixed or rule.perturb:
         return None
     size = float(control.first(1.0))
     sign = -1.0 if times[-1] < times[0] else 1.0
     steps: list[tuple[float, float]] = []
     t = times[0]
-    for stop in times[1:] if control.every_output else times[-1:]:
+    for stop in times[1:] if rule.every_output else times[-1:]:
         while (stop - t) * sign > 0.0:
             left = (stop - t) * sign
-            end = stop if size * control.stretch >= left else t + sign * size
+            end = stop if size * rule.stretch >= left else t + sign * size
             steps.append((t, end))
             t = end
             if len(steps) > MOST:

@@ -24,7 +24,7 @@ from ..engine.diagnose import raise_failure
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.loop import Outcome
 from ..engine.pieces import Interpolation, evaluate_pieces
-from ..engine.problem import Problem, Stops
+from ..engine.problem import Problem
 from ..engine.record import Record
 from ..methods.base import Bars, Method
 from .attach import attach
@@ -143,7 +143,7 @@ class _Attaching:
     def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The states from other inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
-        stops = Stops.build(inputs[n], p.direction, p.controller)
+        stops = p.stops.rule.within(inputs[n], p.direction)
         return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
 
     def query(self, t: Tensor) -> Leaves:

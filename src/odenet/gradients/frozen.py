@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.lanes import Number
 from ..core.leaves import Leaves, select
 from ..core.status import Status
-from ..engine.problem import Problem, Stops
+from ..engine.problem import Problem
 from .base import COUNTS, Trajectory, direct
 
 
@@ -84,6 +84,6 @@ def _standing(p: Problem, found: Trajectory, good: Tensor) -> Problem:
     f = f.narrowed(rows) or f
     f.checked = False  # the solve to come is to see what it uses
     mask, start, jumps = good[:, None], p.ts.detach()[..., :1][rows], p.stops.jumps
-    stops = Stops(torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask)
-    y0 = tuple(x.index_select(0, rows) for x in p.y0)
+    times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask
+    stops, y0 = replace(p.stops, times=times, jumps=jumps), tuple(x.index_select(0, rows) for x in p.y0)
     return replace(p, f=f, y0=y0, ts=torch.where(mask, p.ts, start), stops=stops)

@@ -7,6 +7,7 @@ from typing import cast, final
 import torch
 
 from ..control.base import Controller
+from ..control.stop_times import StopTimes
 from ..core.dense import evaluate
 from ..core.lanes import some, where
 from ..core.leaves import select, spread
@@ -37,7 +38,8 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Integral:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
-    plain = controller.jump_ts is None and not controller.perturb  # f where a jump is seen is evaluated anew
+    rule = StopTimes.of(controller)
+    plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
     if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
         return StageSum(field, method)
     return Quadrature(field, method.order)

@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.capture import Captured, Nodes, graph_marker
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, constants
 from ..engine.advance import Move, State
 from ..engine.problem import Problem
 from ..engine.samples import ALL
@@ -109,7 +109,7 @@ class KeptGraphs(GraphKeeper):
         if move.graph is None:
             return
         if self.weighed is not None:
-            for leaves in (move.y, move.carry, move.graph.y, move.graph.carry, *move.graph.stages):
+            for leaves in (move.y + move.carry + move.graph.y + move.graph.carry, *move.graph.stages):
                 self.weighed.add(leaves)
             if not self.hooks:
                 self.weighed.add(saved((*move.graph.y, *move.graph.carry), self.marker))
@@ -159,7 +159,7 @@ class EveryState(States):
         self.starts: list[Start] = []
 
     def keep(self, n: int, move: Move) -> None:
-        self.starts.append((tuple(x.detach() for x in move.y), tuple(x.detach() for x in move.carry)))
+        self.starts.append((constants(move.y), constants(move.carry)))
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         return self.starts[n]

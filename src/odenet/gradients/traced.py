@@ -14,7 +14,7 @@ from ..core.leaves import Leaves, dot, flatten, spread, unflatten
 from ..core.plain_field import PlainField, own
 from ..core.status import Status
 from ..engine.advance import Move
-from ..engine.problem import Problem, Stops
+from ..engine.problem import Problem
 from ..engine.traced import Found, find
 from ..methods.base import Method
 from .adjoint import Adjoint
@@ -92,7 +92,7 @@ class _Setting:
     def problem(self, y0: Leaves, ts: Tensor, tensors: Sequence[Tensor]) -> Problem:
         p = self.p
         field: Any = self.parts.field(cast(PlainField, p.f), tensors)
-        stops = Stops.build(ts, p.direction, p.controller)
+        stops = p.stops.rule.within(ts, p.direction)
         return replace(p, f=field, y0=y0, ts=ts, stops=stops)
 
 

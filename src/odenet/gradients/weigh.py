@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..core.leaves import Leaves
-from ..core.transforms import unwrapped
+from ..core.transforms import functorch, unwrapped
 
 
 @final
@@ -19,26 +19,28 @@ class Weighed(saved_tensors_hooks):
     """Notes how many bytes autograd saves inside."""
 
     def __init__(self) -> None:
-        self._sizes: dict[int, int] = {}
+        self._tensors: list[Tensor] = []
         super().__init__(self._pack, lambda x: x)
 
     def bytes_beside(self, known: Iterable[Tensor]) -> int:
         """Those of all but the tensors that are there anyway."""
-        there = {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}
-        return sum(size for place, size in self._sizes.items() if place not in there)
+        sizes: dict[int, int] = {}
+        for x in self._tensors:
+            x = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
+            # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
+            if not x._is_zerotensor() and x.layout is torch.strided:
+                storage = x.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+        for place in {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}:
+            sizes.pop(place, None)
+        return sum(sizes.values())
 
     def _pack(self, x: Tensor) -> Tensor:
-        self.add((x,))
+        self._tensors.append(x)
         return x
 
     def add(self, leaves: Iterable[Tensor]) -> None:
-        for x in leaves:
-            x = unwrapped(x)
-            # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
-            if x._is_zerotensor() or x.layout is not torch.strided:
-                continue
-            storage = x.untyped_storage()
-            self._sizes[storage.data_ptr()] = storage.nbytes()
+        self._tensors.extend(leaves)
 
 
 def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, apart, cast, moved, real_dtype, recorded, scale, spread_over, weighted, widened
+from ..core.leaves import (
+    Leaves,
+    apart,
+    arithmetic,
+    cast,
+    moved,
+    real_dtype,
+    recorded,
+    scale,
+    spread_over,
+    weighted,
+    widened,
+)
 from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
 from .tableau import Tableau
 
@@ -60,9 +72,9 @@ class ExplicitRK(StagewiseMethod):
         return self._stepped(f, dt, times[1:] if carry else times, y, carry)
 
     def _stepped(self, f: Field, dt: Leaves, times: list[Tensor], y: Leaves, carry: Leaves) -> Step:
-        table = self.tableau
-        slopes = self._slopes(f, times, y, dt, carry)
-        y1 = moved(y, dt, table.b[: len(slopes)], slopes)
+        table, kind = self.tableau, arithmetic()
+        slopes = self._slopes(f, times, y, dt, carry, kind)
+        y1 = moved(y, dt, table.b[: len(slopes)], slopes, kind)
         if table.fsal:
             slopes.append(f(times[-1], y1))
         return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
@@ -72,7 +84,7 @@ class ExplicitRK(StagewiseMethod):
         dt, times = spread_over(length, at.y), _nodes(
             self.tableau.c, at.t0, at.t1, length, getattr(at.f, "time_dtype", None)
         )  # fmt: skip
-        slopes = self._slopes(at.f, times, at.y, dt, ())
+        slopes = self._slopes(at.f, times, at.y, dt, (), arithmetic())
         return scale(dt, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
@@ -87,7 +99,7 @@ class ExplicitRK(StagewiseMethod):
 
     def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
         table = self.tableau
-        if table.error is None or len(step.stages) != table.stages:
+        if table.error is None or len(step.stages) != self.stages:
             return None
         return weighted(table.error, step.stages), weighted(table.error_of_states, step.stages)
 
@@ -142,17 +154,17 @@ class ExplicitRK(StagewiseMethod):
             back = _joined(back, others)
         return back, slope_bar(0) if carried else []
 
-    def _slopes(self, f: Field, times: list[Tensor], y: Leaves, dt: Leaves, carry: Leaves) -> list[Leaves]:
+    def _slopes(self, f: Field, times: list[Tensor], y: Leaves, dt: Leaves, carry: Leaves, kind: int) -> list[Leaves]:
         """The slopes that the new state is made of: all, but for the last of a first-same-as-last method.
 
         times: of the evaluations, the first of which is not made where it was carried here.
         """
         table = self.tableau
-        count = table.stages - table.fsal
+        count = self.stages - table.fsal
         later = iter(times)
         slopes = [carry or f(next(later), y)]
         for row in table.a[1:count]:
-            slopes.append(f(next(later), moved(y, dt, row, slopes)))
+            slopes.append(f(next(later), moved(y, dt, row, slopes, kind)))
         return slopes
 
     def _kept(self, slopes: list[Leaves]) -> tuple[Leaves, ...]:
@@ -163,7 +175,7 @@ class ExplicitRK(StagewiseMethod):
     def _whole(self, at: StepInput, step: Step) -> list[Leaves]:
         """All slopes of a step, also of one that was taken as an increment."""
         slopes = list(step.stages)
-        if len(slopes) < self.tableau.stages:
+        if len(slopes) < self.stages:
             slopes.append(at.f(at.t1, step.y))
         return slopes
 
@@ -190,13 +202,11 @@ def _nodes(
 
     dtype: that of f's time, which `f` would cast each of them to by itself. None: that of t0.
     """
-    inner = tuple(x for x in c if 0.0 < x < 1.0)
     between: Iterator[Tensor] = iter(())
-    if inner and (torch.compiler.is_compiling() or recorded()):  # the compiler fuses these
-        times = [t0 + length * x for x in inner]
+    if torch.compiler.is_compiling() or recorded():  # the compiler fuses these
+        times = [t0 + length * x for x in c if 0.0 < x < 1.0]
         between = iter(times if dtype is None else [cast(t, dtype) for t in times])
-    elif inner:
-        fractions = _constant(inner, t0.dtype, t0.device)
+    elif (fractions := _inner(c, t0.dtype, t0.device)) is not None:
         first, length = (t0, length) if t0.ndim == 0 else (t0.unsqueeze(-1), length.unsqueeze(-1))
         times = first + length * fractions
         between = iter((times if dtype is None else cast(times, dtype)).unbind(-1))
@@ -206,6 +216,8 @@ def _nodes(
 
 
 @lru_cache(maxsize=256)
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _inner(c: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The nodes between the ends of a step; None where there are none."""
+    values = [x for x in c if 0.0 < x < 1.0]
     with torch.inference_mode(False):  # a tensor made in that mode could not be used outside it
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype, device=device) if values else None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from .. import check, traced
+from .. import traced
 from ..core.given import function, number, shown, whole
 from ..core.given import times as real_times
 from ..core.leaves import flatten, real_dtype, tree_map
 from ..core.outside_graphs import exporting
 from ..core.transforms import outlasting
-from ..solve import solve
+from ..solve import Solver, solve
 
 
 @final
@@ -36,30 +37,48 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.field = function("field", field, "field(t, y, *args)")
         self.ts = _times(ts)
-        check.options(solve_options, solve)
         self.solve_options = solve_options
+        self._solver = Solver(field, **solve_options)
         self.stats: Any = None
         self.status: Any = None
 
     def forward(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Any:
         times = self.ts if ts is None else ts
         if not isinstance(times, Tensor):
-            times = torch.tensor(self.ts, dtype=torch.float64) if ts is None else real_times("ts", ts)
             leaf = next(iter(flatten(y0)[0]), None)
+            like: tuple[Any, ...] = (torch.float64, torch.device("cpu"))
             if isinstance(leaf, Tensor) and leaf.dtype.itemsize > 1:  # else the solve refuses y0, with its name
-                times = times.to(leaf.device, torch.promote_types(real_dtype(leaf.dtype), torch.float32))
+                like = torch.promote_types(real_dtype(leaf.dtype), torch.float32), leaf.device
+            times = self._times(*like) if ts is None else real_times("ts", ts).to(like[1], like[0])
         if exporting():  # a graph keeps nothing, and constant steps between known times need no loop
             sol = traced.solve(
                 self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
             )
             if sol is not None:
                 return sol.y1 if ts is None else sol.ys
-        sol = solve(self.field, y0, times, args=args, **self.solve_options)
+        if torch.compiler.is_compiling():
+            sol = solve(self.field, y0, times, args=args, **self.solve_options)
+        else:
+            if not self._solver.stands_for(self.field, self.solve_options):
+                self._solver = Solver(self.field, **self.solve_options)
+            sol = self._solver(y0, times, args)
         self.stats, self.status = sol.stats.kept(), outlasting(sol.status)
         return sol.y1 if ts is None else sol.ys
 
+    def _times(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The layer's own times; the same tensor again, so that a solve finds what it has made of it."""
+        if torch.compiler.is_compiling():
+            return torch.tensor(self.ts, dtype=dtype, device=device)
+        return _as_tensor(self.ts, dtype, device)
+
     def extra_repr(self) -> str:
         return ", ".join([f"ts={self.ts}", *(f"{k}={v!r}" for k, v in self.solve_options.items())])
+
+
+@lru_cache(maxsize=64)
+def _as_tensor(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it is used outside that mode, too
+        return torch.tensor(times, dtype=dtype, device=device)
 
 
 def _times(ts: Any) -> tuple[float, ...]:

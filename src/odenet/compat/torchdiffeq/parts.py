@@ -46,8 +46,9 @@ def _select_initial_step(
 ) -> Tensor:
     slope = func(t0, y0) if f0 is None else f0
     tolerances = ([x] for x in (rtol, atol))
+    span = torch.full_like(t0, 1e18, dtype=torch.float64)
     return hairer(
-        lambda t, y: (func(t, y[0]),), t0, torch.full_like(t0, 1e18), (y0,), (slope,), order, *tolerances,
+        lambda t, y: (func(t, y[0]),), t0, span, (y0,), (slope,), order, *tolerances,
         norm=lambda leaves: torch.as_tensor(norm(leaves[0])),
     ).to(t0.dtype)  # fmt: skip
 
