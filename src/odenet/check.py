@@ -23,7 +23,7 @@ from .engine.callbacks import Callbacks
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
-from .methods import METHODS, ImplicitRK, Method
+from .methods import METHODS, Adams, ExplicitRK, ImplicitRK, Method
 
 FAILURES = ("raise", "return")  # what on_failure can be
 _FEW = 64  # times that are looked at quicker in Python
@@ -321,9 +321,13 @@ def options(given: dict[str, Any], solve: Callable[..., Any]) -> None:
     observers(asked["callbacks"], asked["progress"])
 
 
-def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
+def jacobian(given: Any, y0: Sequence[Tensor], solver: Method) -> Callable[..., Any] | None:
     if given is None:
         return None
+    if isinstance(solver, (ExplicitRK, Adams)):
+        raise ValueError(
+            f"jacobian is for implicit methods, and method={solver.name!r} uses none: leave it out, or take 'esdirk54'"
+        )
     if any(y.is_complex() for y in y0):
         raise ValueError("jacobian is for real states; leave it out where y0 is complex, and it is found by autograd")
     return callable_as("jacobian", given, "jacobian(t, y, *args)")

@@ -140,7 +140,7 @@ def solve(
     args = tree_map(own_view, check.arguments(args))
     dtypes, spec = tuple(x.dtype for x in leaves), flatten(y0)[1]
     field = VectorField(f, spec, names, dtypes, time_dtype(given_ts, working), args)
-    field.save, field.given_jacobian = check.save(save, per_sample), check.jacobian(jacobian, working)
+    field.save, field.given_jacobian = check.save(save, per_sample), check.jacobian(jacobian, working, solver)
     steps = StepEnds() if flag("save_steps", save_steps) else None
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}

@@ -67,6 +67,8 @@ class VectorField(LeafFunction):
         if not isinstance(found, Tensor) or found.shape != shape:
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
+        if found.is_complex():
+            raise ValueError(f"jacobian must return real numbers for a real state; got {found.dtype}: give its .real")
         return found
 
     @property

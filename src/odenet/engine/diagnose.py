@@ -20,6 +20,7 @@ from ..errors import (
     StepUnderflowError,
 )
 from .advance import Clock, State, attempt, settle
+from .jacobian_fault import jacobian_fault
 from .loop import Outcome
 from .problem import Problem
 from .stiffness import CURE, at_the_bound, watchable
@@ -135,6 +136,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         cause += f", for rtol and atol ask for more than the rounding of {name} allows, {eps:.1e} of the state"
         hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
+
+    blamed = status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
+    wrong = jacobian_fault(p, s, sample) if blamed and backward is None else None
+    if wrong is not None:
+        cause, hint = f"{cause}; {wrong[0]}", wrong[1]
 
     def lane(x: Number) -> float:
         return float(x[sample]) if isinstance(x, Tensor) and x.ndim else float(x)

@@ -104,6 +104,8 @@ class ImplicitRK(Method):
                 jacobians = jacobians + made
             else:
                 x = quick.solve(equations.bare(), self._guess(equations.bare(), quick, first.detach(), nodes, slopes))
+                if block == table.blocks[-1]:
+                    quick.prove(equations.bare(), x)
             if recording:
                 x = attached(equations, x, self.derivatives)
             slopes.extend(x.unbind(1))
