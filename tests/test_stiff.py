@@ -258,3 +258,23 @@ def test_a_wrong_jacobian_is_named_where_a_solve_fails(per_sample: bool, jacobia
     given: dict[str, Any] = {"per_sample": per_sample, "jacobian": jacobian, "max_steps": 300}
     with pytest.raises(odenet.SolveError, match=match):
         odenet.solve(shaped, y0, [0.0, 10.0], method="esdirk54", rtol=1e-6, atol=1e-6, **given)
+
+
+@pytest.mark.parametrize("method", ["esdirk54", "radauIIA5"])
+def test_transforms_say_what_to_do_instead(method: str) -> None:
+    y = torch.ones(2, dtype=D)
+
+    def end(y: Tensor) -> Tensor:
+        return odenet.solve(lambda t, y: -100 * y, y, [0.0, 1.0], method=method).y1
+
+    for transformed in (
+        lambda: torch.func.grad(lambda y: end(y).sum())(y),
+        lambda: torch.func.jvp(end, (y,), (y,)),
+        lambda: torch.func.jacrev(end)(y),
+    ):
+        with pytest.raises(ValueError, match=f"{method}.*torch.func.*torch.autograd.functional.jacobian"):
+            transformed()
+    for batched in (lambda: torch.func.vmap(end)(y[:, None]), lambda: torch.func.jacfwd(end)(y)):
+        with pytest.raises(ValueError, match="per_sample=True"):
+            batched()
+    torch.autograd.functional.jacobian(end, y)

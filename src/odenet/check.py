@@ -335,17 +335,3 @@ def jacobian(given: Any, y0: Sequence[Tensor], solver: Method) -> Callable[..., 
 
 def save(given: Any, per_sample: bool) -> Save | None:
     return None if given is None else Save(callable_as("save", given, "save(t, y, *args)"), per_sample)
-
-
-def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method, save: Any, save_steps: Any) -> None:
-    """Refuse what looks at the values of a solve from outside, inside `torch.func.vmap`."""
-    for name, given in (
-        ("event", events), ("callbacks", callbacks), ("progress", progress), ("save", save), ("save_steps", save_steps),
-    ):  # fmt: skip
-        if given:
-            raise ValueError(f"{name} is not available inside torch.func.vmap (nor in jacfwd and jacrev, which use it)")
-    if not solver.branchless:
-        raise ValueError(
-            f"method={solver.name!r} decides on values of the state, which torch.func.vmap does not allow: take an "
-            "explicit Runge-Kutta method such as 'tsit5', or solve with per_sample=True instead of vmap"
-        )

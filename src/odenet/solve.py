@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import check, traced
+from . import check, traced, transformed
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.autocast import uncached
@@ -146,8 +146,8 @@ def solve(
     limits = {"rtol": relative, "atol": absolute, "max_steps": check.max_steps(max_steps)}
     problem = Problem.build(field, working, precise, control, method=solver, **limits)
     pack = Structure(spec, dtypes)  # not the field's own, which would keep f alive
+    transformed.refuse(events, callbacks, progress, solver, save, save_steps)
     if vmapping():
-        check.vmapped(events, callbacks, progress, solver, save, save_steps)
         problem = replace(problem, traced=True)
     judge: Judge = partial(raise_failure, names=names) if on_failure == "raise" else refine
     last, hits = None, None
