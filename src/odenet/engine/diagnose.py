@@ -20,7 +20,6 @@ from ..errors import (
     StepUnderflowError,
 )
 from .advance import Clock, State, attempt, settle
-from .jacobian_fault import jacobian_fault
 from .loop import Outcome
 from .problem import Problem
 from .stiffness import CURE, at_the_bound, watchable
@@ -138,7 +137,9 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 
     blamed = status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
-    wrong = jacobian_fault(p, s, sample) if blamed and backward is None else None
+    wrong = None
+    if blamed and backward is None:
+        wrong = p.method.wrong_jacobian(p.f, s.time.detach(), tuple(x.detach() for x in s.y), sample)
     if wrong is not None:
         cause, hint = f"{cause}; {wrong[0]}", wrong[1]
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.leaves import Leaves
 from ..core.norms import all_finite
 from ..core.rows import Rows
-from ..methods.stages import jacobian
-from .advance import State
-from .problem import Problem
+from .base import Field
+from .stages import DENSE, jacobian
 
 _WRONG = 0.1  # relative difference of two derivatives along one direction that rounding and curvature do not explain
 
 
-def jacobian_fault(p: Problem, s: State, sample: int | None) -> tuple[str, str] | None:
+def jacobian_fault(f: Field, time: Tensor, state: Leaves, sample: int | None) -> tuple[str, str] | None:
     """Cause and cure, where df/dy as the method has it is not the derivative of f at the state of the failure.
 
     The derivative along a random direction, by central differences, beside J times that direction. Two lengths of
     difference have to agree, else f is not smooth here and nothing is said.
     """
-    rows, time = Rows(s.y, p.batched), s.time.detach()
-    given = getattr(p.f, "jacobian", None) is not None
-    if not p.method.predictive or not all_finite(s.y, False) or (rows.width > 500 and not given):
+    rows = Rows(state, time.ndim == 1)
+    given = getattr(f, "jacobian", None) is not None
+    if not all_finite(state, False) or (rows.width > DENSE and not given):
         return None
-    lane, y = sample or 0, rows.join(tuple(x.detach() for x in s.y))
-    found = jacobian(p.f, rows, time, y)[lane]
+    lane, y = sample or 0, rows.join(state)
+    found = jacobian(f, rows, time, y)[lane]
     if not bool(torch.isfinite(found).all()):
-        if not bool(all_finite(p.f(time, rows.part(y)), False)):
+        if not bool(all_finite(f(time, rows.part(y)), False)):
             return None
         return (
             f"{_whose(given)} holds NaN or infinity here, where f is finite",
@@ -39,7 +39,7 @@ def jacobian_fault(p: Problem, s: State, sample: int | None) -> tuple[str, str] 
     size = y.abs().amax().clamp(min=1e-3) * torch.finfo(y.dtype).eps ** (1 / 3)
 
     def slope(length: Tensor) -> Tensor:
-        ends = [rows.join(p.f(time, rows.part(y + sign * length * signs)))[lane] for sign in (1, -1)]
+        ends = [rows.join(f(time, rows.part(y + sign * length * signs)))[lane] for sign in (1, -1)]
         return (ends[0] - ends[1]) / (2 * length)
 
     true, longer, claimed = slope(size), slope(4 * size), found @ signs
