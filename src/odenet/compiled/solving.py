@@ -164,7 +164,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
         counts = packed.counts
         one = counts[:, 0] if p.batched else counts
-        rows, *_, status = one.tolist()
+        rows, *_, status, _ = one.tolist()
         if plan.slots and rows:
             run.chunks.append(Chunk(plan, rows, tape, shelf))
             left -= rows * size
