@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, dot, flatten, spread, unflatten
 from ..core.plain_field import PlainField, own
-from ..core.status import Status
 from ..engine.advance import Move
 from ..engine.problem import Problem, Stops
-from ..engine.traced import Found, find
+from ..engine.traced import End, find
 from ..methods.base import Method
 from .adjoint import Adjoint
 from .continuous import _with_norm
@@ -60,17 +59,15 @@ def parts(f: Callable[..., Any], args: tuple[Any, ...]) -> Parts:
     return Parts(f, names, flat, spec, wanted)
 
 
-def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, Found]:
-    """y1, ys and the forward solve."""
+def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
+    """y1, ys and how the forward solve ended."""
     taken = parts(f, args)
     like = cast(PlainField, p.f)
     tensors = taken.tensors()
     _refuse_closures(p, taken.field(like, tuple(x.detach() for x in tensors)))
     out = _Adjoint.apply(_Setting(p, how, taken), *p.y0, p.ts, *tensors)
     n = len(p.y0)
-    ys, y1 = tuple(out[:n]), tuple(out[n : 2 * n])
-    t, status, accepted, rejected = out[2 * n :]
-    return y1, ys, Found(y1, t, status, accepted, rejected, ys, (), ())
+    return tuple(out[n : 2 * n]), tuple(out[:n]), End(*out[2 * n :])
 
 
 def _refuse_closures(p: Problem, field: PlainField) -> None:
@@ -102,13 +99,11 @@ class _Adjoint(torch.autograd.Function):
         n = len(setting.p.y0)
         y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
         found = find(setting.problem(y0, ts, tensors), outputs=True, ends=False)
-        ok = found.status == int(Status.SUCCESS)
-        y1 = tuple(torch.where(ok, y, torch.nan) for y in found.y)
+        y1, end = found.end.unless_failed(found.at.state.y), found.end
         ctx.setting = setting
         ctx.save_for_backward(ts, *found.ys, *tensors)
-        counts = (found.status, found.accepted, found.rejected)
-        ctx.mark_non_differentiable(found.t, *counts)
-        return (*found.ys, *y1, found.t, *counts)
+        ctx.mark_non_differentiable(*end)
+        return (*found.ys, *y1, *end)
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,9 +131,7 @@ def _pull(
         a = tuple(x + b for x, b in zip(a, bar, strict=True))
         p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
         found = find(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
-        ok = found.status == int(Status.SUCCESS)
-        a = tuple(torch.where(ok, x, torch.nan) for x in found.y[n:])
-        totals = found.extra
+        a, totals = found.end.unless_failed(found.at.state.y[n:]), found.extra
     first = tuple(x[0] for x in ys)
     ts_bar[0] = -dot(a, field(ts[0], first), False)
     a = tuple(x + b[0] for x, b in zip(a, ys_bar, strict=True))
