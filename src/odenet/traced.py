@@ -16,6 +16,7 @@ from .core.outside_graphs import exporting
 from .core.plain_field import PlainField, with_own_tensors
 from .core.saved import Save
 from .core.status import Status
+from .engine.loop import guessed
 from .engine.problem import Problem
 from .engine.traced import End, find, plan, take
 from .engine.unrolled import host_steps, unrolled
@@ -154,8 +155,7 @@ def _asks(p: Any) -> bool:
 def _stats(p: Problem, end: End) -> Stats:
     """The counts; evaluations are those of the start, of the guess of the first step, and of the attempts."""
     fsal = len(p.method.init(lambda t, y: y, p.ts[0], p.y0)) > 0
-    guess = p.controller.adaptive and getattr(p.controller, "first_step", None) is None
-    once, zero = fsal + guess * (2 - fsal), end.accepted * 0
+    once, zero = fsal + guessed(p) * (2 - fsal), end.accepted * 0
     nfe = (end.accepted + end.rejected) * (p.method.stages - fsal) + once
     counts = {"nfe": nfe, "accepted": end.accepted, "rejected": end.rejected}
     return Stats(counts, njev=zero, nlu=zero, backward_nfe=zero)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope_at_end
-from ..core.leaves import Leaves, differentiable, select, spread
+from ..core.leaves import Leaves, differentiable, select, spread, spread_over
 from .advance import Move
 from .problem import Problem
 
@@ -26,7 +26,7 @@ def within(
         return y1
     at_end = times.detach() == end.detach()
     theta = (times - start) / (end - start)
-    values = evaluate(y0, coefficients, tuple(spread(theta, y) for y in y1))
+    values = evaluate(y0, coefficients, spread_over(theta, y1))
     if moving:  # y1 moves with the end of the step; an output there moves with its own time
         late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
         y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))

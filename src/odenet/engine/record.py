@@ -235,6 +235,13 @@ class Pieces:
         powers = tuple(tuple(rest[i : i + leaves]) for i in range(0, len(rest), leaves))
         return Pieces(flat[0], flat[1], y, powers)
 
+    @staticmethod
+    def still(p: Problem) -> Pieces:
+        """Of a solve of no length: one constant piece."""
+        start = p.ts[..., 0]
+        flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
+        return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
+
 
 @final
 class Everywhere(Observer):
@@ -253,11 +260,7 @@ class Everywhere(Observer):
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
 
     def pieces(self, p: Problem) -> Pieces:
-        if not self.parts:  # a solve of no length: one constant piece
-            start = p.ts[..., 0]
-            flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
-            return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
-        return stacked(self.parts, self.leaves)
+        return stacked(self.parts, self.leaves) if self.parts else Pieces.still(p)
 
 
 def stacked(parts: list[Leaves], leaves: int) -> Pieces:

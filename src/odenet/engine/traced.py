@@ -91,8 +91,8 @@ def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any
     from torch._higher_order_ops.while_loop import while_loop
 
     leaves, spec = flatten(first)
-    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
     fixed = [None if isinstance(x, Tensor) else x for x in leaves]
+    places = [i for i, x in enumerate(fixed) if x is None]
 
     def tree(tensors: Any) -> Any:
         whole = list(fixed)
