@@ -11,7 +11,7 @@ import torch
 
 from . import check
 from .control import Controller
-from .core.leaves import in_working_precision, time_dtype
+from .core.leaves import Leaves, in_working_precision, time_dtype
 from .core.outside_graphs import exporting
 from .core.plain_field import PlainField, with_own_tensors
 from .core.saved import Save
@@ -95,13 +95,8 @@ def solve(
     limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
     p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)
     host_ts = _numbers(ts) if host_ts is None else host_ts
-    steps = host_steps(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
-    if steps is not None and host_ts is not None:
-        y1, ys = unrolled(p, _rounded(host_ts, given_ts.dtype), steps)
-        count = torch.full((), len(steps))
-        end = End(p.ts[-1], count * 0, count, count * 0)
-    else:
-        y1, ys, end = _run(p, how, f, tuple(args))
+    written_out = _unrolled(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
+    y1, ys, end = written_out or _run(p, how, f, tuple(args))
     kept = None if save is None else Save(save, False)
     shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
     t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
@@ -118,7 +113,16 @@ def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
     return [struct.unpack("f", struct.pack("f", t))[0] if dtype == torch.float32 else t for t in times]
 
 
-def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, End] | None:
+    """y1, ys and the end, where the steps are known and few."""
+    steps = host_steps(p, times)
+    if steps is None:
+        return None
+    count = torch.full((), len(steps))
+    return (*unrolled(p, times, steps), End(p.ts[-1], count * 0, count, count * 0))
+
+
+def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
     if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
             found = find(p, True, False)
