@@ -40,6 +40,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "LSODA"}, ValueError, "Did you mean 'esdirk54'"),
     ({"method": "radauIIA3"}, ValueError, "step is required.*'esdirk54'"),
     ({"method": "esdirk54", "jacobian": 5}, TypeError, "jacobian"),
+    ({"jacobian": lambda t, y: torch.eye(2)}, ValueError, "jacobian is for implicit methods.*'tsit5'.*esdirk54"),
+    (
+        {"method": "esdirk54", "jacobian": lambda t, y: torch.eye(y.numel()) * 1j},
+        ValueError,
+        "jacobian must return real numbers.*[.]real",
+    ),
     (
         {"method": "esdirk54", "jacobian": lambda t, y: torch.ones(2)},
         ValueError,

@@ -21,7 +21,7 @@ from .engine.callbacks import Callbacks
 from .errors import unknown_name
 from .events import Event
 from .gradients import GRADIENTS, Gradient
-from .methods import METHODS, ImplicitRK, Method
+from .methods import METHODS, Adams, ExplicitRK, ImplicitRK, Method
 
 FAILURES = ("raise", "return")  # what on_failure can be
 FEW = 64  # times that are looked at quicker in Python
@@ -309,9 +309,13 @@ def known_options(given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(str(unknown_name("option", name, known)))
 
 
-def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
+def jacobian(given: Any, y0: Sequence[Tensor], solver: Method) -> Callable[..., Any] | None:
     if given is None:
         return None
+    if isinstance(solver, (ExplicitRK, Adams)):
+        raise ValueError(
+            f"jacobian is for implicit methods, and method={solver.name!r} uses none: leave it out, or take 'esdirk54'"
+        )
     if any(y.is_complex() for y in y0):
         raise ValueError("jacobian is for real states; leave it out where y0 is complex, and it is found by autograd")
     return callable_as("jacobian", given, "jacobian(t, y, *args)")
@@ -319,17 +323,3 @@ def jacobian(given: Any, y0: Sequence[Tensor]) -> Callable[..., Any] | None:
 
 def function_or_none(name: str, given: Any) -> Callable[..., Any] | None:
     return None if given is None else callable_as(name, given, f"{name}(t, y, *args)")
-
-
-def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method, save: Any, save_steps: Any) -> None:
-    """Refuse what looks at the values of a solve from outside, inside `torch.func.vmap`."""
-    for name, given in (
-        ("event", events), ("callbacks", callbacks), ("progress", progress), ("save", save), ("save_steps", save_steps),
-    ):  # fmt: skip
-        if given:
-            raise ValueError(f"{name} is not available inside torch.func.vmap (nor in jacfwd and jacrev, which use it)")
-    if not solver.branchless:
-        raise ValueError(
-            f"method={solver.name!r} decides on values of the state, which torch.func.vmap does not allow: take an "
-            "explicit Runge-Kutta method such as 'tsit5', or solve with per_sample=True instead of vmap"
-        )

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from . import check, traced
+from . import check, traced, transformed
 from .compiled import compiled_or_none
 from .control import Controller
 from .core.autocast import uncached
@@ -20,7 +20,7 @@ from .core.leaves import Leaves, Structure, differentiable, in_working_precision
 from .core.outside_graphs import outside_graphs
 from .core.saved import Save
 from .core.status import Status
-from .core.transforms import some, vmapping
+from .core.transforms import nested, some, vmapping
 from .engine.callbacks import Callbacks
 from .engine.diagnose import raise_failure, refine
 from .engine.integrate import Progress, Request
@@ -175,14 +175,14 @@ def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> So
     given = tree_map(own_view, check.arguments(args)) if args != () else ()
     field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
     field.save = None if o.save is None else Save(o.save, o.per_sample)
-    field.given_jacobian = check.jacobian(o.jacobian, working)
+    field.given_jacobian = check.jacobian(o.jacobian, working, o.method)
     problem = Problem(
         field, working, layout.precise, layout.stops, layout.direction, o.method, o.controller, layout.rtol,
         layout.atol, o.per_sample, o.max_steps,
     )  # fmt: skip
-    if vmapping():
-        check.vmapped(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
-        problem = replace(problem, traced=True)
+    if nested():
+        transformed.refuse(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
+        problem = replace(problem, traced=vmapping())
     judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine
     steps = StepEnds() if o.save_steps else None
     run = partial(_run, o, judge)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import check
 from .control import Controller
-from .core.leaves import in_working_precision, time_dtype
+from .core.leaves import Leaves, in_working_precision, time_dtype
 from .core.outside_graphs import exporting
 from .core.plain_field import PlainField, with_own_tensors
 from .core.saved import Save
 from .core.status import Status
+from .engine.loop import guessed
 from .engine.problem import Problem
-from .engine.traced import Found, find, plan, take
+from .engine.traced import End, find, plan, take
 from .engine.unrolled import host_steps, unrolled
 from .gradients import Adjoint, Backprop, Discrete, Forward, Gradient
 from .gradients.base import Stats
@@ -77,17 +77,15 @@ def solve(
     """
     if save_steps or not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
         return None
-    # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
-    moving = isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled()
-    if moving and not isinstance(check.gradient(gradient), Adjoint):
-        return None
-    if any(isinstance(x, Tensor) and x.requires_grad for x in (_given(controller, k) for k in ("step_ts", "jump_ts"))):
-        return None
     _, leaves = check.state(y0, False)
     given_ts = check.times(ts, False, leaves[0])
-    solver = check.method(method)
+    solver, how = check.method(method), check.gradient(gradient)
+    # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
+    if given_ts.requires_grad and torch.is_grad_enabled() and not isinstance(how, Adjoint):
+        return None
+    if any(getattr(getattr(controller, k, None), "requires_grad", False) for k in ("step_ts", "jump_ts")):
+        return None
     control = check.controller(controller, step, solver)
-    how = check.gradient(gradient)
     working = in_working_precision(leaves)
     relative = check.tolerance("rtol", rtol, y0, working)
     absolute = check.tolerance("atol", atol, y0, working)
@@ -97,26 +95,12 @@ def solve(
     limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
     p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)
     host_ts = _numbers(ts) if host_ts is None else host_ts
-    steps = host_steps(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
-    if steps is not None and host_ts is not None:
-        y1, ys = unrolled(p, _rounded(host_ts, given_ts.dtype), steps)
-        count = torch.full((), len(steps))
-        found = Found(y1, p.ts[-1], count * 0, count, count * 0, ys, (), ())
-    else:
-        y1, ys, found = _run(p, how, f, tuple(args))
-    zero = found.accepted * 0
-    nfe = _evaluations(p, found)
-    counts = {"nfe": nfe, "accepted": found.accepted, "rejected": found.rejected}
-    stats = Stats(counts, njev=zero, nlu=zero, backward_nfe=zero)
-    ended = found.status == int(Status.SUCCESS)
-    t1 = torch.where(ended, given_ts[-1], found.t.detach().to(given_ts.dtype))
+    written_out = _unrolled(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
+    y1, ys, end = written_out or _run(p, how, f, tuple(args))
     kept = None if save is None else Save(save, False)
     shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
-    return Solution(given_ts, shown, field.pack(y1), t1, stats, found.status)
-
-
-def _given(controller: Controller | None, name: str) -> Any:
-    return getattr(controller, name, None)
+    t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
+    return Solution(given_ts, shown, field.pack(y1), t1, _stats(p, end), end.status)
 
 
 def _numbers(ts: Any) -> Sequence[float] | None:
@@ -129,21 +113,27 @@ def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
     return [struct.unpack("f", struct.pack("f", t))[0] if dtype == torch.float32 else t for t in times]
 
 
-def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, End] | None:
+    """y1, ys and the end, where the steps are known and few."""
+    steps = host_steps(p, times)
+    if steps is None:
+        return None
+    count = torch.full((), len(steps))
+    return (*unrolled(p, times, steps), End(p.ts[-1], count * 0, count, count * 0))
+
+
+def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
     if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
             found = find(p, True, False)
-        ok = found.status == int(Status.SUCCESS)
-        return tuple(torch.where(ok, y, torch.nan) for y in found.y), found.ys, found
+        return found.end.unless_failed(found.at.state.y), found.ys, found.end
     _refuse_random(p)
     if isinstance(how, Adjoint):
         return adjoint(p, how, f, args)
     with torch.no_grad():
-        q = replace(p, y0=tuple(x.detach() for x in p.y0), ts=p.ts.detach())
-        q = replace(q, stops=replace(q.stops, times=q.stops.times.detach()))
+        q = replace(p, y0=tuple(x.detach() for x in p.y0))
         found = find(q if p.controller.adaptive else plan(q), False, True)
-    y1, ys = take(p, found)
-    return y1, ys, found
+    return (*take(p, found), found.end)
 
 
 def _refuse_random(p: Any) -> None:
@@ -166,9 +156,10 @@ def _asks(p: Any) -> bool:
     return any(x.requires_grad for x in (*p.y0, p.ts, p.stops.times, *p.f(p.ts[0], p.y0)))
 
 
-def _evaluations(p: Problem, found: Found) -> Tensor:
-    """What the forward solve evaluates: the start, the guess of the first step, and the attempts."""
+def _stats(p: Problem, end: End) -> Stats:
+    """The counts; evaluations are those of the start, of the guess of the first step, and of the attempts."""
     fsal = len(p.method.init(lambda t, y: y, p.ts[0], p.y0)) > 0
-    guess = p.controller.adaptive and getattr(p.controller, "first_step", None) is None
-    once = fsal + guess * (2 - fsal)
-    return (found.accepted + found.rejected) * (p.method.stages - fsal) + once
+    once, zero = fsal + guessed(p) * (2 - fsal), end.accepted * 0
+    nfe = (end.accepted + end.rejected) * (p.method.stages - fsal) + once
+    counts = {"nfe": nfe, "accepted": end.accepted, "rejected": end.rejected}
+    return Stats(counts, njev=zero, nlu=zero, backward_nfe=zero)

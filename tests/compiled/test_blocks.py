@@ -171,9 +171,8 @@ def test_nothing_on_the_host(batched, params):
         starts=True, dense=True, columns=False,
     )  # fmt: skip
     for made in (forward(plan, graph), backward(plan, graph)):
-        before, go, body, after, _, _ = blocks.parted(made.module)
-        turn = body if made.counted else blocks.guarded(body, go, made.mode)
-        for part in (before, turn, after):
+        turn = made.turn if made.counted else blocks.guarded(made.turn, made.mode)
+        for part in (made.begin, turn, *([] if made.end is None else [made.end])):
             nodes = [n for n in part.graph.nodes if n.op not in ("output", "get_attr")]
             assert {x.device.type for n in nodes for x in torch.utils._pytree.tree_leaves(n.meta["val"])} == {"meta"}
             assert not any("local_scalar" in str(n.target) for n in nodes)

@@ -229,6 +229,17 @@ def test_attributes_that_change(y0, compiles_nothing):
     same(f, y0, ENDS)
 
 
+def test_longer_than_a_tape(params, y0, monkeypatch):
+    """A joint solve goes on where its tape is full."""
+    monkeypatch.setattr("odenet.compiled.plans.TAPE_BYTES", 1)  # eight rows
+    with torch.no_grad():
+        plain, mine = (
+            odenet.solve(field_of(*params), y0, MORE, compile=c, rtol=1e-9, atol=1e-9) for c in (False, True)
+        )
+    torch.testing.assert_close(mine.ys, plain.ys, rtol=1e-10, atol=1e-10)
+    assert mine.stats.accepted == plain.stats.accepted > 8
+
+
 def _wide(dtype=torch.float64):
     draw = torch.Generator().manual_seed(1)
     params = [torch.randn(*s, generator=draw, dtype=dtype) / 8 for s in ((48, 64), (64,), (64, 48))]

@@ -29,8 +29,8 @@ def test_by_what_it_is_for_as_long_as_it_lives() -> None:
     values.set(b, "b")
     values.set(a, "again")
     assert len(values) == 2 and values.get(a) == "again" and values.get(b) == "b"
-    values.drop(b)
-    values.drop(b)
+    del b
+    gc.collect()
     assert len(values) == 1
     del a
     gc.collect()

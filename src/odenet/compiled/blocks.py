@@ -7,17 +7,17 @@ kernels cost to launch is saved by replaying a block as one CUDA graph.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from .edit import Editor
-from .plan import Recorded, outputs_of
 from .replay import Replays, pays
+from .trace import Recorded, outputs_of
 
 aten = torch.ops.aten
 
@@ -28,43 +28,43 @@ Compiler = Callable[[GraphModule, Sequence[Tensor], Any], Run]
 
 
 class Blocks:
-    """A recorded graph with one loop in it, as three compiled ones: before the loop, a turn, after it.
+    """A recorded loop, its three graphs compiled apart: before the loop, a turn, after it.
 
     The first of what the loop carries says whether it goes on, unless the number of turns is known beforehand.
     """
 
     def __init__(self, recorded: Recorded, compiler: Compiler) -> None:
-        before, go, body, after, carried, others = parted(recorded.module)
-        self.others, self.at = others, len(carried)
-        turn = body if recorded.counted else guarded(body, go, recorded.mode)
+        turn, self.at = recorded.turn, recorded.carried
+        for place in turn.graph.find_nodes(op="placeholder")[self.at :]:
+            place.meta["val"] = torch.empty_like(place.meta["val"])  # without gaps
+        turn = turn if recorded.counted else guarded(turn, recorded.mode)
         written = tuple(i - self.at for i in written_inputs(turn))
-        looks = [[n.meta["val"] for n in part.graph.nodes if n.op == "placeholder"] for part in (before, turn, after)]
-        self.strides = [x.stride() for x in looks[1]]
-        self.before, self.turn, self.after = (
-            compiler(part, fakes, recorded.mode) for part, fakes in zip((before, turn, after), looks, strict=True)
-        )
+
+        def made(part: GraphModule) -> Run:
+            return compiler(part, looks(part), recorded.mode)
+
+        self.strides = [x.stride() for x in looks(turn)]
+        self.before, self.turn = made(recorded.begin), made(turn)
+        self.after = None if recorded.end is None else made(recorded.end)
         self.replays = Replays(self.turn, written)
 
     def run(self, tensors: list[Tensor], turns: int | None = None) -> list[Tensor]:
         """turns: how many, where that is known; else there is one look at a value a block."""
         made = self.before(list(tensors))
-        carried, rest = made[: self.at], made[self.at :]
-        given = [tensors[i] if i >= 0 else rest[-1 - i] for i in self.others]
+        carried, given = made[: self.at], made[self.at :]
         carried, others = laid_out(carried, self.strides), laid_out(given, self.strides[self.at :])
         for i in self.replays.written:
             others[i] = given[i]  # what is written there is for the caller
         replayed = pays([*carried, *others])
-        with self.replays.held(carried, others) if replayed else _Plain(self, carried, others) as block:
+        with self.replays.held(carried, others) if replayed else nullcontext(_Plain(self, carried, others)) as block:
             if turns is None:
                 block.take(TURNS)
                 while bool(block.carried[0]):
                     block.take(TURNS)
             else:
-                for _ in range(turns // TURNS):
-                    block.take(TURNS)
-                for _ in range(turns % TURNS):
-                    block.take(1)
-            return self.after([*tensors, *block.results()])
+                for count in [TURNS] * (turns // TURNS) + [1] * (turns % TURNS):
+                    block.take(count)
+            return block.results() if self.after is None else self.after([*block.results(), *tensors])
 
 
 class _Plain:
@@ -72,12 +72,6 @@ class _Plain:
 
     def __init__(self, blocks: Blocks, carried: list[Tensor], others: list[Tensor]) -> None:
         self.blocks, self.carried, self.others = blocks, carried, others
-
-    def __enter__(self) -> _Plain:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def take(self, turns: int) -> None:
         for _ in range(turns):
@@ -95,79 +89,30 @@ def laid_out(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> l
     ]
 
 
-def parted(
-    whole: GraphModule,
-) -> tuple[GraphModule, GraphModule, GraphModule, GraphModule, list[Node], list[int]]:
-    """The graphs before the loop, of its condition, of its body and after it; what it carries; where others come from.
-
-    The first one gives what is carried and those of the others that it computes. An other is the input i, or, from -1
-    downwards, one of these.
-    """
-    (loop,) = (n for n in whole.graph.nodes if n.target is torch.ops.higher_order.while_loop)
-    go, body = (getattr(whole, str(n.target)) for n in loop.args[:2])
-    carried, others = list(loop.args[2]), list(loop.args[3])
-    for place, given in zip((n for n in body.graph.nodes if n.op == "placeholder"), (*carried, *others), strict=True):
-        # in the order of its axes, as columns may have been made since
-        place.meta["val"] = torch.empty_like(given.meta["val"])
-    inputs = [n for n in whole.graph.nodes if n.op == "placeholder"]
-    computed = [n for n in dict.fromkeys(others) if n.op != "placeholder"]
-    where = [inputs.index(n) if n.op == "placeholder" else -1 - computed.index(n) for n in others]
-    before = _piece(whole, inputs, [*carried, *computed])
-    results = [n for n in loop.users if n.target is operator.getitem]
-    results.sort(key=lambda n: n.args[1])
-    after = _piece(whole, [*inputs, *results], outputs_of(whole))
-    return before, go, body, after, carried, where
-
-
-def _piece(whole: GraphModule, inputs: Sequence[Node], outputs: Sequence[Node]) -> GraphModule:
-    """What computes `outputs` from `inputs`."""
-    needed, waiting = set(inputs), list(outputs)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    graph, known = Graph(), {}
-    for i, node in enumerate(inputs):
-        known[node] = graph.placeholder(f"x{i}")
-        known[node].meta["val"] = node.meta["val"]
-    for node in whole.graph.nodes:
-        if node in needed and node not in known:
-            known[node] = graph.node_copy(node, lambda n: known[n])
-    graph.output(tuple(known[n] for n in outputs))
-    return GraphModule(whole, graph)
+def looks(part: GraphModule) -> list[Tensor]:
+    return [n.meta["val"] for n in part.graph.find_nodes(op="placeholder")]
 
 
 def written_inputs(module: GraphModule) -> list[int]:
     """Numbers of the inputs that the graph writes into."""
-    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-    puts = (n for n in module.graph.nodes if n.target is aten.index_put_.default)
+    inputs = module.graph.find_nodes(op="placeholder")
+    puts = module.graph.find_nodes(op="call_function", target=aten.index_put_.default)
     return [inputs.index(n.args[0]) for n in puts]
 
 
-def guarded(body: GraphModule, go: GraphModule, mode: Any) -> GraphModule:
-    """The body of a loop that changes nothing, neither what is carried nor a row of a tape, where `go` says no."""
-    graph, edit = body.graph, Editor(body.graph, mode)
-    places = [n for n in graph.nodes if n.op == "placeholder"]
-    known = dict(zip((n for n in go.graph.nodes if n.op == "placeholder"), places, strict=True))
-    (asked,) = (n for n in go.graph.nodes if n.op == "output")
-    first = next(n for n in graph.nodes if n.op != "placeholder")
-    with graph.inserting_before(first):
-        for node in go.graph.nodes:
-            if node.op not in ("placeholder", "output"):
-                known[node] = graph.node_copy(node, lambda n: known[n])
-    flag = known[asked.args[0]]
-    for node in list(graph.nodes):
-        if node.target is aten.index_put_.default:
-            tape, (row,), value = node.args
-            with graph.inserting_before(node):
-                inside = edit(aten.mul.Tensor, row, flag)  # a full tape has no row where the next would be
-                old = edit(aten.index.Tensor, tape, [inside])
-                value = edit(aten.where.self, flag, value, old)
-            node.args = (tape, [inside], value)
-    (output,) = (n for n in graph.nodes if n.op == "output")
+def guarded(turn: GraphModule, mode: Any) -> GraphModule:
+    """A turn that changes nothing, neither what is carried nor a row of a tape, where the first of it says no."""
+    graph, edit = turn.graph, Editor(turn.graph, mode)
+    places, output = graph.find_nodes(op="placeholder"), graph.output_node()
+    for node in graph.find_nodes(op="call_function", target=aten.index_put_.default):
+        tape, (row,), value = node.args
+        with graph.inserting_before(node):
+            inside = edit(aten.mul.Tensor, row, places[0])  # a full tape has no row where the next would be
+            old = edit(aten.index.Tensor, tape, [inside])
+            value = edit(aten.where.self, places[0], value, old)
+        node.args = (tape, [inside], value)
     with graph.inserting_before(output):
-        kept = [edit(aten.where.self, flag, new, old) for new, old in zip(output.args[0], places, strict=False)]
+        kept = [edit(aten.where.self, places[0], new, old) for new, old in zip(outputs_of(turn), places, strict=False)]
     output.args = (tuple(kept),)
-    body.recompile()
-    return body
+    turn.recompile()
+    return turn

@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 
 from .blocks import Blocks
 from .capture import quietly, turn
-from .plan import Recorded
+from .trace import Recorded
 from .turns import Turns
 
 _ENTRY = "inductor_entry_cpp"
@@ -63,16 +63,11 @@ def library(key: str | None, make: Callable[[], Recorded], threads: int, thoroug
 
 def queued(make: Callable[[], Recorded]) -> Library:
     """The graph for a device that works through a queue. Inductor's own cache serves other processes."""
-    quietly("torch._inductor.compile_fx")
-    import torch._inductor.config as config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.virtualized import V
 
     def one(part: GraphModule, fakes: Sequence[Tensor], mode: Any) -> Callable[[list[Tensor]], list[Tensor]]:
         if not any(n.op == "call_function" for n in part.graph.nodes):
             return lambda tensors: list(part(*tensors))
-        with _turns.mine(), config.patch(compile_threads=1), torch.no_grad(), V.set_fake_mode(mode):
-            made: Any = compile_fx_inner(part, fakes)
+        made = _by_inductor(part, fakes, mode, {"compile_threads": 1})
         return lambda tensors: list(made(tensors))
 
     with _turns.mine():
@@ -171,11 +166,6 @@ _turns = Turns(turn)
 
 def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:
     """The library that Inductor and the compiler make."""
-    quietly("torch._inductor.compile_fx")
-    import torch._inductor.config as config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.virtualized import V
-
     options: dict[str, Any] = {
         "cpp_wrapper": True,
         "cpp.threads": threads,
@@ -183,6 +173,19 @@ def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:
         "fx_graph_cache": False,  # ours is found without Inductor
         "compile_threads": 1,  # one file: helpers would only have to be started
     }
-    with _turns.mine(thorough), config.patch(options), torch.no_grad(), V.set_fake_mode(recorded.mode):
-        made: Any = compile_fx_inner(recorded.module, recorded.fakes, cpp_wrapper=True)
+    with _turns.mine():
+        whole = recorded.whole()
+    made = _by_inductor(whole, recorded.fakes, recorded.mode, options, thorough)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)
+
+
+def _by_inductor(
+    module: GraphModule, fakes: Sequence[Tensor], mode: Any, options: dict[str, Any], thorough: bool = False
+) -> Any:
+    quietly("torch._inductor.compile_fx")
+    import torch._inductor.config as config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.virtualized import V
+
+    with _turns.mine(thorough), config.patch(options), torch.no_grad(), V.set_fake_mode(mode):
+        return compile_fx_inner(module, fakes, cpp_wrapper="cpp_wrapper" in options)

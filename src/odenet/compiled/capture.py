@@ -43,31 +43,27 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-@dataclass(frozen=True)
-class Role:
-    """What an input of the graph is: "t", "y" (leaf number `index`) or "other" (number `index` of what f reaches)."""
-
-    kind: str
-    index: int
+Place = tuple[str, int]
+"""Which tensor: of the graph's inputs ("in") and outputs ("out"), or "t", "y" (a leaf) and "other" (what f reaches)."""
 
 
 @dataclass(eq=False)
 class FieldGraph:
-    """f as a graph: inputs in the order of `roles` -> outputs. Leaf i of dy/dt is `results[i]`, an output or an input.
+    """f as a graph: inputs that play the `roles`, in their order -> outputs. Leaf i of dy/dt is `results[i]`.
 
     text: says what the graph computes, the same in any process; None where it holds tensors of its own. largest:
     multiplications of its largest matrix product.
     """
 
     module: GraphModule
-    roles: list[Role]
-    results: list[tuple[str, int]]
+    roles: list[Place]
+    results: list[Place]
     text: str | None
     largest: float
 
     def __call__(self, t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
         given = {"t": [t], "y": y, "other": others}
-        inputs = [given[role.kind][role.index] for role in self.roles]
+        inputs = [given[kind][i] for kind, i in self.roles]
         outputs = self.module(*inputs)
         return tuple((outputs if where == "out" else inputs)[i] for where, i in self.results)
 
@@ -88,7 +84,7 @@ class _Graph:
         (output,) = (n for n in module.graph.nodes if n.op == "output")
         self.largest = largest_product(module)
         self.stand_ins = [torch.empty(0) for _ in output.args[0]]
-        self.fields: dict[tuple[Role, ...], FieldGraph] = {}
+        self.fields: dict[tuple[Place, ...], FieldGraph] = {}
 
     def __call__(self, *inputs: Any) -> list[Tensor]:
         _seen.graph, _seen.inputs = self, inputs
@@ -130,7 +126,7 @@ def _changes_inputs(module: GraphModule, like: Sequence[Any]) -> bool:
             for x in like
         ]
         module(*inputs)
-    return any(isinstance(x, Tensor) and x._version > 0 for x in inputs)
+    return any(getattr(x, "_version", 0) > 0 for x in inputs)
 
 
 @dataclass
@@ -270,9 +266,9 @@ def capture(
     for x in inputs:
         if not isinstance(x, Tensor):
             raise NotCompilableError(f"f depends on a {type(x).__name__} that changes from call to call")
-        known = [Role("t", 0)] if x is t else [Role("y", i) for i, leaf in enumerate(y) if x is leaf]
+        known = [("t", 0)] if x is t else [("y", i) for i, leaf in enumerate(y) if x is leaf]
         if not known:
-            known = [Role("other", len(others))]
+            known = [("other", len(others))]
             others.append(x)
         roles += known[:1]
     field = graph.fields.get(tuple(roles))
@@ -283,7 +279,7 @@ def capture(
     return field, others
 
 
-def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> tuple[str, int]:
+def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> Place:
     for where, tensors in (("out", outputs), ("in", inputs)):
         for i, y in enumerate(tensors):
             if x is y:
@@ -291,7 +287,7 @@ def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> tuple[s
     raise NotCompilableError("f returns something that is not a tensor made of t and y")
 
 
-def _text(module: GraphModule, roles: list[Role], results: list[tuple[str, int]]) -> str | None:
+def _text(module: GraphModule, roles: list[Place], results: list[Place]) -> str | None:
     if any(n.op in ("get_attr", "call_module") for n in module.graph.nodes):
         return None
     # numbers in place of names, which come from where f stands in the caller's program

@@ -7,6 +7,7 @@ of its uses (seen without gradients, for products of a matrix with a batch of ta
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,15 +37,11 @@ def refuse_slower(graph: FieldGraph, p: Problem, how: Gradient, others: Sequence
     place = (p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
     judged = _judged.setdefault(graph, {})
     if place not in judged:
-        chance = 1.05 if convolves(graph) else 1.5
+        chance = 1.05 if graph.largest == math.inf else 1.5  # of a convolution
         judged[place] = _judge(p, how, others, compiled, chance)
     reason = judged[place]
     if reason is not None:
         raise NotCompilableError(reason)
-
-
-def convolves(graph: FieldGraph) -> bool:
-    return any("conv" in str(getattr(node.target, "__name__", node.target)) for node in graph.module.graph.nodes)
 
 
 def _judge(p: Problem, how: Gradient, others: Sequence[Tensor], compiled: Way, chance: float) -> str | None:

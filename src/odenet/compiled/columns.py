@@ -29,7 +29,7 @@ def few(shape: Sequence[int]) -> bool:
 
 
 def largest_product(f: GraphModule) -> float:
-    """Multiplications of the largest matrix product in f's graph."""
+    """Multiplications of the largest matrix product in f's graph; infinite where there is a convolution."""
     return max(map(_product, f.graph.nodes), default=0)
 
 
@@ -38,10 +38,10 @@ def _product(node: Node) -> float:
     name = str(getattr(node.target, "__name__", node.target)).strip("_")
     if "conv" in name:
         return math.inf
-    out, first = node.meta.get("example_value"), next(iter(node.all_input_nodes), None)
-    if name not in _PRODUCTS or not isinstance(out, Tensor) or first is None:
+    shape, first = getattr(node.meta.get("example_value"), "shape", None), next(iter(node.all_input_nodes), None)
+    if name not in _PRODUCTS or shape is None or first is None:
         return 0
-    return out.numel() * first.meta["example_value"].shape[-1]
+    return math.prod(shape) * first.meta["example_value"].shape[-1]
 
 
 def arranged(x: Tensor, columns: bool) -> Tensor:

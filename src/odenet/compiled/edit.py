@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 
 class Editor:
@@ -17,12 +18,6 @@ class Editor:
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(operation, args, kwargs)
-
-        def fake(x: Any) -> Any:
-            if isinstance(x, Node):
-                return x.meta["val"]
-            return [fake(i) for i in x] if isinstance(x, (list, tuple)) else x
-
         with torch.no_grad(), self.mode:
-            node.meta["val"] = operation(*fake(args), **kwargs)
+            node.meta["val"] = operation(*map_arg(args, lambda n: n.meta["val"]), **kwargs)
         return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,38 +11,15 @@ from torch import Tensor
 from ..control.stop_times import Stops, StopTimes
 from ..core.leaves import Leaves
 from ..core.status import Status
-from ..engine.advance import Clock, State, attempt, settle
-from ..engine.loop import start
+from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
+from ..engine.traced import Counted
 from .capture import FieldGraph
-from .columns import all_arranged, all_by_rows, tape_of
-from .kept import costly, shown
-from .plan import Plan, Recorded, Values, as_if_pulled, bare, carry_of, field_of, outputs_of
+from .columns import all_arranged, all_by_rows
+from .kept import costly, looks_of, shelf_for, shown
+from .plan import Plan, as_if_pulled, field_of, tape_for
 from .products import rewritten
-from .trace import Joined, fake_mode, record, widened, written
-
-
-def _problem(plan: Plan, graph: FieldGraph, x: Values) -> tuple[Problem, Leaves]:
-    """The problem from its tensors: ts, stops, direction, rtol, atol, y0, others. And the others."""
-    n = len(plan.y)
-    ts, stops, direction = x.take(3)
-    rtol, atol, y0, others = x.take(n), x.take(n), all_by_rows(x.take(n)), x.take(len(plan.others))
-    f = as_if_pulled(plan, graph) if plan.keeps else graph
-    stopping = Stops(stops, None, StopTimes.of(plan.controller))
-    p = Problem(
-        field_of(plan, f, others), y0, ts, stopping, direction, plan.method, plan.controller, rtol, atol,
-        plan.batched, 0, traced=True,
-    )  # fmt: skip
-    return p, others
-
-
-def _problem_fakes(plan: Plan, mode: Any) -> list[Tensor]:
-    with mode, plan.device:
-        ts = torch.empty((*plan.lane, 2), dtype=torch.float64)
-        stops = torch.empty((*plan.lane, plan.stops), dtype=torch.float64)
-        direction = torch.empty(plan.lane, dtype=torch.float64)
-    looks = (*plan.rtol, *plan.atol, *plan.y, *plan.others)
-    return [ts, stops, direction, *(look.fake(mode) for look in looks)]
+from .trace import Recorded, fake_mode, outputs_of, record, widened, written
 
 
 class Packed(NamedTuple):
@@ -57,111 +35,120 @@ class Packed(NamedTuple):
     leaves: Leaves
 
     @staticmethod
-    def of(s: State, row: Tensor, attempts: Tensor, accepted: Tensor, go: Tensor, columns: bool) -> tuple[Tensor, ...]:
-        numbers = torch.stack([s.t, s.h, *s.memory])
-        rejected = torch.as_tensor(s.rejected, device=row.device).expand_as(s.status).to(row.dtype)
-        counts = torch.stack([row.expand_as(attempts), attempts, accepted, s.stop, s.status, rejected])
-        return (go, numbers, counts, *all_arranged((*s.y, *s.carry), columns))
+    def of(at: Counted, row: Tensor, go: Tensor, columns: bool) -> Packed:
+        s = at.state
+        counts = (row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype))
+        leaves = all_arranged((*s.y, *s.carry), columns)
+        return Packed(go, torch.stack([s.t, s.h, *s.memory]), torch.stack(counts), leaves)
 
-    def state(self, n: int) -> State:
+    @staticmethod
+    def from_flat(flat: Sequence[Tensor]) -> Packed:
+        return Packed(flat[0], flat[1], flat[2], tuple(flat[3:]))
+
+    def counted(self, n: int) -> Counted:
         """n: leaves of y."""
         t, h, *memory = self.numbers.unbind(0)
-        stop, status, rejected = self.counts[3], self.counts[4], self.counts[5] != 0
-        return State(t, t, h, self.leaves[:n], self.leaves[n:], tuple(memory), stop, False, status, (), rejected)
+        _, attempts, accepted, stop, status, rejected = self.counts.unbind(0)
+        y, carry = self.leaves[:n], self.leaves[n:]
+        s = State(t, t, h, y, carry, tuple(memory), stop, False, status, (), rejected != 0)
+        return Counted(s, attempts, accepted)
+
+
+class Inputs(NamedTuple):
+    """What a library is given, but the tape.
+
+    fresh: a solve begins; else it goes on from `before`. most: max_steps. room: rows of the tape to use.
+    """
+
+    fresh: Tensor
+    most: Tensor
+    room: Tensor
+    before: Packed
+    ts: Tensor
+    stops: Tensor
+    direction: Tensor
+    rtol: Leaves
+    atol: Leaves
+    y0: Leaves
+    others: Leaves
+
+    @staticmethod
+    def fakes(plan: Plan, mode: Any) -> Inputs:
+        rtol, atol, y, others = (
+            tuple(look.fake(mode) for look in looks) for looks in (plan.rtol, plan.atol, plan.y, plan.others)
+        )
+        lane, memory = plan.lane, len(plan.controller.memory(1.0))
+        with mode, plan.device:
+            flag, limit = torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64)
+            counts = torch.empty((6, *lane), dtype=torch.int64)
+            shapes = ((2 + memory, *lane), (*lane, 2), (*lane, plan.stops), lane)
+            numbers, ts, stops, direction = (torch.empty(shape, dtype=torch.float64) for shape in shapes)
+        before = Packed(flag, numbers, counts, (*y, *(y if plan.carries else ())))
+        return Inputs(flag, limit, limit, before, ts, stops, direction, rtol, atol, y, others)
 
 
 class _Forth:
-    """The functions that are recorded. memory, carry: how many tensors the controller and the method have of each."""
+    """The functions that are recorded."""
 
-    def __init__(self, plan: Plan, graph: FieldGraph, carry: int) -> None:
-        self.plan, self.graph, self.carry = plan, graph, carry
-        self.memory = len(plan.controller.memory(1.0))
+    def __init__(self, plan: Plan, graph: FieldGraph) -> None:
+        self.plan, self.graph = plan, graph
         self.calls_at_start = self.calls_in_turn = 0
 
-    def begin(self, fresh: Tensor, attempts: Tensor, accepted: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        plan, x = self.plan, Values(rest)
-        (h, status, before), kept, carried = x.take(3), x.take(self.memory), all_by_rows(x.take(self.carry))
-        p, _ = _problem(plan, self.graph, x)
-        s = start(p, Clock(p))
-        self.calls_at_start = p.f.calls
-        s = s._replace(
-            h=torch.where(fresh, s.h, h),
-            status=torch.where(fresh, s.status, status),
-            rejected=torch.where(fresh, s.rejected, before),
-            memory=tuple(torch.where(fresh, a, b) for a, b in zip(s.memory, kept, strict=True)),
-            carry=tuple(torch.where(fresh, a, b) for a, b in zip(s.carry, carried, strict=True)),
-        )
-        go = (s.status == Status.RUNNING).any()
-        return Packed.of(
-            s, torch.zeros((), dtype=torch.int64, device=plan.device), attempts, accepted, go, plan.columns
-        )
+    def _problem(self, x: Inputs) -> Problem:
+        plan = self.plan
+        f = as_if_pulled(plan, self.graph) if plan.keeps else self.graph
+        stops = Stops(x.stops, None, StopTimes.of(plan.controller))
+        return Problem(
+            field_of(plan, f, x.others), all_by_rows(x.y0), x.ts, stops, x.direction, plan.method,
+            plan.controller, x.rtol, x.atol, plan.batched, 0, traced=True,
+        )  # fmt: skip
 
-    def turn(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        plan, x = self.plan, Values(inputs)
-        packed = Packed(x.one(), x.one(), x.one(), all_by_rows(x.take(len(plan.y) + self.carry)))
-        most, room = x.take(2)
-        p, _ = _problem(plan, self.graph, x)
-        s, attempts, accepted = packed.state(len(plan.y)), packed.counts[1], packed.counts[2]
-        row = packed.counts[0].flatten()[0]
-        clock = Clock(p)
-        move, decision = attempt(p, clock, s)
-        tape: list[Tensor] = []
-        if plan.slots:
-            t1 = torch.where(move.accept, move.t1, s.t)
-            tape = [*s.y, *s.carry, s.t, t1, *([move.accept] if plan.batched else [])]
-            if plan.dense:
-                tape += [c for cs in move.polynomial() for c in cs]
-            tape = list(all_arranged(tape, plan.columns))
-        attempts = attempts + (s.status == Status.RUNNING)
-        accepted = accepted + move.accept
-        s = settle(p, clock, s, move, decision)
+    def begin(self, x: Inputs) -> Packed:
+        p = self._problem(x)
+        row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
+        new = Packed.of(Counted.start(p, Clock(p)), row, x.fresh, self.plan.columns)
+        self.calls_at_start = p.f.calls
+        numbers, counts, *leaves = (
+            torch.where(x.fresh, a, b)
+            for a, b in zip((*new[1:3], *new.leaves), (*x.before[1:3], *x.before.leaves), strict=True)
+        )
+        return Packed((counts[4] == Status.RUNNING).any(), numbers, counts, all_arranged(leaves, self.plan.columns))
+
+    def turn(self, at: Packed, x: Inputs) -> tuple[Packed, Leaves]:
+        """One attempt, and what it takes down."""
+        plan, p = self.plan, self._problem(x)
+        before = at._replace(leaves=all_by_rows(at.leaves)).counted(len(plan.y))
+        after, move = before.turn(p, Clock(p), x.most)
+        taken = self._taken_down(before.state, move) if plan.slots else ()
         self.calls_in_turn = p.f.calls
-        running = s.status == Status.RUNNING
-        s = s._replace(status=torch.where(running & (attempts >= most), int(Status.MAX_STEPS), s.status))
-        row = row + move.accept.any()
-        go = (s.status == Status.RUNNING).any()
+        row = at.counts[0].flatten()[0] + move.accept.any()
+        go = (after.state.status == Status.RUNNING).any()
         if plan.slots:
-            go = go & (row < room)
-        return (*Packed.of(s, row, attempts, accepted, go, plan.columns), *tape)
+            go = go & (row < x.room)
+        return Packed.of(after, row, go, plan.columns), taken
+
+    def _taken_down(self, s: State, move: Move) -> Leaves:
+        """In the order of `tape_for`."""
+        t1 = torch.where(move.accept, move.t1, s.t)
+        accept = [move.accept] if self.plan.batched else []
+        polynomial = [c for cs in move.polynomial() for c in cs] if self.plan.dense else []
+        return all_arranged((*s.y, *s.carry, s.t, t1, *accept, *polynomial), self.plan.columns)
 
 
 def forward(plan: Plan, graph: FieldGraph) -> Recorded:
-    """The steps of a solve, until it ends or the tape is full.
-
-    Inputs: fresh, max_steps, rows of the tape to use, attempts, accepted; h, status, whether the last attempt was
-    rejected, memory and carry to go on with where not fresh; those of the problem; the tape. Outputs: those of `Packed`
-    but `go`.
-    """
-    mode = fake_mode()
-    problem = _problem_fakes(plan, mode)
-    with mode, plan.device:
-        lane = torch.empty(plan.lane, dtype=torch.float64)
-        counts = [torch.empty(plan.lane, dtype=torch.int64) for _ in range(3)]
-        limits = [torch.empty((), dtype=torch.int64) for _ in range(2)]
-        head = [torch.empty((), dtype=torch.bool), *limits, *counts[:2]]
-        rejected = torch.empty(plan.lane, dtype=torch.bool)
-    carry = list(carry_of(plan, mode))
-    forth = _Forth(plan, graph, len(carry))
-    given = [lane, counts[2], rejected, *(torch.empty_like(lane) for _ in range(forth.memory)), *carry]
-    first = record(forth.begin, [head[0], *counts[:2], *given, *problem], mode)
-    carried = [n.meta["val"] for n in outputs_of(first)]
-    turned = record(forth.turn, [*carried, *limits, *problem], mode, unused=plan.keeps)
+    """The steps of a solve, until it ends or the tape is full: (`Inputs`, the tape) -> `Packed`."""
+    mode, forth = fake_mode(), _Forth(plan, graph)
+    given = Inputs.fakes(plan, mode)
+    begun = record(forth.begin, [given], mode)
+    carried = [n.meta["val"] for n in outputs_of(begun)]
+    turned = record(forth.turn, [Packed.from_flat(carried), given], mode, unused=plan.keeps)
     kept = costly(turned, free=1) if plan.keeps else []
     shown(turned, kept)
     turned = rewritten(turned, len(carried), mode, plan.columns)
-    after = [n.meta["val"] for n in outputs_of(turned)][len(carried) :]
+    shelf = shelf_for(plan, kept, mode)
     with mode:
-        tape = [tape_of(x, plan.slots, plan.columns) for x in after]
-    # the graph of a turn gets the tape as inputs; it is written, not read
-    turned = widened(turned, tape)
-    turned = written(turned, len(tape), lambda x: x[2].flatten()[:1]) if tape else turned
-    go = record(lambda *x: (x[0].clone(),), [*carried, *limits, *problem, *tape], mode)
-    fakes = [*head, *given, *problem, *tape]
-    whole = Joined(fakes)
-    x = Values(whole.inputs)
-    (fresh, *bounds, attempts, accepted), others = x.take(5), x.take(len(given))
-    rest, tape_nodes = x.take(len(problem)), x.take(len(tape))
-    begun = whole.then(first, [fresh, attempts, accepted, *others, *rest])
-    out = whole.loop(bare(go), turned, begun, [*bounds, *rest, *tape_nodes])
-    looks = tuple((tuple(x.shape[1:]), x.dtype) for x in tape[len(tape) - len(kept) :])
-    return Recorded(whole.done(out[1:]), fakes, mode, (forth.calls_at_start, forth.calls_in_turn), looks)
+        tape = [*tape_for(plan, given.y0), *shelf]
+    if tape:  # written at the row that the counts say
+        turned = written(widened(turned, tape), len(tape), 2, mode)
+    calls = (forth.calls_at_start, forth.calls_in_turn)
+    return Recorded(widened(begun, tape), turned, None, mode, len(carried), calls, looks_of(shelf))

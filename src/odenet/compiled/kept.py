@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from .edit import Editor
+from .plan import Plan
 from .products import SMALL
+from .shelves import Looks
 
 aten = torch.ops.aten
 
 
 def costly(module: GraphModule, free: int) -> list[Node]:
     """The large products in a graph, in their order, that depend on no input before `free` but the first."""
-    places = [n for n in module.graph.nodes if n.op == "placeholder"]
-    bound = set(places[1:free])
+    bound = set(module.graph.find_nodes(op="placeholder")[1:free])
     found = []
     for node in module.graph.nodes:
         if any(x in bound for x in node.all_input_nodes):
@@ -38,27 +42,33 @@ def _is_costly(node: Node) -> bool:
     return math.prod(left.shape) * right.shape[-1] > SMALL
 
 
+def shelf_for(plan: Plan, nodes: Sequence[Node], mode: Any) -> list[Tensor]:
+    """A tape for these values."""
+    values = [n.meta["val"] for n in nodes]
+    with mode:
+        return [x.new_empty((plan.slots, *x.shape)) for x in values]
+
+
+def looks_of(shelf: Sequence[Tensor]) -> Looks:
+    return tuple((tuple(x.shape[1:]), x.dtype) for x in shelf)
+
+
 def shown(module: GraphModule, nodes: Sequence[Node]) -> None:
     """Make these values outputs of the graph, after its others."""
-    (output,) = (n for n in module.graph.nodes if n.op == "output")
+    output = module.graph.output_node()
     output.args = ((*output.args[0], *nodes),)  # pyright: ignore
     module.graph.eliminate_dead_code()
     module.recompile()
 
 
-def taken(module: GraphModule, nodes: Sequence[Node]) -> None:
-    """Read these values off a tape, the graph's last inputs, at the row that its first input says."""
-    graph = module.graph
-    places = [n for n in graph.nodes if n.op == "placeholder"]
+def taken(module: GraphModule, nodes: Sequence[Node], mode: Any) -> None:
+    """Read these values off a tape, the graph's last inputs, at the row before that of its first input."""
+    graph, edit = module.graph, Editor(module.graph, mode)
+    places = graph.find_nodes(op="placeholder")
     for node, tape in zip(nodes, places[len(places) - len(nodes) :], strict=True):
-        value = node.meta["val"]
         with graph.inserting_before(node):
-            row = graph.call_function(aten.unsqueeze.default, (places[0], 0))
-            row.meta["val"] = places[0].meta["val"].unsqueeze(0)
-            rows = graph.call_function(aten.index.Tensor, (tape, [row]))
-            rows.meta["val"] = value.unsqueeze(0)
-            one = graph.call_function(aten.squeeze.dim, (rows, 0))
-            one.meta["val"] = value
-        node.replace_all_uses_with(one)
+            row = edit(aten.unsqueeze.default, edit(aten.sub.Tensor, places[0], 1), 0)
+            value = edit(aten.squeeze.dim, edit(aten.index.Tensor, tape, [row]), 0)
+        node.replace_all_uses_with(value)
     graph.eliminate_dead_code()
     module.recompile()

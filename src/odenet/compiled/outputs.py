@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..core.dense import evaluate
-from ..core.leaves import Leaves, new_leaves, select, spread
+from ..core.dense import Coefficients
+from ..core.leaves import Leaves, new_leaves, select
+from ..engine.outputs import blank, times_of, within
 from ..engine.problem import Problem
 from ..engine.record import Pieces
 from .columns import tape_of
 from .plan import Plan, powers_of
+from .shelves import Shelf
+
+
+@dataclass
+class Chunk:
+    """Rows of a tape that a solve has used, by which plan, and the products kept beside it."""
+
+    plan: Plan
+    rows: int
+    tape: list[Tensor]
+    shelf: Shelf
 
 
 @dataclass
@@ -26,31 +38,24 @@ class Bars:
 
 
 class Outputs:
-    """Knows for each output in which step it lies, and where in it.
+    """Knows for each output in which step it lies. end: the last state."""
 
-    rows, tapes: of each chunk. end: the last state.
-    """
-
-    def __init__(self, p: Problem, plan: Plan, rows: list[int], tapes: list[list[Tensor]], end: Leaves) -> None:
-        self.p, self.plan, self.end, self.rows = p, plan, end, rows
+    def __init__(self, p: Problem, plan: Plan, chunks: list[Chunk], end: Leaves) -> None:
+        self.p, self.plan, self.chunks, self.end = p, plan, chunks, end
         self.n = len(p.y0)
         self.simple = not plan.starts  # two outputs: the first state and the last
-        self.tapes, self.count = tapes, 0
-        self.starts, self.powers = (), ()
-        if not self.simple:
+        self.count, self.starts, self.powers = 0, (), ()
+        if not self.simple and chunks:
             self._place()
 
     def _column(self, i: int) -> Tensor:
         """One part of the tape, of all chunks."""
-        parts = [tape[i][:rows] for tape, rows in zip(self.tapes, self.rows, strict=True)]
+        parts = [chunk.tape[i][: chunk.rows] for chunk in self.chunks]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _place(self) -> None:
         p, n = self.p, self.n
         carry = n if self.plan.carries else 0
-        ts = p.ts.detach()
-        if not self.tapes:
-            return
         self.starts = tuple(self._column(i) for i in range(n))
         self.t0, self.t1 = self._column(n + carry), self._column(n + carry + 1)
         at = n + carry + 2 + self.plan.batched
@@ -62,59 +67,43 @@ class Outputs:
         sign = p.direction.unsqueeze(-1)
         ends = (self.t1.movedim(0, -1) * sign).contiguous()
         # the first step that ends at the output or after it; one past the last: not reached
-        self.step = torch.searchsorted(ends, (ts * sign).contiguous())
-        self.first = (ts - ts[..., :1]) * sign <= 0
-        self.reached = (self.step < self.count) | self.first
-        step = self.step.clamp(max=self.count - 1)
-        self.index = step.mT if p.batched else step  # (T,) or (T, B)
-        end, start = self._at(self.t1), self._at(self.t0)
-        times = ts.mT if p.batched else ts
-        self.at_end = times == end
-        gap = end - start
-        self.theta = torch.where(gap == 0, 0.0, (times - start) / gap)
+        step = torch.searchsorted(ends, (p.ts.detach() * sign).contiguous()).movedim(-1, 0)
+        self.times = times_of(p).detach()
+        self.given = (step < self.count) & ((self.times - self.times[0]) * p.direction > 0)
+        self.step = step.clamp(max=self.count - 1)
 
-    def _at(self, column: Tensor, index: Tensor | None = None) -> Tensor:
-        """(N, B, ...) -> (T, B, ...): for each output what its step has; without lanes (N, ...) -> (T, ...)."""
-        index = self.index if index is None else index
+    def _at(self, column: Tensor, step: Tensor | None = None) -> Tensor:
+        """(N, *lane, ...) -> (T, *lane, ...): for each output what its step has."""
+        step = self.step if step is None else step
         if not self.p.batched:
-            return column[index]
-        return column[index, torch.arange(index.shape[1], device=index.device)]
+            return column[step]
+        return column[step, torch.arange(step.shape[1], device=step.device)]
 
     def ys(self) -> Leaves:
         """(T, ...) or (B, T, ...); NaN at times that were not reached."""
         return self._values(self.p.y0, self.end, self.starts, self.powers)
 
-    def _values(self, y0: Leaves, end: Leaves, starts: Leaves, powers: Sequence[Leaves]) -> Leaves:
+    def _values(self, y0: Leaves, end: Leaves, starts: Leaves, powers: Coefficients) -> Leaves:
         """`ys` of the first and last states, and of what the tape has of each step."""
-        p = self.p
         if self.simple:
-            return self._turned(tuple(torch.stack([a, b]) for a, b in zip(y0, end, strict=True)))
-        first = tuple(y.expand(p.ts.shape[-1], *y.shape) for y in y0)
-        nothing = tuple(torch.full_like(y, torch.nan) for y in first)
-        if not self.count:
-            done = (p.ts - p.ts[..., :1]) * p.direction.unsqueeze(-1) <= 0
-            return self._turned(select(_lead(done, p.batched), first, nothing))
-        last, after = self.index == self.count - 1, (self.index + 1).clamp(max=self.count - 1)
-        there = tuple(self._at(y, after) for y in starts)
-        values = select(last, tuple(y.expand_as(v) for y, v in zip(end, there, strict=True)), there)
-        if powers:
-            theta = tuple(spread(self.theta, v) for v in values)
-            coefficients = [tuple(self._at(c) for c in cs) for cs in powers]
-            inner = evaluate(tuple(self._at(y) for y in starts), coefficients, theta)
-            values = select(self.at_end, values, inner)
-        values = select(_lead(self.first, p.batched), first, values)
-        return self._turned(select(_lead(self.reached, p.batched), values, nothing))
+            ys = tuple(torch.stack([a, b]) for a, b in zip(y0, end, strict=True))
+        else:
+            ys = blank(replace(self.p, y0=y0, ts=self.p.ts.detach()), None)
+            if self.count:
+                ys = select(self.given, self._within(end, starts, powers), ys)
+        return tuple(y.movedim(0, int(self.p.batched)) for y in ys)
 
-    def _turned(self, ys: Leaves) -> Leaves:
-        return tuple(y.transpose(0, 1) for y in ys) if self.p.batched else ys
+    def _within(self, end: Leaves, starts: Leaves, powers: Coefficients) -> Leaves:
+        following = (self.step + 1).clamp(max=self.count - 1)
+        y1 = tuple(self._at(y, following) for y in starts)
+        y1 = select(self.step == self.count - 1, tuple(y.expand_as(v) for y, v in zip(end, y1, strict=True)), y1)
+        t0, t1 = self._at(self.t0), self._at(self.t1)
+        t1 = torch.where(t1 == t0, t0 + 1.0, t1)  # in lanes that give nothing
+        coefficients = tuple(tuple(self._at(c) for c in cs) for cs in powers)
+        return within(self.times, t0, t1, tuple(self._at(y) for y in starts), y1, coefficients, False)
 
     def pieces(self) -> Pieces:
-        p = self.p
-        if not self.count:
-            start = p.ts[..., 0]
-            flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
-            return Pieces.from_flat([x.unsqueeze(0) for x in flat], self.n)
-        return Pieces(self.t0, self.t1, self.starts, self.powers)
+        return Pieces(self.t0, self.t1, self.starts, self.powers) if self.count else Pieces.still(self.p)
 
     def bars(self, cotangents: Sequence[Tensor | None]) -> Bars:
         """From the cotangents of (ys, y1, pieces)."""
@@ -122,7 +111,7 @@ class Outputs:
         with torch.enable_grad():
             given = new_leaves((*self.p.y0, *self.end, *self.starts, *flat))
             rest = given[3 * n :]
-            powers = [rest[i : i + n] for i in range(0, len(rest), n)]
+            powers = tuple(rest[i : i + n] for i in range(0, len(rest), n))
             ys = self._values(given[:n], given[n : 2 * n], given[2 * n : 3 * n], powers)
         pairs = [(y, b) for y, b in zip(ys, cotangents[:n], strict=True) if b is not None]
         found: Sequence[Tensor | None] = [None] * len(given)
@@ -139,7 +128,7 @@ class Outputs:
     def _chunked(self, columns: list[Tensor]) -> list[list[Tensor]]:
         """Columns of all steps cut into those of each chunk, filled up to the rows of a tape."""
         chunks, at = [], 0
-        for rows in self.rows:
+        for rows in (chunk.rows for chunk in self.chunks):
             parts = []
             for c in columns:
                 whole = tape_of(c[0], self.plan.slots, self.plan.columns)
@@ -153,7 +142,3 @@ class Outputs:
 def _sum(like: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
     parts = [x for x in (a, b) if x is not None]
     return sum(parts[1:], parts[0]) if parts else torch.zeros_like(like)
-
-
-def _lead(mask: Tensor, batched: bool) -> Tensor:
-    return mask.mT if batched else mask

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
 
 from ..control.base import Controller
 from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten
 from ..methods.base import Method, StepInput
 from .capture import FieldGraph
+from .columns import tape_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Plan:
         return self.settings[0].fsal
 
     @property
+    def wanted(self) -> list[int]:
+        """Which of the others want their gradient."""
+        return [i for i, look in enumerate(self.others) if look.needed]
+
+    @property
     def lane(self) -> tuple[int, ...]:
         return (self.y[0].shape[0],) if self.batched else ()
 
@@ -78,36 +83,6 @@ class Look:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
 
-@dataclass
-class Recorded:
-    """A graph ready to be compiled.
-
-    calls: evaluations of f at the start (or end), and in each turn of the loop. kept: how a row of what the tape keeps
-    beside states and polynomials looks. counted: the caller knows how often the loop turns.
-    """
-
-    module: GraphModule
-    fakes: list[Tensor]
-    mode: Any
-    calls: tuple[int, int]
-    kept: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
-    counted: bool = False
-
-
-class Values:
-    """Takes groups of values off a flat list, in order."""
-
-    def __init__(self, values: Sequence[Any]) -> None:
-        self.values, self.at = tuple(values), 0
-
-    def take(self, count: int) -> tuple[Any, ...]:
-        self.at += count
-        return self.values[self.at - count : self.at]
-
-    def one(self) -> Any:
-        return self.take(1)[0]
-
-
 def field_of(plan: Plan, graph: FieldGraph, others: Sequence[Tensor]) -> VectorField:
     spec = flatten((0,) * len(plan.y))[1]
     names = [""] * len(plan.y)
@@ -116,28 +91,36 @@ def field_of(plan: Plan, graph: FieldGraph, others: Sequence[Tensor]) -> VectorF
     return field
 
 
+def exchanged(plan: Plan, others: Sequence[Tensor], wanted: Leaves) -> list[Tensor]:
+    """The others with those that want their gradient exchanged."""
+    known = dict(zip(plan.wanted, wanted, strict=True))
+    return [known.get(i, x) for i, x in enumerate(others)]
+
+
 def as_if_pulled(plan: Plan, graph: FieldGraph) -> FieldGraph:
     """f, evaluated as where its VJP is wanted: PyTorch takes some products apart in another way there."""
-    wanted = [i for i, look in enumerate(plan.others) if look.needed]
 
     def call(t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
-        def f(*inputs: Tensor) -> Leaves:
-            every = list(others)
-            for i, x in zip(wanted, inputs[len(y) :], strict=True):
-                every[i] = x
-            return graph(t, inputs[: len(y)], every)
+        def f(y: Leaves, wanted: Leaves) -> Leaves:
+            return graph(t, y, exchanged(plan, others, wanted))
 
-        return torch.func.vjp(f, *y, *(others[i] for i in wanted))[0]
+        return torch.func.vjp(f, tuple(y), tuple(others[i] for i in plan.wanted))[0]
 
     return cast(FieldGraph, call)
 
 
-def carry_of(plan: Plan, mode: Any) -> Leaves:
-    """What the method carries from step to step, for its looks."""
-    with mode, torch.no_grad():
-        y = tuple(look.fake(mode) for look in plan.y)
-        t = torch.empty(plan.lane, dtype=torch.float64, device=plan.device)
-        return tuple(torch.empty_like(x) for x in plan.method.init(lambda t, y: y, t, y))
+def tape_for(plan: Plan, y: Leaves) -> list[Tensor]:
+    """Rows for what a turn takes down: y, the carry, both times, who accepted (of lanes), and the polynomial."""
+    if not plan.slots:
+        return []
+    rows = (plan.slots, *plan.lane)
+    lanes = [torch.empty(rows, dtype=torch.float64, device=plan.device) for _ in range(2)]
+    accept = [torch.empty(rows, dtype=torch.bool, device=plan.device)] * plan.batched
+    powers = powers_of(plan.method) if plan.dense else 0
+    leaves, polynomials = (
+        [tape_of(x, plan.slots, plan.columns) for _ in range(count) for x in y] for count in (1 + plan.carries, powers)
+    )
+    return [*leaves, *lanes, *accept, *polynomials]
 
 
 def powers_of(method: Method) -> int:
@@ -146,16 +129,3 @@ def powers_of(method: Method) -> int:
         y, t0, t1 = (torch.zeros(1),), torch.zeros(()), torch.ones(())
         at = StepInput(lambda t, y: y, t0, t1, y, method.init(lambda t, y: y, t0, y))
         return len(method.dense(at, method.step(at)))
-
-
-def outputs_of(module: GraphModule) -> list[Node]:
-    (output,) = (n for n in module.graph.nodes if n.op == "output")
-    return list(output.args[0])  # pyright: ignore
-
-
-def bare(go: GraphModule) -> GraphModule:
-    """The graph with its one output bare, as a loop's condition has it."""
-    (output,) = (n for n in go.graph.nodes if n.op == "output")
-    output.args = (output.args[0][0],)
-    go.recompile()
-    return go

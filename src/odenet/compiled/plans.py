@@ -168,18 +168,13 @@ def _threads(plan: Plan, threads: int) -> int:
 
 
 def _key(graph: FieldGraph, which: str, plan: Plan, threads: int) -> str | None:
-    text = _text(which, plan, graph, threads)
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
-
-
-def _text(which: str, plan: Plan, graph: FieldGraph, threads: int) -> str | None:
-    """Everything that a library depends on; None where it cannot be told."""
+    """A digest of everything that a library depends on; None where it cannot be told."""
     if graph.text is None or plan.controller.norm is not None:
         return None
     rest = [(k, repr(v)) for k, v in vars(plan).items() if k not in ("method", "controller")]
     capability = torch.backends.cpu.get_cpu_capability()
     surroundings = (threads, torch.get_default_dtype(), torch.__version__, capability)
-    return repr((which, graph.text, rest, surroundings, _own_source()))
+    return hashlib.sha256(repr((which, graph.text, rest, surroundings, _own_source())).encode()).hexdigest()
 
 
 def settings(p: Problem) -> tuple[Any, ...]:

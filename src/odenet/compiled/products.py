@@ -263,38 +263,27 @@ def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) ->
     return edit(aten.permute.default, total, [1, 0])
 
 
-def lifted(body: GraphModule, carried: int) -> tuple[GraphModule, GraphModule | None]:
-    """What every turn of a loop would compute anew, taken out of it.
+def lifted(begin: GraphModule, turn: GraphModule, carried: int) -> None:
+    """Move what every turn would compute anew into `begin`.
 
-    The body with further inputs at the end, and the graph that makes those from the inputs after the `carried`.
+    That takes all inputs, and gives after the `carried` what a turn still wants beside them, in its order.
     """
-    graph = body.graph
-    places = [n for n in graph.nodes if n.op == "placeholder"]
+    graph, places, end = turn.graph, turn.graph.find_nodes(op="placeholder"), begin.graph.output_node()
+    known = dict(zip(places[carried:], begin.graph.find_nodes(op="placeholder"), strict=True))
     fixed = _unchanging(graph, places[carried:])
-    out = [
-        n
-        for n in graph.nodes
-        if n in fixed and n.op == "call_function" and any(user not in fixed for user in n.users)
-        and n.target is not aten.index_put_.default
-    ]  # fmt: skip
-    if not out:
-        return body, None
-    before, known = Graph(), {}
-    for place in places[carried:]:
-        known[place] = before.placeholder(place.name)
-        known[place].meta["val"] = place.meta["val"]
-    for node in graph.nodes:
-        if node in fixed and node.op == "call_function":
-            known[node] = before.node_copy(node, lambda n: known[n])
-    before.output(tuple(known[n] for n in out))
-    first = GraphModule(torch.nn.Module(), before)
+    computed = [n for n in graph.nodes if n in fixed and n.op == "call_function"]
+    with begin.graph.inserting_before(end):
+        for node in computed:
+            known[node] = begin.graph.node_copy(node, lambda n: known[n])
+    wanted = [n for n in (*places[carried:], *computed) if any(user not in fixed for user in n.users)]
     with graph.inserting_after(places[-1]):
-        for i, node in reversed(list(enumerate(out))):
+        for i, node in reversed(list(enumerate(wanted))):
             place = graph.placeholder(f"fixed{i}")
             place.meta["val"] = node.meta["val"]
-            node.replace_all_uses_with(place)
-    graph.eliminate_dead_code()
-    body.recompile()
-    before.eliminate_dead_code()
-    first.recompile()
-    return body, first
+            node.replace_all_uses_with(place, delete_user_cb=lambda user: user not in fixed)
+    for node in (*reversed(computed), *places[carried:]):
+        graph.erase_node(node)
+    end.args = ((*end.args[0], *(known[n] for n in wanted)),)  # pyright: ignore
+    for module in (begin, turn):
+        module.graph.eliminate_dead_code()
+        module.recompile()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from ..core.lanes import Number
 from ..core.leaves import version
 from ..core.status import Status
-from ..engine.advance import State
 from ..engine.integrate import Request, Solved
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
@@ -22,10 +21,10 @@ from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
 from .capture import FieldGraph
 from .choice import refuse_slower
-from .columns import LARGE, all_arranged, all_by_rows, few, tape_of
+from .columns import LARGE, all_arranged, all_by_rows, few
 from .forward import Packed
-from .outputs import Outputs
-from .plan import Look, Plan, powers_of
+from .outputs import Chunk, Outputs
+from .plan import Look, Plan, powers_of, tape_for
 from .plans import PLANS, captured, refuse, settings, slots_for
 from .shelves import Shelf
 
@@ -34,25 +33,22 @@ KEPT_BYTES = 2**28  # of products; later steps compute theirs again
 
 
 @dataclass
-class Chunk:
-    """Rows of a tape that a solve has used, by which plan, and the products kept beside it."""
-
-    plan: Plan
-    rows: int
-    tape: list[Tensor]
-    shelf: Shelf
-
-
-@dataclass
 class Run:
-    """A solve by its libraries, as far as its backward pass wants it."""
+    """A solve by its libraries, as far as its backward pass wants it.
+
+    keys: of the others, by which gradients are told apart. held: those of them that ask for a gradient, beside
+    `inputs`. versions: of the others, at the solve.
+    """
 
     p: Problem
     plan: Plan
     graph: FieldGraph
     others: list[Tensor]
-    chunks: list[Chunk]
-    versions: list[int]  # of the others, at the solve
+    keys: list[int]
+    inputs: Sequence[Tensor]
+    held: Sequence[Tensor]
+    versions: list[int]
+    chunks: list[Chunk] = field(default_factory=list)
 
     def refuse_changed(self) -> None:
         """Raise RuntimeError where a tensor that f uses is not what it was: the steps would be others."""
@@ -84,18 +80,18 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
     held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
     attached = recording and any(x.requires_grad for x in (*inputs, *held))
     plan = _plan(p, graph, others, differentiable if attached else [False] * len(others), request, attached)
-    run = Run(p, plan, graph, [x.detach() for x in others], [], [version(x) for x in others])
+    keys, versions = [id(x) for x in others], [version(x) for x in others]
+    run = Run(p, plan, graph, [x.detach() for x in others], keys, inputs, held, versions)
     with torch.no_grad():
         outcome = _forward(run, attached)
-        outputs = Outputs(run.p, run.plan, [c.rows for c in run.chunks], [c.tape for c in run.chunks], outcome.state.y)
+        outputs = Outputs(p, plan, run.chunks, outcome.state.y)
         ys = outputs.ys()
         pieces = outputs.pieces() if request.dense else None
     stats = Stats.of(outcome)
     solved = Solved(ys, outcome.state.y, pieces, outcome)
     values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
     if attached:
-        back = partial(_backward, run, outputs, stats, [id(x) for x in others], inputs, held)
-        values = attach(back, partial(once_more, p, request), values, inputs, held)
+        values = attach(partial(_backward, run, outputs, stats), partial(once_more, p, request), values, inputs, held)
     return unpacked(p, values, solved, stats)
 
 
@@ -124,12 +120,12 @@ def _tensors(tolerances: Sequence[float | Tensor], device: torch.device) -> list
 
 
 @lru_cache(maxsize=256, typed=True)  # 1, 1.0 and True are three tensors
-def _constant(value: bool | int | float, device: torch.device) -> Tensor:
+def _constant(value: bool | int | float, device: torch.device, shape: tuple[int, ...] = ()) -> Tensor:
     """A number for a library to read; making a tensor takes longer than many an operation on it."""
     with torch.inference_mode(False):
         # filled, as copying it from the host would wait for the device
         dtype = torch.float64 if isinstance(value, float) else torch.int64 if type(value) is int else torch.bool
-        return torch.full((), value, dtype=dtype, device=device)
+        return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def _forward(run: Run, and_back: bool) -> Outcome:
@@ -140,81 +136,54 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
-    rest = [stops.contiguous(), p.direction, *_tensors(p.rtol, device), *_tensors(p.atol, device)]
-    lane = torch.ones_like(p.direction) if p.batched else _constant(1.0, device)
-    zero = torch.zeros_like(lane, dtype=torch.int64) if p.batched else _constant(0, device)
-    memory = tuple(lane for _ in p.controller.memory(1.0))
-    t, y = ts[..., 0], all_arranged([y.detach() for y in p.y0], plan.columns)
+    ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
+    y = all_arranged([y.detach() for y in p.y0], plan.columns)
+    rest = [ends, stops.contiguous(), p.direction, *_tensors(p.rtol, device), *_tensors(p.atol, device), *y]
+    numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.lane))
+    leaves = (*y, *y) if plan.carries else y
+    packed = Packed(_constant(True, device), numbers, _constant(0, device, (6, *plan.lane)), leaves)
     fresh, most = _constant(True, device), _constant(p.max_steps, device)
-    carry, rejected = y if plan.carries else (), zero.to(torch.bool) if p.batched else _constant(False, device)
-    s = State(t, t, lane, y, carry, memory, zero, False, zero, (), rejected)
-    attempts, accepted = zero, zero
     while True:
-        ends = ts.contiguous() if s.t is t and ts.shape[-1] == 2 else torch.stack([s.t, ts[..., -1]], -1)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.kept)
         room = min(plan.slots, left // size if size else plan.slots)
         if plan.keeps and not room:
             plan = replace(plan, keeps=False)
             library = PLANS.forward(plan, run.graph, and_back)
             room = plan.slots
-        tape, shelf = _tape(plan, s), Shelf(plan.slots, library.kept, device)
-        bounds = [most, _constant(room, device)]
-        given = [fresh, *bounds, attempts, accepted, s.h, s.status, s.rejected, *s.memory, *s.carry]
-        out = library.run([*given, ends, *rest, *s.y, *run.others, *tape, *shelf.tensors], None)
-        packed = Packed(fresh, out[0], out[1], tuple(out[2:]))
-        counts = packed.counts
-        one = counts[:, 0] if p.batched else counts
-        rows, *_, status = one.tolist()
+        tape, shelf = tape_for(plan, y), Shelf(plan.slots, library.kept, device)
+        given = [fresh, most, _constant(room, device), *packed[:3], *packed.leaves, *rest, *run.others]
+        out = library.run([*given, *tape, *shelf.tensors], None)
+        packed = Packed.from_flat(out)
+        one = packed.counts[:, 0] if p.batched else packed.counts
+        rows, *_, status, _ = one.tolist()
         if plan.slots and rows:
             run.chunks.append(Chunk(plan, rows, tape, shelf))
             left -= rows * size
-        if status != Status.RUNNING and not (p.batched and bool((counts[4] == Status.RUNNING).any())):
+        if status != Status.RUNNING and not (p.batched and bool((packed.counts[4] == Status.RUNNING).any())):
             return _outcome(p, packed, library.calls)
-        s, attempts, accepted = packed.state(len(y)), counts[1], counts[2]
+        packed.counts[0] = 0  # of the next tape
         fresh = _constant(False, device)
-
-
-def _tape(plan: Plan, s: State) -> list[Tensor]:
-    if not plan.slots:
-        return []
-    rows = (plan.slots,)
-    lanes = [s.t.new_empty(rows + plan.lane) for _ in range(2)]
-    accept = [torch.empty(rows + plan.lane, dtype=torch.bool, device=plan.device)] if plan.batched else []
-    powers = powers_of(plan.method) if plan.dense else 0
-    leaves = [tape_of(x, plan.slots, plan.columns) for x in (*s.y, *s.carry)]
-    polynomials = [tape_of(x, plan.slots, plan.columns) for _ in range(powers) for x in s.y]
-    return [*leaves, *lanes, *accept, *polynomials]
 
 
 def _outcome(p: Problem, packed: Packed, calls: tuple[int, int]) -> Outcome:
     """calls: evaluations at the start and in each attempt."""
-    n = len(p.y0)
+    s, attempts, accepted = packed.counted(len(p.y0))
     if p.batched:
-        _, attempts, accepted, *_ = packed.counts
         nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
-        return Outcome(packed.state(n), nfe, accepted, attempts - accepted)
+        return Outcome(s, nfe, accepted, attempts - accepted)
     (_, attempts, accepted, stop, status, _), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
-    y, carry = all_by_rows(packed.leaves[:n]), packed.leaves[n:]
-    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
+    s = s._replace(t=t, h=h, y=all_by_rows(s.y), memory=tuple(memory), stop=stop, status=status, rejected=False)
     return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
 
-def _backward(
-    run: Run,
-    outputs: Outputs,
-    stats: Stats,
-    order: list[int],
-    inputs: Sequence[Tensor],
-    held: Sequence[Tensor],
-    cotangents: Sequence[Tensor | None],
-) -> Sequence[Tensor | None]:
+def _backward(run: Run, outputs: Outputs, stats: Stats, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     run.refuse_changed()
     plan, n = run.plan, len(run.p.y0)
     bars = outputs.bars(cotangents)
     y_bar: Sequence[Tensor] = all_arranged(bars.end, plan.columns)
     carry_bar: Sequence[Tensor] = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
     found: dict[int, Tensor] = {}
-    needed = [key for key, look in zip(order, plan.others, strict=True) if look.needed]
+    needed = [key for key, look in zip(run.keys, plan.others, strict=True) if look.needed]
     count: Number = 0
     outside = 0
     used = 2 * n if carry_bar else n
@@ -226,14 +195,12 @@ def _backward(
         tape += chunk.shelf.tensors
         counts = [_constant(chunk.rows, plan.device), _constant(k == 0, plan.device)]
         out = library.run([*counts, *y_bar, *carry_bar, *extra, *run.others, *tape], chunk.rows)
-        y_bar, carry_bar, ended = out[:n], out[n:used], out[used:]
-        if k == 0:
-            y_bar = ended[:n]
-        for key, total in zip(needed, ended[n:], strict=True):
+        y_bar, carry_bar, totals = out[:n], out[n:used], out[used:]
+        for key, total in zip(needed, totals, strict=True):
             found[key] = found[key] + total if key in found else total
         count = count + library.calls[1] * taken
         outside = library.calls[0]
     stats["backward_nfe"] = count + outside * (count > 0)
     y_bar = [a + b for a, b in zip(y_bar, bars.start, strict=True)] if bars.start else y_bar
-    rest = [found.get(id(x)) for x in (*inputs[n + 2 :], *held)]
+    rest = [found.get(id(x)) for x in (*run.inputs[n + 2 :], *run.held)]
     return [*y_bar, None, None, *rest]

@@ -1,24 +1,28 @@
-"""Records functions of tensors as graphs, and joins graphs: one after another, and as the body of a loop."""
+"""Records functions of pytrees of tensors as graphs, and joins the graphs of a loop."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from ..core.leaves import flatten, unflatten
 from .capture import IN_PLACE, NotCompilableError, quietly
+from .edit import Editor
 from .products import lifted
 from .softplus import softplus
 
-Fakes = Sequence[Tensor]
+aten = torch.ops.aten
+
 _VIEWS = {
-    *(torch.ops.aten.alias.default, torch.ops.aten.view.default, torch.ops.aten.expand.default),
-    *(torch.ops.aten.select.int, torch.ops.aten.squeeze.dim, torch.ops.aten.unsqueeze.default),
-    *(torch.ops.aten.permute.default, torch.ops.aten.slice.Tensor, torch.ops.aten.detach.default),
+    *(aten.alias.default, aten.view.default, aten.expand.default),
+    *(aten.select.int, aten.squeeze.dim, aten.unsqueeze.default),
+    *(aten.permute.default, aten.slice.Tensor, aten.detach.default),
 }
 
 
@@ -31,17 +35,25 @@ def fake_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
 
 
-def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, unused: bool = False) -> GraphModule:
-    """`function` as a graph of functional core operations, for inputs like `fakes`; with `unused`, all that it did."""
+def outputs_of(module: GraphModule) -> list[Node]:
+    return list(module.graph.output_node().args[0])  # pyright: ignore
+
+
+def record(function: Callable[..., Any], fakes: Sequence[Any], mode: Any, unused: bool = False) -> GraphModule:
+    """`function` as a graph of functional core operations, for pytrees like `fakes`; with `unused`, all that it did.
+
+    The graph takes the leaves of what the function is given, and gives those of what it returns.
+    """
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    leaves, spec = flatten(tuple(fakes))
     with torch.no_grad(), mode:
-        pure = torch.func.functionalize(lambda *x: tuple(function(*x)))
-        usual = select_decomp_table()
-        recorded = make_fx(pure, decomposition_table=usual | _ours(usual), _allow_non_fake_inputs=True)
+        pure = torch.func.functionalize(lambda *x: tuple(flatten(function(*unflatten(x, spec)))[0]))
+        table = _with_ours(select_decomp_table())
+        recorded = make_fx(pure, decomposition_table=table, _allow_non_fake_inputs=True)
         # each a tensor of its own: one that comes twice would be taken for one input
-        module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in fakes))
+        module = recorded(*(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves))
     _refuse_effects(module)
     _part_outputs(module)
     if not unused:
@@ -50,17 +62,18 @@ def record(function: Callable[..., Sequence[Tensor]], fakes: Fakes, mode: Any, u
     return module
 
 
-def _ours(usual: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    def either(operation: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
+def _with_ours(usual: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Inductor's decompositions with the library's own, which say NotImplemented where they are not meant."""
+
+    def either(ours: Callable[..., Any], theirs: Callable[..., Any] | None) -> Callable[..., Any]:
         def apply(*args: Any, **kwargs: Any) -> Any:
             made = ours(*args, **kwargs)
-            theirs = usual.get(operation)
             return theirs(*args, **kwargs) if made is NotImplemented and theirs is not None else made
 
         return apply
 
-    own = {torch.ops.aten.softplus.default: softplus, torch.ops.aten.bmm.default: _folded}
-    return {operation: either(operation, ours) for operation, ours in own.items()}
+    own = {aten.softplus.default: softplus, aten.bmm.default: _folded}
+    return usual | {operation: either(ours, usual.get(operation)) for operation, ours in own.items()}
 
 
 def _folded(left: Tensor, right: Tensor) -> Any:
@@ -76,19 +89,19 @@ def _refuse_effects(module: GraphModule) -> None:
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise NotCompilableError("f draws random numbers (as Dropout does in training)")
-        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+        if node.target is aten.copy_.default and node.args[0].op == "placeholder":
             raise NotCompilableError(IN_PLACE)
 
 
 def _part_outputs(module: GraphModule) -> None:
     """Make each output a value of its own, neither an input nor another output: a loop may hold both."""
-    (output,) = (n for n in module.graph.nodes if n.op == "output")
+    output = module.graph.output_node()
     seen: set[Node] = set()
     results = []
-    for node in output.args[0]:
+    for node in outputs_of(module):
         if node.op == "placeholder" or node in seen or node.target in _VIEWS:
             with module.graph.inserting_before(output):
-                copy = module.graph.call_function(torch.ops.aten.clone.default, (node,))
+                copy = module.graph.call_function(aten.clone.default, (node,))
             copy.meta["val"] = node.meta["val"]
             node = copy
         seen.add(node)
@@ -96,108 +109,89 @@ def _part_outputs(module: GraphModule) -> None:
     output.args = (tuple(results),)
 
 
-class Joined:
-    """A graph put together from recorded ones."""
+@dataclass
+class Recorded:
+    """A loop ready to be compiled, as graphs of inputs like `fakes`.
 
-    def __init__(self, fakes: Fakes) -> None:
-        self.graph, self.root = Graph(), nn.Module()
-        self.inputs = [self._input(i, x) for i, x in enumerate(fakes)]
+    begin: inputs -> what is carried. turn: (what is carried, inputs) -> what is carried; the loop goes on while the
+    first of that is positive. What every turn would compute anew is moved from here to `begin`. end: (what is carried,
+    inputs) -> outputs; None: they are what is carried. carried: how many. calls: evaluations of f at the start (or
+    end), and in each turn. kept: how a row of what the tape keeps beside states and polynomials looks. counted: the
+    caller knows how often the loop turns.
+    """
 
-    def _input(self, i: int, like: Tensor) -> Node:
-        node = self.graph.placeholder(f"x{i}")
-        node.meta["val"] = like
-        return node
+    begin: GraphModule
+    turn: GraphModule
+    end: GraphModule | None
+    mode: Any
+    carried: int
+    calls: tuple[int, int]
+    kept: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
+    counted: bool = False
 
-    def _attribute(self, value: Any) -> str:
-        name = f"part{len(list(self.root.named_children())) + len(list(self.root.named_buffers()))}"
-        if isinstance(value, nn.Module):
-            self.root.add_module(name, value)
-        else:
-            self.root.register_buffer(name, value)
-        return name
+    def __post_init__(self) -> None:
+        lifted(self.begin, self.turn, self.carried)
 
-    def then(self, part: GraphModule, inputs: Sequence[Node]) -> list[Node]:
-        """The operations of `part` on these inputs; its outputs."""
-        places = [n for n in part.graph.nodes if n.op == "placeholder"]
-        known: dict[Node, Node] = dict(zip(places, inputs, strict=True))
-        for node in part.graph.nodes:
-            if node.op == "placeholder":
-                continue
-            if node.op == "output":
-                return [known[n] for n in node.args[0]]
-            copied = self.graph.node_copy(node, lambda n: known[n])
-            if node.op == "get_attr":
-                copied.target = self._attribute(getattr(part, str(node.target)))
-            known[node] = copied
-        raise AssertionError("a graph without an output")
+    @property
+    def fakes(self) -> list[Tensor]:
+        return [n.meta["val"] for n in self.begin.graph.find_nodes(op="placeholder")]
 
-    def loop(self, go: GraphModule, body: GraphModule, carried: Sequence[Node], others: Sequence[Node]) -> list[Node]:
-        """While `go`, replace the carried by what `body` makes of (*carried, *others); the last ones."""
-        body, before = lifted(body, len(carried))
-        if before is not None:
-            made = self.then(before, others)
-            others = [*others, *made]
-            go = widened(go, [n.meta["val"] for n in made])
-        parts = [self.graph.get_attr(self._attribute(part)) for part in (go, body)]
-        looped = self.graph.call_function(
-            torch.ops.higher_order.while_loop, (*parts, tuple(carried), tuple(others)), {}
-        )
-        values = [n.meta["val"] for n in carried]
-        looped.meta["val"] = tuple(values)
-        results = []
-        for i, value in enumerate(values):
-            results.append(self.graph.call_function(operator.getitem, (looped, i)))
-            results[-1].meta["val"] = value
-        return results
+    def whole(self) -> GraphModule:
+        """begin, the loop as PyTorch's operator, and end, as one graph."""
+        root, graph = nn.Module(), Graph()
 
-    def done(self, outputs: Sequence[Node]) -> GraphModule:
-        self.graph.output(tuple(outputs))
-        return GraphModule(self.root, self.graph)
+        def then(part: GraphModule, inputs: Sequence[Node]) -> list[Node]:
+            known = dict(zip(part.graph.find_nodes(op="placeholder"), inputs, strict=False))
+            for node in part.graph.find_nodes(op="get_attr"):
+                known[node] = attribute(getattr(part, str(node.target)))
+                known[node].meta = node.meta
+            return list(graph.graph_copy(part.graph, known))  # pyright: ignore
+
+        def attribute(value: Any) -> Node:
+            name = f"part{len(list(root.children())) + len(list(root.buffers()))}"
+            root.add_module(name, value) if isinstance(value, nn.Module) else root.register_buffer(name, value)
+            return graph.get_attr(name)
+
+        inputs = [graph.placeholder(f"x{i}") for i in range(len(self.fakes))]
+        for place, like in zip(inputs, self.fakes, strict=True):
+            place.meta["val"] = like
+        begun = then(self.begin, inputs)
+        first, given = tuple(begun[: self.carried]), tuple(begun[self.carried :])
+        go = record(lambda *x: x[0] > 0, [n.meta["val"] for n in begun], self.mode)
+        go.graph.output_node().args = (outputs_of(go)[0],)
+        go.recompile()
+        loop = torch.ops.higher_order.while_loop
+        looped = graph.call_function(loop, (attribute(go), attribute(self.turn), first, given))
+        looped.meta["val"] = tuple(n.meta["val"] for n in first)
+        results = [graph.call_function(operator.getitem, (looped, i)) for i in range(self.carried)]
+        for node, value in zip(results, looped.meta["val"], strict=True):
+            node.meta["val"] = value
+        graph.output(tuple(results if self.end is None else then(self.end, [*results, *inputs])))
+        return GraphModule(root, graph)
 
 
 def widened(module: GraphModule, more: Sequence[Tensor]) -> GraphModule:
     """The graph with further inputs, which nothing reads."""
-    places = [n for n in module.graph.nodes if n.op == "placeholder"]
-    with module.graph.inserting_after(places[-1]):
+    with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
         for i, like in reversed(list(enumerate(more))):
             module.graph.placeholder(f"more{i}").meta["val"] = like
     module.recompile()
     return module
 
 
-def _views(graph: Graph, places: Sequence[Node], of: Callable[[Sequence[Tensor]], Tensor]) -> Node:
-    """A view of an input of a graph, put into it."""
-    from torch.fx.experimental.proxy_tensor import make_fx
+def written(body: GraphModule, count: int, counts: int, mode: Any) -> GraphModule:
+    """The graph with its last `count` outputs written into its last `count` inputs instead.
 
-    fakes = [n.meta["val"] for n in places]
-    small = make_fx(lambda *x: of(x), _allow_non_fake_inputs=True)(*fakes)
-    known = dict(zip((n for n in small.graph.nodes if n.op == "placeholder"), places, strict=True))
-    for node in small.graph.nodes:
-        if node.op == "output":
-            return known[node.args[0]]
-        if node.op != "placeholder":
-            known[node] = graph.node_copy(node, lambda n: known[n])
-    raise AssertionError("a graph without an output")
-
-
-def written(body: GraphModule, count: int, row_of: Callable[[Sequence[Tensor]], Tensor]) -> GraphModule:
-    """The graph with its last `count` outputs written into its last `count` inputs instead, at a row.
-
-    row_of: that row, one number (1,), from the graph's inputs; views alone.
-
+    counts: the number of an input, the first element of which is the row.
     What a loop takes down stays where it is: values that a loop hands from turn to turn are copied at every turn.
     """
-    graph = body.graph
-    places = [n for n in graph.nodes if n.op == "placeholder"]
-    (output,) = (n for n in graph.nodes if n.op == "output")
-    results = list(output.args[0])
-    with graph.inserting_before(output):
-        row = _views(graph, places, row_of)
+    edit, output, results = Editor(body.graph, mode), body.graph.output_node(), outputs_of(body)
+    places = body.graph.find_nodes(op="placeholder")
+    with body.graph.inserting_before(output):
+        flat = edit(aten.view.default, places[counts], [-1])
+        row = edit(aten.slice.Tensor, flat, 0, 0, 1)
         for tape, value in zip(places[-count:], results[-count:], strict=True):
-            lifted = graph.call_function(torch.ops.aten.unsqueeze.default, (value, 0))
-            lifted.meta["val"] = value.meta["val"].unsqueeze(0)
-            put = graph.call_function(torch.ops.aten.index_put_.default, (tape, [row], lifted))
-            put.meta["val"] = tape.meta["val"]
+            edit(aten.index_put_.default, tape, [row], edit(aten.unsqueeze.default, value, 0))
     output.args = (tuple(results[:-count]),)
     body.recompile()
     return body

@@ -37,7 +37,3 @@ class WhileAlive(Generic[V]):
             values[place] = weakref.ref(key, gone), value
         except TypeError:
             return
-
-    def drop(self, key: Any) -> None:
-        if self.get(key) is not None:
-            del self._values[id(key)]

@@ -66,6 +66,8 @@ class VectorField(LeafFunction, Drawing):
         if not isinstance(found, Tensor) or found.shape != shape:
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
+        if found.is_complex():
+            raise ValueError(f"jacobian must return real numbers for a real state; got {found.dtype}: give its .real")
         return found
 
     @property
@@ -210,10 +212,7 @@ class VectorField(LeafFunction, Drawing):
             return self._if_grad_was_missing(error, t, y)
 
     def _if_grad_was_missing(self, error: RuntimeError, t: Tensor, y: Leaves) -> Leaves:
-        """The evaluation again in grad mode, where the error says that f needs it; else the error.
-
-        f differentiates inside itself then (a divergence, a Hamiltonian), also where the solver does not.
-        """
+        """The evaluation again in grad mode, where f differentiates inside itself (a divergence); else the error."""
         if torch.is_grad_enabled() or "does not require grad" not in str(error):
             raise error
         self._grad_inside, self._usual = True, False
@@ -221,8 +220,7 @@ class VectorField(LeafFunction, Drawing):
 
     def _is_usual(self, y: Tensor) -> bool:
         """Whether every evaluation from now on is a plain call of f on one tensor."""
-        captured = self.captured
-        if captured is not None and (captured.watching or captured.makes_leaves):
+        if self.captured is not None and (self.captured.watching or self.captured.makes_leaves):
             return False
         found_out = self._fresh is None and self._look is None
         return self._bare and found_out and not (self._marks or self._grad_inside or y.is_inference())
@@ -324,7 +322,7 @@ class VectorField(LeafFunction, Drawing):
             if not attached:
                 t, y = t.detach(), new_leaves(y)
             out = self._evaluate(t, y)
-        if isinstance(seen, Operands):
+        if seen is not None:
             captured.made_by(seen, out, (t, *y, *self.differentiable_args))
         if captured.watching:
             self.see(out, t, y, marker)

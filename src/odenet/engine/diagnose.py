@@ -130,6 +130,13 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         cause += f", for rtol and atol ask for more than the rounding of {name} allows, {eps:.1e} of the state"
         hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
+
+    blamed = status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
+    wrong = None
+    if blamed and backward is None:
+        wrong = p.method.wrong_jacobian(p.f, s.time.detach(), tuple(x.detach() for x in s.y), sample)
+    if wrong is not None:
+        cause, hint = f"{cause}; {wrong[0]}", wrong[1]
     t, dt = _of(s.t, sample), _attempted(p, s, sample)
     component, size = _worst(p, outcome, sample, names)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")

@@ -80,10 +80,15 @@ def start(p: Problem, clock: Clock) -> State:
     return State(t, time, h, p.y0, carry, p.controller.memory(h), stop, jumped, status, cache, nowhere)
 
 
+def guessed(p: Problem) -> bool:
+    """Whether the engine guesses the first step size."""
+    return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
+
+
 def first_size(p: Problem, clock: Clock, time: Tensor, stop: Number, carry: Leaves) -> Number:
     """The first step size: the controller's, from the engine's guess where it has none of its own."""
     control, h = p.controller, filled(clock.sign, 1.0)
-    if control.adaptive and getattr(control, "first_step", None) is None:
+    if guessed(p):
         span = clock.target(stop) - held(time, clock.sign)
         y0 = constants(p.y0)
         f0 = constants(carry) if p.method.carry_is_slope else ()

@@ -1,6 +1,6 @@
-"""The outputs at all times at once, of lanes in tensors: by `where`, with no look at a value.
+"""The solution at output times: the rule for one or more of them, and the outputs of lanes in tensors, by `where`.
 
-times: (T, *lane), with lane () or (B,). ys: leaves (T, *shape).
+Of lanes: times are (T, *lane), with lane () or (B,), and ys leaves (T, *shape).
 """
 
 from __future__ import annotations
@@ -8,10 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.dense import evaluate, slope_at_end
-from ..core.leaves import Leaves, differentiable, real_dtype
+from ..core.dense import Coefficients, evaluate, slope_at_end
+from ..core.leaves import Leaves, differentiable, select, spread, spread_over
 from .advance import Move
 from .problem import Problem
+
+
+def within(
+    times: Tensor, start: Tensor, end: Tensor, y0: Leaves, y1: Leaves, coefficients: Coefficients, moving: bool
+) -> Leaves:
+    """The solution at times within steps from `start` to `end`. The end of a step is exactly its y1.
+
+    y1: with all axes of what is asked for. coefficients: of the steps' polynomials; without any, all times are ends.
+    moving: outputs move with their times.
+    """
+    if not coefficients:
+        return y1
+    at_end = times.detach() == end.detach()
+    theta = (times - start) / (end - start)
+    values = evaluate(y0, coefficients, spread_over(theta, y1))
+    if moving:  # y1 moves with the end of the step; an output there moves with its own time
+        late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
+        y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
+    return select(at_end, y1, values)
 
 
 def times_of(p: Problem) -> Tensor:
@@ -20,15 +39,15 @@ def times_of(p: Problem) -> Tensor:
 
 def blank(p: Problem, slope: Leaves | None) -> Leaves:
     """The outputs at ts[0], and NaN at the others, for now. slope: f there, where outputs move with their times."""
-    times, out = times_of(p), []
+    times = times_of(p)
     late = times - times[0]
     here = late.detach() * p.direction <= 0
-    for i, y in enumerate(p.y0):
-        value = y.expand(len(times), *y.shape)
-        if slope is not None:  # an output there moves with its own time, against ts[0]
-            value = value + slope[i] * _beside(torch.where(here, late, 0.0), y)
-        out.append(torch.where(_beside(here, y), value, torch.full_like(value, torch.nan).detach()))
-    return tuple(out)
+    ys = tuple(y.expand(len(times), *y.shape) for y in p.y0)
+    nothing = tuple(torch.full_like(y, torch.nan).detach() for y in ys)
+    if slope is not None:  # an output there moves with its own time, against ts[0]
+        late = torch.where(here, late, 0.0)
+        ys = tuple(y + k * spread(late, y) for y, k in zip(ys, slope, strict=True))
+    return select(here, ys, nothing)
 
 
 def due(p: Problem, move: Move) -> Tensor:
@@ -38,26 +57,11 @@ def due(p: Problem, move: Move) -> Tensor:
 
 
 def filled(p: Problem, move: Move, given: Tensor, ys: Leaves) -> Leaves:
-    """The outputs with those that are `given` by the move. The end of a step is exactly its y."""
-    times, moving = times_of(p), differentiable(p.ts)
-    at_end = times.detach() == move.time1.detach()
-    length = move.time1 - move.time0
-    length = torch.where(length == 0, 1.0, length)
-    coefficients = move.polynomial((given if moving else given & ~at_end).any(0))
-    theta = torch.where(given, times - move.time0, 0.0) / length
-    values = evaluate(move.y, coefficients, tuple(_beside(theta, y) for y in move.y))
-    ends = tuple(y.unsqueeze(0) for y in move.step.y)
-    if moving:  # y1 moves with the end of the step; an output there moves with its own time
-        late = torch.where(given & at_end, (times - move.time1) / length.detach(), 0.0)
-        slopes = slope_at_end(coefficients)
-        ends = tuple(y + k * _beside(late, k) for y, k in zip(ends, slopes, strict=True))
-    return tuple(
-        torch.where(_beside(given, y), torch.where(_beside(at_end, y), end, value), old)
-        for y, value, end, old in zip(move.y, values, ends, ys, strict=True)
-    )
-
-
-def _beside(lanes: Tensor, y: Tensor) -> Tensor:
-    """(T, *lane) to go with (T, *y.shape); numbers in y's real dtype."""
-    lanes = lanes if lanes.dtype == torch.bool else lanes.to(real_dtype(y.dtype))
-    return lanes.view(*lanes.shape, *(1,) * (1 + y.ndim - lanes.ndim))
+    """The outputs with those that are `given` by the move."""
+    times, start, end, moving = times_of(p), move.time0, move.time1, differentiable(p.ts)
+    asked = given if moving else given & (times != end)
+    coefficients = move.polynomial(asked.any(0))
+    end = torch.where(end == start, start + 1.0, end)  # in lanes that give nothing
+    times = torch.where(given, times, start)
+    y1 = tuple(y.expand_as(old) for y, old in zip(move.step.y, ys, strict=True))
+    return select(given, within(times, start, end, move.y, y1, coefficients, moving), ys)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from ..core.dense import Coefficients, evaluate, slope_at_end
+from ..core.dense import Coefficients
 from ..core.lanes import Flag, Number, some, where
-from ..core.leaves import Leaves, differentiable, select, spread
+from ..core.leaves import Leaves, differentiable, spread
 from .advance import Move
 from .observe import Observer
+from .outputs import within
 from .problem import Problem
 
 Rows = slice | tuple[Tensor, Tensor]  # which outputs: ts[rows], or ts[b, j] per sample
@@ -47,14 +48,7 @@ def outputs(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
     else:
         y0, y1 = tuple(y[lane] for y in move.y), tuple(y[lane] for y in move.step.y)
         coefficients = tuple(tuple(c[lane] for c in cs) for cs in coefficients)
-    if not coefficients:
-        return y1
-    theta = (times - start) / (end - start)
-    values = evaluate(y0, coefficients, tuple(spread(theta, y) for y in y1))
-    if moving:  # y1 moves with the end of the step; an output there moves with its own time
-        late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
-        y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
-    return select(at_end, y1, values)
+    return within(times, start, end, y0, y1, coefficients, moving)
 
 
 def inside(move: Move, times: Tensor, lane: Tensor | None) -> Leaves:
@@ -246,6 +240,13 @@ class Pieces:
         powers = tuple(tuple(rest[i : i + leaves]) for i in range(0, len(rest), leaves))
         return Pieces(flat[0], flat[1], y, powers)
 
+    @staticmethod
+    def still(p: Problem) -> Pieces:
+        """Of a solve of no length: one constant piece."""
+        start = p.ts[..., 0]
+        flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
+        return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
+
 
 @final
 class Everywhere(Observer):
@@ -264,11 +265,7 @@ class Everywhere(Observer):
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
 
     def pieces(self, p: Problem) -> Pieces:
-        if not self.parts:  # a solve of no length: one constant piece
-            start = p.ts[..., 0]
-            flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
-            return Pieces.from_flat([x.unsqueeze(0) for x in flat], len(p.y0))
-        return stacked(self.parts, self.leaves)
+        return stacked(self.parts, self.leaves) if self.parts else Pieces.still(p)
 
 
 def stacked(parts: list[Leaves], leaves: int) -> Pieces:

@@ -10,193 +10,178 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.dense import Coefficients
-from ..core.leaves import Leaves
+from ..core.lanes import Flag
+from ..core.leaves import Leaves, flatten, tree_map, unflatten
 from ..core.status import Status
-from ..methods.base import Method, Step, StepInput
+from ..methods.base import StepInput
 from .advance import Clock, Move, State, after_step, attempt, settle
-from .clock import attached
 from .loop import start
 from .one_sided import nudged
 from .outputs import blank, due, filled
 from .problem import Problem
 
-Carried = tuple[Tensor, ...]
-_RUNNING, _SUCCESS = int(Status.RUNNING), int(Status.SUCCESS)
+_RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(Status.MAX_STEPS)
+
+
+class Counted(NamedTuple):
+    """A state, and how many attempts and accepted steps led there."""
+
+    state: State
+    attempts: Tensor
+    accepted: Tensor
+
+    @staticmethod
+    def start(p: Problem, clock: Clock) -> Counted:
+        s = start(p, clock)
+        return Counted(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
+
+    def turn(self, p: Problem, clock: Clock, most: int | Tensor) -> tuple[Counted, Move]:
+        """One attempt, settled and counted: what every loop in a graph repeats. most: max_steps."""
+        s = self.state
+        move, decision = attempt(p, clock, s)
+        attempts, accepted = self.attempts + (s.status == _RUNNING), self.accepted + move.accept
+        s = settle(p, clock, s, move, decision)
+        spent = (s.status == _RUNNING) & (attempts >= most)
+        return Counted(s._replace(status=torch.where(spent, _MAX_STEPS, s.status)), attempts, accepted), move
+
+
+class End(NamedTuple):
+    """Where a solve ended, and how."""
+
+    t: Tensor
+    status: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+    def unless_failed(self, y: Leaves) -> Leaves:
+        """The last state; NaN where the solve failed."""
+        return tuple(torch.where(self.status == _SUCCESS, x, torch.nan) for x in y)
 
 
 class Found(NamedTuple):
     """A solve without a graph.
 
-    y: the last state. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
-    or () likewise; `accepted` of them hold. extra: what `more` summed up.
+    at: how it ended. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
+    or () likewise; `at.accepted` of them hold. extra: what `more` summed up.
     """
 
-    y: Leaves
-    t: Tensor
-    status: Tensor
-    accepted: Tensor
-    rejected: Tensor
+    at: Counted
     ys: Leaves
-    ends: tuple[Tensor, ...]
+    ends: Leaves
     extra: Leaves
+
+    @property
+    def end(self) -> End:
+        s = self.at.state
+        return End(s.t, s.status, self.at.accepted, self.at.attempts - self.at.accepted)
 
 
 More = Callable[[Move, Leaves], Leaves]
 """Adds to the leaves what an attempt brings."""
 
 
-def loop(cond: Callable[..., Tensor], body: Callable[..., Carried], carried: Carried) -> Carried:
+def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any) -> Any:
+    """`turn` of a pytree again and again while `go`, as one operator. What is no tensor in it stays as it is."""
     # imported here: the package loads without the compiler
     from torch._higher_order_ops.while_loop import while_loop
 
-    found: Any = while_loop(cond, body, tuple(x.clone() for x in carried))
-    return tuple(found)
+    leaves, spec = flatten(first)
+    fixed = [None if isinstance(x, Tensor) else x for x in leaves]
+    places = [i for i, x in enumerate(fixed) if x is None]
+
+    def tree(tensors: Any) -> Any:
+        whole = list(fixed)
+        for i, x in zip(places, tensors, strict=True):
+            whole[i] = x
+        return unflatten(whole, spec)
+
+    def body(*old: Tensor) -> Leaves:
+        """The operator allows no aliases of what it was given, and no other dtype."""
+        new = flatten(turn(tree(old)))[0]
+        return tuple(new[i].clone() if new[i] is x else new[i].to(x.dtype) for i, x in zip(places, old, strict=True))
+
+    return tree(while_loop(lambda *x: go(tree(x)), body, tuple(leaves[i].clone() for i in places)))
 
 
 def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> Found:
     """Solve p, traced and detached."""
-    p = apart(p)
+    p = _apart(p)
     clock = Clock(p)
-    s = start(p, clock)
-    n, m, k = len(s.y), len(s.carry), len(s.memory)
-    zero = torch.zeros_like(s.stop)
-    ys = blank(p, _moving(p)) if outputs else ()
-    tape = (p.ts[:1].repeat(p.max_steps),)
-    tape = tape if ends else ()
-    jumps = p.stops.jumps is not None
-    head = (s.t, s.h, s.stop, s.status, zero, zero, s.rejected, *((s.jumped,) if jumps else ()))
+    tape = (p.ts[:1].repeat(p.max_steps),) if ends else ()
 
-    def cond(t: Tensor, h: Tensor, stop: Tensor, status: Tensor, accepted: Tensor, rejected: Tensor, *_: Tensor) -> Any:
-        return (status == _RUNNING) & (accepted + rejected < p.max_steps)
+    def turn(s: Found) -> Found:
+        # a rejected attempt writes what the next one overwrites
+        at, move = s.at.turn(p, clock, p.max_steps)
+        ys = filled(p, move, due(p, move), s.ys) if outputs else ()
+        tape = tuple(x.scatter(0, s.at.accepted.view(1), move.t1.view(1)) for x in s.ends)
+        return Found(at, ys, tape, more(move, s.extra) if more is not None else ())
 
-    def body(*carried: Tensor) -> Carried:
-        t, h, stop, status, accepted, rejected, last_rejected, *rest = carried
-        jumped = rest.pop(0) if jumps else False
-        y, rest = tuple(rest[:n]), rest[n:]
-        carry, rest = tuple(rest[:m]), rest[m:]
-        memory, rest = tuple(rest[:k]), rest[k:]
-        ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
-        tape, rest = tuple(rest[:ends]), rest[ends:]
-        now = State(t, t, h, y, carry, memory, stop, jumped, status, (), last_rejected)
-        move, decision = attempt(p, clock, now)
-        after = settle(p, clock, now, move, decision)
-        if outputs:
-            ys = filled(p, move, due(p, move), ys)
-        if ends:
-            here = accepted.view(1)  # a rejected attempt writes what the next one overwrites
-            tape = (tape[0].scatter(0, here, move.t1.view(1)),)
-        rest = more(move, tuple(rest)) if more is not None else tuple(rest)
-        counts = (accepted + move.accept, rejected + ~move.accept)
-        head = (after.t, after.h, after.stop, after.status, *counts, after.rejected)
-        head = (*head, *((after.jumped,) if jumps else ()))
-        return fresh((*head, *after.y, *after.carry, *after.memory, *ys, *tape, *rest), carried)
-
-    out = loop(cond, body, (*head, *s.y, *s.carry, *s.memory, *ys, *tape, *extra))
-    t, _, _, status, accepted, rejected, _, *rest = out
-    rest = rest[jumps:]
-    status = torch.where(status == _RUNNING, int(Status.MAX_STEPS), status)
-    y, rest = tuple(rest[:n]), rest[n + m + k :]
-    ys, rest = tuple(rest[: n * outputs]), rest[n * outputs :]
-    return Found(y, t, status, accepted, rejected, ys, tuple(rest[:ends]), tuple(rest[ends:]))
+    first = Found(Counted.start(p, clock), blank(p, None) if outputs else (), tape, extra)
+    return repeated(lambda s: s.at.state.status == _RUNNING, turn, first)
 
 
-def apart(p: Problem) -> Problem:
+def _apart(p: Problem) -> Problem:
     """The same problem, with times that share no memory: the operator allows no aliases in what its body sees."""
     jumps = p.stops.jumps
     stops = replace(p.stops, times=p.stops.times.clone(), jumps=None if jumps is None else jumps.clone())
     return replace(p, ts=p.ts.clone(), stops=stops)
 
 
-def fresh(new: Carried, old: Carried) -> Carried:
-    """Of the dtype that they had, and never a tensor that was given: the operator allows no aliases."""
-    return tuple(a.clone() if a is b else a.to(b.dtype) for a, b in zip(new, old, strict=True))
-
-
 def plan(p: Problem) -> Problem:
-    """A problem whose steps are those of p where no error decides them, and which evaluates nothing."""
+    """A problem without a state, whose steps are those of p where no error decides them."""
     control = copy.copy(p.controller)
     control.finite = False
-    return replace(p, y0=(), method=Idle(), controller=control)
+    nothing: Any = lambda t, y, nudge=None: ()  # noqa: E731
+    return replace(p, f=nothing, y0=(), controller=control)
 
 
-@final
-class Idle(Method):
-    """Steps that move nothing."""
+class _Taken(NamedTuple):
+    """Steps that were taken again. steps: how many. jumped: `time` is a jump time."""
 
-    name, order, error_order = "idle", 1, None
-
-    def step(self, at: StepInput) -> Step:
-        return Step(())
-
-    def polynomial(self, at: StepInput, step: Step) -> Coefficients:
-        return ()
+    steps: Tensor
+    time: Tensor
+    jumped: Flag
+    y: Leaves
+    carry: Leaves
+    ys: Leaves
 
 
 def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     """y1 and ys of the steps that `found` has, by a loop that is differentiated."""
-    p = apart(p)
-    clock, n = Clock(p), len(p.y0)
-    time = p.ts[0]
-    carry = p.method.init(p.f, time, p.y0)
-    m, jumps = len(carry), p.stops.jumps is not None
-    inner = len(p.ts) > 2
-    ys = blank(p, _moving(p)) if inner else ()
-    (ends,) = found.ends
-    first = torch.zeros_like(found.accepted)
-    jumped0 = (torch.zeros_like(found.status, dtype=torch.bool),) if jumps else ()
+    p = _apart(p)
+    (ends,), jumps = found.ends, p.stops.jumps
+    yes = torch.ones_like(found.at.state.rejected)
 
-    def cond(i: Tensor, *_: Tensor) -> Tensor:
+    def go(s: _Taken) -> Tensor:
         # at least once, if for a step of no length: with no turns at all the operator's gradients are wrong
-        return i < found.accepted.clamp(min=1)
+        return s.steps < found.at.accepted.clamp(min=1)
 
-    def body(*carried: Tensor) -> Carried:
-        i, time0, *rest = carried
-        jumped = rest.pop(0) if jumps else False
-        y, rest = tuple(rest[:n]), rest[n:]
-        carry, ys = tuple(rest[:m]), tuple(rest[m:])
-        t1 = ends.gather(0, i.view(1)).view(())
-        # which stop it hit is seen from the time
-        match = p.stops.times.detach() == t1
-        hit = match.any()
-        stop = clock.count - 1 - match.flip(0).to(torch.int64).argmax()
-        time1 = attached(p.stops.times, stop, hit, t1, time0) if clock.tracked else t1
-        jump = clock.jumps(stop, hit)
-        f = nudged(p, time0, time1, jumped, jump)
-        step = p.method.step(StepInput(f, time0, time1, y, carry))
-        accept = torch.ones_like(hit)
-        t0 = time0.detach()
-        move = Move(p, t0, t1, time0, time1, y, carry, step, accept, hit, stop, jumped, jump)
-        ys = filled(p, move, due(p, move), ys) if inner else ys
-        after = after_step(p, time1, step, jump) if jumps else step.carry
-        after = tuple(x.clone() for x in after)  # f may give back a part of its y
-        return fresh((i + 1, time1, *((jump,) if jumps else ()), *step.y, *after, *ys), carried)
+    def turn(s: _Taken) -> _Taken:
+        t1 = ends.gather(0, s.steps.view(1)).view(())
+        jump = False if jumps is None else (jumps & (p.stops.times == t1)).any()
+        f = nudged(p, s.time, t1, s.jumped, jump)
+        step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
+        move = Move(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
+        ys = filled(p, move, due(p, move), s.ys) if s.ys else ()
+        carry = tuple(x.clone() for x in after_step(p, t1, step, jump))  # f may give back a part of its y
+        return _Taken(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 
-    live = [x for x in (*p.y0, *carry, p.ts, p.stops.times, *p.f(time, p.y0)) if x.requires_grad]
-    anchor = live[0].reshape(-1)[0]
-    anchor = anchor.real if anchor.is_complex() else anchor
-    y0, carry, ys = (_differentiated(xs, anchor) for xs in (p.y0, carry, ys))
-    (time,) = _differentiated((time,), anchor) if clock.tracked else (time,)
-    out = loop(cond, body, (first, time, *jumped0, *y0, *carry, *ys))
-    rest = out[2 + jumps :]
-    y1 = tuple(rest[:n])
-    ok = found.status == _SUCCESS
-    y1 = tuple(torch.where(ok, y, torch.nan) for y in y1)
-    ys = tuple(rest[n + m :]) if inner else tuple(torch.stack([a, b]) for a, b in zip(p.y0, y1, strict=True))
-    return y1, ys
+    carry = p.method.init(p.f, p.ts[0], p.y0)
+    moving = _differentiated((p.y0, carry, blank(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
+    jumped = False if jumps is None else ~yes
+    last = repeated(go, turn, _Taken(torch.zeros_like(found.at.accepted), p.ts[0], jumped, *moving))
+    y1 = found.end.unless_failed(last.y)
+    return y1, last.ys or tuple(torch.stack([a, b]) for a, b in zip(p.y0, y1, strict=True))
 
 
-def _differentiated(leaves: Leaves, anchor: Tensor) -> Leaves:
+def _differentiated(tree: Any, slope: Leaves) -> Any:
     """The same values, all attached to a graph: the operator gives no gradient to what begins as a constant."""
+    anchor = next(x for x in (*flatten(tree)[0], *slope) if x.requires_grad).reshape(-1)[0]
+    anchor = anchor.real if anchor.is_complex() else anchor
     never = torch.zeros_like(anchor, dtype=torch.bool)
-    return tuple(x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x) for x in leaves)
-
-
-def _moving(p: Problem) -> Leaves | None:
-    """f at ts[0], where outputs there move with their times."""
-    return p.f(p.ts[0], p.y0) if p.ts.requires_grad else None
+    return tree_map(lambda x: x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x), tree)

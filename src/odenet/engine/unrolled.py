@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, spread
+from ..core.leaves import Leaves, spread_over
 from ..methods.base import StepInput
-from .advance import Move
 from .problem import Problem
 
 MOST = 256  # steps; a longer graph is a loop
@@ -44,16 +42,12 @@ def unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, fl
     y, carry = p.y0, p.method.init(p.f, clock, p.y0)
     rows: list[Leaves] = [y for t in times if t == times[0]]
     for t0, t1 in steps:
-        time0, time1 = (torch.full((), t, dtype=clock.dtype, device=clock.device) for t in (t0, t1))
-        step = p.method.step(StepInput(p.f, time0, time1, y, carry))
-        move = Move(p, t0, t1, time0, time1, y, carry, step, True, False, 0, False, False)
-        for t in times:
-            if (t - t0) * sign > 0.0 and (t - t1) * sign <= 0.0:
-                rows.append(step.y if t == t1 else _between(move, (t - t0) / (t1 - t0)))
+        at = StepInput(p.f, torch.full_like(clock, t0), torch.full_like(clock, t1), y, carry)
+        step = p.method.step(at)
+        reached = [t for t in times if (t - t0) * sign > 0.0 and (t - t1) * sign <= 0.0]
+        coefficients = p.method.dense(at, step) if any(t != t1 for t in reached) else ()
+        for t in reached:
+            theta = spread_over(torch.full_like(clock, (t - t0) / (t1 - t0)), y)
+            rows.append(step.y if t == t1 else evaluate(y, coefficients, theta))
         y, carry = step.y, step.carry
     return y, tuple(torch.stack(list(x)) for x in zip(*rows, strict=True))
-
-
-def _between(move: Move, theta: float) -> Leaves:
-    where: Tensor = torch.full_like(move.time0, theta)
-    return evaluate(move.y, move.polynomial(), tuple(spread(where, y) for y in move.y))

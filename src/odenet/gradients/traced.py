@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, dot, flatten, spread, unflatten
+from ..core.leaves import Leaves, dot, flatten, spread, spread_over, unflatten
 from ..core.plain_field import PlainField, own
-from ..core.status import Status
 from ..engine.advance import Move
 from ..engine.problem import Problem
-from ..engine.traced import Found, find
+from ..engine.traced import End, find
 from ..methods.base import Method
 from .adjoint import Adjoint
 from .continuous import _with_norm
@@ -23,20 +22,32 @@ from .quadrature import nodes_and_weights
 
 
 @dataclass
-class Parts:
-    """f with its tensors taken out: those of args, then the parameters of f where it is a module."""
+class _Setting:
+    """A solve with the tensors of f taken out: those of args, then the parameters of f where it is a module.
 
+    wanted: those of args that ask for a gradient. names: those of the parameters.
+    """
+
+    p: Problem
+    how: Adjoint
     f: Callable[..., Any]
-    names: list[str]
     args: list[Any]
     spec: Any
-    wanted: list[int]  # of args: those that ask for a gradient
+    wanted: list[int]
+    names: list[str]
+
+    @staticmethod
+    def of(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> _Setting:
+        flat, spec = flatten(args)
+        wanted = [i for i, x in enumerate(flat) if getattr(x, "requires_grad", False)]
+        names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
+        return _Setting(p, how, f, flat, spec, wanted, names)
 
     def tensors(self) -> Leaves:
         own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
         return (*(self.args[i] for i in self.wanted), *(own[k] for k in self.names))
 
-    def field(self, like: PlainField, tensors: Sequence[Tensor]) -> PlainField:
+    def field(self, tensors: Sequence[Tensor]) -> PlainField:
         """The field with `tensors` in their places."""
         args = list(self.args)
         for i, x in zip(self.wanted, tensors, strict=False):
@@ -50,30 +61,14 @@ class Parts:
                 copies = {k: own(x) for k, x in params.items()}  # see `with_own_tensors`
                 return torch.func.functional_call(module, copies, (t, y, *rest))
 
-        return like.with_function(f, given)
+        return cast(PlainField, self.p.f).with_function(f, given)
 
 
-def parts(f: Callable[..., Any], args: tuple[Any, ...]) -> Parts:
-    flat, spec = flatten(args)
-    wanted = [i for i, x in enumerate(flat) if isinstance(x, Tensor) and x.requires_grad]
-    names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
-    return Parts(f, names, flat, spec, wanted)
-
-
-def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, Found]:
-    """y1, ys and the forward solve."""
-    taken = parts(f, args)
-    like = cast(PlainField, p.f)
-    tensors = taken.tensors()
-    _refuse_closures(p, taken.field(like, tuple(x.detach() for x in tensors)))
-    out = _Adjoint.apply(_Setting(p, how, taken), *p.y0, p.ts, *tensors)
-    n = len(p.y0)
-    ys, y1 = tuple(out[:n]), tuple(out[n : 2 * n])
-    t, status, accepted, rejected = out[2 * n :]
-    return y1, ys, Found(y1, t, status, accepted, rejected, ys, (), ())
-
-
-def _refuse_closures(p: Problem, field: PlainField) -> None:
+def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
+    """y1, ys and how the forward solve ended."""
+    setting, n = _Setting.of(p, how, f, args), len(p.y0)
+    tensors = setting.tensors()
+    field = setting.field(tuple(x.detach() for x in tensors))
     slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
     if any(k.requires_grad for k in slope):
         raise RuntimeError(
@@ -81,34 +76,23 @@ def _refuse_closures(p: Problem, field: PlainField) -> None:
             "be given. Make f a torch.nn.Module that owns them, hand them to f through args, or use "
             "gradient='discrete'."
         )
-
-
-@dataclass
-class _Setting:
-    p: Problem
-    how: Adjoint
-    parts: Parts
-
-    def problem(self, y0: Leaves, ts: Tensor, tensors: Sequence[Tensor]) -> Problem:
-        p = self.p
-        field: Any = self.parts.field(cast(PlainField, p.f), tensors)
-        stops = p.stops.rule.within(ts, p.direction)
-        return replace(p, f=field, y0=y0, ts=ts, stops=stops)
+    out = _Adjoint.apply(setting, *p.y0, p.ts, *tensors)
+    return tuple(out[n : 2 * n]), tuple(out[:n]), End(*out[2 * n :])
 
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, setting: _Setting, *inputs: Tensor) -> tuple[Tensor, ...]:
-        n = len(setting.p.y0)
+        p, n = setting.p, len(setting.p.y0)
         y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
-        found = find(setting.problem(y0, ts, tensors), outputs=True, ends=False)
-        ok = found.status == int(Status.SUCCESS)
-        y1 = tuple(torch.where(ok, y, torch.nan) for y in found.y)
+        field: Any = setting.field(tensors)
+        stops = p.stops.rule.within(ts, p.direction)
+        found = find(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
+        y1, end = found.end.unless_failed(found.at.state.y), found.end
         ctx.setting = setting
         ctx.save_for_backward(ts, *found.ys, *tensors)
-        counts = (found.status, found.accepted, found.rejected)
-        ctx.mark_non_differentiable(found.t, *counts)
-        return (*found.ys, *y1, found.t, *counts)
+        ctx.mark_non_differentiable(*end)
+        return (*found.ys, *y1, *end)
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,7 +108,7 @@ def _pull(
 ) -> tuple[Tensor | None, ...]:
     """Cotangents of y0, ts and the tensors."""
     n, count = len(ys), ts.shape[0]
-    field = s.parts.field(cast(PlainField, s.p.f), tensors)
+    field = s.field(tensors)
     a = y1_bar
     totals = tuple(torch.zeros_like(x) for x in tensors)
     ts_bar = [torch.zeros_like(ts[0])] * count
@@ -136,23 +120,15 @@ def _pull(
         a = tuple(x + b for x, b in zip(a, bar, strict=True))
         p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
         found = find(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
-        ok = found.status == int(Status.SUCCESS)
-        a = tuple(torch.where(ok, x, torch.nan) for x in found.y[n:])
-        totals = found.extra
+        a, totals = found.end.unless_failed(found.at.state.y[n:]), found.extra
     first = tuple(x[0] for x in ys)
     ts_bar[0] = -dot(a, field(ts[0], first), False)
     a = tuple(x + b[0] for x, b in zip(a, ys_bar, strict=True))
     return (*a, torch.stack(ts_bar).to(ts.dtype), *totals)
 
 
-class _Both:
+class _Both(PlainField):
     """d/dt (y, a) = (f(t, y), -(df/dy)^T a)."""
-
-    calls = 0
-    checked = True
-    captured = None
-    random = False
-    save = None
 
     def __init__(self, field: PlainField, n: int) -> None:
         self.field, self.n = field, n
@@ -176,7 +152,7 @@ def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -
     atol: list[Any] = [x if how.atol is None else how.atol for x in (*q.atol, *q.atol)]
     if how.atol is None:
         atol[n:] = [x * spread(top, leaf) for x, leaf in zip(q.atol, a, strict=True)]
-    field: Any = _Both(s.parts.field(cast(PlainField, q.f), tensors), n)
+    field: Any = _Both(s.field(tensors), n)
     limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": how.max_steps or q.max_steps}
     p = Problem.build(field, (*y, *a), ts, controller, method=method.interpolated("own"), **limits)
     return replace(p, traced=True)
@@ -184,7 +160,7 @@ def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -
 
 def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:
     """Adds the integral of a^T df/dtheta over an accepted step; time runs backwards, so with the other sign."""
-    like, n = cast(PlainField, s.p.f), len(p.y0) // 2
+    n = len(p.y0) // 2
     nodes, weights = nodes_and_weights(p.method.order)
 
     def more(move: Move, totals: Leaves) -> Leaves:
@@ -193,10 +169,9 @@ def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Lea
         length = move.time1 - move.time0
         polynomial = move.polynomial()
         for node, weight in zip(nodes, weights, strict=True):
-            theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
-            state = evaluate(move.y, polynomial, theta)
+            state = evaluate(move.y, polynomial, spread_over(torch.full_like(length, node), move.y))
             time = move.time0 + node * length
-            _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.parts.field(like, x)(t, y[:n]), *tensors))
+            _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.field(x)(t, y[:n]), *tensors))
             found = pull(tuple(state[n:]))
             totals = tuple(
                 total + torch.where(move.accept, -weight * spread(length, g) * g, 0.0)

@@ -182,6 +182,10 @@ class Method(ABC):
         """What is known of the last attempts of a sample whose equations could not be solved; a part of a message."""
         return ""
 
+    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+        """Cause and cure, where a solve failed at (t, y) and df/dy as the method has it is not that of f."""
+        return None
+
     def controlled(self, adaptive: bool) -> Method:
         """The method of a solve whose steps an error chooses, or does not."""
         return self

@@ -13,6 +13,7 @@ from ..core.leaves import Leaves, forward_mode, moved, spread_over
 from ..core.rows import Rows
 from .base import Cache, Counts, Field, Method, Step, StepInput
 from .implicit_tableau import ImplicitTableau
+from .jacobian_fault import jacobian_fault
 from .newton import attached, newton
 from .simplified import Simplified, empty, told
 from .spectrum import rows_of, spectrum
@@ -69,6 +70,9 @@ class ImplicitRK(Method):
     def why_unsolved(self, cache: Cache, sample: int | None) -> str:
         return told(cache, sample)
 
+    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+        return jacobian_fault(f, t, y, sample) if self.error_order is not None else None
+
     def remember(self, t: Tensor, y: Leaves) -> Cache:
         if self.error_order is None:
             return ()
@@ -104,6 +108,8 @@ class ImplicitRK(Method):
                 jacobians = jacobians + made
             else:
                 x = quick.solve(equations.bare(), self._guess(equations.bare(), quick, first.detach(), nodes, slopes))
+                if block == table.blocks[-1]:
+                    quick.prove(equations.bare(), x)
             if recording:
                 x = attached(equations, x, self.derivatives)
             slopes.extend(x.unbind(1))

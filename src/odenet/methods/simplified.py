@@ -26,6 +26,7 @@ ITERATIONS = 6  # at most, for the stages of a block. SciPy's Radau has as many
 _SLOW = 1e-3  # a contraction beyond this, after more than two iterations, asks for a new Jacobian
 _SHRINK = 0.5  # the next step size after an iteration that failed
 _GIVE_UP = 25  # failures one after the other, each with a smaller step
+_UNMOVED = 0.8  # a residual that an iteration leaves larger than this, in its own size, has not felt the Jacobian
 _LINEAR = 1e-2  # relative residual of a linear system that is solved without a matrix
 
 
@@ -101,6 +102,8 @@ class Simplified:
         self.calls, self.jacobians, self.factorised, self.within = zero, zero, zero, 0
         self.iterations, self.status = zero, torch.full_like(zero, int(StepStatus.OK))
         self.linear: Krylov | None = None
+        self.left = torch.zeros_like(self.start)[:, None]
+        self.rounding: Tensor | None = None
 
     def prepare(self) -> None:
         """See to a Jacobian, where the one at hand has served its time, and to factors."""
@@ -116,7 +119,7 @@ class Simplified:
             self.linear = Krylov(self.f, self.rows, self.t0, self.start, self.dt)
             self._called(self.running)
             return
-        fresh = jacobian(self.f, self.rows, self.t0, self.start)
+        fresh, self.rounding = jacobian(self.f, self.rows, self.t0, self.start), None
         self.memory = self.memory._replace(jacobian=torch.where(lanes[:, None, None], fresh, self.memory.jacobian))
         numbers = self.numbers
         numbers[:, _STALE] = torch.where(lanes, 0.0, numbers[:, _STALE])
@@ -177,7 +180,7 @@ class Simplified:
         """The last iterates, and which samples have converged."""
         done, rate = torch.zeros_like(going), torch.zeros_like(self.numbers[:, _RATE])
         last = torch.full_like(rate, torch.inf)
-        used = torch.zeros_like(self.iterations)
+        used, before, left = torch.zeros_like(self.iterations), torch.zeros_like(x), torch.zeros_like(x)
         for k in range(ITERATIONS):
             if not bool(going.any()):
                 break
@@ -196,12 +199,56 @@ class Simplified:
             x = torch.where(going[:, None, None], x - update, x)
             # by the rate that this step has shown: a Jacobian that is too stiff makes updates small far from the root
             close = going & ((size == 0) | (k > 0) & (rate / (1.0 - rate) * size <= self.limit))
-            done, going, last = done | close, going & ~close, size
+            if k:
+                close = close & ~self._unproven(equations, residual, before)
+            left = torch.where(close[:, None, None], residual, left)
+            done, going, last, before = done | close, going & ~close, size, residual
+        self.left = torch.where(done[:, None, None], left, self.left)
         self.numbers[:, _RATE] = torch.where(used > 1, rate, self.numbers[:, _RATE])
         self.iterations = torch.maximum(self.iterations, used)
         slow = done & (used > 2) & (rate > _SLOW)
         self.numbers[:, _STALE] = torch.where(slow, 1.0, self.numbers[:, _STALE])
         return x, done
+
+    def prove(self, equations: Equations, x: Tensor) -> None:
+        """See whether the last stage X satisfies its equation, where only the Jacobian says so.
+
+        An update is M^-1 times the residual: with a Jacobian that is far too stiff it is small far from the root. Where
+        what the last iteration met is more than the tolerance without M^-1, f is evaluated once more, at the end.
+        """
+        going = self.running & (self.status == int(StepStatus.OK))
+        going = going & self._unproven(equations, self.left, torch.zeros_like(x))
+        if not bool(going.any()):
+            return
+        end = self.rows.join(self.f(equations.times[-1], self.rows.part(equations.states(x)[-1])))
+        self.calls, self.within = self.calls + going, self.within + 1
+        residual = torch.zeros_like(x)
+        residual[:, -1] = x[:, -1] - end
+        failed = going & self._unproven(equations, residual, self.left)
+        self.status = torch.where(failed, int(StepStatus.NONLINEAR_FAILED), self.status)
+
+    def _unproven(self, equations: Equations, residual: Tensor, before: Tensor) -> Tensor:
+        """Whether a residual is more than the tolerance, in entries that hardly shrank from those `before`: (B,).
+
+        An iteration multiplies the residual by M' M^-1 - I, with M' the true matrix: it is small where the Jacobian is
+        right, and near 1 where the Jacobian has a stiffness that f has not.
+        """
+        kept = torch.where(residual.abs() > _UNMOVED * before.abs(), residual, 0.0)
+        shift = equations.shift(kept)
+        shift = torch.where(shift.abs() > self._rounding(equations)[:, None], shift, 0.0)
+        return self.size(shift) > 1.0
+
+    def _rounding(self, equations: Equations) -> Tensor:
+        """What rounding leaves of dt f at the end of an iteration, about: dt |J| |y| in units in the last place."""
+        if self.rounding is None:
+            eps = max(torch.finfo(d).eps for d in (self.start.dtype, *getattr(equations.f, "dtypes", ())))
+            if self.linear is not None:
+                signs = torch.cos(torch.arange(self.rows.width, device=self.start.device, dtype=self.dt.dtype))
+                moved = self.linear.product(self.start * signs).abs()
+            else:
+                moved = (self.memory.jacobian.abs() @ self.start.abs()[..., None])[..., 0]
+            self.rounding = 8.0 * eps * self.dt.abs() * moved
+        return self.rounding
 
     def _solved(self, b: Tensor) -> Tensor:
         """M^-1 b, (B, m, n)."""
