@@ -213,3 +213,14 @@ def test_python_calls_of_a_repeated_solve(grad: bool) -> None:
     run()
     calls, sol = python_calls(run)
     assert sol.stats.nfe > 40 and calls <= 24 * sol.stats.nfe, (calls, sol.stats.nfe)
+
+
+def test_wrong_states_after_right_ones() -> None:
+    """Of the shape, dtype and device of a state that was solved before."""
+    solver, y0 = odenet.Solver(decay), torch.eye(3)
+    for _ in range(2):
+        solver(y0, [0.0, 1.0])
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            solver(y0.to_sparse(), [0.0, 1.0])
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            solver(y0.to("meta"), [0.0, 1.0])

@@ -65,6 +65,8 @@ class Layout:
         for x, look in zip(leaves, self.looks, strict=True):
             if type(x) is not look[0] or x.shape != look[1] or x.dtype is not look[2] or x.device != look[3]:
                 return False
+            if x.layout is not torch.strided or x.is_inference():
+                return False
         return True
 
     def own_ts(self) -> Tensor:
@@ -143,7 +145,7 @@ class Options:
         times = _comparable(ts, rule) if lasts and not (nested() or torch.compiler.is_compiling()) else None
         if times is not None:
             for known in self.layouts:
-                if known.fits(leaves, spec, times) and not leaves[0].is_inference():
+                if known.fits(leaves, spec, times):
                     return known, leaves
         names, checked = check.state(y0, self.per_sample)
         given = check.times(ts, self.per_sample, check.narrowest(checked))
