@@ -30,7 +30,7 @@ HEAVY = {
     *("torchode", "tqdm", "typer"),
 }
 
-LONGEST_FILE, LONGEST_FUNCTION = 350, 80
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 SLOWEST_IMPORT = 0.25  # seconds, on top of torch
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -97,7 +97,7 @@ class Options:
     save: Callable[..., Any] | None
     save_steps: bool
     jacobian: Callable[..., Any] | None
-    layouts: list[Layout] = field(default_factory=list)
+    layouts: list[Layout]
 
     @staticmethod
     def of(
@@ -133,7 +133,7 @@ class Options:
         return Options(
             solver, control, _with_method(how, control, solver), rtol, atol, check.max_steps(max_steps), per_sample,
             dense, compile, on_failure == "raise", events, progress, callbacks, check.function_or_none("save", save),
-            flag("save_steps", save_steps), check.function_or_none("jacobian", jacobian),
+            flag("save_steps", save_steps), check.function_or_none("jacobian", jacobian), [],
         )  # fmt: skip
 
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:

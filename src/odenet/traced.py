@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from . import check
-from .control import Controller
 from .core.leaves import Leaves, in_working_precision, time_dtype
 from .core.outside_graphs import exporting
 from .core.plain_field import PlainField, with_own_tensors
@@ -23,25 +22,20 @@ from .engine.unrolled import host_steps, unrolled
 from .gradients import Adjoint, Backprop, Discrete, Forward, Gradient
 from .gradients.base import Stats
 from .gradients.traced import adjoint
-from .methods import Method
+from .options import Options
 from .solution import Solution
 
 
-def traceable(
-    method: Any, gradient: Any, per_sample: Any, event: Any, dense: Any, progress: Any, callbacks: Any
-) -> bool:
+def traceable(o: Options) -> bool:
     """Whether a solve with these options can be recorded; others break the graph and run between its parts."""
-    solver = check.method(method)
-    how = check.gradient(gradient)
-    if per_sample or dense or progress or callbacks is not None or not solver.branchless:
+    watched = o.events or o.progress or o.callbacks is not None or o.save_steps
+    if watched or o.per_sample or o.dense or not o.method.branchless:
         return False
-    if event is not None and event != []:
-        return False
-    if isinstance(how, Discrete):
-        return how.checkpoints is None and how.memory is None
-    if isinstance(how, Adjoint):
-        return how.callbacks is None
-    return isinstance(how, (Backprop, Forward))
+    if isinstance(o.gradient, Discrete):
+        return o.gradient.checkpoints is None and o.gradient.memory is None
+    if isinstance(o.gradient, Adjoint):
+        return o.gradient.callbacks is None
+    return isinstance(o.gradient, (Backprop, Forward))
 
 
 def solve(
@@ -50,24 +44,8 @@ def solve(
     ts: Any,
     *,
     args: tuple[Any, ...] = (),
-    method: str | Method = "tsit5",
-    rtol: Any = 1e-5,
-    atol: Any = 1e-7,
-    step: float | None = None,
-    controller: Controller | None = None,
-    gradient: str | Gradient = "discrete",
-    per_sample: bool = False,
-    event: Any = None,
-    dense: bool = False,
-    compile: bool = False,
-    max_steps: int = 10_000,
-    on_failure: str = "raise",
-    progress: Any = False,
-    callbacks: Any = None,
-    save: Callable[..., Any] | None = None,
-    save_steps: bool = False,
-    jacobian: Any = None,
     host_ts: Sequence[float] | None = None,
+    **options: Any,
 ) -> Solution | None:
     """`odenet.solve` as operations alone; None where its options do not allow that.
 
@@ -75,29 +53,28 @@ def solve(
     tensor, says why. Counts are tensors too. host_ts: ts as numbers, where they are known; an export with steps of
     constant size then has no loop.
     """
-    if save_steps or not traceable(method, gradient, per_sample, event, dense, progress, callbacks):
+    o = Options.of(**options)
+    if not traceable(o):
         return None
     _, leaves = check.state(y0, False)
     given_ts = check.times(ts, False, leaves[0])
-    solver, how = check.method(method), check.gradient(gradient)
     # Inductor of PyTorch 2.13 gets the gradient of times wrong through the differentiated loop (aot_eager has it right)
-    if given_ts.requires_grad and torch.is_grad_enabled() and not isinstance(how, Adjoint):
+    if given_ts.requires_grad and torch.is_grad_enabled() and not isinstance(o.gradient, Adjoint):
         return None
-    if any(getattr(getattr(controller, k, None), "requires_grad", False) for k in ("step_ts", "jump_ts")):
+    if any(getattr(getattr(o.controller, k, None), "requires_grad", False) for k in ("step_ts", "jump_ts")):
         return None
-    control = check.controller(controller, step, solver)
     working = in_working_precision(leaves)
-    relative = check.tolerance("rtol", rtol, y0, working)
-    absolute = check.tolerance("atol", atol, y0, working)
+    relative = check.tolerance("rtol", o.rtol, y0, working)
+    absolute = check.tolerance("atol", o.atol, y0, working)
     dtypes = tuple(x.dtype for x in leaves)
     field: Any = PlainField(with_own_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
-    limits = {"rtol": relative, "atol": absolute, "max_steps": max_steps}
-    p: Any = replace(Problem.build(field, working, precise, control, method=solver, **limits), traced=True)
+    limits = {"rtol": relative, "atol": absolute, "max_steps": o.max_steps}
+    p: Any = replace(Problem.build(field, working, precise, o.controller, method=o.method, **limits), traced=True)
     host_ts = _numbers(ts) if host_ts is None else host_ts
     written_out = _unrolled(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
-    y1, ys, end = written_out or _run(p, how, f, tuple(args))
-    kept = None if save is None else Save(save, False)
+    y1, ys, end = written_out or _run(p, o.gradient, f, tuple(args))
+    kept = None if o.save is None else Save(o.save, False)
     shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
     t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
     return Solution(given_ts, shown, field.pack(y1), t1, _stats(p, end), end.status)
