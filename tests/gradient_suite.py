@@ -159,16 +159,18 @@ class GradientSuite:
     def test_nothing_outlives_the_solution(self, dense: bool, per_sample: bool, backward: bool) -> None:
         """No circle of references keeps a tensor: all are gone before any garbage collection."""
         w = torch.tensor(0.5, dtype=D, requires_grad=True)
-        odenet.solve(lambda t, y: -y, torch.ones(1, dtype=D), [0.0, 1.0])  # the method's constants stay for good
+        solver = odenet.Solver(
+            lambda t, y: torch.sin(w * y), gradient=self.how, per_sample=per_sample, dense=dense
+        )  # fmt: skip
+        solver(torch.ones(4, 100, dtype=D), [0.0, 0.4, 1.0])
+        # the method's constants stay for good, and the times with the solver
+        kept = [x for known in solver.layouts for x in (known.ts, known.precise, known.direction, known.stops.times)]
         gc.disable()
         try:
             with PeakMemory() as memory:
-                memory.leave_out([w])
+                memory.leave_out([w, *kept])
                 y0 = torch.ones(4, 100, dtype=D, requires_grad=True)
-                sol = odenet.solve(
-                    lambda t, y: torch.sin(w * y), y0, [0.0, 0.4, 1.0], gradient=self.how, per_sample=per_sample,
-                    dense=dense,
-                )  # fmt: skip
+                sol = solver(y0, [0.0, 0.4, 1.0])
                 if backward:
                     (sol.ys.sum() + (sol(0.5).sum() if dense else 0)).backward()
                 del sol, y0

@@ -173,7 +173,7 @@ class Options:
 def _comparable(ts: Any, rule: StopTimes) -> tuple[Any, ...] | None:
     """What tells whether times to hit are the same as others, without a look at a tensor; None: nothing does."""
     if isinstance(ts, Tensor):
-        if ts.requires_grad or ts.is_inference():
+        if ts.requires_grad or ts.is_inference() or ts.numel() > check.FEW:  # it is held
             return None
         return (rule, id(ts), ts._version)
     if isinstance(ts, (list, tuple)) and len(ts) <= check.FEW and set(map(type, ts)) <= {int, float}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, final
@@ -142,6 +142,11 @@ class Solver:
         check.function(f)
         self.f, self.options = f, options
         self._checked = checked(options)
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """What it keeps of the last states and times."""
+        return self._checked.layouts
 
     def __call__(self, y0: Any, ts: Any, args: tuple[Any, ...] = ()) -> Solution:
         if torch.compiler.is_compiling():

@@ -19,28 +19,27 @@ class Weighed(saved_tensors_hooks):
     """Notes how many bytes autograd saves inside."""
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
+        # sizes alone: what is saved holds this object by its hook, so a tensor held here would never be free again
+        self._sizes: dict[int, int] = {}
         super().__init__(self._pack, lambda x: x)
 
     def bytes_beside(self, known: Iterable[Tensor]) -> int:
         """Those of all but the tensors that are there anyway."""
-        sizes: dict[int, int] = {}
-        for x in self._tensors:
-            x = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
-            # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
-            if not x._is_zerotensor() and x.layout is torch.strided:
-                storage = x.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
         for place in {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}:
-            sizes.pop(place, None)
-        return sum(sizes.values())
+            self._sizes.pop(place, None)
+        return sum(self._sizes.values())
 
     def _pack(self, x: Tensor) -> Tensor:
-        self._tensors.append(x)
+        inner = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
+        # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
+        if not inner._is_zerotensor() and inner.layout is torch.strided:
+            storage = inner.untyped_storage()
+            self._sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
     def add(self, leaves: Iterable[Tensor]) -> None:
-        self._tensors.extend(leaves)
+        for x in leaves:
+            self._pack(x)
 
 
 def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
