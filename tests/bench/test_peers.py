@@ -269,6 +269,7 @@ def test_without_a_gpu_its_benchmark_says_so(
     assert end.value.code == 2 and capsys.readouterr().err == "gpu.py: PyTorch finds no CUDA GPU here\n"
 
 
+@pytest.mark.slow
 def test_quick_run_writes_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

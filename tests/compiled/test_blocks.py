@@ -112,6 +112,7 @@ def looks(work):
     return sum(e.count for e in seen.key_averages() if e.key == "aten::_local_scalar_dense")
 
 
+@pytest.mark.slow
 def test_one_look_a_block(params, y0):
     """Forward; backward the number of steps is known. Both solves fit on one tape."""
     f = field_of(*params)

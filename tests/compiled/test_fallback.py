@@ -269,6 +269,7 @@ def test_an_f_that_changes_a_tensor_within_a_larger_one(y0):
     falls_back(counting, y0, reason="in place")
 
 
+@pytest.mark.slow
 def test_slower_code_is_not_taken(monkeypatch, params, y0):
     """Code that takes longer than eager code is left, with a warning that says so."""
     taken = solving._solved

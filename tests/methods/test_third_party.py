@@ -189,6 +189,10 @@ class TestTsit5(MethodContract):
     method = METHODS["tsit5"]
     options: ClassVar = {"rtol": 1e-6, "atol": 1e-8}
 
+    @pytest.mark.slow  # tests/compiled has it at length
+    def test_compile_gives_the_same(self) -> None:
+        super().test_compile_gives_the_same()
+
 
 class TestESDIRK(MethodContract):
     method = METHODS["esdirk54"]
