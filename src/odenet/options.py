@@ -70,8 +70,8 @@ class Layout:
         return True
 
     def own_ts(self) -> Tensor:
-        """ts for the caller, who may change them: the tensor that was given, or one that nobody else has."""
-        return self.ts if self.origin is not None or not self.times else self.ts.clone()
+        """ts for the caller, who may change them: a tensor that nobody else has, unless a graph leads to it."""
+        return self.ts if self.ts.requires_grad else self.ts.clone()
 
 
 @dataclass(eq=False)
@@ -161,7 +161,7 @@ class Options:
             spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
             rule.within(precise, direction), direction, relative, never_zero(absolute, working),
         )  # fmt: skip
-        if times is not None:
+        if times is not None and not torch.is_inference_mode_enabled():
             made.looks = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
             if all(x is y for x, y in zip(leaves, checked, strict=True)) and not given.is_inference():
                 made.times, made.versions = times, (given._version, precise._version)

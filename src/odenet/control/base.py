@@ -89,7 +89,7 @@ class Controller(Settings, ABC):
         """The first step size, from the engine's guess h."""
 
     def always(self) -> Decision | None:
-        """The decision on any step of a joint solve, where that is always the same."""
+        """The decision on any step of a joint solve that ends in finite values, where that is always the same."""
         return None
 
     @abstractmethod

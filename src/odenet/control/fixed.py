@@ -25,7 +25,7 @@ class Unjudged(Controller):
         return h * 0.0 + self.step
 
     def always(self) -> Decision | None:
-        return None if self.finite else Decision(True, self.step, (), False)
+        return Decision(True, self.step, (), False)
 
     def decide(self, attempt: Attempt, memory: Memory) -> Decision:
         accept = isfinite(attempt.ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from .capture import Captured, Operands, graph_marker
 from .edges import Edges
 from .fit import check_fit
 from .generators import Drawing, Generators, same_states
-from .leaf_function import IN_PLACE, LeafFunction
+from .leaf_function import IN_PLACE, LeafFunction, leaves_autograd
 from .leaves import Leaves, cast, constants, flatten, flatten_with_names, forward_mode, new_leaves
 from .mixing import may_misfit, refuse_mixed_values, refuse_mixing
 from .narrowing import Cut, find_cut, take
@@ -183,6 +184,10 @@ class VectorField(LeafFunction, Drawing):
         fits = isinstance(out, Tensor) and out.dtype is dtype and out.shape == x.shape and out.device == x.device
         if not fits or out.layout is not torch.strided:
             check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
+        ((ref, version),) = self._last
+        if (last := ref()) is not None and last._version != version:
+            self._refuse_buffer()
+        self._last = [(weakref.ref(out), out._version)]
         return (out if out.dtype is kind else out.to(kind),)
 
     def _unusual(self, t: Tensor, y: Leaves) -> Leaves:
@@ -222,15 +227,15 @@ class VectorField(LeafFunction, Drawing):
         """Whether every evaluation from now on is a plain call of f on one tensor."""
         if self.captured is not None and (self.captured.watching or self.captured.makes_leaves):
             return False
-        found_out = self._fresh is None and self._look is None
-        return self._bare and found_out and not (self._marks or self._grad_inside or y.is_inference())
+        known = self._look is None and len(self._last) == 1
+        return self._bare and known and not (self._marks or self._grad_inside or y.is_inference())
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
         with no_wrapped():
             try:
                 out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
             except RuntimeError as error:
-                if "Can't call numpy()" not in str(error) or any(x.requires_grad for x in (t, *y)):
+                if not leaves_autograd(error) or any(x.requires_grad for x in (t, *y)):
                     raise
                 out = self._evaluate(t, y)  # f leaves PyTorch, so what it is given must not ask for a gradient
         self.checked = True

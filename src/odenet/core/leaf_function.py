@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, Attri
 
 _NO_ARGS = flatten(())[1]
 IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
+
+
+def leaves_autograd(error: RuntimeError) -> bool:
+    """Whether f does what autograd cannot follow: by NumPy, or into a tensor that is there (out=)."""
+    return "Can't call numpy()" in str(error) or "don't support automatic differentiation" in str(error)
 
 
 def _own(x: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ class LeafFunction:
         self._bare = spec.is_leaf()  # y is one tensor: nothing to take apart at every evaluation
         self.checked = False
         self._marks = False  # f marks what it is given by requires_grad_()
-        self._fresh: tuple[list[Tensor], list[int]] | None = None  # f's first result, until the next
+        self._last: list[tuple[weakref.ref[Tensor], int]] = []  # what f gave last, and its versions
 
     def _give(self, args: list[Any]) -> None:
         """Set the leaves of the further arguments of f."""
@@ -65,6 +71,8 @@ class LeafFunction:
 
     def _evaluate(self, t: Tensor, y: Leaves) -> Leaves:
         owns = self._marks or not self.checked
+        if t.is_inference() or y[0].is_inference():  # nothing would tell that f has changed them
+            t, y = t.clone(), tuple([x.clone() for x in y])
         if owns:
             t, y = _own(t), tuple(map(_own, y))
         before, given = versions((t, *y)), (t, *y, *self._tensors)
@@ -77,16 +85,19 @@ class LeafFunction:
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten_like(out, self._spec)
         if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
             check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
-        if not self.checked:
-            self._fresh = leaves, versions(leaves)
-        elif self._fresh is not None:
-            if self._fresh[1] != versions(self._fresh[0]):
+        self._refuse_buffer()
+        self._last = [(weakref.ref(x), x._version) for x in leaves if not x.is_inference()]
+        return tuple([k if k.dtype is x.dtype else k.to(x.dtype) for k, x in zip(leaves, y, strict=True)])
+
+    def _refuse_buffer(self) -> None:
+        """Raise where f has changed what it gave the last time, and that is still in use."""
+        for ref, before in self._last:
+            x = ref()
+            if x is not None and x._version != before:
                 raise ValueError(
                     "f changed what it had returned before: it writes each result into the same tensor. "
                     "Return a new one, out.clone()"
                 )
-            self._fresh = None
-        return tuple([k if k.dtype is x.dtype else k.to(x.dtype) for k, x in zip(leaves, y, strict=True)])
 
     def _unmark(self, given: Sequence[Tensor], flags: Sequence[bool], own: int) -> None:
         """f has marked what it was given by requires_grad_(): all but the first `own` ask for no gradient."""
@@ -107,6 +118,8 @@ class LeafFunction:
         try:
             return self._f(t, self.pack(y), *self._given)
         except _ILL_FITTING as error:
+            if "requires grad is being used in an in-place operation" in str(error):
+                raise ValueError(IN_PLACE) from error
             if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
                 error.add_note(what_f_was_given(self._names, t, y, self.dtypes, len(self._given), error))
             raise

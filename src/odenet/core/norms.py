@@ -67,7 +67,7 @@ def finite_on_host(y: Leaves) -> bool:
     may overflow by itself, so that only a sum that is not finite says nothing.
     """
     for leaf in y:
-        total = leaf.detach().sum().item()
-        if not math.isfinite(abs(total) if isinstance(total, complex) else total):
+        total = leaf.sum().item()
+        if not math.isfinite(abs(total) if leaf.is_complex() else total):
             return bool(all_finite(y, False))
     return True

@@ -21,6 +21,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import WrappedFieldError
 
+_AVAILABLE = dist.is_available()
+
 
 def refuse_wrapped(f: Any) -> None:
     """Raise where f is a module that is, or has in it, one that talks to other processes."""
@@ -55,7 +57,7 @@ def _no_wrapped() -> Iterator[None]:
 
 
 def in_processes() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return _AVAILABLE and dist.is_initialized()
 
 
 def _refuse(module: nn.Module, name: str) -> None:

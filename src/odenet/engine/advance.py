@@ -192,7 +192,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     f = p.f if clock.smooth else nudged(p, s.time, time1, s.jumped, jumps)
     at = StepInput(f, s.time, time1, s.y, s.carry, s.cache, clock.tolerances, s.rejected, running)
     step = p.method.step(at)
-    decision = clock.always or decided(p, at, s, t1, step)
+    decision = _usual(p, clock, step) or decided(p, at, s, t1, step)
     accept = decision.accept
     if lanes:
         accept, decision = accept & running, decision._replace(failed=decision.failed & running)
@@ -205,8 +205,15 @@ def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Mov
     """`attempt`, of a step whose times are known."""
     _, t1, hit, stop, time1, span = planned
     step = p.method.planned(p.f, span, s.y, s.carry)
-    decision = clock.always or decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
+    decision = _usual(p, clock, step) or decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
     return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, decision.accept, hit, stop, s.jumped, False), decision
+
+
+def _usual(p: Problem, clock: Clock, step: Step) -> Decision | None:
+    """The decision on a step of which nothing is to be said but that its end is finite, where that is looked at."""
+    if clock.always is None or not p.controller.finite:
+        return clock.always
+    return clock.always if step.status is None and finite_on_host(step.y) else None
 
 
 def decided(p: Problem, at: StepInput, s: State, t1: Number, step: Step) -> Decision:

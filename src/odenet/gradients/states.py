@@ -10,6 +10,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.capture import Captured, Nodes, graph_marker
+from ..core.leaf_function import leaves_autograd
 from ..core.leaves import Leaves, constants
 from ..engine.advance import Move, State
 from ..engine.problem import Problem
@@ -24,6 +25,8 @@ from .weigh import Weighed, saved
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
 
+# Steps attached to one another, at most: PyTorch frees a chain of graphs by recursion, and a stack is not endless.
+LONGEST_CHAIN = 64
 # Graphs of steps are kept up to this many bytes in all.
 GRAPH_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
@@ -52,6 +55,7 @@ class KeptGraphs(GraphKeeper):
         self.marker = graph_marker()
         self.moves: dict[int, Move] = {}
         self.joined: set[int] = set()  # steps attached to the one before
+        self.length = 0  # of the last steps that are attached to one another
         self.last: Move | None = None  # the last step, where its graph is kept
         self.size: int | None = None
         self.asked = True
@@ -90,7 +94,7 @@ class KeptGraphs(GraphKeeper):
         return self.weighed if self.hooks else nullcontext()
 
     def goes_on_after(self, error: RuntimeError) -> bool:
-        if "Can't call numpy()" in str(error) and not self.asked:
+        if leaves_autograd(error) and not self.asked:
             self.left, self.size = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
             return True
         if self.weighed is None or not self.hooks or "saved tensor hooks" not in str(error):
@@ -100,6 +104,8 @@ class KeptGraphs(GraphKeeper):
 
     def start(self, s: State) -> Start:
         last = self.last
+        if self.length >= LONGEST_CHAIN:
+            return super().start(s)
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
             return super().start(s)
         return last.graph.y, last.graph.carry
@@ -123,7 +129,9 @@ class KeptGraphs(GraphKeeper):
             self.left -= self.size
             move.told = None  # its cache is not to be kept
             self.moves[n] = self.last = move
-            if before is not None and before.graph is not None and move.y is before.graph.y:
+            attached = before is not None and before.graph is not None and move.y is before.graph.y
+            self.length = self.length + 1 if attached else 1
+            if attached:
                 self.joined.add(n)
 
     def take(self, n: int) -> list[Local]:

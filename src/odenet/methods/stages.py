@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..core.krylov import gmres
+from ..core.leaf_function import leaves_autograd
 from ..core.leaves import forward_mode
 from ..core.rows import Rows
 from .base import Field
@@ -227,7 +228,12 @@ def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
         return given(t, rows.part(y)).reshape(rows.count, rows.width, rows.width).to(y)
     with torch.inference_mode(False), torch.enable_grad():
         state = y.detach().clone().requires_grad_()
-        slope = rows.join(f(t.clone(), rows.part(state)))
+        try:
+            slope = rows.join(f(t.clone(), rows.part(state)))
+        except RuntimeError as error:
+            if leaves_autograd(error):
+                error.add_note("An implicit method needs df/dy, which autograd does not find of this f: give jacobian=")
+            raise
         unit = torch.eye(rows.width, dtype=y.dtype, device=y.device)
         (found,) = _jacobians([state], [slope], unit)
     return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
