@@ -87,7 +87,7 @@ def test_messages() -> None:
     with pytest.raises(RuntimeError, match="numpy") as found:
         odenet.solve(lambda t, y: torch.from_numpy(-y.numpy()), torch.ones(2), [0.0, 1.0], method="esdirk54")
     assert any("jacobian=" in note for note in found.value.__notes__)
-    with pytest.raises(TypeError, match="args belongs to each call"):
+    with pytest.raises(TypeError, match="args belong to each call"):
         odenet.Solver(lambda t, y: -y, args=(1,))
 
 

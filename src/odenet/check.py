@@ -306,7 +306,7 @@ def plain_tolerance(name: str, given: Any) -> None:
 def known_options(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name == "args":
-            raise TypeError("args belongs to each call, not to the options: solver(y0, ts, args=(x,))")
+            raise TypeError("option='args' is unknown: args belong to each call, as in solver(y0, ts, args=(x,))")
         if name not in known:
             raise TypeError(str(unknown_name("option", name, known)))
 

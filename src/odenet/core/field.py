@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .capture import Captured, Operands, graph_marker
 from .edges import Edges
-from .fit import check_fit
+from .fit import check_fit, check_jacobian
 from .generators import Drawing, Generators, same_states
 from .leaf_function import IN_PLACE, LeafFunction, leaves_autograd
 from .leaves import Leaves, cast, constants, flatten, flatten_with_names, forward_mode, new_leaves
@@ -63,12 +63,7 @@ class VectorField(LeafFunction, Drawing):
     def _checked_jacobian(self, given: Callable[..., Any], t: Tensor, y: Leaves) -> Tensor:
         found = given(cast(t, self.time_dtype), self.pack(y), *self._given)
         n = sum(x.numel() for x in y) // (len(t) if t.ndim else 1)
-        shape = (*t.shape, n, n)
-        if not isinstance(found, Tensor) or found.shape != shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
-        if found.is_complex():
-            raise ValueError(f"jacobian must return real numbers for a real state; got {found.dtype}: give its .real")
+        check_jacobian(found, (*t.shape, n, n))
         return found
 
     @property

@@ -67,3 +67,12 @@ def check_fit(
             raise TypeError(
                 f"{where} has dtype {k.dtype}, but y{name} has {dtype}: cast it, or cast t with t.to(y.dtype)"
             )
+
+
+def check_jacobian(found: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where what the caller's function gave is no real df/dy of this shape."""
+    if not isinstance(found, Tensor) or found.shape != shape:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
+    if found.is_complex():
+        raise ValueError(f"jacobian must return real numbers for a real state; got {found.dtype}: give its .real")
