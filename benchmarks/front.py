@@ -135,7 +135,7 @@ def report() -> str:
              ", ".join(f"{c} for {n}" for c, n in counts[:3]), spread([c / n for c, n in counts], 1)]
         )  # fmt: skip
     parts.append(table(["gradients", "the first field, ends 1, 5, 20", "calls an evaluation"], rows))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def main() -> None:
