@@ -36,9 +36,9 @@ _PLAIN = {str, float, int, bool, type(None)}
 class Layout:
     """What follows from the structure, shapes and dtypes of y0, and from ts.
 
-    names, dtypes: of the leaves. ts: as given, a tensor. precise: in the engine's dtype. looks: shape, dtype and device
-    of each leaf. times: what `_comparable` tells; () where it is used once.
-    origin: the tensor that ts was given as.
+    names, dtypes: of the leaves. ts: as given, a tensor. precise: in the engine's dtype. looks: class, shape, dtype and
+    device of each leaf. times: what `_comparable` tells; () where it is used once. origin: the tensor that ts was
+    given as, which is told by its place in memory and so must still be there.
     """
 
     spec: Spec

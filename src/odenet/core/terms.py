@@ -22,7 +22,7 @@ class Terms(Settings):
     parts: tuple[str, ...]
 
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines __call__(t, y, *args) -> dy/dt, the sum of its parts")
 
 
 @final

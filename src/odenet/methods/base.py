@@ -144,11 +144,11 @@ class Method(ABC):
 
     def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
         """Of each step from t0 to t1, both (n,), what `planned` takes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
 
     def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
         """`step`, given its times: the same to the last bit."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
 
     def increment(self, at: StepInput) -> tuple[Leaves, tuple[Leaves, ...]]:
         """y1 - y from no carry, where it can be without the rounding of y1, and the stages of that step."""
