@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.leaves import forward_mode
 from ..errors import ConvergenceWarning
-from .stages import Dense, Equations, Linear, MatrixFree, linearised
+from .stages import Dense, Equations, Linear, MatrixFree, linearised, value_and_linear
 
 _INEXACT = 1e-4  # relative residual of the linear systems of a matrix-free Newton iteration
 _SLOW = 0.05  # an update that shrinks less than this asks for a new Jacobian
@@ -34,9 +34,7 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
     stale = active
     for _ in range(max_iters):
         if linear is None or bool(stale.any()):
-            states, slopes = equations.opened(x)
-            value = torch.stack(slopes, 1).detach()
-            fresh = linearised(equations, states, slopes, _INEXACT)
+            value, fresh = value_and_linear(equations, x, _INEXACT)
             jacobians = jacobians + stale
             linear = linear.mixed(stale, fresh) if isinstance(linear, Dense) and isinstance(fresh, Dense) else fresh
         else:

@@ -176,27 +176,27 @@ def pulled(
     return list(found)
 
 
-def matrix(equations: Equations, states: list[Tensor], slopes: list[Tensor]) -> Tensor:
-    """M, (B, m n, m n): one vector-Jacobian product for each of the n entries of a row, all stages at once."""
-    count, width = states[0].shape
-    m = len(states)
-    unit = torch.eye(width, dtype=states[0].dtype, device=states[0].device)
-    out = torch.eye(m * width, dtype=unit.dtype, device=unit.device).expand(count, -1, -1).clone()
-    for i, jacobian in enumerate(_jacobians(states, slopes, unit)):
-        if jacobian is None:
+def matrix(equations: Equations, jacobians: Sequence[Tensor | None]) -> Tensor:
+    """M, (B, m n, m n), from the Jacobians of f at the stages, (n, B, n) each."""
+    count, width = equations.base[0].shape
+    m = len(jacobians)
+    out = torch.eye(m * width, dtype=equations.dt.dtype, device=equations.dt.device).expand(count, -1, -1).clone()
+    for i, found in enumerate(jacobians):
+        if found is None:
             continue
-        row = torch.cat([jacobian * c for c in equations.a[i]], -1)  # (n, B, m n): what each entry of F_i asks of X
+        row = torch.cat([found * c for c in equations.a[i]], -1)  # (n, B, m n): what each entry of F_i asks of X
         block = torch.zeros_like(out).view(count, m, width, -1)
         block = torch.cat([block[:, :i], row.transpose(0, 1)[:, None], block[:, i + 1 :]], 1)
         out = out - equations.dt[..., None] * block.view_as(out)
     return out
 
 
-def _jacobians(states: list[Tensor], slopes: list[Tensor], unit: Tensor) -> Sequence[Tensor | None]:
-    """Of each stage, (n, B, n)."""
+def _jacobians(states: list[Tensor], slopes: list[Tensor]) -> Sequence[Tensor | None]:
+    """Of each stage, (n, B, n): one vector-Jacobian product for each of the n entries of a row, all stages at once."""
     chosen = [k for k in slopes if k.requires_grad]
     if not chosen:
         return [None] * len(states)
+    unit = torch.eye(states[0].shape[1], dtype=states[0].dtype, device=states[0].device)
     bars = [unit[:, None, :].expand(-1, *k.shape).contiguous() for k in chosen]
     keep = {"retain_graph": True, "allow_unused": True}
     if len(unit) > _FEW:
@@ -212,8 +212,18 @@ def _jacobians(states: list[Tensor], slopes: list[Tensor], unit: Tensor) -> Sequ
 def linearised(equations: Equations, states: list[Tensor], slopes: list[Tensor], rtol: float) -> Linear:
     """M, from stages that were opened. rtol: of a matrix-free solve."""
     if len(states) * states[0].shape[1] <= DENSE:
-        return Dense(matrix(equations, states, slopes).detach())
+        return Dense(matrix(equations, _jacobians(states, slopes)).detach())
     return MatrixFree(equations, states, slopes, rtol)
+
+
+def value_and_linear(equations: Equations, x: Tensor, rtol: float) -> tuple[Tensor, Linear]:
+    """F(X), and M there, by the caller's Jacobian where there is one. rtol: of a matrix-free solve."""
+    if getattr(equations.f, "jacobian", None) is None or x.shape[1] * x.shape[2] > DENSE:
+        states, slopes = equations.opened(x)
+        return torch.stack(slopes, 1).detach(), linearised(equations, states, slopes, rtol)
+    states, f, rows = equations.states(x), equations.f, equations.rows
+    found = [jacobian(f, rows, t, y).transpose(0, 1) for t, y in zip(equations.times, states, strict=True)]
+    return torch.stack(equations.slopes(states), 1), Dense(matrix(equations, found))
 
 
 def few_enough(count: int, width: int, systems: int) -> bool:
@@ -234,8 +244,7 @@ def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
             if leaves_autograd(error):
                 error.add_note("An implicit method needs df/dy, which autograd does not find of this f: give jacobian=")
             raise
-        unit = torch.eye(rows.width, dtype=y.dtype, device=y.device)
-        (found,) = _jacobians([state], [slope], unit)
+        (found,) = _jacobians([state], [slope])
     return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
 
 
