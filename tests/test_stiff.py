@@ -179,7 +179,7 @@ def test_the_callers_jacobian_serves_constant_steps(method: str) -> None:
     off = odenet.solve(numpys, y0, [0.0, 1.0], jacobian=lambda t, y: 0.8 * of_it(t, y), **given)
     for found in (own, off):
         torch.testing.assert_close(found.y1, want.y1, rtol=1e-12, atol=1e-14)
-    assert own.stats.nfe == pytest.approx(want.stats.nfe, rel=0.02)
+    assert own.stats.nfe == pytest.approx(want.stats.nfe, rel=0.05)
     assert own.stats.nfe < off.stats.nfe
 
 
