@@ -226,18 +226,20 @@ def _about_leaves() -> Iterator[None]:
 
 def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
     """The guarded call; after a failure the next ones are spared for a while, as each takes as long as the first."""
-    kind, failures = _kind(t, *y), _held(_failures, _code(f) or f)
+    kind, code = _kind(t, *y), _code(f)
+    failures, known = _held(_failures, code or f), _calls.get(code or type(f)) or {}
     failure = failures.get(kind)
     if failure is not None and failure.rest > 0:
         failure.rest -= 1
         raise NotCompilableError(failure.reason)
-    known = _calls.get(_code(f) or type(f)) or {}
-    if kind not in known and len(known) >= MOST_KINDS:
+    call = known.get(kind)
+    if call is None and len(known) >= MOST_KINDS:
         raise NotCompilableError(f"f has been compiled for {MOST_KINDS} shapes, strides and dtypes of the state")
     try:
-        call = _guarded(f, kind)
+        quiet = _about_leaves() if call is None else nullcontext()
+        call = call or _guarded(f, kind)
         # enabled, else the graph would not tell where f itself turns gradients off
-        with turn, torch.enable_grad(), nullcontext() if kind in known else _about_leaves():
+        with turn, torch.enable_grad(), quiet:
             out = call(f, spec, args, t, *y)
     except Exception as error:
         inner = getattr(error, "inner_exception", None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class Plan:
     dense: bool
     columns: bool
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, x.name) for x in fields(self) if x.compare))
+
+    def __hash__(self) -> int:
+        """Computed once: a solve looks for its libraries in several places."""
+        return self._hash
+
     @property
     def carries(self) -> bool:
         """Whether the method carries a slope from step to step."""
@@ -64,8 +73,7 @@ class Plan:
         return self.y[0].device
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """How a tensor looks. needed: its gradient is wanted."""
 
     shape: tuple[int, ...]
@@ -76,7 +84,7 @@ class Look:
 
     @staticmethod
     def of(x: Tensor, needed: bool = False) -> Look:
-        return Look(tuple(x.shape), x.stride(), x.dtype, x.device, needed)
+        return Look(x.shape, x.stride(), x.dtype, x.device, needed)
 
     def fake(self, mode: Any) -> Tensor:
         with mode:
@@ -123,6 +131,7 @@ def tape_for(plan: Plan, y: Leaves) -> list[Tensor]:
     return [*leaves, *lanes, *accept, *polynomials]
 
 
+@lru_cache(maxsize=64)
 def powers_of(method: Method) -> int:
     """How many coefficients the method's polynomial has."""
     with torch.no_grad():

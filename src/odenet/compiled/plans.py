@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def _key(graph: FieldGraph, which: str, plan: Plan, threads: int) -> str | None:
     """A digest of everything that a library depends on; None where it cannot be told."""
     if graph.text is None or plan.controller.norm is not None:
         return None
-    rest = [(k, repr(v)) for k, v in vars(plan).items() if k not in ("method", "controller")]
+    rest = [(x.name, repr(getattr(plan, x.name))) for x in fields(plan) if x.compare]
     capability = torch.backends.cpu.get_cpu_capability()
     surroundings = (threads, torch.get_default_dtype(), torch.__version__, capability)
     return hashlib.sha256(repr((which, graph.text, rest, surroundings, _own_source())).encode()).hexdigest()

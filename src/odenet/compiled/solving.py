@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.lanes import Number
 from ..core.leaves import version
 from ..core.status import Status
+from ..engine.advance import State
 from ..engine.integrate import Request, Solved
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
@@ -36,13 +37,14 @@ KEPT_BYTES = 2**28  # of products; later steps compute theirs again
 class Run:
     """A solve by its libraries, as far as its backward pass wants it.
 
-    keys: of the others, by which gradients are told apart. held: those of them that ask for a gradient, beside
+    y: y0, detached, as the loop holds it. keys: of the others, by which gradients are told apart. held: those of them that ask for a gradient, beside
     `inputs`. versions: of the others, at the solve.
     """
 
     p: Problem
     plan: Plan
     graph: FieldGraph
+    y: Leaves
     others: list[Tensor]
     keys: list[int]
     inputs: Sequence[Tensor]
@@ -79,9 +81,12 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
     given = {id(x) for x in p.f.differentiable_args}
     held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
     attached = recording and any(x.requires_grad for x in (*inputs, *held))
-    plan = _plan(p, graph, others, differentiable if attached else [False] * len(others), request, attached)
+    wanted = differentiable if attached else [False] * len(others)
+    columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
+    y = all_arranged([y.detach() for y in p.y0], columns)
+    plan = _plan(p, y, columns, [Look.of(x, w) for x, w in zip(others, wanted, strict=True)], request, attached)
     keys, versions = [id(x) for x in others], [version(x) for x in others]
-    run = Run(p, plan, graph, [x.detach() for x in others], keys, inputs, held, versions)
+    run = Run(p, plan, graph, y, [x.detach() for x in others], keys, inputs, held, versions)
     with torch.no_grad():
         outcome = _forward(run, attached)
         outputs = Outputs(p, plan, run.chunks, outcome.state.y)
@@ -95,21 +100,16 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
     return unpacked(p, values, solved, stats)
 
 
-def _plan(
-    p: Problem, graph: FieldGraph, others: list[Tensor], wanted: list[bool], request: Request, attached: bool
-) -> Plan:
+def _plan(p: Problem, y: Leaves, columns: bool, others: Sequence[Look], request: Request, attached: bool) -> Plan:
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.stops.rule.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
-    columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
     keeps = attached and not columns  # small products are computed again in no time
     stops, device = p.stops.times.shape[-1], p.direction.device
     return Plan(
         p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
-        y=tuple(Look.of(y) for y in all_arranged(p.y0, columns)),
-        others=tuple(Look.of(x, w) for x, w in zip(others, wanted, strict=True)),
-        rtol=tuple(Look.of(x) for x in _tensors(p.rtol, device)),
-        atol=tuple(Look.of(x) for x in _tensors(p.atol, device)),
+        y=tuple(map(Look.of, y)), others=tuple(others),
+        rtol=tuple(map(Look.of, _tensors(p.rtol, device))), atol=tuple(map(Look.of, _tensors(p.atol, device))),
         stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if keeps else slots, keeps=keeps,
         starts=inner, dense=dense, columns=columns,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     if plan.stops > stops.shape[-1]:  # the last time again and again
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
     ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
-    y = all_arranged([y.detach() for y in p.y0], plan.columns)
+    y = run.y
     rest = [ends, stops.contiguous(), p.direction, *_tensors(p.rtol, device), *_tensors(p.atol, device), *y]
     numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.lane))
     leaves = (*y, *y) if plan.carries else y
@@ -154,25 +154,27 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         given = [fresh, most, _constant(room, device), *packed[:3], *packed.leaves, *rest, *run.others]
         out = library.run([*given, *tape, *shelf.tensors], None)
         packed = Packed.from_flat(out)
-        one = packed.counts[:, 0] if p.batched else packed.counts
-        rows, *_, status, _ = one.tolist()
+        told = (packed.counts[:, 0] if p.batched else packed.counts).tolist()
+        rows, status = told[0], told[4]
         if plan.slots and rows:
             run.chunks.append(Chunk(plan, rows, tape, shelf))
             left -= rows * size
         if status != Status.RUNNING and not (p.batched and bool((packed.counts[4] == Status.RUNNING).any())):
-            return _outcome(p, packed, library.calls)
+            return _outcome(p, packed, told, library.calls)
         packed.counts[0] = 0  # of the next tape
         fresh = _constant(False, device)
 
 
-def _outcome(p: Problem, packed: Packed, calls: tuple[int, int]) -> Outcome:
-    """calls: evaluations at the start and in each attempt."""
-    s, attempts, accepted = packed.counted(len(p.y0))
+def _outcome(p: Problem, packed: Packed, counts: list[int], calls: tuple[int, int]) -> Outcome:
+    """counts: those of `packed`, of a joint solve. calls: evaluations at the start and in each attempt."""
     if p.batched:
+        s, attempts, accepted = packed.counted(len(p.y0))
         nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
         return Outcome(s, nfe, accepted, attempts - accepted)
-    (_, attempts, accepted, stop, status, _), (t, h, *memory) = packed.counts.tolist(), packed.numbers.tolist()
-    s = s._replace(t=t, h=h, y=all_by_rows(s.y), memory=tuple(memory), stop=stop, status=status, rejected=False)
+    (_, attempts, accepted, stop, status, _), (t, h, *memory) = counts, packed.numbers.tolist()
+    n, leaves = len(p.y0), packed.leaves
+    y, carry = all_by_rows(leaves[:n]), leaves[n:]
+    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
     return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
 

@@ -35,16 +35,14 @@ def hairer(
     batched = t0.ndim == 1
     scale = _scale(y0, rtol, atol, batched)
     # quotients of float32 and their squares are numbers in float64; of float64 maybe neither is one
-    dtypes = [wide(s) for s in scale]
-    ample = all(torch.finfo(d).bits > torch.finfo(s.dtype).bits for d, s in zip(dtypes, scale, strict=True))
+    ample = all(torch.finfo(wide(s)).bits > torch.finfo(s.dtype).bits for s in scale)
+    widths = [s.to(wide(s)) for s in scale]
 
     def size(x: Leaves) -> Number:
         if norm is not None:
-            found = torch.as_tensor(measured(norm, tuple(a / s for a, s in zip(x, scale, strict=True)))).to(t0)
-        else:
-            scaled = tuple([a.abs().to(d) / s.to(d) for a, s, d in zip(x, scale, dtypes, strict=True)])
-            found = rms(scaled, batched) if ample else _careful_rms(scaled, batched)
-        return held(found, span)
+            return held(torch.as_tensor(measured(norm, tuple(map(torch.div, x, scale)))).to(t0), span)
+        scaled = tuple([(a.abs() if a.is_complex() else a) / s for a, s in zip(x, widths, strict=True)])
+        return held(rms(scaled, batched) if ample else _careful_rms(scaled, batched), span)
 
     length = abs(span)
     # the constants below are times too, and mean nothing for spans of other magnitudes

@@ -60,7 +60,8 @@ class StopTimes(NamedTuple):
     @staticmethod
     def of(settings: Any) -> StopTimes:
         """Those that a controller was told."""
-        return StopTimes(*(getattr(settings, name) for name in StopTimes._fields))
+        s = settings
+        return StopTimes(s.every_output, s.step_ts, s.jump_ts, s.perturb, s.stretch)
 
     @property
     def fixed(self) -> bool:
