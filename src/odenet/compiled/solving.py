@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import version
+from ..core.leaves import Leaves, version
 from ..core.status import Status
 from ..engine.advance import State
 from ..engine.integrate import Request, Solved
@@ -37,8 +37,8 @@ KEPT_BYTES = 2**28  # of products; later steps compute theirs again
 class Run:
     """A solve by its libraries, as far as its backward pass wants it.
 
-    y: y0, detached, as the loop holds it. keys: of the others, by which gradients are told apart. held: those of them that ask for a gradient, beside
-    `inputs`. versions: of the others, at the solve.
+    y: y0, detached, as the loop holds it. keys: of the others, by which gradients are told apart. held: those of them
+    that ask for a gradient, beside `inputs`. versions: of the others, at the solve.
     """
 
     p: Problem
