@@ -23,7 +23,7 @@ from ..engine.problem import Problem
 from ..engine.record import Everywhere, Pieces, Record, piece, stacked
 from ..engine.tape import Entry, Keeper, Tape
 from ..errors import unknown_name
-from .augment import AlongPath
+from .augment import CotangentField
 from .continuous import Backward, ContinuousAdjoint
 from .parts import Part, Start, fewer
 
@@ -59,7 +59,7 @@ class GaussAdjoint(ContinuousAdjoint):
             solved = integrate(q, request, record, (everywhere,))
             path = Path(q)
             path.enter(everywhere.parts)
-            return solved, lambda captured: Backward(self, q, AlongPath(q.f, captured, path))
+            return solved, lambda captured: Backward(self, q, CotangentField(q.f, captured, path))
         starts = SpacedStarts(self.checkpoints)
         tape = Tape(record, starts)
         solved = integrate(q, request, record, (tape,))
@@ -127,7 +127,7 @@ class BySegments(Backward):
         entries: list[Entry],
     ) -> None:
         self.path = Path(q)
-        super().__init__(how, q, AlongPath(q.f, captured, self.path))
+        super().__init__(how, q, CotangentField(q.f, captured, self.path))
         self.held, self.stride, self.entries, self.whole = held, stride, entries, Part.of(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
