@@ -15,9 +15,7 @@ from ..core.plain_field import PlainField, own
 from ..engine.advance import Move
 from ..engine.problem import Problem
 from ..engine.traced import End, find
-from ..methods.base import Method
 from .adjoint import Adjoint
-from .continuous import _with_norm
 from .quadrature import nodes_and_weights
 
 
@@ -140,22 +138,11 @@ class _Both(PlainField):
 
 
 def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
-    how, q, n = s.how, s.p, len(y)
-    method = q.method if how.method is None else how.method
-    assert isinstance(method, Method)
-    controller = how.controller or q.controller
-    if callable(how.norm):
-        controller = _with_norm(controller, how.norm)
-    top = torch.stack([x.abs().max().double() for x in a]).amax(0)
-    top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-    rtol = [x if how.rtol is None else how.rtol for x in (*q.rtol, *q.rtol)]
-    atol: list[Any] = [x if how.atol is None else how.atol for x in (*q.atol, *q.atol)]
-    if how.atol is None:
-        atol[n:] = [x * spread(top, leaf) for x, leaf in zip(q.atol, a, strict=True)]
-    field: Any = _Both(s.field(tensors), n)
-    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": how.max_steps or q.max_steps}
-    p = Problem.build(field, (*y, *a), ts, controller, method=method.interpolated("own"), **limits)
-    return replace(p, traced=True)
+    method, controller = s.how.backward_solver(s.p)
+    rtol, atol = s.how.tolerances(s.p, a, 2 * len(y))
+    field: Any = _Both(s.field(tensors), len(y))
+    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": s.how.max_steps or s.p.max_steps}
+    return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
 
 
 def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:
