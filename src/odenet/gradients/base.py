@@ -140,12 +140,6 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     )
 
 
-def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    if part is None or total is None:
-        return total if part is None else part
-    return total + part
-
-
 def added(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of cotangents, of which there may be none yet on either side."""
-    return [add(a, b) for a, b in zip_longest(totals, parts)]
+    return [b if a is None else a if b is None else a + b for a, b in zip_longest(totals, parts)]

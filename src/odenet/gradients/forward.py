@@ -117,7 +117,7 @@ class Sensitivities(Observer):
         self.captured = (*self.used, *self.spare)
         self.fixed = (*q.f.differentiable_args, *self.captured)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *self.captured)
-        self.directions = d = Directions([x.requires_grad for x in inputs], inputs, n, p.batched)
+        self.directions = d = Directions(inputs, n, p.batched)
         self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():

@@ -104,14 +104,10 @@ class SpacedStarts(Keeper):
         self.held: list[Start] = []
 
     def keep(self, n: int, move: Move) -> None:
-        if n % self.stride:
-            return
-        if len(self.held) == self.most:
-            self.held = self.held[::2]
-            self.stride *= 2
-            if n % self.stride:
-                return
-        self.held.append((move.y, move.carry))
+        if n % self.stride == 0 and len(self.held) == self.most:
+            self.held, self.stride = self.held[::2], 2 * self.stride
+        if n % self.stride == 0:
+            self.held.append((move.y, move.carry))
 
 
 class BySegments(Backward):
@@ -128,7 +124,7 @@ class BySegments(Backward):
     ) -> None:
         self.path = Path(q)
         super().__init__(how, q, CotangentField(q.f, captured, self.path))
-        self.held, self.stride, self.entries, self.whole = held, stride, entries, Part.of(q)
+        self.held, self.stride, self.entries, self.whole = held, stride, entries, Part(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
         for k in range(len(self.held) - 1, -1, -1):
@@ -148,7 +144,7 @@ class BySegments(Backward):
         for e in self.entries[first : first + self.stride]:
             start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
             if part.q.samples.index is not samples.index:
-                part = Part.of(e.problem)
+                part = Part(e.problem)
             move, start = part.again(e, start)
             parts.append(piece(move))
             self.nfe = part.charge(self.nfe, e.accept)

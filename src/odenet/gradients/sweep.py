@@ -36,7 +36,7 @@ class Sweep(ABC):
     def __init__(self, taken: Taken, method: Method) -> None:
         """method: the one whose evaluations of f make up a step."""
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
-        self.whole = self.part = Part.of(taken.q)
+        self.whole = self.part = Part(taken.q)
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
         q = self.whole.q
@@ -44,7 +44,6 @@ class Sweep(ABC):
         self.times_needed = taken.times_needed
         self.shared = Shared(len(self.whole.args) + len(taken.captured))
         self.apart = Apart()
-        self.ts = q.ts.detach()
         self.ts_bar = torch.zeros_like(q.ts)
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taken.stats["nfe"] * 0
@@ -101,7 +100,7 @@ class Sweep(ABC):
         if p.samples.index is None:
             return self.whole
         if id(p) not in self.parts:
-            self.parts[id(p)] = Part.of(p)
+            self.parts[id(p)] = Part(p)
         return self.parts[id(p)]
 
     def taking(self, n: int) -> tuple[Entry, Part]:
@@ -113,7 +112,7 @@ class Sweep(ABC):
             with torch.no_grad():  # its args are leaves
                 narrowed = self.segment_of(n).q.narrowed(e.rows)
             assert narrowed is not None  # the tape has asked
-            self.passing = n, e.among(e.rows), Part.of(narrowed)
+            self.passing = n, e.among(e.rows), Part(narrowed)
         return self.passing[1:]
 
     def start_of(self, n: int, start: Start) -> Start:
@@ -223,7 +222,7 @@ class Sweep(ABC):
         move, given = local.move, self.taking(index)[0].given if self.outputs_wanted else None
         times: Leaves = ()
         if given is not None:
-            times = (self.ts[given.rows].requires_grad_(self.times_needed),)
+            times = (self.whole.q.ts[given.rows].requires_grad_(self.times_needed),)
             values += inside(move, times[0], given.lane)
             bars += [None if b is None else b[given.rows] for b in self.ys_bar]
         if self.dense_wanted:
@@ -270,7 +269,8 @@ class Sweep(ABC):
         q = self.q
         self.seen.clear()
         if self.graphs is not None and self.graphs.first is not None:
-            (time, y, carry), self.marker = self.graphs.take_first(), self.graphs.marker
+            time, y, carry = self.graphs.first
+            self.graphs.first, self.marker = None, self.graphs.marker
         else:
             self.marker = graph_marker()
             time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
