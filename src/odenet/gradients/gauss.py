@@ -63,8 +63,8 @@ class GaussAdjoint(ContinuousAdjoint):
         starts = SpacedStarts(self.checkpoints)
         tape = Tape(record, starts)
         solved = integrate(q, request, record, (tape,))
-        held, stride, entries = starts.held, starts.stride, tape.entries
-        return solved, lambda captured: BySegments(self, q, captured, held, stride, entries)
+        entries = tape.entries
+        return solved, lambda captured: BySegments(self, q, captured, starts, entries)
 
 
 class Path:
@@ -114,23 +114,17 @@ class BySegments(Backward):
     """Takes the steps from each checkpoint again, for their polynomials, and goes back along them."""
 
     def __init__(
-        self,
-        how: GaussAdjoint,
-        q: Problem,
-        captured: Leaves,
-        held: list[Start],
-        stride: int,
-        entries: list[Entry],
+        self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStarts, entries: list[Entry]
     ) -> None:
         self.path = Path(q)
         super().__init__(how, q, CotangentField(q.f, captured, self.path))
-        self.held, self.stride, self.entries, self.whole = held, stride, entries, Part(q)
+        self.starts, self.entries, self.whole = starts, entries, Part(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        for k in range(len(self.held) - 1, -1, -1):
-            first = k * self.stride
+        for k in reversed(range(len(self.starts.held))):
+            first = k * self.starts.stride
             self.path.enter([])  # those of the segment after it go first
-            self.path.enter(self._pieces(first, self.held[k]))
+            self.path.enter(self._pieces(first, self.starts.held[k]))
             yield where(self.asked, self._start_of(self.entries[first]), start)
         yield start
 
@@ -141,7 +135,7 @@ class BySegments(Backward):
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
         parts: list[Leaves] = []
         part, samples = self.whole, self.entries[first].problem.samples
-        for e in self.entries[first : first + self.stride]:
+        for e in self.entries[first : first + self.starts.stride]:
             start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
             if part.q.samples.index is not samples.index:
                 part = Part(e.problem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,27 +19,17 @@ from .adjoint import Adjoint
 from .quadrature import nodes_and_weights
 
 
-@dataclass
 class _Setting:
     """A solve with the tensors of f taken out: those of args, then the parameters of f where it is a module.
 
     wanted: those of args that ask for a gradient. names: those of the parameters.
     """
 
-    p: Problem
-    how: Adjoint
-    f: Callable[..., Any]
-    args: list[Any]
-    spec: Any
-    wanted: list[int]
-    names: list[str]
-
-    @staticmethod
-    def of(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> _Setting:
-        flat, spec = flatten(args)
-        wanted = [i for i, x in enumerate(flat) if getattr(x, "requires_grad", False)]
-        names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
-        return _Setting(p, how, f, flat, spec, wanted, names)
+    def __init__(self, p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.p, self.how, self.f = p, how, f
+        self.args, self.spec = flatten(args)
+        self.wanted = [i for i, x in enumerate(self.args) if getattr(x, "requires_grad", False)]
+        self.names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
 
     def tensors(self) -> Leaves:
         own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
@@ -64,7 +54,7 @@ class _Setting:
 
 def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
     """y1, ys and how the forward solve ended."""
-    setting, n = _Setting.of(p, how, f, args), len(p.y0)
+    setting, n = _Setting(p, how, f, args), len(p.y0)
     tensors = setting.tensors()
     field = setting.field(tuple(x.detach() for x in tensors))
     slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
