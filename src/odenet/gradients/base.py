@@ -15,10 +15,12 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, forward_mode
 from ..core.portable import constants, described
 from ..core.transforms import outlasting, transforming, vmapping
-from ..engine.integrate import Request
+from ..engine.integrate import Request, integrate
 from ..engine.loop import Outcome
 from ..engine.pieces import Interpolation, Stretches
 from ..engine.problem import Problem
+from ..engine.record import Record
+from ..engine.vmapped import Lanewise
 from ..errors import CaptureError
 from ..methods.base import StagewiseMethod
 
@@ -123,6 +125,16 @@ def direct() -> bool:
     `torch.func` is under way: derivatives then pass through every operation, exactly, whatever the gradient.
     """
     return not torch.is_grad_enabled() or forward_mode() or transforming()
+
+
+def plain(p: Problem, request: Request) -> Trajectory:
+    """Integrate in the caller's grad mode."""
+    smooth = p.method.smooth()
+    if smooth is not p.method:
+        p = replace(p, method=smooth)
+    solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
+    dense = Interpolation.of(p, solved.pieces)
+    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 
 
 def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:

@@ -29,8 +29,7 @@ from ..engine.record import Record
 from ..methods.base import Bars, Method
 from .attach import attach
 from .augment import CotangentField
-from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct, refuse_random
+from .base import Gradient, Stats, Trajectory, direct, plain, refuse_random
 from .local import divided
 from .quadrature import quadrature
 from .taped import once_more

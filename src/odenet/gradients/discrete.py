@@ -18,8 +18,7 @@ from ..core.leaves import Leaves, spread_over
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..methods.base import Bars, StagewiseMethod, StepInput
-from .backprop import plain
-from .base import Gradient, Trajectory, direct
+from .base import Gradient, Trajectory, direct, plain
 from .local import Evaluations, Local, attached_step
 from .memory import slots_within, whole_bytes
 from .parts import Start

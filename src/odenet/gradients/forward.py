@@ -25,8 +25,7 @@ from ..engine.problem import Problem
 from ..engine.record import Collected, Record, first_outputs, inside, piece
 from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
-from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct, refuse_random
+from .base import Gradient, Stats, Trajectory, direct, plain, refuse_random
 from .directions import Directions
 from .local import attached_step
 from .taped import flat, once_more, unpacked

@@ -23,8 +23,7 @@ from ..engine.samples import ALL, Apart
 from ..engine.tape import Entry
 from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
-from .backprop import plain
-from .base import Gradient, Trajectory, added, direct
+from .base import Gradient, Trajectory, added, direct, plain
 from .discrete import StepSweep
 from .frozen import unfailed
 from .local import Evaluations, Local, divided
