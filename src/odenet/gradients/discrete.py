@@ -77,7 +77,7 @@ class StepSweep(Sweep):
 
     def local(self, n: int) -> Local:
         e, _ = self.taking(n)
-        return attached_step(self.q, e, *self.leaf_ends(e), *self._from(n))
+        return attached_step(self.q, e, self.times_needed, *self._from(n))
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         q, (e, _) = self.q, self.taking(n)

@@ -160,8 +160,7 @@ class Sensitivities(Observer):
         """The move and the carry after it, attached to leaves; taken again where it was not recorded whole."""
         if move.graph is not None:
             return replace(move, step=move.graph), move.graph.carry
-        time0, time1 = (x.detach().requires_grad_(self.times_needed) for x in e.ends(self.q))
-        local = attached_step(self.q, e, time0, time1, move.y, move.carry)
+        local = attached_step(self.q, e, self.times_needed, move.y, move.carry)
         return local.move, local.carry1
 
     def _end(self, e: Entry) -> Tensor:

@@ -133,7 +133,7 @@ class KeptGraphs(GraphKeeper):
         self.last = None
         while (move := self.moves.pop(n, None)) is not None and move.graph is not None:
             move.step, move.graph = move.graph, None
-            chain.append(Local(move, move.y, move.carry, move.step.carry))
+            chain.append(Local(move, move.step.carry))
             if n not in self.joined:
                 break
             n -= 1
@@ -147,7 +147,7 @@ class KeptGraphs(GraphKeeper):
         inputs = list(args)
         for local in chain:
             move, step = local.move, local.move.step
-            inputs += (*local.y, *local.carry, move.time0, move.time1)
+            inputs += (*move.y, *move.carry, move.time0, move.time1)
             made += (x for leaves in (step.y, local.carry1, *step.stages, *move.known_polynomial) for x in leaves)
         captured.see(made, inputs, self.marker, seen)
 
