@@ -9,14 +9,9 @@ from .forward import Forward
 from .gauss import GaussAdjoint
 from .reversible import Reversible
 
-GRADIENTS: dict[str, type[Gradient]] = {
-    "discrete": Discrete,
-    "backprop": Backprop,
-    "adjoint": Adjoint,
-    "gauss": GaussAdjoint,
-    "reversible": Reversible,
-    "forward": Forward,
-}
+_ALL = (Discrete, Backprop, Adjoint, GaussAdjoint, Reversible, Forward)
+
+GRADIENTS: dict[str, type[Gradient]] = {gradient.name: gradient for gradient in _ALL}
 
 __all__ = [
     "GRADIENTS",

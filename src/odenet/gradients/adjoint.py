@@ -14,7 +14,7 @@ from ..core.leaves import Leaves
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.problem import Problem
 from ..engine.record import Record
-from .augment import WithState
+from .augment import CotangentField
 from .continuous import Backward, ContinuousAdjoint
 
 
@@ -30,4 +30,4 @@ class Adjoint(ContinuousAdjoint):
 
     def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
         solved = integrate(q, request, Record(q))
-        return solved, lambda captured: Backward(self, q, WithState(q.f, captured))
+        return solved, lambda captured: Backward(self, q, CotangentField(q.f, captured))

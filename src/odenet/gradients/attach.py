@@ -65,9 +65,7 @@ class _Attach(torch.autograd.Function):
         inputs, spare = ctx.saved_tensors, [x for x, _ in ctx.spare]
         split = len(inputs) - ctx.captured
         with ctx.precision(), noted("Batching rule not implemented", _ONE_BY_ONE):
-            if not torch.is_grad_enabled():
-                bars = ctx.pull(cotangents)
-            elif ctx.again is not None:
+            if ctx.again is not None and torch.is_grad_enabled():
                 bars = _differentiably(ctx.again, inputs[:split], (*inputs[split:], *spare), cotangents)
             else:
                 with torch.no_grad():

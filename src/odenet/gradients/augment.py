@@ -1,11 +1,10 @@
-"""The fields of the continuous adjoint: the cotangent a, da/dt = -(df/dy)^T a, with or along the state."""
+"""The field of the continuous adjoint: the cotangent a, da/dt = -(df/dy)^T a, with or along the state."""
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,8 +14,14 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, new_leaves
 
 
-class CotangentField(ABC):
-    """Called and counted like a VectorField; `fixed` are the args and captured tensors that want a gradient."""
+@final
+class CotangentField:
+    """d/dt (y, a) = (f(t, y), -(df/dy)^T a): the state is solved again. Chen et al. 2018, eq. (4).
+
+    path: a given y(t), which takes the times, and which samples they are of where these are not all: the field is then
+    that of a alone. Called and counted like a VectorField; `fixed` are the args and captured tensors that want a
+    gradient.
+    """
 
     checked = True
     captured = None
@@ -25,10 +30,13 @@ class CotangentField(ABC):
     parts: list[Sequence[Tensor | None]] | None = None
     """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
 
-    def __init__(self, f: VectorField, captured: Leaves) -> None:
+    def __init__(
+        self, f: VectorField, captured: Leaves, path: Callable[[Tensor, Tensor | None], Leaves] | None = None
+    ) -> None:
         args = f.differentiable_args
-        self.f = f.with_args(args)
+        self.f, self.path = f.with_args(args), path
         self.others, self.fixed = captured, (*args, *captured)
+        self.lanes: Tensor | None = None
 
     @property
     def calls(self) -> int:
@@ -49,18 +57,25 @@ class CotangentField(ABC):
             return None
         other = copy.copy(self)
         other.f, other.fixed = f, (*f.differentiable_args, *self.others)
+        other.lanes = rows if self.lanes is None else self.lanes[rows]
         return other
 
-    @abstractmethod
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves: ...
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+        if self.path is not None:
+            return self.slopes(t, self.path(t, self.lanes), state, nudge)[1]
+        slope, back = self.slopes(t, *self.pair(t, state), nudge)
+        return (*slope, *back)
 
-    @abstractmethod
     def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
         """y and a at t, where the backward solve's state is `state`."""
+        if self.path is not None:
+            return self.path(t, self.lanes), state
+        n = len(state) // 2
+        return state[:n], state[n:]
 
-    @abstractmethod
     def state(self, y: Leaves, a: Leaves) -> Leaves:
         """What the backward solve starts from."""
+        return (*y, *a) if self.path is None else a
 
     def slopes(self, t: Tensor, y: Leaves, a: Leaves, nudge: Tensor | None) -> tuple[Leaves, Leaves]:
         """f(t, y) and -(df/dy)^T a; attached to y and a in grad mode, where an implicit step wants their Jacobian."""
@@ -103,47 +118,3 @@ class CotangentField(ABC):
             return [None] * len(inputs)
         outs, bars = zip(*pairs, strict=True)
         return self.f.vjp(outs, tuple(inputs), bars, create_graph)
-
-
-@final
-class WithState(CotangentField):
-    """d/dt (y, a) = (f(t, y), -(df/dy)^T a): the state is solved again. Chen et al. 2018, eq. (4)."""
-
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        y, back = self.slopes(t, *self.pair(t, state), nudge)
-        return (*y, *back)
-
-    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
-        n = len(state) // 2
-        return state[:n], state[n:]
-
-    def state(self, y: Leaves, a: Leaves) -> Leaves:
-        return (*y, *a)
-
-
-@final
-class AlongPath(CotangentField):
-    """d/dt a = -(df/dy)^T a along a given y(t).
-
-    path: takes the times, and which samples they are of where these are not all.
-    """
-
-    def __init__(self, f: VectorField, captured: Leaves, path: Callable[[Tensor, Tensor | None], Leaves]) -> None:
-        super().__init__(f, captured)
-        self.path = path
-        self.lanes: Tensor | None = None
-
-    def narrowed(self, rows: Tensor) -> AlongPath | None:
-        other = cast(AlongPath | None, super().narrowed(rows))
-        if other is not None:
-            other.lanes = rows if self.lanes is None else self.lanes[rows]
-        return other
-
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        return self.slopes(t, self.path(t, self.lanes), state, nudge)[1]
-
-    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
-        return self.path(t, self.lanes), state
-
-    def state(self, y: Leaves, a: Leaves) -> Leaves:
-        return a

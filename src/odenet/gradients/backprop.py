@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import final
 
-from ..engine.integrate import Request, integrate
-from ..engine.pieces import Interpolation
+from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..engine.record import Record
-from ..engine.vmapped import Lanewise
-from .base import Gradient, Stats, Trajectory
-
-
-def plain(p: Problem, request: Request) -> Trajectory:
-    """Integrate in the caller's grad mode."""
-    smooth = p.method.smooth()
-    if smooth is not p.method:
-        p = replace(p, method=smooth)
-    solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
-    dense = Interpolation.of(p, solved.pieces)
-    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
+from .base import Gradient, Trajectory, plain
 
 
 @final

@@ -15,10 +15,12 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, forward_mode
 from ..core.portable import constants, described
 from ..core.transforms import outlasting, transforming, vmapping
-from ..engine.integrate import Request
+from ..engine.integrate import Request, integrate
 from ..engine.loop import Outcome
 from ..engine.pieces import Interpolation, Stretches
 from ..engine.problem import Problem
+from ..engine.record import Record
+from ..engine.vmapped import Lanewise
 from ..errors import CaptureError
 from ..methods.base import StagewiseMethod
 
@@ -125,6 +127,16 @@ def direct() -> bool:
     return not torch.is_grad_enabled() or forward_mode() or transforming()
 
 
+def plain(p: Problem, request: Request) -> Trajectory:
+    """Integrate in the caller's grad mode."""
+    smooth = p.method.smooth()
+    if smooth is not p.method:
+        p = replace(p, method=smooth)
+    solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
+    dense = Interpolation.of(p, solved.pieces)
+    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
+
+
 def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     """Raise CaptureError where f draws random numbers and a backward pass would draw others.
 
@@ -140,12 +152,6 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     )
 
 
-def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    if part is None or total is None:
-        return total if part is None else part
-    return total + part
-
-
 def added(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of cotangents, of which there may be none yet on either side."""
-    return [add(a, b) for a, b in zip_longest(totals, parts)]
+    return [b if a is None else a if b is None else a + b for a, b in zip_longest(totals, parts)]

@@ -29,8 +29,7 @@ from ..engine.record import Record
 from ..methods.base import Bars, Method
 from .attach import attach
 from .augment import CotangentField
-from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct, refuse_random
+from .base import Gradient, Stats, Trajectory, direct, plain, refuse_random
 from .local import divided
 from .quadrature import quadrature
 from .taped import once_more
@@ -83,6 +82,26 @@ class ContinuousAdjoint(Gradient):
         other = copy.copy(self)
         other.method = method
         return other
+
+    def backward_solver(self, q: Problem) -> tuple[Method, Controller]:
+        """Method and controller of the backward solve of q."""
+        method = q.method if self.method is None else self.method
+        controller = self.controller or q.controller
+        assert isinstance(method, Method)  # solve has resolved the name
+        if callable(self.norm):
+            controller = copy.copy(controller)
+            controller.norm = cast(Any, self.norm)
+        return method.interpolated("own"), controller  # the quadrature runs along it, and lines would cost its order
+
+    def tolerances(self, q: Problem, a: Leaves, count: int) -> tuple[Tolerance, Tolerance]:
+        """Of the backward solve of q from the cotangents a: for each of its `count` leaves, y's (if any), then a's."""
+        rtol = [*q.rtol] * (count // len(a)) if self.rtol is None else [self.rtol] * count
+        if self.atol is not None:
+            return rtol, [self.atol] * count
+        top = peak(a, q.batched)  # the largest entry of a, of each lane; one where a is zero
+        top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
+        units = [float(top) if q.on_host else spread(top, x) for x in a]
+        return rtol, [*q.atol[: count - len(a)], *(x * unit for x, unit in zip(q.atol, units, strict=True))]
 
     @abstractmethod
     def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
@@ -165,12 +184,7 @@ class Backward:
 
     def __init__(self, how: ContinuousAdjoint, q: Problem, field: CotangentField) -> None:
         self.how, self.q, self.field = how, q, field
-        method = q.method if how.method is None else how.method
-        assert isinstance(method, Method)  # solve has resolved the name
-        method = method.interpolated("own")  # the parameters' quadrature runs along it, and lines would cost its order
-        controller = how.controller or q.controller
-        if callable(how.norm):
-            controller = _with_norm(controller, how.norm)
+        method, controller = how.backward_solver(q)
         self.options: dict[str, Any] = {
             "method": method, "controller": controller, "max_steps": how.max_steps or max(q.max_steps, _STEPS),
         }  # fmt: skip
@@ -267,24 +281,13 @@ class Backward:
             return
         ts = torch.stack([start, end], -1)
         state = self.field.state(self.y, self.a)
-        rtol, atol = self._tolerances(len(state))
+        rtol, atol = self.how.tolerances(self.q, self.a, len(state))
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
         request = Request(callbacks=self.how.callbacks)
         solved = integrate(p, request, Record(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)
         self.nfe = self.nfe + solved.outcome.nfe
         self.y, self.a = self.field.pair(end, solved.y1)
-
-    def _tolerances(self, count: int) -> tuple[Tolerance, Tolerance]:
-        """For each leaf of the backward state: y's, where it has them, then a's."""
-        q, how, n = self.q, self.how, len(self.q.y0)
-        rtol = [*q.rtol] * (count // n) if how.rtol is None else [how.rtol] * count
-        if how.atol is not None:
-            return rtol, [how.atol] * count
-        top = peak(self.a, q.batched)  # the largest entry of a, of each lane; one where a is zero
-        top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-        units = [spread(top, x) if q.batched else float(top) for x in self.a]
-        return rtol, [*q.atol[: count - n], *(a * unit for a, unit in zip(q.atol, units, strict=True))]
 
 
 def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
@@ -297,9 +300,3 @@ def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
 
 def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
     return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, bars, strict=True))
-
-
-def _with_norm(controller: Controller, norm: Any) -> Controller:
-    other = copy.copy(controller)
-    other.norm = norm
-    return other

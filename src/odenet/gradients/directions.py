@@ -19,12 +19,12 @@ class Directions:
     seeds: for each input its tangents, (P, *shape); P directions in all.
     """
 
-    def __init__(self, needed: Sequence[bool], inputs: Sequence[Tensor], states: int, batched: bool) -> None:
+    def __init__(self, inputs: Sequence[Tensor], states: int, batched: bool) -> None:
         self.batched = batched
         self.lanes = [batched and i < states + 2 for i in range(len(inputs))]
         units = [
-            _units(x, lane) if need else x.new_zeros(0, *x.shape)
-            for need, x, lane in zip(needed, inputs, self.lanes, strict=True)
+            _units(x, lane) if x.requires_grad else x.new_zeros(0, *x.shape)
+            for x, lane in zip(inputs, self.lanes, strict=True)
         ]
         self.sizes = [len(x) for x in units]
         self.count = sum(self.sizes)

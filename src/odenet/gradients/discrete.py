@@ -9,7 +9,7 @@ of Stumm & Walther 2010.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from ..core.leaves import Leaves, spread_over
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..methods.base import Bars, StagewiseMethod, StepInput
-from .backprop import plain
-from .base import Gradient, Trajectory, direct
+from .base import Gradient, Trajectory, direct, plain
 from .local import Evaluations, Local, attached_step
 from .memory import slots_within, whole_bytes
 from .parts import Start
@@ -49,26 +48,23 @@ class Discrete(Gradient):
         self.checkpoints = checkpoints
         self.memory = None if memory is None else whole_bytes(memory)
 
-    def __repr__(self) -> str:
-        given = {"checkpoints": self.checkpoints, "memory": self.memory}
-        return f"Discrete({', '.join(f'{k}={v}' for k, v in given.items() if v is not None)})"
-
     def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
             return plain(p, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
-        slots = None if slots is None else min(slots, p.max_steps)
-        extra: dict[str, Any] = {}
         if slots is None:
             states, graphs = EveryState(), KeptGraphs()
         else:
+            slots = min(slots, p.max_steps)
             states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
-            extra["checkpoints"] = slots
 
         def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return StepSweep(taken, states).run(cotangents)
 
-        return taped(p, request, states, graphs, pull, **extra)
+        found = taped(p, request, states, graphs, pull)
+        if slots is not None:
+            found.stats["checkpoints"] = slots
+        return found
 
 
 @final
@@ -81,7 +77,7 @@ class StepSweep(Sweep):
 
     def local(self, n: int) -> Local:
         e, _ = self.taking(n)
-        return attached_step(self.q, e, *self.leaf_ends(e), *self._from(n))
+        return attached_step(self.q, e, self.times_needed, *self._from(n))
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         q, (e, _) = self.q, self.taking(n)

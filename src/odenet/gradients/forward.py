@@ -25,8 +25,7 @@ from ..engine.problem import Problem
 from ..engine.record import Collected, Record, first_outputs, inside, piece
 from ..engine.tape import Entry, GraphKeeper, Tape
 from .attach import attach
-from .backprop import plain
-from .base import Gradient, Stats, Trajectory, direct, refuse_random
+from .base import Gradient, Stats, Trajectory, direct, plain, refuse_random
 from .directions import Directions
 from .local import attached_step
 from .taped import flat, once_more, unpacked
@@ -117,7 +116,7 @@ class Sensitivities(Observer):
         self.captured = (*self.used, *self.spare)
         self.fixed = (*q.f.differentiable_args, *self.captured)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *self.captured)
-        self.directions = d = Directions([x.requires_grad for x in inputs], inputs, n, p.batched)
+        self.directions = d = Directions(inputs, n, p.batched)
         self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():
@@ -161,8 +160,7 @@ class Sensitivities(Observer):
         """The move and the carry after it, attached to leaves; taken again where it was not recorded whole."""
         if move.graph is not None:
             return replace(move, step=move.graph), move.graph.carry
-        time0, time1 = (x.detach().requires_grad_(self.times_needed) for x in e.ends(self.q))
-        local = attached_step(self.q, e, time0, time1, move.y, move.carry)
+        local = attached_step(self.q, e, self.times_needed, move.y, move.carry)
         return local.move, local.carry1
 
     def _end(self, e: Entry) -> Tensor:

@@ -23,7 +23,7 @@ from ..engine.problem import Problem
 from ..engine.record import Everywhere, Pieces, Record, piece, stacked
 from ..engine.tape import Entry, Keeper, Tape
 from ..errors import unknown_name
-from .augment import AlongPath
+from .augment import CotangentField
 from .continuous import Backward, ContinuousAdjoint
 from .parts import Part, Start, fewer
 
@@ -59,12 +59,12 @@ class GaussAdjoint(ContinuousAdjoint):
             solved = integrate(q, request, record, (everywhere,))
             path = Path(q)
             path.enter(everywhere.parts)
-            return solved, lambda captured: Backward(self, q, AlongPath(q.f, captured, path))
+            return solved, lambda captured: Backward(self, q, CotangentField(q.f, captured, path))
         starts = SpacedStarts(self.checkpoints)
         tape = Tape(record, starts)
         solved = integrate(q, request, record, (tape,))
-        held, stride, entries = starts.held, starts.stride, tape.entries
-        return solved, lambda captured: BySegments(self, q, captured, held, stride, entries)
+        entries = tape.entries
+        return solved, lambda captured: BySegments(self, q, captured, starts, entries)
 
 
 class Path:
@@ -104,37 +104,27 @@ class SpacedStarts(Keeper):
         self.held: list[Start] = []
 
     def keep(self, n: int, move: Move) -> None:
-        if n % self.stride:
-            return
-        if len(self.held) == self.most:
-            self.held = self.held[::2]
-            self.stride *= 2
-            if n % self.stride:
-                return
-        self.held.append((move.y, move.carry))
+        if n % self.stride == 0 and len(self.held) == self.most:
+            self.held, self.stride = self.held[::2], 2 * self.stride
+        if n % self.stride == 0:
+            self.held.append((move.y, move.carry))
 
 
 class BySegments(Backward):
     """Takes the steps from each checkpoint again, for their polynomials, and goes back along them."""
 
     def __init__(
-        self,
-        how: GaussAdjoint,
-        q: Problem,
-        captured: Leaves,
-        held: list[Start],
-        stride: int,
-        entries: list[Entry],
+        self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStarts, entries: list[Entry]
     ) -> None:
         self.path = Path(q)
-        super().__init__(how, q, AlongPath(q.f, captured, self.path))
-        self.held, self.stride, self.entries, self.whole = held, stride, entries, Part.of(q)
+        super().__init__(how, q, CotangentField(q.f, captured, self.path))
+        self.starts, self.entries, self.whole = starts, entries, Part(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        for k in range(len(self.held) - 1, -1, -1):
-            first = k * self.stride
+        for k in reversed(range(len(self.starts.held))):
+            first = k * self.starts.stride
             self.path.enter([])  # those of the segment after it go first
-            self.path.enter(self._pieces(first, self.held[k]))
+            self.path.enter(self._pieces(first, self.starts.held[k]))
             yield where(self.asked, self._start_of(self.entries[first]), start)
         yield start
 
@@ -145,10 +135,10 @@ class BySegments(Backward):
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
         parts: list[Leaves] = []
         part, samples = self.whole, self.entries[first].problem.samples
-        for e in self.entries[first : first + self.stride]:
+        for e in self.entries[first : first + self.starts.stride]:
             start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
             if part.q.samples.index is not samples.index:
-                part = Part.of(e.problem)
+                part = Part(e.problem)
             move, start = part.again(e, start)
             parts.append(piece(move))
             self.nfe = part.charge(self.nfe, e.accept)

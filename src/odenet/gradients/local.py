@@ -18,23 +18,30 @@ from ..methods.base import Bars, Field, Stage
 
 @dataclass
 class Local:
-    """One step, differentiable: `move` and the carry after it, attached to leaves (y, carry, time0, time1).
+    """One step, differentiable: `move` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
 
     ends_bar: cotangents of time0 and time1 that do not come through `move`.
     """
 
     move: Move
-    y: Leaves
-    carry: Leaves
     carry1: Leaves
     ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
-def attached_step(q: Problem, e: Entry, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Local:
+def leaf_ends(q: Problem, e: Entry, times_needed: bool) -> tuple[Tensor, Tensor]:
+    """Both ends of a step, as leaves where their gradients are wanted."""
+    time0, time1 = e.ends(q)
+    if times_needed:
+        time0.requires_grad_()
+        time1.requires_grad_()
+    return time0, time1
+
+
+def attached_step(q: Problem, e: Entry, times_needed: bool, y: Leaves, carry: Leaves) -> Local:
     """The step taken again, from leaves."""
-    y, carry = new_leaves(y), new_leaves(carry)
-    move = e.again(q, time0, time1, y, carry)
-    return Local(move, y, carry, after_step(q, time1, move.step, e.jumps))
+    time0, time1 = leaf_ends(q, e, times_needed)
+    move = e.again(q, time0, time1, new_leaves(y), new_leaves(carry))
+    return Local(move, after_step(q, time1, move.step, e.jumps))
 
 
 @final
@@ -68,8 +75,3 @@ def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
 
 class PoisonedError(Exception):
     """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
-
-
-def mixed(accept: Flag) -> bool:
-    """Whether some lanes accepted a step and some did not."""
-    return accept is not True and not bool(accept.all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -20,18 +20,12 @@ from .base import added
 Start = tuple[Leaves, Leaves]  # of a step: y and the carry
 
 
-@dataclass
 class Part:
     """A problem of some samples, with a count of its own. charged: evaluations that samples were charged for."""
 
-    q: Problem
-    args: Leaves
-    charged: int = 0
-
-    @staticmethod
-    def of(p: Problem) -> Part:
-        args = p.f.differentiable_args
-        return Part(replace(p, f=p.f.with_args(args)), args)
+    def __init__(self, p: Problem) -> None:
+        self.args = p.f.differentiable_args
+        self.q, self.charged = replace(p, f=p.f.with_args(self.args)), 0
 
     def charge(self, total: Tensor | int, lanes: Flag) -> Tensor | int:
         """`total` and what these lanes are charged: the evaluations since the last charge."""

@@ -23,11 +23,10 @@ from ..engine.samples import ALL, Apart
 from ..engine.tape import Entry
 from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
-from .backprop import plain
-from .base import Gradient, Trajectory, added, direct
+from .base import Gradient, Trajectory, added, direct, plain
 from .discrete import StepSweep
 from .frozen import unfailed
-from .local import Evaluations, Local, divided
+from .local import Evaluations, Local, divided, leaf_ends
 from .parts import Part
 from .states import Checkpoints
 from .sweep import Sweep
@@ -153,7 +152,7 @@ class Undo(Sweep):
     def local(self, n: int) -> Local:
         """The carry is of its wider dtype in values and of the state's in what is differentiated."""
         (e, _), method = self.taking(n), self.method
-        time0, time1 = self.leaf_ends(e)
+        time0, time1 = leaf_ends(self.q, e, self.times_needed)
         f = e.field(self.q, time0, time1)
         ends_bar = self._other(e, f, time0, time1)
         # then y1 = l y + (1 - l) z + rise(z)
@@ -163,9 +162,9 @@ class Undo(Sweep):
         self.y = select(e.accept, y0, self.y)
         y = new_leaves(narrowed(self.y, self.q.y0))
         joined = method.joined(y, z, rise)
-        move = e.move(self.q, time0, time1, y, (), Step(joined, (), packed(z, rise, stages)))
         unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
-        return Local(move, y, (*unused, *z), (*joined, *z), ends_bar)
+        move = e.move(self.q, time0, time1, y, (*unused, *z), Step(joined, (), packed(z, rise, stages)))
+        return Local(move, (*joined, *z), ends_bar)
 
     def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
         (e, _), own, like = self.taking(n), self.method, self.q.y0

@@ -76,11 +76,6 @@ class KeptGraphs(GraphKeeper):
         if p.method.carry_is_slope:
             p.f.on_first, p.f.by_time = keep, by_time
 
-    def take_first(self) -> tuple[Tensor, Leaves, Leaves]:
-        first, self.first = self.first, None
-        assert first is not None
-        return first
-
     def wants_graph(self, p: Problem) -> bool:
         captured = p.f.captured
         if not self.asked and p.f.checked and captured is not None and not (captured.watching or captured.tensors):
@@ -103,9 +98,7 @@ class KeptGraphs(GraphKeeper):
         return True
 
     def start(self, s: State) -> Start:
-        last = self.last
-        if self.length >= LONGEST_CHAIN:
-            return super().start(s)
+        last = self.last if self.length < LONGEST_CHAIN else None
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
             return super().start(s)
         return last.graph.y, last.graph.carry
@@ -140,7 +133,7 @@ class KeptGraphs(GraphKeeper):
         self.last = None
         while (move := self.moves.pop(n, None)) is not None and move.graph is not None:
             move.step, move.graph = move.graph, None
-            chain.append(Local(move, move.y, move.carry, move.step.carry))
+            chain.append(Local(move, move.step.carry))
             if n not in self.joined:
                 break
             n -= 1
@@ -154,7 +147,7 @@ class KeptGraphs(GraphKeeper):
         inputs = list(args)
         for local in chain:
             move, step = local.move, local.move.step
-            inputs += (*local.y, *local.carry, move.time0, move.time1)
+            inputs += (*move.y, *move.carry, move.time0, move.time1)
             made += (x for leaves in (step.y, local.carry1, *step.stages, *move.known_polynomial) for x in leaves)
         captured.see(made, inputs, self.marker, seen)
 
@@ -183,7 +176,8 @@ class Shelf:
         self.left = places
         self.free: list[Leaves] = []
 
-    def put(self, leaves: Leaves) -> Leaves:
+    def put(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """The copy, and its place; of fewer samples than the first ones it is a part of that."""
         if not self.free:
             # a pass that was interrupted may have lost a place: there is one more then
             more = max(1, min(self.left, BLOCK_BYTES // max(1, nbytes(leaves))))
@@ -191,17 +185,10 @@ class Shelf:
             self.free = [tuple(block[i] for block in blocks) for i in range(more)]
             self.left -= more
         place = self.free.pop()
-        for to, x in zip(shaped(place, leaves), leaves, strict=True):
+        copy = tuple(to if to.shape == x.shape else to[: len(x)] for to, x in zip(place, leaves, strict=True))
+        for to, x in zip(copy, leaves, strict=True):
             to.copy_(x.detach())  # a slope of an f that turns gradients on has a graph
-        return place
-
-    def take_back(self, place: Leaves) -> None:
-        self.free.append(place)
-
-
-def shaped(place: Leaves, leaves: Leaves) -> Leaves:
-    """The part of a place that leaves take up, of fewer samples than the first ones maybe."""
-    return tuple(to if to.shape == x.shape else to[: len(x)] for to, x in zip(place, leaves, strict=True))
+        return copy, place
 
 
 @final
@@ -231,13 +218,11 @@ class Checkpoints(States):
             self._hold(n, move.y, move.carry)
 
     def _hold(self, n: int, y: Leaves, carry: Leaves) -> None:
-        leaves = (*y, *(carry if self.method_carries else ()))
-        place = self.shelf.put(leaves)
-        kept = shaped(place, leaves)
+        kept, place = self.shelf.put((*y, *(carry if self.method_carries else ())))
         self.held[n] = (kept[: len(y)], kept[len(y) :]), place
 
     def _drop(self, n: int) -> None:
-        self.shelf.take_back(self.held.pop(n)[1])
+        self.shelf.free.append(self.held.pop(n)[1])
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         stack = sorted(self.held)  # few, and right whatever pass was interrupted before

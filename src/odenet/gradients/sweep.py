@@ -17,7 +17,7 @@ from ..engine.samples import Apart, Samples
 from ..engine.tape import Entry
 from ..methods.base import Bars, Method, StagewiseMethod
 from .base import added
-from .local import Local, PoisonedError, divided, mixed
+from .local import Local, PoisonedError, divided
 from .memory import nbytes
 from .parts import Part, Shared, Start, fewer
 from .taped import Taken
@@ -36,7 +36,7 @@ class Sweep(ABC):
     def __init__(self, taken: Taken, method: Method) -> None:
         """method: the one whose evaluations of f make up a step."""
         self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
-        self.whole = self.part = Part.of(taken.q)
+        self.whole = self.part = Part(taken.q)
         self.parts: dict[int, Part] = {}
         self.passing: tuple[int, Entry, Part] | None = None  # a step's own, where it left lanes out
         q = self.whole.q
@@ -44,7 +44,6 @@ class Sweep(ABC):
         self.times_needed = taken.times_needed
         self.shared = Shared(len(self.whole.args) + len(taken.captured))
         self.apart = Apart()
-        self.ts = q.ts.detach()
         self.ts_bar = torch.zeros_like(q.ts)
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taken.stats["nfe"] * 0
@@ -101,7 +100,7 @@ class Sweep(ABC):
         if p.samples.index is None:
             return self.whole
         if id(p) not in self.parts:
-            self.parts[id(p)] = Part.of(p)
+            self.parts[id(p)] = Part(p)
         return self.parts[id(p)]
 
     def taking(self, n: int) -> tuple[Entry, Part]:
@@ -113,7 +112,7 @@ class Sweep(ABC):
             with torch.no_grad():  # its args are leaves
                 narrowed = self.segment_of(n).q.narrowed(e.rows)
             assert narrowed is not None  # the tape has asked
-            self.passing = n, e.among(e.rows), Part.of(narrowed)
+            self.passing = n, e.among(e.rows), Part(narrowed)
         return self.passing[1:]
 
     def start_of(self, n: int, start: Start) -> Start:
@@ -175,12 +174,6 @@ class Sweep(ABC):
         """Charge these lanes for the evaluations since the last charge."""
         self.nfe = (part or self.part).charge(self.nfe, lanes)
 
-    def leaf_ends(self, e: Entry) -> tuple[Tensor, Tensor]:
-        time0, time1 = e.ends(self.q)
-        if not self.times_needed:
-            return time0, time1
-        return time0.detach().requires_grad_(), time1.detach().requires_grad_()
-
     def _steps(self, index: int) -> int:
         """Back through step `index`, and those before it that its kept graph is attached to; how many."""
         e = self.taking(index)[0]
@@ -194,21 +187,22 @@ class Sweep(ABC):
             return self._pulled(self.stagewise, index)
         else:
             chain = [self.local(index)]
-        last, first = chain[0], chain[-1]
+        last, first = chain[0], chain[-1].move
         values = [*last.move.step.y, *last.carry1]
         bars, passed = divided(e.accept, [*self.y_bar, *(self.carry_bar or [None] * len(last.carry1))])
         times: Leaves = ()
         for back, local in enumerate(chain):
             times = self._inside(index - back, local, values, bars)
-        ends = (first.move.time0, first.move.time1, *times) if self.times_needed else ()
+        ends = (first.time0, first.time1, *times) if self.times_needed else ()
+        suspect = recorded and e.accept is not True and not bool(e.accept.all())  # some lanes rejected it
         try:
-            grads = self.vjp(values, bars, (*first.y, *first.carry, *ends), recorded and mixed(e.accept))
+            grads = self.vjp(values, bars, (*first.y, *first.carry, *ends), suspect)
         except PoisonedError:
             return self._steps(index)
         self.charge(e.accept)
         n, m = len(first.y), len(first.y) + len(first.carry)
         if self.times_needed:
-            self._times(e, *added(grads[m : m + 2], first.ends_bar))
+            self._times(e, *added(grads[m : m + 2], chain[-1].ends_bar))
             ts_bar = grads[m + 2] if times else None
             if e.given is not None and ts_bar is not None:
                 self.ts_bar[e.given.rows] += ts_bar
@@ -223,7 +217,7 @@ class Sweep(ABC):
         move, given = local.move, self.taking(index)[0].given if self.outputs_wanted else None
         times: Leaves = ()
         if given is not None:
-            times = (self.ts[given.rows].requires_grad_(self.times_needed),)
+            times = (self.whole.q.ts[given.rows].requires_grad_(self.times_needed),)
             values += inside(move, times[0], given.lane)
             bars += [None if b is None else b[given.rows] for b in self.ys_bar]
         if self.dense_wanted:
@@ -270,15 +264,14 @@ class Sweep(ABC):
         q = self.q
         self.seen.clear()
         if self.graphs is not None and self.graphs.first is not None:
-            (time, y, carry), self.marker = self.graphs.take_first(), self.graphs.marker
+            time, y, carry = self.graphs.first
+            self.graphs.first, self.marker = None, self.graphs.marker
         else:
             self.marker = graph_marker()
             time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
             with q.f.drawing_from(q.f.start_states):
                 carry = q.method.init(q.f, time, y)
-        bar = self._from_start(carry, self.carry_bar, y, time)
-        if bar is not None:
-            self.ts_bar[..., 0] += bar
+        self._from_start(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
 
     def _first_outputs(self) -> None:
         """Back through the outputs at ts[0]."""
@@ -289,14 +282,13 @@ class Sweep(ABC):
         ts, y = q.ts.detach().requires_grad_(self.times_needed), new_leaves(q.y0)
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in self.ys_bar]
-        bar = self._from_start(firsts, bars, y, ts)
-        if bar is not None:
-            self.ts_bar += bar
+        self._from_start(firsts, bars, y, ts, self.ts_bar)
 
-    def _from_start(self, values: Leaves, bars: Bars, y: Leaves, times: Tensor) -> Tensor | None:
-        """Pulls through what was made of y at ts[0]; gives the cotangent of `times`, where that is wanted."""
+    def _from_start(self, values: Leaves, bars: Bars, y: Leaves, times: Tensor, times_bar: Tensor) -> None:
+        """Pulls through what was made of y at ts[0]; the cotangent of `times` is added to `times_bar`."""
         grads = self.vjp(values, bars, (*y, times) if self.times_needed else y)
         bar = grads.pop() if self.times_needed else None
+        if bar is not None:
+            times_bar += bar
         self.charge()
         self.y_bar = added(self.y_bar, grads)
-        return bar

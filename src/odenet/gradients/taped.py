@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.field import VectorField
 from ..core.leaves import Leaves
-from ..engine.advance import State
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.pieces import Interpolation
 from ..engine.problem import Problem
@@ -48,9 +46,8 @@ def taped(
     graphs: KeptGraphs | None,
     pull: Callable[[Taken, Sequence[Tensor | None]], Sequence[Tensor | None]],
     replayed: bool = True,
-    **extra: Any,
 ) -> Trajectory:
-    """The trajectory of p. `pull` is the backward pass; `extra` goes into the stats.
+    """The trajectory of p. `pull` is the backward pass.
 
     replayed: steps are taken again as they were, from a state at their start.
     """
@@ -63,22 +60,18 @@ def taped(
         tape = Tape(record, keeper, graphs, p.times_move)
         solved = integrate(q, request, record, (tape,), tape.attempt)
     stats = Stats.of(solved.outcome)
-    stats.update(extra)
     used, spare = q.f.capture()
     captured = (*used, *spare)
     values = flat(solved)
     if any(x.requires_grad for x in (*given, *captured)):
         refuse_random(p, q.f, replayed)
-        carry, shown = _private(solved.outcome.state), len(solved.ys)
-        taken = Taken(q, tape.entries, carry, graphs, captured, stats, p.times_move, shown)
+        end = solved.outcome.state
+        # copies of what is the caller's too, and may be changed in place
+        carry = tuple(x.clone() if any(x is y for y in end.y) else x for x in end.carry)
+        taken = Taken(q, tape.entries, carry, graphs, captured, stats, p.times_move, len(solved.ys))
         again = partial(once_more, p, request, like=q.f)
         values = attach(partial(pull, taken), again, values, given, used, spare)
     return replace(unpacked(p, values, solved, stats), field=q.f)
-
-
-def _private(s: State) -> Leaves:
-    """The carry, with copies of what is the caller's too and may be changed in place."""
-    return tuple(x.clone() if any(x is y for y in s.y) else x for x in s.carry)
 
 
 def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: VectorField | None = None) -> Leaves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,33 +15,21 @@ from ..core.plain_field import PlainField, own
 from ..engine.advance import Move
 from ..engine.problem import Problem
 from ..engine.traced import End, find
-from ..methods.base import Method
 from .adjoint import Adjoint
-from .continuous import _with_norm
 from .quadrature import nodes_and_weights
 
 
-@dataclass
 class _Setting:
     """A solve with the tensors of f taken out: those of args, then the parameters of f where it is a module.
 
     wanted: those of args that ask for a gradient. names: those of the parameters.
     """
 
-    p: Problem
-    how: Adjoint
-    f: Callable[..., Any]
-    args: list[Any]
-    spec: Any
-    wanted: list[int]
-    names: list[str]
-
-    @staticmethod
-    def of(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> _Setting:
-        flat, spec = flatten(args)
-        wanted = [i for i, x in enumerate(flat) if getattr(x, "requires_grad", False)]
-        names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
-        return _Setting(p, how, f, flat, spec, wanted, names)
+    def __init__(self, p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.p, self.how, self.f = p, how, f
+        self.args, self.spec = flatten(args)
+        self.wanted = [i for i, x in enumerate(self.args) if getattr(x, "requires_grad", False)]
+        self.names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
 
     def tensors(self) -> Leaves:
         own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
@@ -66,7 +54,7 @@ class _Setting:
 
 def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
     """y1, ys and how the forward solve ended."""
-    setting, n = _Setting.of(p, how, f, args), len(p.y0)
+    setting, n = _Setting(p, how, f, args), len(p.y0)
     tensors = setting.tensors()
     field = setting.field(tuple(x.detach() for x in tensors))
     slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
@@ -140,22 +128,11 @@ class _Both(PlainField):
 
 
 def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
-    how, q, n = s.how, s.p, len(y)
-    method = q.method if how.method is None else how.method
-    assert isinstance(method, Method)
-    controller = how.controller or q.controller
-    if callable(how.norm):
-        controller = _with_norm(controller, how.norm)
-    top = torch.stack([x.abs().max().double() for x in a]).amax(0)
-    top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-    rtol = [x if how.rtol is None else how.rtol for x in (*q.rtol, *q.rtol)]
-    atol: list[Any] = [x if how.atol is None else how.atol for x in (*q.atol, *q.atol)]
-    if how.atol is None:
-        atol[n:] = [x * spread(top, leaf) for x, leaf in zip(q.atol, a, strict=True)]
-    field: Any = _Both(s.field(tensors), n)
-    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": how.max_steps or q.max_steps}
-    p = Problem.build(field, (*y, *a), ts, controller, method=method.interpolated("own"), **limits)
-    return replace(p, traced=True)
+    method, controller = s.how.backward_solver(s.p)
+    rtol, atol = s.how.tolerances(s.p, a, 2 * len(y))
+    field: Any = _Both(s.field(tensors), len(y))
+    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": s.how.max_steps or s.p.max_steps}
+    return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
 
 
 def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:

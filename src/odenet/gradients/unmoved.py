@@ -6,7 +6,6 @@ the gradients; one that had none to give would leave the others waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,6 +60,6 @@ class Zeros(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-        zeros: Sequence[Tensor] = [torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks]
-        needed = ctx.needs_input_grad[1 : 1 + len(zeros)]
-        return (None, *(x if wanted else None for x, wanted in zip(zeros, needed, strict=True)), *bars)
+        pairs = zip(ctx.looks, ctx.needs_input_grad[1:], strict=False)
+        zeros = [torch.zeros(s, dtype=d, device=at) if wanted else None for (s, d, at), wanted in pairs]
+        return (None, *zeros, *bars)

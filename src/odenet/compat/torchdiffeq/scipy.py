@@ -16,7 +16,7 @@ from ...engine.integrate import Request, Solved
 from ...engine.loop import Outcome
 from ...engine.problem import Problem
 from ...gradients import Adjoint, ContinuousAdjoint
-from ...gradients.augment import WithState
+from ...gradients.augment import CotangentField
 from ...gradients.base import Stats, Trajectory, direct
 from ...gradients.continuous import Backward
 
@@ -40,7 +40,7 @@ class SciPy(ContinuousAdjoint):
         return super().run(p, request)
 
     def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        return self._solved(q), lambda captured: Backward(Adjoint(**vars_of(self)), q, WithState(q.f, captured))
+        return self._solved(q), lambda captured: Backward(Adjoint(**vars_of(self)), q, CotangentField(q.f, captured))
 
     def _solved(self, q: Problem) -> Solved:
         try:
