@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 
 from .blocks import Blocks
 from .capture import quietly, turn
-from .trace import Recorded
+from .trace import Recorded, looks
 from .turns import Turns
 
 _ENTRY = "inductor_entry_cpp"
@@ -175,7 +175,7 @@ def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:
     }
     with _turns.mine():
         whole = recorded.whole()
-    made = _by_inductor(whole, recorded.fakes, recorded.mode, options, thorough)
+    made = _by_inductor(whole, looks(whole), recorded.mode, options, thorough)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)
 
 
