@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .edit import Editor
-from .replay import Replays, pays
-from .trace import Recorded, outputs_of
+from .replay import Replays, Turn, pays
+from .trace import Recorded, looks, outputs_of
 
 aten = torch.ops.aten
 
 TURNS = 8  # in a block: what is put into the queue past the end is less than this
 
-Run = Callable[[list[Tensor]], list[Tensor]]
-Compiler = Callable[[GraphModule, Sequence[Tensor], Any], Run]
+Compiler = Callable[[GraphModule, Sequence[Tensor], Any], Turn]
 
 
 class Blocks:
@@ -35,12 +34,14 @@ class Blocks:
 
     def __init__(self, recorded: Recorded, compiler: Compiler) -> None:
         turn, self.at = recorded.turn, recorded.carried
-        for place in turn.graph.find_nodes(op="placeholder")[self.at :]:
+        given = turn.graph.find_nodes(op="placeholder")[self.at :]
+        for place in given:
             place.meta["val"] = torch.empty_like(place.meta["val"])  # without gaps
         turn = turn if recorded.counted else guarded(turn, recorded.mode)
-        written = tuple(i - self.at for i in written_inputs(turn))
+        puts = turn.graph.find_nodes(op="call_function", target=aten.index_put_.default)
+        written = [given.index(n.args[0]) for n in puts]  # numbers of what the turn writes into
 
-        def made(part: GraphModule) -> Run:
+        def made(part: GraphModule) -> Turn:
             return compiler(part, looks(part), recorded.mode)
 
         self.strides = [x.stride() for x in looks(turn)]
@@ -87,17 +88,6 @@ def laid_out(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> l
         x if x.stride() == s else torch.empty_strided(x.shape, s, dtype=x.dtype, device=x.device).copy_(x)
         for x, s in zip(tensors, strides, strict=False)
     ]
-
-
-def looks(part: GraphModule) -> list[Tensor]:
-    return [n.meta["val"] for n in part.graph.find_nodes(op="placeholder")]
-
-
-def written_inputs(module: GraphModule) -> list[int]:
-    """Numbers of the inputs that the graph writes into."""
-    inputs = module.graph.find_nodes(op="placeholder")
-    puts = module.graph.find_nodes(op="call_function", target=aten.index_put_.default)
-    return [inputs.index(n.args[0]) for n in puts]
 
 
 def guarded(turn: GraphModule, mode: Any) -> GraphModule:

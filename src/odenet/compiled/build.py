@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from torch.fx import GraphModule
 
 from .blocks import Blocks
 from .capture import quietly, turn
-from .trace import Recorded
-from .turns import Turns
+from .trace import Recorded, looks
+from .turns import Turns, replacing
 
 _ENTRY = "inductor_entry_cpp"
 
@@ -88,16 +88,11 @@ def _found(key: str) -> Library | None:
 def _keep(made: Path, key: str, recorded: Recorded) -> Path:
     folder().mkdir(parents=True, exist_ok=True)
     whole = folder() / f"{key}.so"
-    # whole or not at all, also where two processes do the same, or two threads
-    part = whole.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     kept = [(list(shape), str(dtype).removeprefix("torch.")) for shape, dtype in recorded.kept]
-    try:
+    with replacing(whole) as part:
         shutil.copy(made, part)
-        part.replace(whole)
-        part.write_text(json.dumps({"calls": list(recorded.calls), "kept": kept}))
-        part.replace(folder() / f"{key}.json")
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(folder() / f"{key}.json") as part:
+        Path(part).write_text(json.dumps({"calls": list(recorded.calls), "kept": kept}))
     return whole
 
 
@@ -111,46 +106,24 @@ class Beside:
     interrupted = False
 
     def __init__(self, key: str | None, make: Callable[[], Recorded], threads: int, thorough: bool) -> None:
-        self.made: list[Library] = []
-        self.error: Exception | None = None
-        self.thread: threading.Thread | None = None
+        self.made: Future[Library] = Future()
         if key is not None and (found := _found(key)) is not None:
-            self.made.append(found)
+            self.made.set_result(found)
             return
         quietly("torch._inductor.compile_fx")
-        # no daemon: a process that ended meanwhile would abort
-        self.thread = threading.Thread(target=self._run, args=(key, make, threads, thorough))
-        self.thread.start()
-
-    def _run(self, *wanted: Any) -> None:
-        try:
-            self.made.append(library(*wanted))
-        except Exception as error:
-            self.error = error
+        thread = ThreadPoolExecutor(1)  # which a process that ends waits for: else it would abort
+        self.made = thread.submit(library, key, make, threads, thorough)
+        thread.shutdown(wait=False)
 
     def working(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
+        return not self.made.done()
 
     def wait(self) -> Library:
-        if self.thread is not None:
-            self.thread.join()
-        if self.error is not None:
-            raise self.error
-        return self.made[0]
+        return self.made.result()
 
 
 def load(path: Path) -> Callable[[list[Tensor], int | None], list[Tensor]]:
     """The library as a function. Its entry takes and gives handles of tensors; PyTorch turns tensors into those."""
-    entry = _entry(path)
-
-    def run(tensors: list[Tensor], turns: int | None = None) -> list[Tensor]:  # the loop counts them itself
-        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # pyright: ignore
-        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))  # pyright: ignore
-
-    return run
-
-
-def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
     # where Inductor's libraries look for what they need of PyTorch's Python side
     pointer = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # pyright: ignore
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(pointer)
@@ -158,7 +131,13 @@ def _entry(path: Path) -> Callable[[list[Any]], list[Any]]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, _ENTRY)
+    entry = getattr(module, _ENTRY)
+
+    def run(tensors: list[Tensor], turns: int | None = None) -> list[Tensor]:  # the loop counts them itself
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # pyright: ignore
+        return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))  # pyright: ignore
+
+    return run
 
 
 _turns = Turns(turn)
@@ -175,7 +154,7 @@ def compiled(recorded: Recorded, threads: int, thorough: bool) -> Path:
     }
     with _turns.mine():
         whole = recorded.whole()
-    made = _by_inductor(whole, recorded.fakes, recorded.mode, options, thorough)
+    made = _by_inductor(whole, looks(whole), recorded.mode, options, thorough)
     return Path(made.current_callable.__globals__["inductor_entry"].__self__.__file__)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.fx.node import map_arg
 
 from ..core.leaves import Leaves, Spec, flatten_like, unflatten
 from .collecting import paused
@@ -264,29 +265,28 @@ def capture(
     _seen.inputs = ()
     if graph is None:
         raise NotCompilableError("f has no tensor operation of t or y")
-    roles, others = [], []
+    roles, others, known = [], [], {"t": [t], "y": y}
     for x in inputs:
         if not isinstance(x, Tensor):
             raise NotCompilableError(f"f depends on a {type(x).__name__} that changes from call to call")
-        known = [("t", 0)] if x is t else [("y", i) for i, leaf in enumerate(y) if x is leaf]
-        if not known:
-            known = [("other", len(others))]
+        role = _place(x, known)
+        if role is None:
+            role = "other", len(others)
             others.append(x)
-        roles += known[:1]
+        roles.append(role)
     field = graph.fields.get(tuple(roles))
     if field is None:
-        results = [_origin(x, graph.stand_ins, inputs) for x in out]
+        found = [_place(x, {"out": graph.stand_ins, "in": inputs}) for x in out]
+        results = [place for place in found if place is not None]
+        if len(results) < len(found):
+            raise NotCompilableError("f returns something that is not a tensor made of t and y")
         field = FieldGraph(graph.module, roles, results, _text(graph.module, roles, results), graph.largest)
         graph.fields[tuple(roles)] = field
     return field, others
 
 
-def _origin(x: Any, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> Place:
-    for where, tensors in (("out", outputs), ("in", inputs)):
-        for i, y in enumerate(tensors):
-            if x is y:
-                return where, i
-    raise NotCompilableError("f returns something that is not a tensor made of t and y")
+def _place(x: Any, known: dict[str, Sequence[Any]]) -> Place | None:
+    return next(((kind, i) for kind, tensors in known.items() for i, y in enumerate(tensors) if x is y), None)
 
 
 def _text(module: GraphModule, roles: list[Place], results: list[Place]) -> str | None:
@@ -294,18 +294,6 @@ def _text(module: GraphModule, roles: list[Place], results: list[Place]) -> str 
         return None
     # numbers in place of names, which come from where f stands in the caller's program
     names: dict[Any, str] = {}
-
-    def told(x: Any) -> str:
-        if isinstance(x, torch.fx.Node):
-            return names[x]
-        if isinstance(x, (tuple, list)):
-            return "[" + ",".join(told(i) for i in x) + "]"
-        if isinstance(x, dict):
-            return "{" + ",".join(f"{k}:{told(v)}" for k, v in x.items()) + "}"
-        if isinstance(x, slice):
-            return f"slice({told(x.start)},{told(x.stop)},{told(x.step)})"
-        return repr(x)
-
     lines = [repr(roles), repr(results)]
     for node in module.graph.nodes:
         names[node] = f"%{len(names)}"
@@ -314,5 +302,6 @@ def _text(module: GraphModule, roles: list[Place], results: list[Place]) -> str 
             target = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
         if node.op == "placeholder":
             target = ""
-        lines.append(f"{names[node]} {node.op} {target} {told(node.args)} {told(node.kwargs)}")
+        given = map_arg((node.args, node.kwargs), names.__getitem__)
+        lines.append(f"{names[node]} {node.op} {target} {given}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

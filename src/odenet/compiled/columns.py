@@ -72,8 +72,8 @@ def concatenated(node: Node, edit: Editor) -> None:
     if not few(value.shape) or axis % 2 == 0:
         return
     with edit.graph.inserting_before(node):
-        made = edit(aten.cat.default, [edit(aten.permute.default, part, [1, 0]) for part in parts])  # pyright: ignore
-        node.replace_all_uses_with(edit(aten.permute.default, made, [1, 0]))
+        made = edit(aten.cat.default, [edit.turned(part) for part in parts])  # pyright: ignore
+        node.replace_all_uses_with(edit.turned(made))
 
 
 def transposed(place: Node, edit: Editor) -> None:
@@ -82,9 +82,6 @@ def transposed(place: Node, edit: Editor) -> None:
         return
     users = list(place.users)
     with edit.graph.inserting_before(next(n for n in edit.graph.nodes if n.op != "placeholder")):
-        copy = edit(
-            aten.clone.default, edit(aten.permute.default, place, [1, 0]), memory_format=torch.contiguous_format
-        )
-        whole = edit(aten.permute.default, copy, [1, 0])
+        whole = edit.turned(edit.by_rows(edit.turned(place)))
     for user in users:
         user.replace_input_with(place, whole)

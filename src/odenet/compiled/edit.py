@@ -9,6 +9,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+aten = torch.ops.aten
+
 
 class Editor:
     """Puts operations into a graph, with their fake results."""
@@ -21,3 +23,10 @@ class Editor:
         with torch.no_grad(), self.mode:
             node.meta["val"] = operation(*map_arg(args, lambda n: n.meta["val"]), **kwargs)
         return node
+
+    def turned(self, matrix: Any) -> Node:
+        return self(aten.permute.default, matrix, [1, 0])
+
+    def by_rows(self, x: Any) -> Node:
+        """A copy without gaps."""
+        return self(aten.clone.default, x, memory_format=torch.contiguous_format)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..control.stop_times import Stops, StopTimes
-from ..core.leaves import Leaves
+from ..core.leaves import Leaves, tree_map
 from ..core.status import Status
 from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
@@ -108,11 +108,9 @@ class _Forth:
         row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
         new = Packed.of(Counted.start(p, Clock(p)), row, x.fresh, self.plan.columns)
         self.calls_at_start = p.f.calls
-        numbers, counts, *leaves = (
-            torch.where(x.fresh, a, b)
-            for a, b in zip((*new[1:3], *new.leaves), (*x.before[1:3], *x.before.leaves), strict=True)
-        )
-        return Packed((counts[4] == Status.RUNNING).any(), numbers, counts, all_arranged(leaves, self.plan.columns))
+        at = tree_map(lambda a, b: torch.where(x.fresh, a, b), new, x.before)
+        go = (at.counts[4] == Status.RUNNING).any()
+        return at._replace(go=go, leaves=all_arranged(at.leaves, self.plan.columns))
 
     def turn(self, at: Packed, x: Inputs) -> tuple[Packed, Leaves]:
         """One attempt, and what it takes down."""

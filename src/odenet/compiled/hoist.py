@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_LOOP = re.compile(r"^(?P<opening>([ \t]*)while \(1\) \{)\n(?P<body>(?:.*\n)*?)(?P<closing>\2\})$", re.MULTILINE)
 _NAME = re.compile(r"\w+")
 _HANDLE = re.compile(r"\s*AtenTensorHandle (\w+)_handle;$")
 _ALIAS = re.compile(
@@ -23,35 +24,20 @@ _ALWAYS = "static constexpr int64_t"
 
 def hoisted(source: str) -> str:
     """The same program. Loops that are not written as expected stay as they are."""
-    lines, out, i = source.split("\n"), [], 0
-    while i < len(lines):
-        end = _end(lines, i) if lines[i].strip() == "while (1) {" else None
-        if end is None:
-            out.append(lines[i])
-            i += 1
-        else:
-            out += _loop(lines[i], lines[i + 1 : end], lines[end])
-            i = end + 1
-    return "\n".join(out)
+    return _LOOP.sub(_lean, source)
 
 
-def _owned(body: list[str]) -> tuple[list[str], list[str]]:
+def _owned(text: str) -> tuple[list[str], list[str]]:
     """Owners for handles made before the loop, and the body with them: Inductor has each use of one free it."""
-    text = "\n".join(body)
     made_here = set(re.findall(r"AtenTensorHandle (tmp_\w+);", text))
     names = [name for name in dict.fromkeys(_ONCE.findall(text)) if name not in made_here]
     for name in names:
         text = text.replace(f"RAIIAtenTensorHandle({name})", f"{name}_owner")
-    return [f"RAIIAtenTensorHandle {name}_owner({name});" for name in names], text.split("\n")
+    return [f"RAIIAtenTensorHandle {name}_owner({name});" for name in names], text.split("\n")[:-1]
 
 
-def _end(lines: Sequence[str], start: int) -> int | None:
-    closing = lines[start].split("while")[0] + "}"
-    return next((i for i in range(start + 1, len(lines)) if lines[i] == closing), None)
-
-
-def _loop(opening: str, body: list[str], closing: str) -> list[str]:
-    before, body = _owned(body)
+def _lean(loop: re.Match[str]) -> str:
+    before, body = _owned(loop["body"])
     kept = _handed_on(body)  # what a turn hands to the next one is made anew at each
     varying = {m.group(1) for line in body if (m := _MOVE.match(line))}
     inside: list[str] = []
@@ -77,7 +63,7 @@ def _loop(opening: str, body: list[str], closing: str) -> list[str]:
             if made := _MADE.match(line):
                 varying.add(made[1])
         i += 1
-    return ["{", *before, opening, *inside, closing, "}"]
+    return "\n".join(["{", *before, loop["opening"], *inside, loop["closing"], "}"])
 
 
 def _stays(call: str, name: str, varying: set[str]) -> bool:

@@ -16,19 +16,17 @@ from torch import Tensor
 
 from .capture import quietly
 
-_DEFINITION = "linear(Tensor x, Tensor w, Tensor? b) -> Tensor"
-_library: list[Any] = []
+Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a matrix
 
 
+@lru_cache(maxsize=1)
 def linear() -> Any:
     """The operation x, w, b -> x @ w.T + b, of float32 matrices with any strides."""
-    if not _library:
-        made = torch.library.Library("odenet", "DEF")
-        made.define(_DEFINITION)
-        made.impl("linear", _linear, "CPU")
-        made.impl("linear", lambda x, w, b: x.new_empty((x.shape[0], w.shape[0])), "Meta")
-        _library.append(made)
-        _teach_inductor()
+    quietly("torch._inductor.mkldnn_ir")  # Ctrl-C meanwhile comes before anything is defined
+    torch.library.define("odenet::linear", "(Tensor x, Tensor w, Tensor? b) -> Tensor")
+    torch.library.impl("odenet::linear", "CPU", _linear)
+    torch.library.impl("odenet::linear", "Meta", lambda x, w, b: x.new_empty((x.shape[0], w.shape[0])))
+    _teach_inductor()
     return torch.ops.odenet.linear.default
 
 
@@ -37,7 +35,6 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _teach_inductor() -> None:
-    quietly("torch._inductor.mkldnn_ir")
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
     from torch._inductor.mkldnn_ir import LinearUnary
@@ -57,18 +54,11 @@ def _teach_inductor() -> None:
 
 
 @lru_cache(maxsize=1024)
-def is_faster(
-    a_shape: tuple[int, ...],
-    a_stride: tuple[int, ...],
-    b_shape: tuple[int, ...],
-    b_stride: tuple[int, ...],
-    threads: int,
-) -> bool:
-    """Whether a @ b is faster by oneDNN here: measured, once for each shape."""
+def is_faster(left: Layout, right: Layout, threads: int) -> bool:
+    """Whether left @ right is faster by oneDNN here: measured, once for each pair of layouts."""
     if not torch.backends.mkldnn.is_available():
         return False
-    a = torch.empty_strided(a_shape, a_stride).normal_()
-    b = torch.empty_strided(b_shape, b_stride).normal_()
+    a, b = (torch.empty_strided(*layout).normal_() for layout in (left, right))
     ways = (lambda: torch.mm(a, b), lambda: _linear(a, b.t(), None))
     times: list[list[float]] = [[], []]
     for _ in range(7):

@@ -40,7 +40,7 @@ def rewritten(module: GraphModule, carried: int, mode: Any, by_columns: bool) ->
     graph, edit = module.graph, Editor(module.graph, mode)
     places = [n for n in graph.nodes if n.op == "placeholder"][carried:]
     for node in reversed(list(graph.nodes)):
-        if node.target is aten.add.Tensor and not _is_sum_inside(node):
+        if _plain_sum(node) and not _is_sum_inside(node):
             _stack(node, edit, by_columns)
     if by_columns:
         for node in list(graph.nodes):
@@ -50,7 +50,7 @@ def rewritten(module: GraphModule, carried: int, mode: Any, by_columns: bool) ->
             columns.transposed(place, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
-        if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu":
+        if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu" or node.kwargs:
             continue
         if not _broadcast(node, fixed, edit, by_columns):
             _by_onednn(node, edit)
@@ -84,17 +84,15 @@ def _drop_units(graph: Graph) -> None:
 
 
 def _plain_sum(node: Any) -> bool:
-    return isinstance(node, Node) and node.target is aten.add.Tensor and not node.kwargs and _both_nodes(node)
-
-
-def _both_nodes(node: Node) -> bool:
+    """Whether it adds two values of its own shape."""
+    if not isinstance(node, Node) or node.target is not aten.add.Tensor or node.kwargs:
+        return False
     return all(isinstance(x, Node) and _value(x).shape == _value(node).shape for x in node.args)
 
 
 def _is_sum_inside(node: Node) -> bool:
-    """Whether it is only a term of another sum."""
-    users = list(node.users)
-    return len(users) == 1 and _plain_sum(users[0]) and _plain_sum(node)
+    """Whether a sum is only a term of another one."""
+    return len(node.users) == 1 and _plain_sum(next(iter(node.users)))
 
 
 def _terms(node: Node) -> list[Node]:
@@ -107,29 +105,24 @@ def _terms(node: Node) -> list[Node]:
 
 def _stack(root: Node, edit: Editor, by_columns: bool) -> None:
     """Sum of products of transposed matrices, or of sums over rows -> one of each, of stacked matrices."""
-    if not _plain_sum(root):
-        return
     terms = _terms(root)
     products = [t for t in terms if _of_transposed(t)]
-    sums = [
-        t for t in terms if t.target is aten.sum.dim_IntList and t.args[1:] == products_axes(t) and len(t.users) == 1
-    ]
+    sums = [t for t in terms if _over_rows(t)]
     rest = [t for t in terms if t not in products and t not in sums]
     with edit.graph.inserting_before(root):
         made: list[Node] = []
-        if len(products) > 1 and _fits(products):
+        if _worth_stacking(products):
             if by_columns:
                 left = edit(aten.cat.default, [p.args[0] for p in products], 1)
-                right = edit(aten.cat.default, [edit(aten.permute.default, p.args[1], [1, 0]) for p in products], 1)
+                right = edit(aten.cat.default, [edit.turned(p.args[1]) for p in products], 1)
                 made.append(_of_columns(left, right, edit))
             else:
-                left = edit(aten.cat.default, [p.args[0].args[0] for p in products])  # pyright: ignore
-                left = edit(aten.permute.default, left, [1, 0])
+                left = edit.turned(edit(aten.cat.default, [p.args[0].args[0] for p in products]))  # pyright: ignore
                 right = edit(aten.cat.default, [p.args[1] for p in products])
                 made.append(edit(aten.mm.default, left, right))
         else:
             rest += products
-        if len(sums) > 1 and sum(_value(s.args[0]).numel() for s in sums) <= STACKED:
+        if _worth_stacking(sums):
             stacked = edit(aten.cat.default, [s.args[0] for s in sums])
             made.append(edit(aten.sum.dim_IntList, stacked, *sums[0].args[1:]))
         else:
@@ -146,26 +139,23 @@ def _of_columns(left: Node, right: Node, edit: Editor) -> Node:
     """Each column with each: a library would wake its threads for the little that this is."""
     (m, rows), n = _value(left).shape, _value(right).shape[0]
     if m * n * rows > columns.LARGE or not _value(left).dtype.is_floating_point:
-        return edit(aten.mm.default, left, edit(aten.permute.default, right, [1, 0]))
+        return edit(aten.mm.default, left, edit.turned(right))
     left, right = (edit(torch.ops.prims.inductor_force_stride_order.default, x, [rows, 1]) for x in (left, right))
     return _contracted(edit, (left, 1), (right, 0), 2)
 
 
-def products_axes(node: Node) -> tuple[Any, ...]:
-    """The axes of a sum over rows that keeps a row, or does not, as its node has them."""
-    return ([0], True) if len(node.args) > 2 else ([0],)
+def _over_rows(node: Node) -> bool:
+    """Whether it is a sum over rows, which keeps a row or does not."""
+    return node.target is aten.sum.dim_IntList and node.args[1:] in (([0],), ([0], True)) and len(node.users) == 1
 
 
-def _of_transposed(node: Node) -> bool:
-    if node.target is not aten.mm.default or len(node.users) != 1:
-        return False
-    left = node.args[0]
-    return isinstance(left, Node) and left.target is aten.permute.default
+def _of_transposed(node: Any) -> bool:
+    return node.target is aten.mm.default and len(node.users) == 1 and node.args[0].target is aten.permute.default
 
 
-def _fits(products: Sequence[Node]) -> bool:
-    size = sum(_value(p.args[0]).numel() + _value(p.args[1]).numel() for p in products)
-    return size <= STACKED
+def _worth_stacking(alike: Sequence[Node]) -> bool:
+    size = sum(_value(x).numel() for node in alike for x in node.args if isinstance(x, Node))
+    return len(alike) > 1 and size <= STACKED
 
 
 def _unchanging(graph: Graph, constant: Sequence[Node]) -> set[Node]:
@@ -178,53 +168,34 @@ def _unchanging(graph: Graph, constant: Sequence[Node]) -> set[Node]:
     return fixed
 
 
-def _by_onednn(node: Node, edit: Editor) -> None:
+def _by_onednn(node: Any, edit: Editor) -> None:
     """The product by oneDNN instead of PyTorch's BLAS, where that is faster on this machine."""
     *bias, left, right = node.args
-    if node.kwargs or not isinstance(left, Node) or not isinstance(right, Node):
-        return
     a, b = _value(left), _value(right)
     if a.dtype is not torch.float32 or (bias and _value(bias[0]).ndim != 1):
         return
-    if not onednn.is_faster(tuple(a.shape), a.stride(), tuple(b.shape), b.stride(), torch.get_num_threads()):
+    if not onednn.is_faster((tuple(a.shape), a.stride()), (tuple(b.shape), b.stride()), torch.get_num_threads()):
         return
     with edit.graph.inserting_before(node):
-        turned = edit(aten.permute.default, right, [1, 0])
-        product = edit(onednn.linear(), left, turned, bias[0] if bias else None)
+        product = edit(onednn.linear(), left, edit.turned(right), bias[0] if bias else None)
     node.replace_all_uses_with(product)
 
 
-def _broadcast(node: Node, fixed: set[Node], edit: Editor, by_columns: bool) -> bool:
+def _broadcast(node: Any, fixed: set[Node], edit: Editor, by_columns: bool) -> bool:
     """Write a small product with what stays the same as a sum of products; whether it was one."""
     *bias, left, right = node.args
-    if node.kwargs or right not in fixed or not isinstance(left, Node) or not isinstance(right, Node):
-        return False
     (rows, inner), width = _value(left).shape, _value(right).shape[1]
     most = columns.LARGE if by_columns else SMALL
-    if not 0 < rows * inner * width <= most or not _value(left).dtype.is_floating_point:
+    if right not in fixed or not 0 < rows * inner * width <= most or not _value(left).dtype.is_floating_point:
         return False
-    if by_columns and rows >= columns.FEW:
-        with edit.graph.inserting_before(node):
-            node.replace_all_uses_with(_from_columns(left, right, bias, edit))
-        return True
+    product = _from_columns if by_columns and rows >= columns.FEW else _from_rows
     with edit.graph.inserting_before(node):
-        left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
-        if inner <= UNROLLED:
-            total = _pairwise(edit, (left, 1), (_without_gaps(right, edit), 0), inner)
-        else:
-            transposed = _without_gaps(edit(aten.permute.default, right, [1, 0]), edit)
-            total = _contracted(edit, (left, 1), (transposed, 0), 2)
-        if bias:
-            # spread over all rows once and for all, so that what follows is one loop over all elements
-            whole = edit(aten.expand.default, bias[0], [rows, width])
-            whole = edit(aten.clone.default, whole, memory_format=torch.contiguous_format)
-            total = edit(aten.add.Tensor, total, whole)
-    node.replace_all_uses_with(total)
+        node.replace_all_uses_with(product(left, right, bias, edit))
     return True
 
 
 def _without_gaps(x: Node, edit: Editor) -> Node:
-    return x if _value(x).is_contiguous() else edit(aten.clone.default, x, memory_format=torch.contiguous_format)
+    return x if _value(x).is_contiguous() else edit.by_rows(x)
 
 
 def _contracted(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], axis: int) -> Node:
@@ -235,32 +206,43 @@ def _contracted(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], a
 
 def _pairwise(edit: Editor, left: tuple[Node, int], right: tuple[Node, int], count: int) -> Node:
     """The sum of products of slices, each of both along the axis that is given with it."""
-    (a, along), (b, across) = left, right
-    terms = (
-        edit(
-            aten.mul.Tensor,
-            edit(aten.slice.Tensor, a, along, k, k + 1),
-            edit(aten.slice.Tensor, b, across, k, k + 1),
-        )
-        for k in range(count)
-    )
-    return reduce(lambda total, term: edit(aten.add.Tensor, total, term), terms)
+
+    def term(k: int) -> Node:
+        slices = (edit(aten.slice.Tensor, x, along, k, k + 1) for x, along in (left, right))
+        return edit(aten.mul.Tensor, *slices)
+
+    return reduce(lambda total, k: edit(aten.add.Tensor, total, term(k)), range(1, count), term(0))
+
+
+def _from_rows(left: Node, right: Node, bias: Sequence[Any], edit: Editor) -> Node:
+    """The product as a sum of rows, each times a number of every row."""
+    left = edit(torch.ops._inductor_test.realize.default, left)  # else it would be computed for every column anew
+    (rows, inner), width = _value(left).shape, _value(right).shape[1]
+    if inner <= UNROLLED:
+        total = _pairwise(edit, (left, 1), (_without_gaps(right, edit), 0), inner)
+    else:
+        total = _contracted(edit, (left, 1), (_without_gaps(edit.turned(right), edit), 0), 2)
+    if bias:
+        # spread over all rows once and for all, so that what follows is one loop over all elements
+        whole = edit.by_rows(edit(aten.expand.default, bias[0], [rows, width]))
+        total = edit(aten.add.Tensor, total, whole)
+    return total
 
 
 def _from_columns(left: Node, right: Node, bias: Sequence[Any], edit: Editor) -> Node:
     """The product as a sum of columns, each times a number."""
     inner = _value(left).shape[1]
-    turned = edit(aten.permute.default, left, [1, 0])
-    turned = edit(torch.ops.prims.inductor_force_stride_order.default, turned, [_value(left).shape[0], 1])
-    weights = edit(aten.permute.default, right, [1, 0])
+    order = torch.ops.prims.inductor_force_stride_order.default
+    turned = edit(order, edit.turned(left), [_value(left).shape[0], 1])
+    weights = edit.turned(right)
     if inner <= UNROLLED:
         total = _pairwise(edit, (turned, 0), (weights, 1), inner)
     else:
         total = _contracted(edit, (_without_gaps(weights, edit), 2), (turned, 0), 1)
     if bias:
         by_column = bias[0] if _value(bias[0]).ndim > 1 else edit(aten.unsqueeze.default, bias[0], 0)
-        total = edit(aten.add.Tensor, total, edit(aten.permute.default, by_column, [1, 0]))
-    return edit(aten.permute.default, total, [1, 0])
+        total = edit(aten.add.Tensor, total, edit.turned(by_column))
+    return edit.turned(total)
 
 
 def lifted(begin: GraphModule, turn: GraphModule, carried: int) -> None:

@@ -55,7 +55,9 @@ class Replays:
             if not self.carried:
                 with torch.inference_mode(False):  # what is made there cannot be written elsewhere
                     self.carried, self.others = ([torch.empty_like(x) for x in xs] for xs in (carried, others))
-            self._fill(carried, others)
+            given = [*carried, *(x for i, x in enumerate(others) if i not in self.written)]
+            mine = [*self.carried, *(x for i, x in enumerate(self.others) if i not in self.written)]
+            torch._foreach_copy_(mine, given)  # pyright: ignore  # one launch for all of a kind
             yield self
             for i in self.written:
                 others[i].copy_(self.others[i])
@@ -70,11 +72,6 @@ class Replays:
 
     def results(self) -> list[Tensor]:
         return [x.clone() for x in self.carried]  # the next solve writes into these
-
-    def _fill(self, carried: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        given = [*carried, *(x for i, x in enumerate(others) if i not in self.written)]
-        mine = [*self.carried, *(x for i, x in enumerate(self.others) if i not in self.written)]
-        torch._foreach_copy_(mine, given)  # pyright: ignore  # one launch for all of a kind
 
     def _work(self, turns: int) -> None:
         carried = self.carried

@@ -39,6 +39,11 @@ def outputs_of(module: GraphModule) -> list[Node]:
     return list(module.graph.output_node().args[0])  # pyright: ignore
 
 
+def looks(module: GraphModule) -> list[Tensor]:
+    """What its inputs look like."""
+    return [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
+
+
 def record(function: Callable[..., Any], fakes: Sequence[Any], mode: Any, unused: bool = False) -> GraphModule:
     """`function` as a graph of functional core operations, for pytrees like `fakes`; with `unused`, all that it did.
 
@@ -111,7 +116,7 @@ def _part_outputs(module: GraphModule) -> None:
 
 @dataclass
 class Recorded:
-    """A loop ready to be compiled, as graphs of inputs like `fakes`.
+    """A loop ready to be compiled, as graphs.
 
     begin: inputs -> what is carried. turn: (what is carried, inputs) -> what is carried; the loop goes on while the
     first of that is positive. What every turn would compute anew is moved from here to `begin`. end: (what is carried,
@@ -132,10 +137,6 @@ class Recorded:
     def __post_init__(self) -> None:
         lifted(self.begin, self.turn, self.carried)
 
-    @property
-    def fakes(self) -> list[Tensor]:
-        return [n.meta["val"] for n in self.begin.graph.find_nodes(op="placeholder")]
-
     def whole(self) -> GraphModule:
         """begin, the loop as PyTorch's operator, and end, as one graph."""
         root, graph = nn.Module(), Graph()
@@ -152,9 +153,10 @@ class Recorded:
             root.add_module(name, value) if isinstance(value, nn.Module) else root.register_buffer(name, value)
             return graph.get_attr(name)
 
-        inputs = [graph.placeholder(f"x{i}") for i in range(len(self.fakes))]
-        for place, like in zip(inputs, self.fakes, strict=True):
-            place.meta["val"] = like
+        inputs: list[Node] = []
+        for i, like in enumerate(looks(self.begin)):
+            inputs.append(graph.placeholder(f"x{i}"))
+            inputs[i].meta["val"] = like
         begun = then(self.begin, inputs)
         first, given = tuple(begun[: self.carried]), tuple(begun[self.carried :])
         go = record(lambda *x: x[0] > 0, [n.meta["val"] for n in begun], self.mode)
@@ -163,9 +165,8 @@ class Recorded:
         loop = torch.ops.higher_order.while_loop
         looped = graph.call_function(loop, (attribute(go), attribute(self.turn), first, given))
         looped.meta["val"] = tuple(n.meta["val"] for n in first)
-        results = [graph.call_function(operator.getitem, (looped, i)) for i in range(self.carried)]
-        for node, value in zip(results, looped.meta["val"], strict=True):
-            node.meta["val"] = value
+        edit = Editor(graph, self.mode)
+        results = [edit(operator.getitem, looped, i) for i in range(self.carried)]
         graph.output(tuple(results if self.end is None else then(self.end, [*results, *inputs])))
         return GraphModule(root, graph)
 

@@ -16,7 +16,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,14 +121,19 @@ def _whole_or_not(run: Callable[..., Any], command: str, cwd: str) -> Any:
     made = re.findall(r"(?<= -o )\S+", command)
     if len(made) != 1:
         return run(command, cwd)
-    part = f"{made[0]}.{os.getpid()}.{threading.get_ident()}"
+    with replacing(made[0]) as part:
+        return run(command.replace(f" -o {made[0]}", f" -o {part}"), cwd)
+
+
+@contextmanager
+def replacing(file: str | Path) -> Iterator[str]:
+    """A file to write, which is then put in the place of another: whole or not at all, whoever else does the same."""
+    part = f"{file}.{os.getpid()}.{threading.get_ident()}"
     try:
-        out = run(command.replace(f" -o {made[0]}", f" -o {part}"), cwd)
-        os.replace(part, made[0])
+        yield part
+        os.replace(part, file)
     finally:
-        with suppress(FileNotFoundError):
-            os.remove(part)
-    return out
+        Path(part).unlink(missing_ok=True)
 
 
 def _known_instructions(isa: Any) -> Callable[[], list[Any]]:
