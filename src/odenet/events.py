@@ -212,16 +212,9 @@ def stacked_hits(hits: Sequence[Hit], like: Any, batched: bool, time: Tensor) ->
 
     time: a time, for its dtype and device.
     """
-    axis = 1 if batched else 0
-    if hits:
-        return Hit(
-            torch.stack([torch.as_tensor(h.which) for h in hits], axis),
-            torch.stack([h.t for h in hits], axis),
-            tree_map(lambda *xs: torch.stack(xs, axis), *(h.y for h in hits)),
-        )
-    lead = time.shape[:1] if batched else ()
-    return Hit(
-        torch.zeros((*lead, 0), dtype=torch.int64, device=time.device),
-        time.new_zeros((*lead, 0)),
-        tree_map(lambda x: x.new_zeros((*lead, 0, *x.shape[len(lead) :])), like),
-    )
+    axis, none = int(batched), Hit(torch.zeros_like(time, dtype=torch.int64), time, like)
+
+    def together(*xs: Any) -> Tensor:
+        return torch.stack([torch.as_tensor(x) for x in xs], axis)
+
+    return tree_map(together, *hits) if hits else tree_map(lambda x: together(x.detach()).narrow(axis, 0, 0), none)

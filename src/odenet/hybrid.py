@@ -280,8 +280,7 @@ class Hybrid:
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
         good = unfailed(self.p, whole.status)
         if good is not None:
-            constant = tree_map(lambda x: held(good, (x,))[0], hits.y)
-            hits = hits._replace(t=held(good, (hits.t,))[0], y=constant)
+            hits = tree_map(lambda x: held(good, (x,))[0], hits)
         return frozen(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits
 
     def _last(self, hits: Hit) -> Hit | None:
