@@ -118,7 +118,7 @@ class Seeker:
 
     def _call_off(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
         clock.uncut(lanes if clock.p.batched else True, s.stop)
-        self.landing.leave(rows[lanes])
+        self.landing.value[rows[lanes]] = -1
         self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
 
     def _edge(self, lanes: Tensor, rows: Tensor, t: Tensor) -> None:
@@ -178,8 +178,7 @@ class Seeker:
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
             found = path.each(torch.where(at_end, theta.clamp(max=1.0), theta), live)
-            if not bool((torch.isfinite(found) | ~live).all()):
-                raise _not_finite(found.unsqueeze(-1), live, move)
+            _refuse(~torch.isfinite(found) & live, found, move)
             return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
 
         at = torch.where(past > 0, self.past_sign[rows], signs)
@@ -289,9 +288,7 @@ class Seeker:
         """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
         large = peak(move.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
         wanted = wanted & ~large.unsqueeze(-1)
-        bad = ~torch.isfinite(column) & wanted.unsqueeze(-1)
-        if bool(bad.any()):
-            raise _not_finite(column, wanted, move)
+        _refuse(~torch.isfinite(column) & wanted.unsqueeze(-1), column, move)
         return large
 
     @staticmethod
@@ -319,12 +316,15 @@ def _taken_back(
     return move, decision._replace(accept=move.accept, h=torch.where(back, s.h, decision.h), memory=memory)
 
 
-def _not_finite(column: Tensor, wanted: Tensor, move: Move) -> ValueError:
-    bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).nonzero()[0].tolist()
-    t0 = float(torch.as_tensor(move.t0).reshape(-1)[bad[0]])
-    sample = f", sample {bad[0]}" if move.problem.batched else ""
-    return ValueError(
-        f"value {bad[1]} of the event functions is {float(column[tuple(bad)])} in the step from t={t0:.6g}{sample}: "
+def _refuse(bad: Tensor, values: Tensor, move: Move) -> None:
+    """Raise for the first of the values, (L, m) or (L, m, n), that is `bad`."""
+    if not bool(bad.any()):
+        return
+    lane, value, *_ = place = bad.nonzero()[0].tolist()
+    t0 = float(torch.as_tensor(move.t0).reshape(-1)[lane])
+    sample = f", sample {lane}" if move.problem.batched else ""
+    raise ValueError(
+        f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "
         "log or root of)"
     )

@@ -104,10 +104,6 @@ class Landing:
         time = 4 * max(_GOOD, self.rounding) * size / rate.abs()
         return torch.where(sharp, least, torch.minimum(torch.maximum(time, least), most)) * (limit - start).sign()
 
-    def leave(self, lanes: Tensor) -> None:
-        """Of these lanes of all: nothing is looked for."""
-        self.value[lanes] = -1
-
     def judge(self, rows: Tensor, lanes: Tensor, left: Tensor, noise: Callable[[], Tensor]) -> Landed:
         """What to do with steps of these lanes that ended at their t, where the value still is `left`.
 

@@ -87,14 +87,10 @@ class Stretches:
         sign = self.direction
         ends = self.end[:, 0] * sign
         which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
-        place = torch.empty_like(which)
-        found, count = [], 0
-        for k in sorted(set(which.tolist())):
-            rows = (which == k).nonzero()[:, 0]
-            found.append(self.parts[k](t[rows]))
-            place[rows] = count + torch.arange(len(rows), device=rows.device)
-            count += len(rows)
-        return tuple(torch.cat(xs)[place] for xs in zip(*found, strict=True))
+        rows = {k: (which == k).nonzero()[:, 0] for k in sorted(set(which.tolist()))}
+        found = [self.parts[k](t[own]) for k, own in rows.items()]
+        order = torch.cat(tuple(rows.values())).argsort()
+        return tuple(torch.cat(xs)[order] for xs in zip(*found, strict=True))
 
     def _of_samples(self, t: Tensor) -> Leaves:
         out, sign = None, self.direction.unsqueeze(1)
