@@ -168,15 +168,14 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
                 raise TypeError(f"{name} must be real; got {shown(value)}")
             value = value.to(leaf.device, real_dtype(leaf.dtype))
             good = every((value >= 0) & torch.isfinite(value))
-            out.append(value)
         elif is_real(value):
             value = number(name, value)
             good = 0 <= value < float("inf")
-            out.append(value)
         else:
             raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")
         if not good:
             raise ValueError(f"{name} must be zero or positive, and finite; got {given!r}")
+        out.append(value)
     return out
 
 
@@ -219,14 +218,12 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
             "perturb) take 'esdirk54', which does not look beyond a jump"
         )
     if given.adaptive and solver.error_order is None:
+        others = "an adaptive method such as 'tsit5'"
         if isinstance(solver, ImplicitRK):
-            raise ValueError(
-                f"step is required: method={solver.name!r} has no error estimate to choose steps by. Give step=..., or "
-                "take one for stiff equations that chooses its steps: 'esdirk54', 'radauIIA5', 'kvaerno3' or 'trbdf2'."
-            )
+            others = "one for stiff equations that chooses its steps: 'esdirk54', 'radauIIA5', 'kvaerno3' or 'trbdf2'"
         raise ValueError(
-            f"step is required: method={solver.name!r} has no error estimate to choose steps by. "
-            "Give step=..., or take an adaptive method such as 'tsit5'."
+            f"step is required: method={solver.name!r} has no error estimate to choose steps by. Give step=..., or "
+            f"take {others}."
         )
     return given
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .core.field import VectorField
+from .core.given import flag, shown
 from .core.leaves import Leaves, cast, flatten, flatten_like, select, tree_map, unflatten
 from .core.narrowing import Cut, find_cut, take
 from .core.portable import constants
@@ -48,9 +50,8 @@ class Event:
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise TypeError(f"fn of an Event must be callable as fn(t, y, *args); got {type(self.fn).__name__}")
-        for name, given in (("terminal", self.terminal), ("constant_time", self.constant_time)):
-            if not isinstance(given, bool):
-                raise TypeError(f"{name} of an Event must be True or False; got {type(given).__name__} {given!r}")
+        for name in ("terminal", "constant_time"):
+            flag(f"{name} of an Event", getattr(self, name))
         if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be -1, 0 or 1; got {self.direction!r}")
         if self.reset is not None and not callable(self.reset):
@@ -58,9 +59,7 @@ class Event:
                 f"reset of an Event must be callable as reset(t, y, *args) and give y; got {type(self.reset).__name__}"
             )
         if self.max_hits is not None and (isinstance(self.max_hits, bool) or not isinstance(self.max_hits, int)):
-            raise TypeError(
-                f"max_hits of an Event must be an int; got {type(self.max_hits).__name__} {self.max_hits!r}"
-            )
+            raise TypeError(f"max_hits of an Event must be an int; got {shown(self.max_hits)}")
         if self.max_hits is not None and self.max_hits < 1:
             raise ValueError(f"max_hits of an Event must be at least 1; got {self.max_hits}")
 
@@ -103,8 +102,6 @@ class Watched(Values):
     def __init__(self, events: Sequence[Event], p: Problem, args: tuple[Any, ...]) -> None:
         self.events, self.p, self.args = list(events), p, args
         self._args, self._spec = flatten(args)
-        self._cut: Cut | None = None
-        self._asked = False
         time, device = p.ts.detach()[..., 0], p.ts.device
         with torch.no_grad():
             parts = [self._of(e, time, p.y0, args) for e in self.events]
@@ -119,17 +116,20 @@ class Watched(Values):
             raise ValueError(f"event functions returned {values.shape[-1]} values, and {len(self.owner)} before")
         return values
 
-    def divisible(self, p: Problem) -> bool:
-        if not self._asked:
-            self._asked, time, y0 = True, self.p.ts.detach()[:, 0], tuple(y.detach() for y in self.p.y0)
-
-            def evaluate(rows: Tensor, cut: Cut) -> Leaves:
-                args, y = self._taken(rows, cut), tuple(y.index_select(0, rows) for y in y0)
-                return (torch.cat([self._of(e, time[rows], y, args) for e in self.events], -1),)
-
-            with torch.no_grad():
-                self._cut = find_cut(self._args, len(time), evaluate, (self.first,))
+    def divisible(self) -> bool:
         return self._cut is not None
+
+    @cached_property
+    def _cut(self) -> Cut | None:
+        """Which of args have a row a sample; None where the functions do not work on a part of the batch."""
+        time, y0 = self.p.ts.detach()[:, 0], tuple(y.detach() for y in self.p.y0)
+
+        def evaluate(rows: Tensor, cut: Cut) -> Leaves:
+            args, y = self._taken(rows, cut), tuple(y.index_select(0, rows) for y in y0)
+            return (torch.cat([self._of(e, time[rows], y, args) for e in self.events], -1),)
+
+        with torch.no_grad():
+            return find_cut(self._args, len(time), evaluate, (self.first,))
 
     def _taken(self, rows: Tensor, cut: Cut | None) -> tuple[Any, ...]:
         """args with some rows of those that have one a sample."""
@@ -212,16 +212,9 @@ def stacked_hits(hits: Sequence[Hit], like: Any, batched: bool, time: Tensor) ->
 
     time: a time, for its dtype and device.
     """
-    axis = 1 if batched else 0
-    if hits:
-        return Hit(
-            torch.stack([torch.as_tensor(h.which) for h in hits], axis),
-            torch.stack([h.t for h in hits], axis),
-            tree_map(lambda *xs: torch.stack(xs, axis), *(h.y for h in hits)),
-        )
-    lead = time.shape[:1] if batched else ()
-    return Hit(
-        torch.zeros((*lead, 0), dtype=torch.int64, device=time.device),
-        time.new_zeros((*lead, 0)),
-        tree_map(lambda x: x.new_zeros((*lead, 0, *x.shape[len(lead) :])), like),
-    )
+    axis, none = int(batched), Hit(torch.zeros_like(time, dtype=torch.int64), time, like)
+
+    def together(*xs: Any) -> Tensor:
+        return torch.stack([torch.as_tensor(x) for x in xs], axis)
+
+    return tree_map(together, *hits) if hits else tree_map(lambda x: together(x.detach()).narrow(axis, 0, 0), none)

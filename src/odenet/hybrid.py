@@ -21,8 +21,9 @@ from .engine.advance import State
 from .engine.events import Events
 from .engine.integrate import Progress, Request
 from .engine.loop import Found, Outcome
-from .engine.pieces import Stretch, Stretches
-from .engine.problem import Problem
+from .engine.path import as_lanes
+from .engine.pieces import Stretches
+from .engine.problem import Problem, direction_of
 from .engine.record import Collected
 from .engine.rounding import noise
 from .engine.samples import standing_in
@@ -39,14 +40,6 @@ Judge = Callable[[Problem, Outcome], None]
 
 _BEND = 1e-6  # of f: what differs by more on both sides of an event jumps there
 _GAPS = 4  # between events of one kind, each shorter than the one before where they pile up
-
-
-class Journey(NamedTuple):
-    """What a solve with events gives. hits: all of them. last: that of each sample; None where one has none."""
-
-    trajectory: Trajectory
-    last: Hit | None
-    hits: Hit
 
 
 class Leg(NamedTuple):
@@ -66,7 +59,6 @@ class Hybrid:
     ) -> None:
         self.p, self.run, self.judge, self.request = p, run, judge, request
         self.watched = Watched(events, p, args)
-        self.events = self.watched.events
         self.rule = p.stops.rule.made_of(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
@@ -84,18 +76,17 @@ class Hybrid:
 
     def lanes(self, x: Any) -> Tensor:
         """A number of each lane as a tensor (L,)."""
-        if self.p.batched:
-            return x
-        return x.reshape(1) if isinstance(x, Tensor) else torch.tensor([x], device=self.p.ts.device)
+        return torch.as_tensor(x, device=self.p.ts.device).reshape(-1)
 
     def flag(self, lanes: Tensor) -> Flag:
         """Flags of lanes (L,) as the engine has them: of a joint solve on the host."""
         return lanes if self.p.batched else bool(lanes)
 
-    def journey(self) -> Journey:
+    def journey(self) -> tuple[Trajectory, Hit | None, Hit]:
+        """The solution, the last hit of each sample (None where a joint solve has none), and all hits."""
         still = tuple(torch.zeros_like(y.detach()) for y in self.p.y0)
         p, going = self.p.with_edges(None, self.p.direction, still), torch.ones_like(self.cursor, dtype=torch.bool)
-        signs = self._as_rows(self.watched.first).sign()
+        signs = as_lanes(self.watched.first, self.p.batched).sign()
         quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
         whole: State | None = None
         while True:
@@ -217,7 +208,7 @@ class Hybrid:
         quiet = torch.zeros_like(signs).scatter(-1, value, found.zero.unsqueeze(-1))
         if bool(resets.any()):
             with torch.no_grad():
-                before, after = (self._as_rows(self.watched(time, x)) for x in (there, y))
+                before, after = (as_lanes(self.watched(time, x), self.p.batched) for x in (there, y))
             unknown = (quiet > 0) & ((after.abs() <= quiet) | found.jumped.unsqueeze(-1))
             fresh = torch.where(unknown, 0.0, torch.where((after == before) & (quiet == 0), signs, after.sign()))
             signs = torch.where(resets.unsqueeze(-1), fresh, signs)
@@ -232,9 +223,8 @@ class Hybrid:
             return torch.zeros_like(lanes)
         time, y = time.detach(), tuple(x.detach() for x in y)
         after = self.p.with_edges(time, time.abs(), found.onwards).f
-        before, after = ((k for k in f(time, y)) for f in (p.f, after))
         jump = torch.zeros_like(lanes)
-        for a, b in zip(before, after, strict=True):
+        for a, b in zip(p.f(time, y), after(time, y), strict=True):
             apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
             jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
         return lanes & jump
@@ -246,9 +236,7 @@ class Hybrid:
         same = torch.stack(same).all(0)
         return select(self.flag(same), found.onwards, still)
 
-    def _next(
-        self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any, onwards: Leaves
-    ) -> Problem:  # fmt: skip
+    def _next(self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any, onwards: Leaves) -> Problem:
         """The problem from here on; samples that have ended stand still, beside one that goes on."""
         p = self.p
         if p.batched:
@@ -260,10 +248,9 @@ class Hybrid:
             ts = torch.where(going.unsqueeze(1), ts, time.unsqueeze(1))
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
-        built = Problem.build(
-            p.f, y, ts, p.controller, self.rule, method=p.method, rtol=p.rtol, atol=p.atol, max_steps=p.max_steps,
-            spent=spent, compact=p.compact,
-        )  # fmt: skip
+        direction = direction_of(ts)
+        stops = self.rule.within(ts, direction)
+        built = replace(p, y0=y, ts=ts, stops=stops, direction=direction, spent=spent)
         start = ts.detach()[..., 0]
         return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)
 
@@ -281,7 +268,7 @@ class Hybrid:
         on = self.flag(lanes)
         return whole._replace(y=select(on, y, whole.y), time=where(on, time, whole.time))
 
-    def _whole(self, whole: State) -> Journey:
+    def _whole(self, whole: State) -> tuple[Trajectory, Hit | None, Hit]:
         stats = Stats.joined([leg.found.stats for leg in self.legs])
         last = self.legs[-1].found.outcome
         outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, found=last.found)
@@ -293,9 +280,8 @@ class Hybrid:
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
         good = unfailed(self.p, whole.status)
         if good is not None:
-            constant = tree_map(lambda x: held(good, (x,))[0], hits.y)
-            hits = hits._replace(t=held(good, (hits.t,))[0], y=constant)
-        return Journey(frozen(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits)
+            hits = tree_map(lambda x: held(good, (x,))[0], hits)
+        return frozen(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits
 
     def _last(self, hits: Hit) -> Hit | None:
         if not self.p.batched:
@@ -309,8 +295,8 @@ class Hybrid:
         return Hit(hits.which[place], hits.t[place], tree_map(lambda y: y[place], hits.y))
 
     def _along(self, dense: Callable[[Trajectory], Any]) -> Stretches:
-        parts = [Stretch(dense(leg.found), leg.start, leg.end, leg.going) for leg in self.legs]
-        return Stretches(parts, self.p.direction, self.p.batched)
+        start, end, going = (torch.stack([getattr(leg, key) for leg in self.legs]) for key in ("start", "end", "going"))
+        return Stretches([dense(leg.found) for leg in self.legs], start, end, going, self.p.direction, self.p.batched)
 
     def _progress(self, p: Problem) -> Progress | None:
         report = self.request.progress
@@ -325,6 +311,3 @@ class Hybrid:
             report(1.0 - rest * (1.0 - fraction), counts | {k: counts[k] + n for k, n in before.items()})
 
         return onwards
-
-    def _as_rows(self, values: Tensor) -> Tensor:
-        return (values if self.p.batched else values.unsqueeze(0)).double()

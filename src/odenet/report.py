@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import check
 from .core.given import function, shown, whole
-from .core.leaves import flatten, tree_map
+from .core.leaves import flatten, in_working_precision, tree_map, widened
 from .core.peak_memory import PeakMemory
 from .core.reach import reached
 from .errors import SolveError
@@ -25,8 +25,6 @@ from .methods.reversible import ReversibleMethod
 from .solution import Solution
 from .solve import solve
 
-_WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64}
-_WIDE |= {torch.complex64: torch.complex128}
 _FEW = 100  # numbers to differentiate by, up to which "forward" is in the default list
 
 
@@ -170,11 +168,6 @@ def _error(found: list[Tensor], reference: list[Tensor] | None) -> float:
     return max(miss / max(norm, floor) for miss, norm in zip(misses, norms, strict=True))
 
 
-def _captured(f: Any) -> list[Tensor]:
-    found = reached(f)
-    return [x for _, x in (*found.leaves.values(), *found.computed.values())]
-
-
 class Case:
     """One solve and its loss, and what to differentiate by."""
 
@@ -185,8 +178,9 @@ class Case:
         self.y0 = tree_map(lambda x: x.detach().clone().requires_grad_() if isinstance(x, Tensor) else x, y0)
         self.args = tree_map(_leaf, args)
         tensors = [x for x in flatten((self.y0, self.args))[0] if isinstance(x, Tensor) and x.requires_grad]
-        found = {id(x) for x in tensors}
-        self.inputs = tensors + [x for x in _captured(f) if id(x) not in found]
+        known, found = {id(x) for x in tensors}, reached(f)
+        captured = [x for _, x in (*found.leaves.values(), *found.computed.values())]
+        self.inputs = tensors + [x for x in captured if id(x) not in known]
 
     def in_float64(self) -> Case:
         y0, args = tree_map(_doubled, self.y0), tree_map(_doubled, self.args)
@@ -210,16 +204,20 @@ class Case:
             raise TypeError(f"loss must return a scalar tensor; got {value!r}")
         return value
 
+    def gradients_or_none(self, gradient: str, **changes: Any) -> list[Tensor] | None:
+        """The gradients alone; None where the solve fails."""
+        try:
+            return self.differentiate(gradient, **changes)[0]
+        except SolveError:
+            return None
+
     def exact(self, how: Gradient) -> list[Tensor] | None:
         """By backpropagation through the numerical solution that `how` differentiates; None where the solve fails."""
         changes = {}
         if isinstance(how, Reversible):
             base = check.method(self.options.get("method", "tsit5"))
             changes = {"method": ReversibleMethod(base, how.coupling)}
-        try:
-            return self.differentiate("backprop", **changes)[0]
-        except SolveError:
-            return None
+        return self.gradients_or_none("backprop", **changes)
 
     def tight(self) -> list[Tensor] | None:
         """Of the solution at a tolerance of 1e-12; None where that solve fails."""
@@ -227,10 +225,7 @@ class Case:
         jumps = None if given is None else given.jump_ts
         changes = {"method": "dopri8", "rtol": 1e-12, "atol": 1e-12, "step": None, "max_steps": 1_000_000}
         changes["controller"] = None if jumps is None else check.PID(jump_ts=jumps)
-        try:
-            return self.differentiate("discrete", **changes)[0]
-        except SolveError:
-            return None
+        return self.gradients_or_none("discrete", **changes)
 
 
 def _leaf(x: Any) -> Any:
@@ -238,9 +233,11 @@ def _leaf(x: Any) -> Any:
 
 
 def _doubled(x: Any) -> Any:
-    if not isinstance(x, Tensor) or x.dtype not in _WIDE:
+    if not isinstance(x, Tensor):
         return x
-    return x.detach().to(_WIDE[x.dtype]).requires_grad_(x.requires_grad)
+    (working,) = in_working_precision([x])
+    wide = widened(working)
+    return x if wide is x else wide.detach().requires_grad_(x.requires_grad)
 
 
 def _double(f: Any) -> Any:

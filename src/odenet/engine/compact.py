@@ -49,7 +49,6 @@ class Leaving:
             return s, tally
         parts = [*self.ended, (p.samples.index, s, tally)]
         order = torch.cat([index for index, _, _ in parts]).argsort()
-
         return _each(lambda *xs: torch.cat(xs)[order], *((state, counts) for _, state, counts in parts))
 
 

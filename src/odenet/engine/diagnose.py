@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import along, real_dtype, spread_over
+from ..core.leaves import along, constants, real_dtype, spread_over
 from ..core.norms import all_finite, peak
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
@@ -89,12 +89,10 @@ def refine(p: Problem, outcome: Outcome) -> None:
 def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
     """Is f finite where the solve stands, and at the end of an Euler step of the size that failed?"""
     s = outcome.state
-    time = s.time.detach()
-    end = p.ts.detach()[..., -1]
+    time, y, end = s.time.detach(), constants(s.y), p.ts.detach()[..., -1]
     h = torch.as_tensor(s.h, dtype=time.dtype, device=time.device)
     h = torch.where(torch.isfinite(h), h, 0.0).clamp(min=0.0)
     reach = torch.minimum(torch.maximum(h, 64 * 2.0**-52 * time.abs()), (end - time).abs())
-    y = tuple(x.detach() for x in s.y)
     slope = p.f(time, y)
     dt = p.direction * reach
     ahead = p.f(time + dt, along(y, spread_over(dt, y), slope))
@@ -110,13 +108,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         return
     if vmapping():
         return _raise_vmapped(p, s)
-    codes = torch.as_tensor(s.status)
-    good = (codes == Status.SUCCESS) | (codes == Status.EVENT)
-    failed = (~good).nonzero().flatten().tolist() if p.batched else []
-    if p.batched and not failed:
+    codes = torch.as_tensor(s.status).reshape(-1)
+    failed = ((codes != Status.SUCCESS) & (codes != Status.EVENT)).nonzero().flatten().tolist()
+    if not failed:
         return
-    sample = failed[0] if p.batched else None
-    status = Status(int(codes[sample] if sample is not None else codes))
+    status, sample = Status(int(codes[failed[0]])), failed[0] if p.batched else None
     kind, cause, hint = _ERRORS[status]
     given = _not_finite(p, s, sample, backward is not None) if status == Status.NON_FINITE else None
     cause, hint = given or (cause, hint)
@@ -131,10 +127,8 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 
-    blamed = status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
-    wrong = None
-    if blamed and backward is None:
-        wrong = p.method.wrong_jacobian(p.f, s.time.detach(), tuple(x.detach() for x in s.y), sample)
+    blamed = backward is None and status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
+    wrong = p.method.wrong_jacobian(p.f, s.time.detach(), constants(s.y), sample) if blamed else None
     if wrong is not None:
         cause, hint = f"{cause}; {wrong[0]}", wrong[1]
     t, dt = _of(s.t, sample), _attempted(p, s, sample)
@@ -172,9 +166,7 @@ def _stiff(p: Problem, s: State, sample: int | None) -> bool:
     if not watchable(p):
         return False
     clock, count = Clock(p), 0
-    time = s.time.detach()
-    y = tuple(x.detach() for x in s.y)
-    status = int(Status.RUNNING)
+    time, y, status = s.time.detach(), constants(s.y), int(Status.RUNNING)
     if sample is not None:
         status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
     s = s._replace(time=time, y=y, carry=p.method.init(p.f, time, y), status=status)
@@ -234,7 +226,7 @@ def _raise_vmapped(p: Problem, s: State) -> None:
 def _worst(p: Problem, outcome: Outcome, sample: int | None, names: list[str] | None) -> tuple[str, float]:
     """The component whose slope is not finite, else the one that changes fastest against its tolerance."""
     s = outcome.state
-    slope = p.f(s.time.detach(), tuple(x.detach() for x in s.y))
+    slope = p.f(s.time.detach(), constants(s.y))
     best, name, size = -1.0, "y", 0.0
     for i, (k, y) in enumerate(zip(slope, s.y, strict=True)):
         bound = torch.as_tensor(p.atol[i] + p.rtol[i] * y.detach().abs())

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..control.base import Decision
 from ..core.chebyshev import node_points, nodes
 from ..core.dense import Coefficients
-from ..core.leaves import Leaves, spread
+from ..core.leaves import Leaves, scale, spread_over
 from ..core.norms import all_finite, peak
 from ..core.roots import Roots, Sought, first_roots
 from .advance import Clock, Move, State
-from .landing import Claim, Landing, resolution
+from .landing import Claim, Landing, put, resolution
 from .loop import Found, Trial
 from .path import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
 from .problem import Problem
@@ -55,6 +55,7 @@ class Seeker:
     def __init__(self, p: Problem, events: Events, attempt: Trial) -> None:
         self.events, self.plain = events, attempt
         self.clock: Clock | None = None
+        assert p.f.edges is not None  # see Problem.with_edges
         self.edges, self.straight = p.f.edges, p.method.interpolation == "linear"
         lane = p.direction.reshape(-1)
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
@@ -117,15 +118,13 @@ class Seeker:
 
     def _call_off(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
         clock.uncut(lanes if clock.p.batched else True, s.stop)
-        self.landing.leave(rows[lanes])
+        self.landing.value[rows[lanes]] = -1
         self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
 
     def _edge(self, lanes: Tensor, rows: Tensor, t: Tensor) -> None:
-        if self.edges is not None:
-            whole = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True)
-            claim = self.landing.claim
-            t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
-            self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
+        whole, claim = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True), self.landing.claim
+        t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
+        self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
 
     def _judge(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
@@ -142,17 +141,16 @@ class Seeker:
         landed = self.landing.judge(rows, lanes, left, noise_of_it)
         least = self.rounding * self.scale[rows] + 1e-300
         zero = torch.where(torch.isnan(landed.noise), least, landed.noise + 1e-300)
-        self._put("jumped", rows, lanes, landed.jumped)
-        self._put("zero", rows, lanes, torch.where(landed.jumped, least, 2 * left.abs() + zero))
+        zero = torch.where(landed.jumped, least, 2 * left.abs() + zero)
         start, limit, t = claim.start[rows], claim.limit[rows], claim.t[rows]
         moved = ((self.landing.t[rows] - t).abs() > _APART * (limit - start).abs()).unsqueeze(-1)
         chosen = torch.arange(values.shape[-1], device=values.device) == pick
         after = torch.where(moved & ~chosen & (values != 0), values.sign(), self.after[rows])
-        self._put("after", rows, lanes, after)
+        put(self, rows, lanes, jumped=landed.jumped, zero=zero, after=after)
         if bool(landed.off.any()):  # from there on the step is looked at once more
-            self._put("past", rows, landed.off, torch.where(chosen, t.unsqueeze(-1), self.past[rows]))
-            sign = -claim.sign[rows].unsqueeze(-1)
-            self._put("past_sign", rows, landed.off, torch.where(chosen, sign, self.past_sign[rows]))
+            past = torch.where(chosen, t.unsqueeze(-1), self.past[rows])
+            sign = torch.where(chosen, -claim.sign[rows].unsqueeze(-1), self.past_sign[rows])
+            put(self, rows, landed.off, past=past, past_sign=sign)
         return landed.again, landed.off
 
     def _look(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
@@ -165,8 +163,7 @@ class Seeker:
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
         first, last = self.last[rows], self._values(p, move.time1, move.step.y)
         column = torch.cat([first.unsqueeze(-1), path.inside(nodes()[1:-1]), last.unsqueeze(-1)], -1)
-        bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).any(-1).any(-1)
-        if bool(bad.any()):
+        if bool((~torch.isfinite(column) & wanted.unsqueeze(-1)).any()):
             lanes = lanes & ~self._blows_up(p, move, column, wanted)
             wanted = wanted & lanes.unsqueeze(-1)
         column = torch.where(torch.isfinite(column), column, 0.0)
@@ -181,8 +178,7 @@ class Seeker:
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
             found = path.each(torch.where(at_end, theta.clamp(max=1.0), theta), live)
-            if not bool((torch.isfinite(found) | ~live).all()):
-                raise _not_finite(found.unsqueeze(-1), live, move)
+            _refuse(~torch.isfinite(found) & live, found, move)
             return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
 
         at = torch.where(past > 0, self.past_sign[rows], signs)
@@ -194,12 +190,10 @@ class Seeker:
         if bool(found.any()):
             self._claim(p, path, move, rows, found, roots, signs, column)
         end, on = column[..., -1], lanes & ~found
-        self._put("signs", rows, on, torch.where(end != 0, end.sign(), signs))
-        self._put("last", rows, on, end)
-        self._put("quiet", rows, on, torch.where(end != 0, 0.0, quiet))
-        self._put("past", rows, on, torch.full_like(past, torch.nan))
+        put(self, rows, on, signs=torch.where(end != 0, end.sign(), signs), last=end)
+        put(self, rows, on, quiet=torch.where(end != 0, 0.0, quiet), past=torch.full_like(past, torch.nan))
         until = torch.where(found, roots.where.amin(-1), 1.0)
-        self._put("peaks", rows, lanes, torch.maximum(self.peaks[rows], largest(column, until)))
+        put(self, rows, lanes, peaks=torch.maximum(self.peaks[rows], largest(column, until)))
         return found
 
     def _claim(
@@ -228,9 +222,8 @@ class Seeker:
         after = torch.where(here != 0, here.sign(), signs)
         after = torch.where(torch.isfinite(where), before, after)
         after = torch.where(chosen, torch.where(here == 0, 0.0, -before), after)
-        self._put("after", rows, found, after)
         t0, t1 = lanes_of(move.t0, p), lanes_of(move.t1, p)
-        length, nan = t1 - t0, torch.full_like(t0, torch.nan)
+        length = t1 - t0
 
         def of_it(x: Tensor) -> Tensor:
             return x.gather(-1, pick).squeeze(-1)
@@ -241,31 +234,29 @@ class Seeker:
         sign, end = of_it(before), of_it(column[..., -1])
         size = torch.maximum(of_it(largest(column, part)), of_it(path.each(at / 2, (chosen & live))).abs())
         peaks = torch.where(chosen, torch.maximum(self.peaks[rows], size.unsqueeze(-1)), self.peaks[rows])
-        self._put("peaks", rows, found, peaks)  # the nodes may all lie past an event
-        self._put("scale", rows, found, of_it(column.abs().amax(-1)))
-        low, high = torch.where(of_it(signs) == sign, t0, nan), torch.where(end * sign > 0, nan, t1)
+        # of peaks too: the nodes may all lie past an event
+        put(self, rows, found, after=after, peaks=peaks, scale=of_it(column.abs().amax(-1)))
+        low, high = torch.where(of_it(signs) == sign, t0, torch.nan), torch.where(end * sign > 0, torch.nan, t1)
         # one whose root was ahead at the last event, and which had it there, happens at once
         sharp = of_it(sharp) | (
             (low == t0) & (of_it(column[..., 0]) * sign <= 0) & (t == t0 + resolution(t0, t1) * length.sign())
         )
         rate = of_it((above - below) / width) / length
-        self._keep_onwards(p, path, rows, found, part, self.landing.margin(t0, t1, rate, size, sharp) / length)
-        if self.edges is not None and not p.f.random:  # else it is not known
-            onwards = tuple(x[rows] for x in self.onwards) if p.batched else self.onwards
-            self._put("bends", rows, found, path.bends(part, onwards, found))
+        margin = self.landing.margin(t0, t1, rate, size, sharp) / length
+        if not p.batched:
+            part, margin = part[0], margin[0]
+        slope = path.slope(part)
+        onwards = scale(spread_over(margin, slope), slope)  # along the dense output just past the event, by the margin
+        if p.batched:
+            for whole, x in zip(self.onwards, onwards, strict=True):
+                whole[rows[found]] = x[found]
+        else:
+            self.onwards = onwards
+        if not p.f.random:  # else it is not known
+            put(self, rows, found, bends=path.bends(part, tuple(map(p.samples.take, self.onwards)), found))
         self.landing.begin(rows, found, Claim(
             pick.squeeze(-1), t, t0, t1, t0 + of_it(roots.since) * length, sign, low, high, rate, size, sharp
         ))  # fmt: skip
-
-    def _keep_onwards(self, p: Problem, path: Path, rows: Tensor, lanes: Tensor, part: Tensor, margin: Tensor) -> None:
-        """What leads along the dense output just past an event at `part` of the step, by `margin` of it."""
-        slope = path.slope(part)
-        for i, (whole, k) in enumerate(zip(self.onwards, slope, strict=True)):
-            moved = k * spread(margin if p.batched else margin[0], k)
-            if p.batched:
-                whole[rows[lanes]] = moved[lanes]
-            else:
-                self.onwards = (*self.onwards[:i], moved, *self.onwards[i + 1 :])
 
     def _first_signs(
         self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
@@ -297,9 +288,7 @@ class Seeker:
         """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
         large = peak(move.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
         wanted = wanted & ~large.unsqueeze(-1)
-        bad = ~torch.isfinite(column) & wanted.unsqueeze(-1)
-        if bool(bad.any()):
-            raise _not_finite(column, wanted, move)
+        _refuse(~torch.isfinite(column) & wanted.unsqueeze(-1), column, move)
         return large
 
     @staticmethod
@@ -314,11 +303,6 @@ class Seeker:
         with torch.no_grad():
             return as_lanes(self.events.values(t, y, p.samples.index), p.batched)
 
-    def _put(self, name: str, rows: Tensor, lanes: Tensor, x: Tensor) -> None:
-        """Keep x of these lanes among those at hand."""
-        whole = getattr(self, name)
-        whole[rows[lanes]] = x[lanes].to(whole.dtype)
-
 
 def _taken_back(
     p: Problem, s: State, move: Move, decision: Decision, back: Tensor, ends: Tensor
@@ -332,12 +316,15 @@ def _taken_back(
     return move, decision._replace(accept=move.accept, h=torch.where(back, s.h, decision.h), memory=memory)
 
 
-def _not_finite(column: Tensor, wanted: Tensor, move: Move) -> ValueError:
-    bad = (~torch.isfinite(column) & wanted.unsqueeze(-1)).nonzero()[0].tolist()
-    t0 = float(torch.as_tensor(move.t0).reshape(-1)[bad[0]])
-    sample = f", sample {bad[0]}" if move.problem.batched else ""
-    return ValueError(
-        f"value {bad[1]} of the event functions is {float(column[tuple(bad)])} in the step from t={t0:.6g}{sample}: "
+def _refuse(bad: Tensor, values: Tensor, move: Move) -> None:
+    """Raise for the first of the values, (L, m) or (L, m, n), that is `bad`."""
+    if not bool(bad.any()):
+        return
+    lane, value, *_ = place = bad.nonzero()[0].tolist()
+    t0 = float(torch.as_tensor(move.t0).reshape(-1)[lane])
+    sample = f", sample {lane}" if move.problem.batched else ""
+    raise ValueError(
+        f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "
         "log or root of)"
     )

@@ -68,7 +68,7 @@ def integrate(
     seeker = None if request.events is None else Seeker(p, request.events, attempt)
     if seeker is not None:
         attempt = seeker.attempt
-        if p.batched and p.compact and not seeker.events.values.divisible(p):
+        if p.batched and p.compact and not seeker.events.values.divisible():
             p = replace(p, compact=False)
     if request.callbacks is not None:
         attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample

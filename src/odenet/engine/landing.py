@@ -56,6 +56,14 @@ class Landed(NamedTuple):
     noise: Tensor
 
 
+def put(kept: object, rows: Tensor, lanes: Tensor, **values: Tensor) -> None:
+    """Of these lanes among those at hand: write values into the tensors of all lanes that are `kept` by their names."""
+    here = rows[lanes]
+    for name, x in values.items():
+        whole = getattr(kept, name)
+        whole[here] = x[lanes].to(whole.dtype)
+
+
 @final
 class Landing:
     """Where the steps end that were found to have an event, of all lanes (L,); `value` is -1 where there is none.
@@ -70,8 +78,7 @@ class Landing:
         none = torch.full_like(lane, torch.nan)
         no, index = torch.zeros_like(lane, dtype=torch.bool), torch.full_like(lane, -1, dtype=torch.int64)
         self.rounding = rounding
-        t, start, limit, bound, sign, low, high, rate, size = (none.clone() for _ in range(9))
-        self.claim = Claim(index, t, start, limit, bound, sign, low, high, rate, size, no)
+        self.claim = Claim(*(none.clone() for _ in Claim._fields))._replace(value=index, sharp=no)
         self.t, self.low, self.high = none.clone(), none.clone(), none.clone()
         self.last_t, self.last, self.best_t, self.best = (none.clone() for _ in range(4))
         self.tries, self.final = torch.zeros_like(index), no.clone()
@@ -82,13 +89,12 @@ class Landing:
 
     def begin(self, rows: Tensor, lanes: Tensor, c: Claim) -> None:
         """Of these lanes among those at hand: look for an event where it is claimed."""
-        here = rows[lanes]
-        for whole, part in zip(self.claim, c, strict=True):
-            whole[here] = part[lanes].to(whole.dtype)
+        put(self.claim, rows, lanes, **c._asdict())
         # of what jumps, and is not zero there, first the one side and then the other
         ahead = c.t - resolution(c.start, c.limit) * (c.limit - c.start).sign()
         t = torch.where(c.sharp & ((ahead - c.start) * (c.limit - c.start) > 0), ahead, c.t)
-        self.t[here], self.low[here], self.high[here] = t[lanes], c.low[lanes], c.high[lanes]
+        put(self, rows, lanes, t=t, low=c.low, high=c.high)
+        here = rows[lanes]
         self.tries[here], self.final[here], self.best[here] = 0, False, torch.inf
 
     def margin(self, start: Tensor, limit: Tensor, rate: Tensor, size: Tensor, sharp: Tensor) -> Tensor:
@@ -97,10 +103,6 @@ class Landing:
         most = torch.maximum(least, _SMALL * (limit - start).abs())
         time = 4 * max(_GOOD, self.rounding) * size / rate.abs()
         return torch.where(sharp, least, torch.minimum(torch.maximum(time, least), most)) * (limit - start).sign()
-
-    def leave(self, lanes: Tensor) -> None:
-        """Of these lanes of all: nothing is looked for."""
-        self.value[lanes] = -1
 
     def judge(self, rows: Tensor, lanes: Tensor, left: Tensor, noise: Callable[[], Tensor]) -> Landed:
         """What to do with steps of these lanes that ended at their t, where the value still is `left`.
@@ -135,8 +137,8 @@ class Landing:
         following = torch.where(torch.isfinite(settled), settled, searched)
         following = torch.where(~whole & (there | (tries >= _ENOUGH)), torch.nan, following)
         again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
-        self._put(rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
-        self._put(rows, again, t=following, final=torch.isfinite(settled))
+        put(self, rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
+        put(self, rows, again, t=following, final=torch.isfinite(settled))
         jumped = lanes & good & (size > torch.maximum(small, tolerance))
         return Landed(again, off, jumped, torch.where(steady, 2 * floor, torch.nan))
 
@@ -167,9 +169,3 @@ class Landing:
         least, most = torch.where(torch.isfinite(low), low, c.bound), torch.where(torch.isfinite(high), high, c.limit)
         inside = ((further - least) * forward > 0) & ((most - further) * forward >= 0) & (further != high)
         return torch.where(inside, further, low + (high - low) / 2)  # NaN where one side is not known
-
-    def _put(self, rows: Tensor, lanes: Tensor, **values: Tensor) -> None:
-        here = rows[lanes]
-        for name, x in values.items():
-            whole = getattr(self, name)
-            whole[here] = x[lanes].to(whole.dtype)

@@ -12,7 +12,7 @@ from ..core.chebyshev import node_points
 from ..core.dense import Coefficients, evaluate, slope
 from ..core.edges import jumps, units
 from ..core.lanes import Flag, Number
-from ..core.leaves import Leaves, select, spread
+from ..core.leaves import Leaves, select, spread_over
 from ..core.norms import all_finite
 from .advance import Move
 from .problem import Problem
@@ -28,7 +28,7 @@ class Values(ABC):
         """(m,), or (B, m) per sample; of these rows of the batch, where it is `divisible`."""
 
     @abstractmethod
-    def divisible(self, p: Problem) -> bool:
+    def divisible(self) -> bool:
         """Whether the functions work on a part of the batch."""
 
 
@@ -38,44 +38,37 @@ class Path:
     def __init__(self, values: Values, p: Problem, move: Move, coefficients: Coefficients) -> None:
         self.values, self.p, self.move = values, p, move
         self.coefficients = _finite(p, move, coefficients)
-        self.rows = p.samples.index
-        self.parts = p.batched and values.divisible(p)
-
-    def state(self, theta: float) -> tuple[Tensor, Leaves]:
-        """Time and state, of all lanes at the same theta."""
-        move = self.move
-        over = tuple(spread(torch.full_like(move.time0, theta), y) for y in move.y)
-        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+        self.parts = p.batched and values.divisible()
 
     def inside(self, points: Sequence[float]) -> Tensor:
         """(L, m, n): all values at these n points of the step."""
-        return as_lanes(torch.stack([self.values(*self.state(x), self.rows) for x in points], -1), self.p.batched)
+        lane, rows = self.move.time0, self.p.samples.index
+        values = [self.values(*self.at(torch.full_like(lane, x)), rows) for x in points]
+        return as_lanes(torch.stack(values, -1), self.p.batched)
 
     def each(self, theta: Tensor, live: Tensor) -> Tensor:
         """(L, m): each value at its own theta, of those that are live."""
         out = torch.zeros_like(theta)
-        for k in range(theta.shape[-1]):
-            if not self.parts:
-                if bool(live[:, k].any()):
-                    out[:, k] = self._at(theta[:, k], None)[:, k]
+        for k, count in enumerate(live.sum(0).tolist()):
+            if not count:
                 continue
-            lanes = live[:, k].nonzero()[:, 0]
-            if not len(lanes):
-                continue
-            if 2 * len(lanes) > len(theta):
-                out[:, k] = self._at(theta[:, k], None)[:, k]
+            if self.parts and 2 * count <= len(theta):
+                lanes = live[:, k].nonzero()[:, 0]
+                out[lanes, k] = self._values_at(theta[lanes, k], lanes)[:, k]
             else:
-                out[lanes, k] = self._at(theta[lanes, k], lanes)[:, k]
+                out[:, k] = self._values_at(theta[:, k] if self.p.batched else theta[0, k])[:, k]
         return out
 
-    def at(self, theta: Tensor) -> tuple[Tensor, Leaves]:
-        """Time and state at a theta of each lane, (L,)."""
-        move, theta = self.move, theta if self.p.batched else theta[0]
-        over = tuple(spread(theta, y) for y in move.y)
-        return move.time0 + theta * (move.time1 - move.time0), evaluate(move.y, self.coefficients, over)
+    def at(self, theta: Tensor, lanes: Tensor | None = None) -> tuple[Tensor, Leaves]:
+        """Time and state at a theta of each lane, 0-d or (B,), or of these lanes."""
+        time0, time1, y, coefficients = self.move.time0, self.move.time1, self.move.y, self.coefficients
+        if lanes is not None:
+            time0, time1, y = time0[lanes], time1[lanes], _taken(y, lanes)
+            coefficients = tuple(_taken(c, lanes) for c in coefficients)
+        return time0 + theta * (time1 - time0), evaluate(y, coefficients, spread_over(theta, y))
 
     def bends(self, theta: Tensor, onwards: Leaves, lanes: Tensor) -> Tensor:
-        """Whether f jumps at a theta of each lane, (L,). These lanes ask, and are charged for what it takes.
+        """Whether f jumps at a theta of each lane, (L,). The `lanes` ask, and are charged for what it takes.
 
         onwards: what leads from the states there to those just after them.
         """
@@ -87,20 +80,13 @@ class Path:
         return found
 
     def slope(self, theta: Tensor) -> Leaves:
-        """dy/dtheta at a theta of each lane, (L,)."""
-        theta = theta if self.p.batched else theta[0]
-        return slope(self.coefficients, tuple(spread(theta, y) for y in self.move.y))
+        """dy/dtheta at a theta of each lane."""
+        return slope(self.coefficients, spread_over(theta, self.move.y))
 
-    def _at(self, theta: Tensor, lanes: Tensor | None) -> Tensor:
-        move, rows = self.move, self.rows
-        time0, time1, y, coefficients = move.time0, move.time1, move.y, self.coefficients
-        if lanes is not None:
-            rows = lanes if rows is None else rows[lanes]
-            time0, time1, y = time0[lanes], time1[lanes], _taken(y, lanes)
-            coefficients: Coefficients = tuple(_taken(c, lanes) for c in coefficients)
-        theta = theta if self.p.batched else theta[0]
-        at = evaluate(y, coefficients, tuple(spread(theta, x) for x in y))
-        return as_lanes(self.values(time0 + theta * (time1 - time0), at, rows), self.p.batched)
+    def _values_at(self, theta: Tensor, lanes: Tensor | None = None) -> Tensor:
+        samples = self.p.samples
+        rows = samples.index if lanes is None else samples.whose(lanes)
+        return as_lanes(self.values(*self.at(theta, lanes), rows), self.p.batched)
 
 
 def _finite(p: Problem, move: Move, coefficients: Coefficients) -> Coefficients:

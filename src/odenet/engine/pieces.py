@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, select, spread
-from ..core.portable import constant, constants
+from ..core.portable import constant
 from .problem import Problem
 from .record import Pieces
 
@@ -65,22 +65,18 @@ class Interpolation:
         return type(self)(pieces, constant(self.direction), self.batched)
 
 
-@dataclass
-class Stretch:
-    """A part of a solution: `dense` from `start` to `end`, (L,), for the lanes that were `going`."""
-
-    dense: Callable[[Tensor], Leaves]
-    start: Tensor
-    end: Tensor
-    going: Tensor
-
-
 @final
 @dataclass
 class Stretches:
-    """The solution at t, (m,) or (B, m): of the part that has it; at the time between two of the one before."""
+    """The solution at t, (m,) or (B, m): of the part that has it; at the time between two of the one before.
 
-    parts: Sequence[Stretch]
+    start, end, going: (K, L): where each of the K parts begins and ends, and the lanes that it is of.
+    """
+
+    parts: Sequence[Callable[[Tensor], Leaves]]
+    start: Tensor
+    end: Tensor
+    going: Tensor
     direction: Tensor
     batched: bool
 
@@ -89,35 +85,28 @@ class Stretches:
 
     def _joint(self, t: Tensor) -> Leaves:
         sign = self.direction
-        ends = torch.stack([part.end[0] for part in self.parts]) * sign
+        ends = self.end[:, 0] * sign
         which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
-        place = torch.empty_like(which)
-        found, count = [], 0
-        for k in sorted(set(which.tolist())):
-            rows = (which == k).nonzero()[:, 0]
-            found.append(self.parts[k].dense(t[rows]))
-            place[rows] = count + torch.arange(len(rows), device=rows.device)
-            count += len(rows)
-        return tuple(torch.cat(xs)[place] for xs in zip(*found, strict=True))
+        rows = {k: (which == k).nonzero()[:, 0] for k in sorted(set(which.tolist()))}
+        found = [self.parts[k](t[own]) for k, own in rows.items()]
+        order = torch.cat(tuple(rows.values())).argsort()
+        return tuple(torch.cat(xs)[order] for xs in zip(*found, strict=True))
 
     def _of_samples(self, t: Tensor) -> Leaves:
-        out: Leaves | None = None
-        for part in self.parts:
-            low, high, sign = (x.unsqueeze(1) for x in (part.start, part.end, self.direction))
-            inside = part.going.unsqueeze(1) & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
+        out, sign = None, self.direction.unsqueeze(1)
+        for part, *ends in zip(self.parts, self.start, self.end, self.going, strict=True):
+            low, high, going = (x.unsqueeze(1) for x in ends)
+            inside = going & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
             if out is not None and not bool(inside.any()):
                 continue
             before, after = (t.detach() - low) * sign < 0, (t.detach() - high) * sign > 0
-            values = part.dense(torch.where(before, low, torch.where(after, high, t)))
+            values = part(torch.where(before, low, torch.where(after, high, t)))
             out = values if out is None else select(inside, values, out)
         assert out is not None
         return out
 
     def detached(self) -> Self:
-        """Without a graph. Each `dense` is then one that can be."""
-        parts = [
-            Stretch(part.dense.detached(), *constants((part.start, part.end, part.going)))
-            for part in self.parts
-            if isinstance(part.dense, Interpolation)
-        ]
-        return type(self)(parts, constant(self.direction), self.batched)
+        """Without a graph. Each part is then one that can be."""
+        parts = [part.detached() for part in self.parts if isinstance(part, Interpolation)]
+        own = {name: constant(getattr(self, name)) for name in ("start", "end", "going", "direction")}
+        return replace(self, parts=parts, **own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -69,22 +69,19 @@ def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[Rows, Leaves, Num
         lane, j = at_start.nonzero(as_tuple=True)
         rows, first, values = (lane, j), ts[lane, 0], tuple(y[lane] for y in y0)
         calls = at_start.sum(1) > 1
-        needed = differentiable(ts) and bool(calls.any())
     else:
         host = ts.detach().tolist()
         count = next((i for i, t in enumerate(host) if t != host[0]), len(host))
         rows, first, values = slice(0, count), ts[0], tuple(y.expand(count, *y.shape) for y in y0)
         calls = count > 1
-        needed = differentiable(ts) and calls
-    if not needed:
-        return rows, kept(p, ts[rows], values, lane, ts[..., 0], y0), 0
-    slope = p.f(ts[..., 0], y0)
-    if not isinstance(rows, slice):
-        slope = tuple(k[rows[0]] for k in slope)
-    slope = tuple(torch.where(torch.isfinite(k), k, 0) for k in slope)  # of a solve that fails there; times zero
-    late = ts[rows] - first
-    values = tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True))
-    return rows, kept(p, ts[rows], values, lane, ts[..., 0], y0), calls * 1
+    evaluations: Number = 0
+    if differentiable(ts) and some(calls):
+        slope, evaluations = p.f(ts[..., 0], y0), calls * 1
+        slope = slope if lane is None else tuple(k[lane] for k in slope)
+        slope = tuple(torch.where(torch.isfinite(k), k, 0) for k in slope)  # of a solve that fails there; times zero
+        late = ts[rows] - first
+        values = tuple(y + k * spread(late, y) for y, k in zip(values, slope, strict=True))
+    return rows, kept(p, ts[rows], values, lane, ts[..., 0], y0), evaluations
 
 
 def kept(p: Problem, times: Tensor, values: Leaves, lane: Tensor | None, time0: Tensor, y: Leaves) -> Leaves:
@@ -100,9 +97,8 @@ def kept(p: Problem, times: Tensor, values: Leaves, lane: Tensor | None, time0: 
         return tuple(torch.stack(list(x)) for x in zip(*rows, strict=True))
     time0, y = time0.detach(), tuple(x.detach() for x in y)
     # the outputs of one sample come one after another
-    turn = torch.zeros_like(lane)
-    for count in range(1, len(lane)):
-        turn[count] = (lane[:count] == lane[count]).sum()
+    together = lane.argsort(stable=True)
+    turn = together.argsort() - torch.searchsorted(lane[together], lane)
     parts: list[Leaves] = []
     places: list[Tensor] = []
     for k in range(int(turn.max()) + 1):
@@ -128,15 +124,14 @@ class Collected:
 
     def whole(self, ts: Tensor, missing: float) -> Leaves:
         """(T, ...), or (B, T, ...) per sample; `missing` at times that no chunk has."""
-        last = self.rows[-1]
-        left = len(ts) - last.stop if isinstance(last, slice) else 0
-        if isinstance(last, slice) and not left:
-            return tuple(torch.cat(pieces) for pieces in zip(*self.chunks, strict=True))
-        filler = tuple(torch.full_like(x[:1], missing).detach() for x in self.chunks[0])
+        last, chunks = self.rows[-1], self.chunks
+        left = len(ts) - last.stop if isinstance(last, slice) else 1  # of lanes, one row is for all that are missing
+        if left:
+            filler = (torch.full_like(x[:1], missing).detach() for x in chunks[0])
+            chunks = [*chunks, tuple(x.expand(left, *x.shape[1:]) for x in filler)]
+        rows = tuple(torch.cat(pieces) for pieces in zip(*chunks, strict=True))
         if isinstance(last, slice):
-            parts = [*self.chunks, tuple(x.expand(left, *x.shape[1:]) for x in filler)]
-            return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        rows = [torch.cat(pieces) for pieces in zip(*self.chunks, filler, strict=True)]
+            return rows
         lane, j = (torch.cat(index) for index in zip(*self.rows, strict=True))
         place = torch.full(ts.shape, len(lane), dtype=torch.int64, device=lane.device)
         place[lane, j] = torch.arange(len(lane), device=lane.device)
@@ -169,13 +164,13 @@ class Record(Observer):
         self.last = last = self._given(move)
         if last is None:
             return
-        rows = last.rows
+        rows, times = last.rows, self.p.ts[last.rows]
         if isinstance(rows, slice) and not self.moving and self.host[rows.start] == move.t1:  # all of them are the end
             count = rows.stop - rows.start
             values = tuple([y.unsqueeze(0) if count == 1 else y.expand(count, *y.shape) for y in move.step.y])
         else:
-            return self.collected.keep(rows, inside(move, self.p.ts[rows], last.lane))
-        self.collected.keep(rows, kept(move.problem, self.p.ts[rows], values, last.lane, move.time0, move.y))
+            values = outputs(move, times, last.lane)
+        self.collected.keep(rows, kept(move.problem, times, values, last.lane, move.time0, move.y))
 
     def _given(self, move: Move) -> Given | None:
         if move.problem.batched:
@@ -256,16 +251,14 @@ class Everywhere(Observer):
 
     def __init__(self) -> None:
         self.parts: list[Leaves] = []
-        self.leaves = 0
 
     def see(self, move: Move) -> None:
         if some(move.accept):
-            self.leaves = len(move.y)
             flat = piece(move)
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
 
     def pieces(self, p: Problem) -> Pieces:
-        return stacked(self.parts, self.leaves) if self.parts else Pieces.still(p)
+        return stacked(self.parts, len(p.y0)) if self.parts else Pieces.still(p)
 
 
 def stacked(parts: list[Leaves], leaves: int) -> Pieces:
@@ -292,8 +285,8 @@ class Report(Observer):
     """Calls the caller back with the fraction of time solved (that of the slowest sample) and the counts so far."""
 
     callback: Callable[[float, dict[str, int]], Any]
-    accepted: int = field(default=0)
-    attempts: int = field(default=0)
+    accepted: int = 0
+    attempts: int = 0
 
     def see(self, move: Move) -> None:
         ts = move.problem.ts.detach()

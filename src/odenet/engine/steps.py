@@ -59,24 +59,18 @@ class StepEnds(Observer):
     @torch.no_grad()
     def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
         """p: the whole problem; dtype: of the caller's times."""
-        batch = len(p.direction) if p.batched else 1
         start = p.ts.detach()[..., 0].reshape(-1)
         first = p.y0 if p.f.save is None else p.f.saved(p.ts.detach()[..., 0], p.y0)
         first = tuple(x.detach() if p.batched else x.detach()[None] for x in first)
-        whose = torch.cat([start.new_zeros(0, dtype=torch.int64), *(r[0] for r in self.rows)])
-        count = torch.bincount(whose, minlength=batch)
         # the entries of a sample in their order, after its start, which stands for all where it takes no step
-        order = whose.argsort(stable=True) + batch
-        ends = batch + count.cumsum(0)
-        place = torch.arange(int(count.max()) if batch else 0, device=start.device).expand(batch, -1)
-        last = (ends - 1).unsqueeze(1)
-        index = torch.minimum((ends - count).unsqueeze(1) + place, last)
-        index = torch.cat([torch.arange(batch, device=start.device), order])[
-            torch.where(count.unsqueeze(1) > 0, index, torch.arange(batch, device=start.device).unsqueeze(1))
-        ]
+        whose = torch.cat([torch.arange(len(start), device=start.device), *(r[0] for r in self.rows)])
+        order, entries = whose.argsort(stable=True), torch.bincount(whose)
+        count, begin = entries - 1, entries.cumsum(0) - entries
+        place = torch.arange(1, int(count.max()) + 1, device=start.device)
+        index = order[begin.unsqueeze(1) + torch.minimum(place, count.unsqueeze(1))]
         t = torch.cat([start, *(r[1] for r in self.rows)])[index]
         h = torch.cat([torch.zeros_like(start), *(r[2] for r in self.rows)])[index]
-        h = torch.where(place < count.unsqueeze(1), h, 0.0)
+        h = torch.where(place <= count.unsqueeze(1), h, 0.0)
         y = tuple(torch.cat([a, *(r[3][i] for r in self.rows)])[index] for i, a in enumerate(first))
         if p.batched:
             return Steps(t.to(dtype), h.to(dtype), pack(y), count)
