@@ -118,3 +118,22 @@ def test_thousands_of_steps_on_a_small_stack() -> None:
     """Kept graphs are freed by recursion; a whole process ends where the stack does."""
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("method", ["radauIIA5", "esdirk54", "dopri8", "gl6"])
+def test_training_after_inference_mode(method: str) -> None:
+    """What is kept for later solves is made outside that mode: in a fresh process, as other tests have made it."""
+    code = f"""
+import torch, odenet
+lin = torch.nn.Linear(2, 2).double()
+step = {{"step": 0.1}} if {method!r} == "gl6" else {{}}
+def run():
+    y0 = torch.ones(3, 2, dtype=torch.float64)
+    return odenet.solve(lambda t, y: torch.tanh(lin(y)), y0, [0.0, 1.0], method={method!r}, **step).y1
+with torch.inference_mode():
+    run()
+run().sum().backward()
+assert torch.isfinite(lin.weight.grad).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

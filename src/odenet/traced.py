@@ -11,7 +11,7 @@ import torch
 
 from . import check
 from .core.leaves import Leaves, in_working_precision, time_dtype
-from .core.outside_graphs import exporting
+from .core.outside_graphs import counts_allowed, exporting
 from .core.plain_field import PlainField, with_own_tensors
 from .core.saved import Save
 from .core.status import Status
@@ -73,7 +73,10 @@ def solve(
     p: Any = replace(Problem.build(field, working, precise, o.controller, method=o.method, **limits), traced=True)
     host_ts = _numbers(ts) if host_ts is None else host_ts
     written_out = _unrolled(p, _rounded(host_ts, given_ts.dtype)) if exporting() and host_ts is not None else None
-    y1, ys, end = written_out or _run(p, o.gradient, f, tuple(args))
+    found = written_out or _run(p, o.gradient, f, tuple(args))
+    if found is None:
+        return None
+    y1, ys, end = found
     kept = None if o.save is None else Save(o.save, False)
     shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
     t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
@@ -99,7 +102,7 @@ def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, End] 
     return (*unrolled(p, times, steps), End(p.ts[-1], count * 0, count, count * 0))
 
 
-def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
+def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End] | None:
     if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
             found = find(p, True, False)
@@ -107,6 +110,8 @@ def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) ->
     _refuse_random(p)
     if isinstance(how, Adjoint):
         return adjoint(p, how, f, args)
+    if not counts_allowed():
+        return None
     with torch.no_grad():
         q = replace(p, y0=tuple(x.detach() for x in p.y0))
         found = find(q if p.controller.adaptive else plan(q), False, True)

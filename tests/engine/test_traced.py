@@ -133,6 +133,20 @@ def test_rejected_attempts_do_not_poison() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("solver", ["Solver", "layer"])
+def test_without_fullgraph_a_differentiated_solve_breaks_the_graph(solver: str) -> None:
+    """The backward pass of the loop operator reads a number, which only fullgraph=True allows."""
+    net = torch.nn.Linear(2, 2)
+    f: Any = lambda t, y: torch.tanh(net(y))  # noqa: E731
+    held = odenet.Solver(f)
+    call: Any = (lambda y: held(y, [0.0, 1.0]).y1) if solver == "Solver" else odenet.nn.NeuralODE(f)
+    y = torch.ones(3, 2)
+    mine, own = torch.compile(call, backend="aot_eager")(y), call(y)
+    torch.testing.assert_close(mine, own, rtol=1e-6, atol=1e-6)
+    grads = [torch.autograd.grad(x.sum(), net.weight)[0] for x in (mine, own)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
 def test_a_failure_is_nan() -> None:
     @torch.compile(fullgraph=True, backend="eager")
     def run(y: Tensor, max_steps: int) -> tuple[Tensor, Tensor, Any]:

@@ -40,6 +40,11 @@ def told(error: Exception) -> str:
     """What stopped a compiler, in one line."""
     if isinstance(error, NotCompilableError):
         return str(error)
+    if type(error).__name__ == "FailOnRecompileLimitHit":
+        return (
+            "an attribute or number that f depends on has had many values, each of which is compiled for: hold it in a "
+            "tensor, as a buffer or through args"
+        )
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -21,6 +21,23 @@ def exporting() -> bool:
     return bool(known()) if known is not None else False
 
 
+def counts_allowed() -> bool:
+    """Whether the graph that is recorded may hold numbers that are read off tensors.
+
+    The backward pass of PyTorch's loop operator reads the number of its turns. Without fullgraph=True the compiler
+    refuses that, after the forward pass has been recorded, and then records the library's own functions one by one.
+    """
+    dynamo = sys.modules.get("torch._dynamo.symbolic_convert")
+    if dynamo is None or exporting():
+        return True
+    translator = dynamo.InstructionTranslator.current_tx()
+    return bool(translator.one_graph or sys.modules["torch._dynamo"].config.capture_scalar_outputs)
+
+
+# as torch.compiler.assume_constant_result has it, which would load the compiler: run while it records, not recorded
+cast(Any, counts_allowed)._dynamo_marked_constant = True
+
+
 def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For a function that `torch.compile` and `torch.export` of the caller's model meet.
 

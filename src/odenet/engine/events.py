@@ -322,7 +322,7 @@ def _refuse(bad: Tensor, values: Tensor, move: Move) -> None:
         return
     lane, value, *_ = place = bad.nonzero()[0].tolist()
     t0 = float(torch.as_tensor(move.t0).reshape(-1)[lane])
-    sample = f", sample {lane}" if move.problem.batched else ""
+    sample = f", sample {int(move.problem.samples.whose(lane))}" if move.problem.batched else ""
     raise ValueError(
         f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "

@@ -69,7 +69,8 @@ class Spectrum:
 
 @lru_cache(maxsize=64)
 def spectrum(block: Block) -> Spectrum:
-    return Spectrum(block)
+    with torch.inference_mode(False):  # tensors made in that mode could not be used outside it
+        return Spectrum(block)
 
 
 def rows_of(a: Sequence[Sequence[float]], block: Sequence[int]) -> Block:
