@@ -18,6 +18,7 @@ from odenet.control import Grid
 from odenet.control.base import Attempt
 from odenet.control.first_step import hairer
 from odenet.methods import METHODS
+from odenet.methods.base import Wish
 
 D = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None and not method.ahead]
@@ -27,6 +28,13 @@ SETTINGS = {"I": (0.0, 1.0, 0.0), "PI": (0.4, 0.3, 0.0), "PID": (0.1, 0.3, 0.05)
 def stiffening(t: Tensor, y: Tensor) -> Tensor:
     """Slow, then fast: step sizes range over two decades."""
     return -(1.0 + 80.0 * t**4) * (y - torch.cos(t))
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(1.0, 0.2), (0.5, 0.5)])
+def test_a_step_that_was_not_solved_is_shorter_whatever_the_method_wishes(most: float, wanted: float) -> None:
+    decision = PID().decide(Attempt(1.0, math.inf, 3, Wish(most, False)), PID().memory(1.0))
+    assert not decision.accept
+    assert decision.h == pytest.approx(wanted)
 
 
 def attempts(f: Callable[..., Tensor], ts: list[float], controller: Any, **options: Any) -> tuple[list[float], Any]:

@@ -74,7 +74,7 @@ def backward(plan: Plan, graph: FieldGraph) -> Recorded:
     turned = widened(turned, shelf)
     taken(turned, kept, mode)
     turned = rewritten(turned, carried, mode, plan.columns)
-    ended = record(back.end, [bars, given], mode)
+    ended = widened(record(back.end, [bars, given], mode), shelf)
     calls = (back.calls_at_end, back.calls_in_turn)
     return Recorded(widened(begun, shelf), turned, ended, mode, carried, calls, looks_of(shelf), counted=True)
 

@@ -50,7 +50,9 @@ class Attempt(NamedTuple):
         """The factor of the next step size, as the method wishes."""
         if self.wish is None:
             return factor
-        factor = where(isfinite(self.ratio), factor * self.wish.most, self.wish.most)
+        most = self.wish.most
+        # of what was not solved no error is known: the method says how much shorter, or else the controller
+        factor = where(isfinite(self.ratio), factor * most, where(most < 1.0, most, factor))
         return where(accept & self.wish.hold & (factor < _LITTLE), 1.0, factor)
 
 

@@ -47,7 +47,8 @@ class StepInput(NamedTuple):
     f: the equations. t0, t1: both ends of the step, () or (B,). y: the state at t0.
     carry: what the method carries from an accepted step to the next; differentiable, and on the tape.
     cache: what it remembers from any attempt to the next; not differentiable, and never on the tape. That of
-        `Method.remember` in the first step, in one after a jump, and in a step that a backward pass takes again.
+        `Method.remember` in the first step and in one after a jump; () in a step that a backward pass takes again,
+        which has to give the same: what changes the formula, such as an order, belongs in the carry.
     tolerances: of the solve, where an error chooses its steps; None: an iteration inside the step ends at rounding.
     rejected: samples of which the attempt before was rejected.
     running: samples that take the step; the others have t1 == t0, and what they give is not used. None: all.
