@@ -137,3 +137,16 @@ assert torch.isfinite(lin.weight.grad).all()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_event_function_that_is_not_finite_is_told_with_its_sample() -> None:
+    """Also where samples have left the batch before."""
+    y0 = torch.tensor([[0.5], [0.5], [0.5], [0.5], [0.5], [5.0]], dtype=D)
+    ts = torch.tensor([0.0, 1.0], dtype=D).repeat(6, 1)
+    ts[-1, 1] = 3.0
+
+    def fn(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where((y > 4.0) & (t[:, None] > 2.0), torch.nan, y - 0.2)
+
+    with pytest.raises(ValueError, match="sample 5"):
+        odenet.solve(lambda t, y: -0.01 * y, y0, ts, event=odenet.Event(fn), per_sample=True)

@@ -177,3 +177,17 @@ def test_nothing_on_the_host(batched, params):
             nodes = [n for n in part.graph.nodes if n.op not in ("output", "get_attr")]
             assert {x.device.type for n in nodes for x in torch.utils._pytree.tree_leaves(n.meta["val"])} == {"meta"}
             assert not any("local_scalar" in str(n.target) for n in nodes)
+
+
+def test_large_products_that_are_kept() -> None:
+    """They are inputs of the part after the loop as well, as all parts are given the same."""
+    generator = torch.Generator().manual_seed(1)
+    w, v = ((torch.randn(*shape, generator=generator) / 8).requires_grad_() for shape in ((48, 64), (64, 48)))
+    y0 = torch.randn(16, 48, generator=generator).requires_grad_()
+
+    def gradients(compile: bool) -> tuple[torch.Tensor, ...]:
+        sol = odenet.solve(lambda t, y: torch.tanh(y @ w) @ v, y0, [0.0, 1.0], compile=compile)
+        return torch.autograd.grad(sol.y1.square().sum(), (y0, w, v))
+
+    for mine, own in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
