@@ -23,7 +23,7 @@ from ..core.lanes import Flag, Number, held, some, where
 from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms
 from ..core.status import Status, StepStatus
-from ..methods.base import Cache, Step, StepInput
+from ..methods.base import Cache, Counts, Step, StepInput
 from .ahead import Planned
 from .clock import Clock
 from .one_sided import nudged
@@ -89,6 +89,7 @@ class Move:
     ends: Flag = False
     asked: Flag = False
     polynomial_calls: int = 0
+    polynomial_counts: Counts | None = None
     sought: Flag = False
     search_calls: int = 0
     claimed: Flag = False
@@ -129,7 +130,7 @@ class Move:
                 self.draws["dense"] = p.f.states()
             grad = self.graph is not None or torch.is_grad_enabled()
             with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.drawing_from(again):
-                self._polynomial = p.method.dense(self.input, step)
+                self._polynomial, self.polynomial_counts = p.method.counted(self.input, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial

@@ -38,7 +38,7 @@ class Tally(NamedTuple):
         A sample is charged for what was evaluated for its sake: an attempt while it runs, what is seen of a step that
         it accepted, the polynomial where it asked for it. known: that was evaluated in the attempt.
         """
-        counts, accept = move.step.counts, move.accept
+        accept = move.accept
         if p.on_host:
             nfe = self.nfe + tried + seen + settled
         else:
@@ -52,9 +52,12 @@ class Tally(NamedTuple):
             if settled:
                 nfe = nfe + (accept & move.jumps) * settled
         njev, nlu = self.njev, self.nlu
-        if counts is not None and p.on_host:
-            njev, nlu = njev + int(counts.njev), nlu + int(counts.nlu)
-        elif counts is not None:
-            nfe = nfe + running * (counts.nfe - counts.within)
-            njev, nlu = njev + running * counts.njev, nlu + running * counts.nlu
+        for counts, lanes in ((move.step.counts, running), (move.polynomial_counts, move.charged)):
+            if counts is None:
+                continue
+            if p.on_host:
+                njev, nlu = njev + int(counts.njev), nlu + int(counts.nlu)
+            else:
+                nfe = nfe + lanes * (counts.nfe - counts.within)
+                njev, nlu = njev + lanes * counts.njev, nlu + lanes * counts.nlu
         return Tally(nfe, self.accepted + accept, self.rejected + rejected, njev, nlu)

@@ -214,6 +214,10 @@ class Method(ABC):
             return hermite(spread_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
         return self.polynomial(at, step)
 
+    def counted(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        """`dense`, and what it took of each sample. None: each evaluation was for all samples."""
+        return self.dense(at, step), None
+
 
 class StagewiseMethod(Method):
     """A method that pulls cotangents through its own sums, given what pulls them through its evaluations of f."""

@@ -5,9 +5,9 @@ Source: C. A. Kennedy, M. H. Carpenter, Diagonally implicit Runge-Kutta methods 
 library's own: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau
+from .implicit_tableau import ImplicitTableau, refined
 
-ESDIRK54 = ImplicitTableau(
+_ESDIRK54 = ImplicitTableau(
     name="esdirk54",
     order=5,
     c=(0.0, 0.368, 0.6282152954766494, 0.1388101983002833, 0.6999586194045747, 0.9083769633507853, 1.0),
@@ -83,3 +83,5 @@ ESDIRK54 = ImplicitTableau(
         ),
     ),
 )
+
+ESDIRK54 = refined(_ESDIRK54, (0.25, 0.5, 0.75))

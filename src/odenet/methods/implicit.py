@@ -77,7 +77,14 @@ class ImplicitRK(Method):
         if self.error_order is None:
             return ()
         dense = self.tableau.dense
-        return tuple(empty(t, Rows(y, t.ndim == 1), spectrum(self.block), len(dense[0]) if dense else _CUBIC))
+        return tuple(
+            empty(
+                t,
+                Rows(y, t.ndim == 1),
+                spectrum(self.block),
+                0 if self.tableau.predictor else len(dense[0]) if dense else _CUBIC,
+            )
+        )
 
     def step(self, at: StepInput) -> Step:
         f, t0, t1, y = at.f, at.t0, at.t1, at.y
@@ -119,8 +126,10 @@ class ImplicitRK(Method):
             made = jacobians.reshape(t0.shape)
             return Step(y1, end, stages, counts=Counts(made, made))
         with torch.no_grad():
-            polynomial = self._coefficients(dt, start, rows.join(y1), first, slopes)
-            cache, status, wish, counts = quick.finished(torch.stack(polynomial, 1).detach())
+            polynomial = [] if table.predictor else self._coefficients(dt, start, rows.join(y1), first, slopes)
+            cache, status, wish, counts = quick.finished(
+                torch.stack(polynomial, 1).detach() if polynomial else quick.memory.tried
+            )
         return Step(y1, end, stages, cache, status, None, wish, counts)
 
     @torch.no_grad()
@@ -130,7 +139,7 @@ class ImplicitRK(Method):
         """Where the iteration begins: by the stages before, or of a block by the step before. (B, m, n)."""
         if len(nodes) == 1 and self.tableau.predictor is not None:
             weights = self.tableau.predictor[len(slopes)]
-            return self._partial(torch.zeros_like(first), torch.ones_like(equations.dt), weights, slopes)[:, None]
+            return self._partial(torch.zeros_like(first), 1.0, weights, slopes)[:, None]
         same = torch.stack([first] * len(nodes), 1)
         return equations.slopes_of(quick.guess(nodes), same)
 
@@ -150,13 +159,44 @@ class ImplicitRK(Method):
         return rows.part(quick.smoothed(raw))
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
+        return self._polynomial(at, step)[0]
+
+    def counted(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        return self._polynomial(at, step) if self.interpolation == "own" else super().counted(at, step)
+
+    def _polynomial(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
         (found,), (first,) = step.stages
         rows, slopes = Rows(at.y, at.t0.ndim == 1), list(found.unbind(1))
-        dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
-        if self.tableau.dense is None and not self.tableau.stiffly_accurate:
+        dt, counts = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), None
+        if self.tableau.extra_c:
+            more, counts = self._extra(at, step, rows, slopes)
+            slopes += more
+        elif self.tableau.dense is None and not self.tableau.stiffly_accurate:
             slopes.append(rows.join(at.f(at.t1, step.y)))
         parts = self._coefficients(dt, rows.join(at.y), rows.join(step.y), first, slopes)
-        return tuple(rows.part(x) for x in parts)
+        return tuple(rows.part(x) for x in parts), counts
+
+    def _extra(self, at: StepInput, step: Step, rows: Rows, slopes: list[Tensor]) -> tuple[list[Tensor], Counts | None]:
+        """Slopes of the stages that only dense output needs. One that is not found stays at its guess."""
+        table, start, quick = self.tableau, rows.join(at.y), None
+        dt, zero, one = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), torch.zeros_like(start), 1.0
+        if at.tolerances is not None and step.cache:
+            quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
+            quick.resume(step.status)
+        out: list[Tensor] = []
+        for node, row, weights in zip(table.extra_c, table.extra_a, table.extra_predictor, strict=True):
+            base = self._partial(start, dt, row[:-1], slopes)
+            equations = Equations(at.f, rows, [at.t0 + node * (at.t1 - at.t0)], [base], dt, ((row[-1],),))
+            with torch.no_grad():
+                guess = self._partial(zero, one, weights, slopes)[:, None]
+                if quick is None:
+                    x, _ = newton(equations, guess, start, self.max_iters, self.name)
+                else:
+                    x = quick.solve(equations.bare(), guess)
+            if torch.is_grad_enabled() or forward_mode():
+                x = attached(equations, x, self.derivatives)
+            out.append(x[:, 0])
+        return out, None if quick is None else quick.counts()
 
     def _coefficients(self, dt: Tensor, y: Tensor, y1: Tensor, first: Tensor, slopes: list[Tensor]) -> list[Tensor]:
         """Of the dense output, in rows; without a formula of its own by the slopes at both ends, first and last."""
@@ -166,7 +206,7 @@ class ImplicitRK(Method):
         return [self._partial(zero, dt, column, slopes) for column in zip(*self.tableau.dense, strict=True)]
 
     @staticmethod
-    def _partial(start: Tensor, dt: Tensor, row: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    def _partial(start: Tensor, dt: Tensor | float, row: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
         """start + dt sum_j row_j k_j, over the slopes that there are."""
         for c, k in zip(row, slopes, strict=False):
             if c != 0.0:

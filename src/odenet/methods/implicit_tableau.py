@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 _RTOL = 1e-12
 
@@ -26,8 +27,11 @@ class ImplicitTableau:
         start: Weight of the slope at the start in the estimate, for methods whose first stage is not that.
         error_order: k, where the estimate falls like dt^k for smooth solutions.
         caution: The estimate is multiplied by it, where it is small beside the error of the formula.
-        dense: The interpolant, one row for each stage: y(t0 + theta dt) = y0 + dt sum_i k_i sum_d dense[i][d]
-            theta^(d+1). None: cubic Hermite.
+        dense: The interpolant, one row for each stage and each extra stage: y(t0 + theta dt) = y0 + dt sum_i k_i sum_d
+            dense[i][d] theta^(d+1). None: cubic Hermite.
+        extra_c: Nodes of the stages that only dense output needs. They are found where it is asked for: `refined`.
+        extra_a: Row j has s + 1 entries: the stages, and itself.
+        extra_predictor: Row j guesses it, by a sum of the slopes of the stages.
         predictor: Row i guesses k_i, for stages that are found alone, by a sum of the slopes before it.
 
     Raises ValueError where shapes disagree, or rows do not sum to their nodes and the weights to one.
@@ -44,6 +48,9 @@ class ImplicitTableau:
     caution: float = 1.0
     dense: tuple[tuple[float, ...], ...] | None = None
     predictor: tuple[tuple[float, ...], ...] | None = None
+    extra_c: tuple[float, ...] = ()
+    extra_a: tuple[tuple[float, ...], ...] = ()
+    extra_predictor: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         s = len(self.b)
@@ -56,9 +63,14 @@ class ImplicitTableau:
         if self.error is not None:
             self._an_entry_each("error", len(self.error))
             sums.append(("start and error", (self.start, *self.error), 0.0))
+        if len(self.extra_a) != len(self.extra_c) or any(len(row) != s + 1 for row in self.extra_a):
+            raise ValueError(f"tableau {self.name!r}: extra_a must have a row of {s + 1} entries for each of extra_c")
+        sums += [(f"extra_a[{i}]", row, c) for i, (row, c) in enumerate(zip(self.extra_a, self.extra_c, strict=True))]
         if self.dense is not None:
-            self._an_entry_each("dense", len(self.dense))
-            sums += [(f"dense[{i}]", row, b) for i, (row, b) in enumerate(zip(self.dense, self.b, strict=True))]
+            weights = self.b + (0.0,) * len(self.extra_c)
+            if len(self.dense) != len(weights):
+                raise ValueError(f"tableau {self.name!r}: dense must have {len(weights)} rows, got {len(self.dense)}")
+            sums += [(f"dense[{i}]", row, b) for i, (row, b) in enumerate(zip(self.dense, weights, strict=True))]
         if self.predictor is not None:
             self._an_entry_each("predictor", len(self.predictor))
             sums += [(f"predictor[{i}]", row, 1.0) for i, row in enumerate(self.predictor) if any(row)]
@@ -93,12 +105,44 @@ class ImplicitTableau:
 
 def collocation(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
     """`dense` of a collocation method: the polynomial whose slopes at the nodes are those of the stages."""
-    rows = []
-    for i, node in enumerate(c):
-        basis = [1.0]  # of the Lagrange polynomial of node i, by rising powers
-        for j, other in enumerate(c):
+    return tuple(tuple(x / (d + 1) for d, x in enumerate(basis)) for basis in _lagrange(c))
+
+
+def refined(tableau: ImplicitTableau, nodes: Sequence[float]) -> ImplicitTableau:
+    """The same method with a dense output that holds in fast components too, by a stage more for each inner node.
+
+    With p the polynomial that `dense` gives, g the diagonal and theta a node, the stage satisfies
+
+        Y = p(theta) + g dt (f(t0 + theta dt, Y) - p'(theta)):
+
+    as close to the solution as p where the equation is not stiff, and on the slow manifold where it is. The new
+    polynomial goes through these states and both ends of the step.
+    """
+    assert tableau.dense is not None
+    s, g, count = len(tableau.b), tableau.a[-1][-1], len(nodes)
+    slopes = [tuple(math.fsum((d + 1) * w * x**d for d, w in enumerate(own)) for own in tableau.dense) for x in nodes]
+    values = [tuple(math.fsum(w * x ** (d + 1) for d, w in enumerate(own)) for own in tableau.dense) for x in nodes]
+    rows = [(*(v - g * k for v, k in zip(*pair, strict=True)), g) for pair in zip(values, slopes, strict=True)]
+    basis = _lagrange((0.0, *nodes, 1.0))[1:]
+    ends = (
+        *((*row[:s], *(g * (i == j) for j in range(count))) for i, row in enumerate(rows)),
+        (*tableau.b, *(0.0,) * count),
+    )
+    dense = tuple(
+        tuple(math.fsum(value[k] * b[d + 1] for value, b in zip(ends, basis, strict=True)) for d in range(count + 1))
+        for k in range(s + count)
+    )
+    return replace(tableau, dense=dense, extra_c=tuple(nodes), extra_a=tuple(rows), extra_predictor=tuple(slopes))
+
+
+def _lagrange(nodes: Sequence[float]) -> list[list[float]]:
+    """Of each node, the polynomial that is one there and zero at the others, by rising powers."""
+    out = []
+    for i, node in enumerate(nodes):
+        basis = [1.0]
+        for j, other in enumerate(nodes):
             if j != i:
                 shifted = zip([0.0, *basis], [*(-other * x for x in basis), 0.0], strict=True)
                 basis = [(a + b) / (node - other) for a, b in shifted]
-        rows.append(tuple(x / (d + 1) for d, x in enumerate(basis)))
-    return tuple(rows)
+        out.append(basis)
+    return out

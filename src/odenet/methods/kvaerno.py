@@ -4,7 +4,7 @@ Source: A. Kvaerno, Singly diagonally implicit Runge-Kutta methods with an expli
 the coefficients as in SUNDIALS. Dense output and predictors of the stages are this library's own: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau
+from .implicit_tableau import ImplicitTableau, refined
 
 KVAERNO3 = ImplicitTableau(
     name="kvaerno3",
@@ -34,7 +34,7 @@ KVAERNO3 = ImplicitTableau(
     ),
 )
 
-KVAERNO5 = ImplicitTableau(
+_KVAERNO5 = ImplicitTableau(
     name="kvaerno5",
     order=5,
     c=(0.0, 0.52, 1.230333209967908, 0.8957659843500759, 0.43639360985864756, 1.0, 1.0),
@@ -94,3 +94,5 @@ KVAERNO5 = ImplicitTableau(
         (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     ),
 )
+
+KVAERNO5 = refined(_KVAERNO5, (0.25, 0.5, 0.75))

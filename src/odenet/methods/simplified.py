@@ -35,8 +35,8 @@ class Memory(NamedTuple):
 
     jacobian: (B, n, n). factors, pivots: of I - dt l J for each kept eigenvalue l, (B, E, n, n) and (B, E, n). numbers:
     (B, 7), see below. before, tried: dense output of the last accepted step, and of the last attempt, as coefficients
-    (B, D, n); which of them leads on depends on whether that attempt was accepted. Without a matrix (too many unknowns)
-    the first three have no entries.
+    (B, D, n), where the iteration begins by it; which of them leads on depends on whether that attempt was accepted.
+    Without a matrix (too many unknowns) the first three have no entries.
     """
 
     jacobian: Tensor
@@ -112,6 +112,13 @@ class Simplified:
             self._linearise(wanted)
         if not self.matrix_free:
             self._factorise()
+
+    def resume(self, status: Tensor | None) -> None:
+        """Instead, after the step: with the Jacobian and the factors that found its stages."""
+        if status is not None:
+            self.running = self.running & (status.reshape(-1) == int(StepStatus.OK))
+        if self.matrix_free:
+            self._linearise(self.running)
 
     def _linearise(self, lanes: Tensor) -> None:
         """A new Jacobian at the start of the step, for some samples."""
@@ -283,11 +290,13 @@ class Simplified:
         most = torch.where(ok, most, torch.where(numbers[:, _FAILURES] >= _GIVE_UP, 0.0, _SHRINK))
         hold = ok & (numbers[:, _STALE] == 0) & (not self.matrix_free)
         shape = self.t0.shape
-        jacobians, factorised, calls = (x.reshape(shape) for x in (self.jacobians, self.factorised, self.calls))
-        counts = Counts(jacobians, factorised, calls, self.within)
         wish = Wish(most.reshape(shape).to(self.t0.dtype), hold.reshape(shape))
         memory = self.memory._replace(numbers=numbers, before=before, tried=polynomial)
-        return tuple(memory), self.status.reshape(shape), wish, counts
+        return tuple(memory), self.status.reshape(shape), wish, self.counts()
+
+    def counts(self) -> Counts:
+        calls, jacobians, factorised = (x.reshape(self.t0.shape) for x in (self.calls, self.jacobians, self.factorised))
+        return Counts(jacobians, factorised, calls, self.within)
 
 
 def _scale(rows: Rows, y: Leaves, tolerances: Tolerances) -> Tensor:
