@@ -81,6 +81,25 @@ class MethodContract:
             for a, b in zip(grads(gradient), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
+    def test_exact_gradients_are_central_differences(self) -> None:
+        """Along one direction of all inputs; what a step takes for a constant that is none, autograd would not see."""
+        ts, generator = torch.tensor([0.0, 0.3, 0.5], dtype=D), torch.Generator().manual_seed(0)
+        k = torch.tensor([[1.1], [0.7], [1.9]], dtype=D)
+        inputs = [k, *([self.start] if isinstance(self.start, Tensor) else self.start)]
+        ways = [torch.randn(x.shape, dtype=D, generator=generator) for x in inputs]
+
+        def loss(k: Tensor, *leaves: Tensor, gradient: Any = "discrete") -> Tensor:
+            y0 = leaves[0] if isinstance(self.start, Tensor) else leaves
+            return self.flat(self.solve(y0, ts, k, step=0.1, gradient=gradient).y1).square().sum()
+
+        with torch.no_grad():
+            up, down = (loss(*(x + h * w for x, w in zip(inputs, ways, strict=True))) for h in (1e-5, -1e-5))
+        for gradient in self.exact:
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            grads = torch.autograd.grad(loss(*leaves, gradient=gradient), leaves)
+            found = sum(float((g * w).sum()) for g, w in zip(grads, ways, strict=True))
+            assert found == pytest.approx(float(up - down) / 2e-5, rel=1e-7)
+
     def test_a_rejection_leaves_no_trace_but_in_the_cache(self) -> None:
         """An attempt that is rejected, and tried again with the same size, gives what it would have given."""
         k = torch.tensor(1.0, dtype=D)

@@ -18,8 +18,10 @@ from contract_suite import ControllerContract, MethodContract, Scripted
 from odenet.control.base import Attempt, Memory
 from odenet.control.error import ErrorControl
 from odenet.core.leaves import Leaves, along, spread_over
+from odenet.core.rows import Rows
 from odenet.methods import METHODS, Method, Step
 from odenet.methods.base import Cache, StepInput
+from odenet.methods.stages import jacobian
 
 D = torch.float64
 
@@ -63,6 +65,25 @@ class EulerMaruyama(Method):
         moved = along(at.y, h, at.f.part("drift")(at.t0, at.y))
         noise: Leaves = (self.path(at.t1) - self.path(at.t0),)
         return Step(along(moved, noise, at.f.part("diffusion")(at.t0, at.y)))
+
+
+class ROS2(Method):
+    """(I - g h J) k1 = f(t0, y), (I - g h J) k2 = f(t1, y + h k1) - 2 k1, y1 = y + h (3 k1 + k2) / 2.
+
+    L-stable, of order 2 with any J. J. G. Verwer et al., SIAM J. Sci. Comput. 20 (1999), 1456-1480.
+    """
+
+    name, order, error_order = "ros2", 2, None
+
+    def step(self, at: StepInput) -> Step:
+        rows = Rows(at.y, at.t0.ndim == 1)
+        y, h = rows.join(at.y), (at.t1 - at.t0).reshape(-1, 1)
+        system = torch.eye(rows.width, dtype=rows.dtype) - (1 + 0.5**0.5) * h[..., None] * jacobian(
+            at.f, rows, at.t0, y
+        )
+        k1 = torch.linalg.solve(system, rows.join(at.f(at.t0, at.y)))
+        k2 = torch.linalg.solve(system, rows.join(at.f(at.t1, rows.part(y + h * k1))) - 2 * k1)
+        return Step(rows.part(y + h * (3 * k1 + k2) / 2))
 
 
 class Remembering(Method):
@@ -164,6 +185,21 @@ class TestEulerMaruyama:
             exact = (loss(m + h, s) - loss(m - h, s)) / (2 * h), (loss(m, s + h) - loss(m, s - h)) / (2 * h)
         for a, b in zip(found, exact, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+class TestROS2(MethodContract):
+    method = ROS2()
+
+    def test_order_and_stability(self) -> None:
+        k, steps, errors = torch.tensor(1.3, dtype=D), (0.04, 0.02, 0.01), []
+        exact = odenet.solve(self.field, self.start, [0.0, 2.0], args=(k,), method="dopri8", rtol=1e-12, atol=1e-12).y1
+        for h in steps:
+            errors.append(float((self.solve(self.start, [0.0, 2.0], k, step=h).y1 - exact).abs().max()))
+        assert np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(2.0, abs=0.15)
+        y0, f = torch.tensor([2.0], dtype=D), lambda t, y: -1e6 * (y - torch.cos(t)) - torch.sin(t)
+        assert float(odenet.solve(f, y0, [0.0, 2.0], method=self.method, step=0.05).y1) == pytest.approx(
+            math.cos(2.0), abs=0.05
+        )
 
 
 class TestRemembering(MethodContract):

@@ -191,14 +191,14 @@ def matrix(equations: Equations, jacobians: Sequence[Tensor | None]) -> Tensor:
     return out
 
 
-def _jacobians(states: list[Tensor], slopes: list[Tensor]) -> Sequence[Tensor | None]:
+def _jacobians(states: list[Tensor], slopes: list[Tensor], create_graph: bool = False) -> Sequence[Tensor | None]:
     """Of each stage, (n, B, n): one vector-Jacobian product for each of the n entries of a row, all stages at once."""
     chosen = [k for k in slopes if k.requires_grad]
     if not chosen:
         return [None] * len(states)
     unit = torch.eye(states[0].shape[1], dtype=states[0].dtype, device=states[0].device)
     bars = [unit[:, None, :].expand(-1, *k.shape).contiguous() for k in chosen]
-    keep = {"retain_graph": True, "allow_unused": True}
+    keep = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
     if len(unit) > _FEW:
         try:
             return torch.autograd.grad(chosen, states, bars, is_grads_batched=True, **keep)
@@ -232,19 +232,23 @@ def few_enough(count: int, width: int, systems: int) -> bool:
 
 
 def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
-    """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one."""
+    """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one.
+
+    Differentiable in grad mode, as the steps of a Rosenbrock method are made of it.
+    """
     given = getattr(f, "jacobian", None)
     if given is not None:
         return given(t, rows.part(y)).reshape(rows.count, rows.width, rows.width).to(y)
+    attached = torch.is_grad_enabled() or forward_mode()
     with torch.inference_mode(False), torch.enable_grad():
-        state = y.detach().clone().requires_grad_()
+        state = y if attached and y.requires_grad else (y if attached else y.detach().clone()).requires_grad_()
         try:
             slope = rows.join(f(t.clone(), rows.part(state)))
         except RuntimeError as error:
             if leaves_autograd(error):
                 error.add_note("An implicit method needs df/dy, which autograd does not find of this f: give jacobian=")
             raise
-        (found,) = _jacobians([state], [slope])
+        (found,) = _jacobians([state], [slope], attached)
     return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
 
 
