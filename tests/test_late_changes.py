@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -150,3 +151,18 @@ def test_an_event_function_that_is_not_finite_is_told_with_its_sample() -> None:
 
     with pytest.raises(ValueError, match="sample 5"):
         odenet.solve(lambda t, y: -0.01 * y, y0, ts, event=odenet.Event(fn), per_sample=True)
+
+
+def test_times_made_in_inference_mode_serve_training() -> None:
+    with torch.inference_mode():
+        ts = torch.linspace(0, 1, 5)
+    w = torch.ones(1, requires_grad=True)
+    odenet.solve(lambda t, y: -w * y, torch.ones(1), ts).y1.sum().backward()
+    assert w.grad is not None and float(w.grad) == pytest.approx(-math.exp(-1), rel=1e-3)
+
+
+def test_no_times_of_a_solution_with_events() -> None:
+    sol = odenet.solve(
+        lambda t, y: -y, torch.ones(2), [0.0, 5.0], dense=True, event=odenet.Event(lambda t, y: y[0] - 0.5)
+    )
+    assert sol(torch.empty(0)).shape == (0, 2)

@@ -339,3 +339,36 @@ def test_transforms_say_what_to_do_instead(method: str) -> None:
         with pytest.raises(ValueError, match="per_sample=True"):
             batched()
     torch.autograd.functional.jacobian(end, y)
+
+
+def test_a_sparse_jacobian() -> None:
+    def sparse(t: Tensor, y: Tensor) -> Tensor:
+        return (-100 * torch.eye(3, dtype=D)).to_sparse()
+
+    y0 = torch.ones(3, dtype=D)
+    for options in ({"method": "esdirk54"}, {"method": "implicit_euler", "step": 0.1}):
+        sparsely = odenet.solve(lambda t, y: -100 * y, y0, [0.0, 1.0], jacobian=sparse, **options)
+        torch.testing.assert_close(sparsely.y1, odenet.solve(lambda t, y: -100 * y, y0, [0.0, 1.0], **options).y1)
+
+
+def test_what_failures_of_implicit_methods_say() -> None:
+    """A singular system is told as one; the cure is nothing that is there already."""
+    y0 = torch.ones(1, dtype=D)
+    with pytest.raises(odenet.NonlinearSolveError, match=r"is singular\. Hint: take smaller steps"):
+        odenet.solve(lambda t, y: 10 * y, y0, [0.0, 1.0], method="implicit_euler", step=0.1)
+    with pytest.raises(odenet.MaxStepsError, match=r"Predictive\(jump_ts=\.\.\.\), or a fast oscillation\.$"):
+        odenet.solve(lambda t, y: torch.sin(1000 * t) * y, y0, [0.0, 100.0], method="esdirk54", max_steps=50)
+    k = torch.tensor(1e4, dtype=D, requires_grad=True)
+    sol = odenet.solve(
+        lambda t, y: -k * (y - torch.cos(t)), y0, [0.0, 1.0], method="esdirk54", gradient="adjoint", max_steps=300
+    )
+    with pytest.raises(odenet.SolveError, match="use gradient='discrete', which takes"):
+        sol.y1.sum().backward()
+
+
+def test_a_warning_is_at_the_callers_line() -> None:
+    with pytest.warns(odenet.ConvergenceWarning) as told:
+        odenet.solve(
+            lambda t, y: -torch.sign(y - 0.3) * 5, torch.ones(1), [0.0, 1.0], method="implicit_euler", step=0.1
+        )
+    assert {w.filename for w in told} == {__file__}

@@ -83,6 +83,8 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
         raise TypeError(f"ts must be a sequence, array or tensor of times; got {shown(ts)}")
     try:
         out = ts if isinstance(ts, Tensor) else _stacked(ts)
+        if not torch.compiler.is_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
+            out = out.clone()  # as for y0
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
         raise TypeError(f"ts must be a sequence, array or tensor of times; got {type(ts).__name__}: {error}") from None
     if out.is_meta or out.layout is not torch.strided:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import torch
+
+_INSIDE = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))
 
 
 class SolveError(RuntimeError):
@@ -65,6 +72,14 @@ class ConvergenceWarning(UserWarning):
 
 class StiffnessWarning(UserWarning):
     """The steps of an explicit method are held down by its stability and not by the tolerances; the solve goes on."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning at the caller's line: the nearest that is neither this library's nor PyTorch's."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=depth)
 
 
 def unknown_name(argument: str, given: str, known: Iterable[str], meant: str | None = None) -> ValueError:

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import odenet
+from odenet.compat import torchdiffeq as drop_in
 
 W = torch.tensor([[0.2, 0.5], [-0.5, 0.1]], dtype=torch.float64)
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -225,9 +226,7 @@ def test_a_divergence_by_torch_func_with_the_default_gradient(size: int, dropped
     ts, steps = torch.tensor([0.0, 1.0], dtype=torch.float64), {"method": "midpoint", "step": 0.25}
     expected = of(lambda: odenet.solve(f, y0, ts, gradient="backprop", **steps).y1)
     if dropped_in:
-        mine = of(
-            lambda: odenet.compat.torchdiffeq.odeint(f, y0, ts, method="midpoint", options={"step_size": 0.25})[-1]
-        )
+        mine = of(lambda: drop_in.odeint(f, y0, ts, method="midpoint", options={"step_size": 0.25})[-1])
     else:
         mine = of(lambda: odenet.solve(f, y0, ts, **steps).y1)
     torch.testing.assert_close(mine, expected)

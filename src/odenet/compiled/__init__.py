@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from ..engine.integrate import Request
 from ..engine.problem import Problem
+from ..errors import warn
 from ..gradients.base import Gradient, Trajectory
 from .interpreter import as_before
 
@@ -26,5 +25,5 @@ def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory 
         reason = told(error)
     if reason not in _told:
         _told.add(reason)
-        warnings.warn(f"compile=True: solving without compiled code, as {reason}", stacklevel=3)
+        warn(f"compile=True: solving without compiled code, as {reason}")
     return None

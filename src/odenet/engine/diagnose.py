@@ -31,7 +31,7 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
         MaxStepsError,
         "max_steps={max_steps} attempted steps did not reach the end",
         "raise max_steps, loosen rtol and atol, or take on_failure='return' to look at the part that was solved; "
-        "many tiny steps mean a noisy f, a jump of f that belongs in PID(jump_ts=...), or a stiff f: for that " + CURE,
+        "many tiny steps mean a noisy f, a jump of f that belongs in {control}(jump_ts=...){stiff}",
     ),
     Status.NON_FINITE: (
         NonFiniteError,
@@ -49,12 +49,12 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
         StepUnderflowError,
         "the step size fell below the resolution of time",
         "rtol and atol ask for more than the dtype holds, or f jumps here, or changes within less than the rounding of "
-        "t: loosen them, use float64, give the time of the jump in PID(jump_ts=...), or count time from here",
+        "t: loosen them, use float64, give the time of the jump in {control}(jump_ts=...), or count time from here",
     ),
     Status.NONLINEAR_FAILED: (
         NonlinearSolveError,
         "the equations of the implicit step could not be solved: {why}",
-        "f or its derivative may jump here (give the time in PID(jump_ts=...)), or its Jacobian be wrong (where "
+        "f or its derivative may jump here (give the time in {control}(jump_ts=...)), or its Jacobian be wrong (where "
         "jacobian= is given, compare it with torch.func.jacrev), or f not be smooth in y: explicit methods, such as "
         "'tsit5', solve no equations",
     ),
@@ -114,10 +114,15 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         return
     status, sample = Status(int(codes[failed[0]])), failed[0] if p.batched else None
     kind, cause, hint = _ERRORS[status]
+    implicit = p.method.predictive
+    stiff = ", or a fast oscillation" if implicit else f", or a stiff f: for that {CURE}"
+    hint = hint.format(control="Predictive" if implicit else "PID", stiff=stiff)
     given = _not_finite(p, s, sample, backward is not None) if status == Status.NON_FINITE else None
     cause, hint = given or (cause, hint)
     if status == Status.MAX_STEPS and not p.controller.adaptive:
         hint = "raise max_steps, or take larger steps"
+    elif status == Status.NONLINEAR_FAILED and not p.controller.adaptive:
+        hint = "take smaller steps, or let an error choose them; " + hint
     elif status == Status.MAX_STEPS and backward is None and _stiff(p, s, sample):
         cause += f", for the problem is stiff: they are as long as method={p.method.name!r} is stable for"
         hint = CURE + ". Or raise max_steps"
@@ -136,8 +141,9 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
     if backward and given is None:
+        exact = "'discrete', which takes" if implicit else "'discrete' or 'reversible', which take"
         hint = (
-            "use gradient='discrete' or 'reversible', which take the forward steps again and solve nothing backwards, "
+            f"use gradient={exact} the forward steps again and solve nothing backwards, "
             "or 'gauss', which does not solve the state again; or " + hint
         )
     why = p.method.why_unsolved(s.cache, sample) if status == Status.NONLINEAR_FAILED else ""
@@ -217,7 +223,7 @@ def _raise_vmapped(p: Problem, s: State) -> None:
         return
     status, t, dt = found[failed[0]]
     kind, cause, hint = _ERRORS[Status(int(status))]
-    cause = cause.format(max_steps=p.max_steps, size=_HUGE, why="")
+    cause, hint = cause.format(max_steps=p.max_steps, size=_HUGE, why=""), hint.format(control="PID", stiff="")
     whose = f", lane {failed[0]} of those that are vmapped" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     message = f"The solve failed at t={t!r} (dt={dt:.3g}{whose}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=failed[0], component="y")

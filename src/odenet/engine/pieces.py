@@ -87,7 +87,7 @@ class Stretches:
         sign = self.direction
         ends = self.end[:, 0] * sign
         which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
-        rows = {k: (which == k).nonzero()[:, 0] for k in sorted(set(which.tolist()))}
+        rows = {k: (which == k).nonzero()[:, 0] for k in sorted(set(which.tolist())) or (0,)}
         found = [self.parts[k](t[own]) for k, own in rows.items()]
         order = torch.cat(tuple(rows.values())).argsort()
         return tuple(torch.cat(xs)[order] for xs in zip(*found, strict=True))

@@ -9,7 +9,6 @@ decides, well inside. Hairer & Wanner II, IV.2, "Detecting Stiffness", compare t
 
 from __future__ import annotations
 
-import warnings
 from typing import final
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from ..control.base import Decision
 from ..core.leaves import Leaves, dot
 from ..core.norms import tolerance_scale
-from ..errors import StiffnessWarning
+from ..errors import StiffnessWarning, warn
 from .advance import Clock, Move, State
 from .loop import Trial
 from .problem import Problem
@@ -108,10 +107,9 @@ class Stiffness:
             row = int(left.argmax())
             t, step, left = t[row], step[row], left[row]
             whose = f", sample {int(p.samples.whose(row))}"
-        warnings.warn(
+        warn(
             f"The problem is stiff (t={float(t):.3g}{whose}): steps of {abs(float(step)):.1g} are as long as method="
             f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "
             f"more lead to the end. For fewer steps {CURE}.",
             StiffnessWarning,
-            stacklevel=2,
         )

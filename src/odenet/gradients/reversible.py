@@ -5,7 +5,6 @@ McCallum & Foster 2024 (arXiv 2410.11648); the method itself is in methods/rever
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
@@ -21,6 +20,7 @@ from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..engine.samples import ALL, Apart
 from ..engine.tape import Entry
+from ..errors import warn
 from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
 from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
 from .base import Gradient, Trajectory, added, direct, plain
@@ -74,12 +74,11 @@ class Reversible(Gradient):
             lost = undo.lost()
             if lost <= digits:
                 return grads
-            warnings.warn(
+            warn(
                 f"gradient='reversible' could not undo the solve: the reconstructed y0 is off by {lost:.1e} (relative; "
                 f"the limit is {digits:.1e}), as rounding errors grow by 1 / coupling a step and where the ODE is "
                 "unstable backwards. The gradient was computed by taking the steps again, which is exact but slower. "
-                "Use a coupling nearer to 1, fewer steps, float64, or gradient=Discrete(checkpoints=...).",
-                stacklevel=2,
+                "Use a coupling nearer to 1, fewer steps, float64, or gradient=Discrete(checkpoints=...)."
             )
             sweep = StepSweep(taken, Checkpoints.at_start(_SLOTS, taken.q, taken.entries))
             sweep.nfe = undo.nfe
@@ -109,12 +108,11 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     worst = largest(torch.nan_to_num(size, nan=torch.inf, posinf=torch.inf))
     if worst > limit:
         unit = "tolerances" if p.controller.adaptive else "of its size"
-        warnings.warn(
+        warn(
             f"gradient='reversible': the solution is not accurate. The two states of the reversible method are "
             f"{worst:.2g} {unit} apart (the limit is {limit:g}), as happens where the ODE contracts: on a mode that "
             "decays at the rate a it is stable only for steps below -log(coupling) / a. Use a smaller coupling, step "
-            "or tolerance, or gradient=Discrete(checkpoints=...), whose memory is constant too.",
-            stacklevel=2,
+            "or tolerance, or gradient=Discrete(checkpoints=...), whose memory is constant too."
         )
     return found
 

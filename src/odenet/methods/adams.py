@@ -13,7 +13,6 @@ The coefficients beta and g come from the times of the steps themselves, so that
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import final
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..core.dense import Coefficients
 from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
-from ..errors import unknown_name
+from ..errors import unknown_name, warn
 from .base import Field, Method, Step, StepInput
 from .butcher5 import TABLEAU as BUTCHER5
 from .dopri8 import TABLEAU as DOPRI8
@@ -230,12 +229,10 @@ class Adams(Method):
             open_lanes = open_lanes & (rows(finite).all(1) if t1.ndim else finite.all())
         if bool(open_lanes.any()):
             t = float(t1.detach()[open_lanes][0])
-            warnings.warn(
+            warn(
                 f"implicit_adams: the corrector of the step to t = {t:.6g} did not converge in {self.max_iters} "
                 "iterations, and the solution may be inaccurate. Take a smaller step, or a larger max_iters, rtol or "
-                "atol: Adams(implicit=True, max_iters=...).",
-                UserWarning,
-                stacklevel=2,
+                "atol: Adams(implicit=True, max_iters=...)."
             )
         return (*y, slow)
 

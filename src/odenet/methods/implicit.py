@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, forward_mode, moved, spread_over
 from ..core.rows import Rows
+from ..core.status import StepStatus
 from .base import Cache, Counts, Field, Method, Step, StepInput
 from .implicit_tableau import ImplicitTableau
 from .jacobian_fault import jacobian_fault
@@ -101,6 +102,7 @@ class ImplicitRK(Method):
                 quick.prepare()
         slopes: list[Tensor] = []
         jacobians = torch.zeros(rows.count, dtype=torch.int64, device=start.device)
+        singular = jacobians != 0
         for block in table.blocks:
             i = block[0]
             base = [self._partial(start, dt, table.a[k], slopes) for k in block]
@@ -111,8 +113,8 @@ class ImplicitRK(Method):
             nodes = [table.c[k] for k in block]
             if quick is None:
                 guess = torch.stack([first] * len(nodes), 1).detach()
-                x, made = newton(equations, guess, start.detach(), self.max_iters, self.name)
-                jacobians = jacobians + made
+                x, made, failed = newton(equations, guess, start.detach(), self.max_iters, self.name)
+                jacobians, singular = jacobians + made, singular | failed
             else:
                 x = quick.solve(equations.bare(), self._guess(equations.bare(), quick, first.detach(), nodes, slopes))
                 if block == table.blocks[-1]:
@@ -124,7 +126,8 @@ class ImplicitRK(Method):
         stages, end = ((torch.stack(slopes, 1),), (first,)), rows.part(slopes[-1]) if self.carries else ()
         if quick is None:
             made = jacobians.reshape(t0.shape)
-            return Step(y1, end, stages, counts=Counts(made, made))
+            codes = torch.where(singular, int(StepStatus.SINGULAR), int(StepStatus.OK)).reshape(t0.shape)
+            return Step(y1, end, stages, status=codes if bool(singular.any()) else None, counts=Counts(made, made))
         with torch.no_grad():
             polynomial = [] if table.predictor else self._coefficients(dt, start, rows.join(y1), first, slopes)
             cache, status, wish, counts = quick.finished(
@@ -190,7 +193,7 @@ class ImplicitRK(Method):
             with torch.no_grad():
                 guess = self._partial(zero, one, weights, slopes)[:, None]
                 if quick is None:
-                    x, _ = newton(equations, guess, start, self.max_iters, self.name)
+                    x, _, _ = newton(equations, guess, start, self.max_iters, self.name)
                 else:
                     x = quick.solve(equations.bare(), guess)
             if torch.is_grad_enabled() or forward_mode():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.leaves import forward_mode
-from ..errors import ConvergenceWarning
+from ..errors import ConvergenceWarning, warn
 from .stages import Dense, Equations, Linear, MatrixFree, linearised, value_and_linear
 
 _INEXACT = 1e-4  # relative residual of the linear systems of a matrix-free Newton iteration
@@ -17,8 +16,10 @@ _SLOW = 0.05  # an update that shrinks less than this asks for a new Jacobian
 
 
 @torch.no_grad()
-def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, name: str) -> tuple[Tensor, Tensor]:
-    """X = F(X) to rounding, each row of the batch on its own, and how many Jacobians each row took.
+def newton(
+    equations: Equations, guess: Tensor, start: Tensor, max_iters: int, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X = F(X) to rounding, each row of the batch on its own; how many Jacobians each row took; whose was singular.
 
     start: (B, n), the state; dt X is found to rounding beside its largest entry. The Jacobian is kept while the updates
     shrink fast, and made anew for the rows where they do not. Warns where max_iters is not enough.
@@ -31,7 +32,7 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     scale = start.abs().amax(1)
     last = torch.full_like(scale, torch.inf)
-    stale = active
+    stale, singular = active, torch.zeros_like(active)
     for _ in range(max_iters):
         if linear is None or bool(stale.any()):
             value, fresh = value_and_linear(equations, x, _INEXACT)
@@ -44,18 +45,18 @@ def newton(equations: Equations, guess: Tensor, start: Tensor, max_iters: int, n
         size = _largest(equations.dt[..., None] * update) / (scale + _largest(equations.dt[..., None] * x))
         # near rounding an update no longer shrinks; what is not finite will not become so
         settled = (size <= 4 * eps) | ((size <= floor) & (size > 0.5 * last)) | ~torch.isfinite(size)
+        singular = singular | active & ~torch.isfinite(size) & torch.isfinite(value).flatten(1).all(1)
         active = active & ~settled
         if not bool(active.any()):
-            return x, jacobians
+            return x, jacobians, singular
         stale = active & (size > _SLOW * last) | torch.isinf(last)
         last = torch.where(active, size, last)
-    warnings.warn(
+    warn(
         f"{name}: the nonlinear solve did not converge in {max_iters} iterations before t="
         f"{float(equations.times[-1].max()):.6g}; the solution may be wrong. Take smaller steps, or raise max_iters.",
         ConvergenceWarning,
-        stacklevel=2,
     )
-    return x, jacobians
+    return x, jacobians, singular
 
 
 def attached(equations: Equations, root: Tensor, order: int) -> Tensor:
@@ -90,11 +91,10 @@ class Flow:
             linear = self.linear = self.linear or self._made()
             out = linear.solve_transposed(b) if transposed else linear.solve(b)
         if isinstance(linear, MatrixFree) and not linear.converged:
-            warnings.warn(
+            warn(
                 "the linear solve for the gradient of an implicit step did not converge; the gradient may be wrong. "
                 "Take smaller steps.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return out
 

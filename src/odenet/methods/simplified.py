@@ -69,6 +69,8 @@ def empty(t: Tensor, rows: Rows, spectrum: Spectrum, powers: int) -> Memory:
 
 def told(cache: Cache, sample: int | None) -> str:
     """How the last iterations of a sample failed, for a message."""
+    if not cache:
+        return "the matrix of Newton's iteration is singular"
     numbers = Memory(*cache).numbers[sample or 0]
     count, rate = int(numbers[_FAILURES]), float(numbers[_RATE])
     if rate == 0.0:
@@ -77,7 +79,8 @@ def told(cache: Cache, sample: int | None) -> str:
         how = f"diverged (each update {rate:.3g} times the last)"
     else:
         how = f"was too slow ({rate:.3g} an iteration)"
-    return f"Newton's iteration failed in the last {count} attempts (each half as long as the one before), and {how}"
+    last = f"last {count} attempts (each half as long as the one before)" if count > 1 else "last attempt"
+    return f"Newton's iteration failed in the {last}, and {how}"
 
 
 @final

@@ -238,7 +238,9 @@ def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
     """
     given = getattr(f, "jacobian", None)
     if given is not None:
-        return given(t, rows.part(y)).reshape(rows.count, rows.width, rows.width).to(y)
+        found = given(t, rows.part(y))
+        found = found if found.layout == torch.strided else found.to_dense()
+        return found.reshape(rows.count, rows.width, rows.width).to(y)
     attached = torch.is_grad_enabled() or forward_mode()
     with torch.inference_mode(False), torch.enable_grad():
         state = y if attached and y.requires_grad else (y if attached else y.detach().clone()).requires_grad_()
