@@ -81,3 +81,71 @@ def test_after_an_event_that_sets_the_state_anew(monkeypatch: pytest.MonkeyPatch
     assert used > 5 or gradient == "reversible"  # which has a step of its own
     for a, b in zip(mine, plain, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "tsit5"])
+@pytest.mark.parametrize("times", TIMES)
+def test_steps_between_outputs_taken_as_one(
+    monkeypatch: pytest.MonkeyPatch, method: str, times: str, gradient: str
+) -> None:
+    """Nobody looks at them: values, counts and gradients are those of single steps."""
+
+    def solve() -> tuple[Any, ...]:
+        y0 = torch.tensor([0.3, 1.2], dtype=D, requires_grad=gradient == "backprop")
+        with torch.set_grad_enabled(gradient == "backprop"):
+            sol = odenet.solve(f, y0, TIMES[times], method=method, step=0.013, gradient=gradient)
+            grads = torch.autograd.grad(sol.ys.square().sum(), y0) if gradient == "backprop" else ()
+        return sol.ys.detach(), torch.tensor([sol.stats.nfe, sol.stats.accepted]), *grads
+
+    taken = []
+    to_stop = Ahead.to_stop
+    monkeypatch.setattr(Ahead, "to_stop", lambda self, most: taken.append(to_stop(self, most)) or taken[-1])
+    mine, plain, _ = both(monkeypatch, solve)
+    assert sum(map(len, taken)) > 30
+    for a, b in zip(mine, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_between_outputs_that_fails_is_found() -> None:
+    """At its own time, also where f does not bear what comes after it, or max_steps ends the solve before."""
+
+    def bursts(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t > 0.5, torch.nan, 1.0) * y
+
+    def strict(t: Tensor, y: Tensor) -> Tensor:
+        if not bool(torch.isfinite(y).all()):
+            raise ArithmeticError("y is not finite")
+        return bursts(t, y)
+
+    y0, given = torch.ones(2, dtype=D), {"method": "euler", "step": 0.01}
+    for field in (bursts, strict):
+        with torch.no_grad(), pytest.raises(odenet.NonFiniteError) as told:
+            odenet.solve(field, y0, [0.0, 1.0], **given)
+        assert told.value.t == pytest.approx(0.51, abs=0.011)
+    with torch.no_grad(), pytest.raises(ArithmeticError, match="my own"):
+        odenet.solve(own_error, y0, [0.0, 1.0], **given)
+    with torch.no_grad(), pytest.raises(odenet.MaxStepsError) as stopped:
+        odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], max_steps=40, **given)
+    assert stopped.value.t == pytest.approx(0.4)
+
+
+def own_error(t: Tensor, y: Tensor) -> Tensor:
+    if float(t) > 0.5:
+        raise ArithmeticError("my own")
+    return -y
+
+
+@pytest.mark.parametrize("options", [{"dense": True}, {"save_steps": True}, {"progress": True}], ids=str)
+def test_who_looks_at_each_step_sees_it(options: dict[str, Any]) -> None:
+    seen: list[float] = []
+    if "progress" in options:
+        options = {"progress": lambda fraction, stats: seen.append(fraction)}
+    with torch.no_grad():
+        sol = odenet.solve(lambda t, y: -y, torch.ones(2, dtype=D), [0.0, 1.0], method="euler", step=0.01, **options)
+    if "save_steps" in options:
+        assert len(sol.steps.t) == 100
+    elif "dense" in options:
+        assert float(sol(torch.tensor([0.505], dtype=D))[0, 0]) == pytest.approx(0.99**50 * (1 - 0.005), rel=1e-4)
+    else:
+        assert len(seen) == 100

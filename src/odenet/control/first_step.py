@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.lanes import Number, coarse, held, isfinite, maximum, minimum, where
 from ..core.leaves import Leaves, along, spread_over
-from ..core.norms import Tolerance, all_finite, peak, rms, tolerance_scale, wide
+from ..core.norms import Tolerance, all_finite, peak, rms, rms_on_host, tolerance_scale, wide
 from ..methods.base import Field
 from .base import Norm, measured
 
@@ -42,7 +42,9 @@ def hairer(
         if norm is not None:
             return held(torch.as_tensor(measured(norm, tuple(map(torch.div, x, scale)))).to(t0), span)
         scaled = tuple([(a.abs() if a.is_complex() else a) / s for a, s in zip(x, widths, strict=True)])
-        return held(rms(scaled, batched) if ample else _careful_rms(scaled, batched), span)
+        if not ample:
+            return held(_careful_rms(scaled, batched), span)
+        return rms(scaled, batched).to(span.dtype) if isinstance(span, Tensor) else rms_on_host(scaled)
 
     length = abs(span)
     # the constants below are times too, and mean nothing for spans of other magnitudes

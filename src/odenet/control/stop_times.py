@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,20 @@ class Stops:
     times: Tensor
     jumps: Tensor | None
     rule: StopTimes
+
+    @cached_property
+    def on_host(self) -> tuple[float, ...]:
+        """Those of a joint solve as numbers."""
+        return tuple(self.times.detach().tolist())
+
+    @cached_property
+    def last(self) -> tuple[int, ...]:
+        """For each of them the last one at the same time."""
+        times, last = self.on_host, list(range(len(self.on_host)))
+        for i in range(len(times) - 2, -1, -1):
+            if times[i] == times[i + 1]:
+                last[i] = last[i + 1]
+        return tuple(last)
 
 
 class StopTimes(NamedTuple):

@@ -18,6 +18,20 @@ def rms(leaves: Leaves, batched: bool) -> Tensor:
 
     Squared in float64: the square of 1e20 is too large for float32.
     """
+    total, count = _norm(leaves, batched)
+    if torch.compiler.is_compiling():  # the number may be a symbol, of which a square root would make a constant
+        return total / total.new_full((), max(count, 1)).sqrt()
+    return total / math.sqrt(max(count, 1))
+
+
+def rms_on_host(leaves: Leaves) -> float:
+    """The same number of a joint solve, in an operation less."""
+    total, count = _norm(leaves, False)
+    return total.item() / math.sqrt(max(count, 1))
+
+
+def _norm(leaves: Leaves, batched: bool) -> tuple[Tensor, int]:
+    """The root of the sum of all squares, and of how many."""
     total: Tensor | None = None
     count = 0
     for leaf in leaves:
@@ -27,9 +41,7 @@ def rms(leaves: Leaves, batched: bool) -> Tensor:
         total = part if total is None else torch.hypot(total, part)
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
-    if torch.compiler.is_compiling():  # the number may be a symbol, of which a square root would make a constant
-        return total / total.new_full((), max(count, 1)).sqrt()
-    return total / math.sqrt(max(count, 1))
+    return total, count
 
 
 def wide(x: Tensor) -> torch.dtype:

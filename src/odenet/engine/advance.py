@@ -9,6 +9,7 @@ differentiation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from ..core.dense import Coefficients
 from ..core.generators import GeneratorStates
 from ..core.lanes import Flag, Number, held, some, where
 from ..core.leaves import Leaves, select, without_grad
-from ..core.norms import all_finite, finite_on_host, rms
+from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
 from ..core.status import Status, StepStatus
 from ..methods.base import Cache, Counts, Step, StepInput
 from .ahead import Planned
@@ -65,7 +66,7 @@ class Move:
     """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
 
     stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
-    ends the solve (of these lanes) with this move.
+    ends the solve (of these lanes) with this move. steps: how many it is, where nobody looks at those between.
     sought: lanes in which an event was looked for: they are charged for the polynomial in any case, and
     for `search_calls` further evaluations. claimed: those in which one was found, charged for `claim_calls`.
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
@@ -87,6 +88,7 @@ class Move:
     jumped: Flag
     jumps: Flag
     ends: Flag = False
+    steps: int = 1
     asked: Flag = False
     polynomial_calls: int = 0
     polynomial_counts: Counts | None = None
@@ -204,10 +206,34 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
 
 def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Decision]:
     """`attempt`, of a step whose times are known."""
+    ahead, more = clock.ahead, ()
+    if ahead.together and not planned.hit and not p.f.random:
+        more = ahead.to_stop(p.max_steps - ahead.tried) if not p.spent else ()
+    if more:
+        found = _several(p, s, (planned, *more))
+        if found is None:  # taken again one by one, to find which
+            ahead.one_by_one()
+            return attempt(p, clock, s)
+        step, (_, t1, hit, stop, time1, _) = found, more[-1]
+        move = Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, True, hit, stop, s.jumped, False)
+        move.steps += len(more)
+        return move, clock.always
     _, t1, hit, stop, time1, span = planned
     step = p.method.planned(p.f, span, s.y, s.carry)
     decision = _usual(p, clock, step) or decided(p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step)
     return Move(p, s.t, t1, s.time, time1, s.y, s.carry, step, decision.accept, hit, stop, s.jumped, False), decision
+
+
+def _several(p: Problem, s: State, steps: Sequence[Planned]) -> Step | None:
+    """The last of these steps; None where one failed. What is not finite stays so in all that come after it."""
+    y, carry = s.y, s.carry
+    try:
+        for planned in steps:
+            step = p.method.planned(p.f, planned.span, y, carry)
+            y, carry = step.y, step.carry
+    except Exception:  # of an f that does not bear what is not finite: it comes again, or the true reason before it
+        return None
+    return step if not p.controller.finite or finite_on_host(y) else None
 
 
 def _usual(p: Problem, clock: Clock, step: Step) -> Decision | None:
@@ -248,10 +274,10 @@ def error_ratio(p: Problem, y0: Leaves, y1: Leaves, error: Leaves | None) -> Num
         # An infinite state makes the bound infinite and error / bound zero or NaN: top - top is then NaN, else zero.
         scaled.append((e.detach() / bound) + (top - top))
     norm = p.controller.norm
-    ratio = rms(tuple(scaled), p.batched) if norm is None else measured(norm, tuple(scaled))
     if p.on_host:
-        ratio = float(ratio)
-        return float("inf") if math.isnan(ratio) else ratio
+        ratio = rms_on_host(tuple(scaled)) if norm is None else float(measured(norm, tuple(scaled)))
+        return math.inf if math.isnan(ratio) else ratio
+    ratio = rms(tuple(scaled), p.batched) if norm is None else measured(norm, tuple(scaled))
     return torch.nan_to_num(torch.as_tensor(ratio), nan=torch.inf).to(p.ts.dtype)
 
 

@@ -6,7 +6,7 @@ by one, with the same results to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from ..core.leaves import recorded
 from ..methods.base import Span
 from .problem import Problem
 
-_ALONE = 2  # steps before it is worth it
 _FIRST, _MOST = 16, 1024  # so many at once, twice as many each time: a solve may end before
 
 
@@ -32,13 +31,16 @@ class Planned(NamedTuple):
 
 
 class Ahead:
-    """The steps of a joint solve of constant steps; `stops` as the clock has them, `last` of equal ones."""
+    """The steps of a joint solve of constant steps; `stops` as the clock has them, `last` of equal ones.
 
-    def __init__(self, p: Problem, stops: list[float], last: list[int], sign: float) -> None:
+    together: nobody looks at a step that ends at no stop.
+    """
+
+    def __init__(self, p: Problem, stops: list[float], last: Sequence[int], sign: float) -> None:
         self.p, self.stops, self.last, self.sign = p, stops, last, sign
         self.size, self.stretch = p.controller.first(1.0), p.stops.rule.stretch
         self.steps: Iterator[Planned] = iter(())
-        self.many, self.tried = _FIRST, 0
+        self.many, self.tried, self.together = _FIRST, 0, False
 
     @staticmethod
     def possible(p: Problem) -> bool:
@@ -53,13 +55,31 @@ class Ahead:
     def step(self, t: float, time: Tensor, h: float, stop: int) -> Planned | None:
         """The step from t; None where it is not one of those that were foreseen, as after an event."""
         self.tried += 1
-        if h != self.size or self.tried <= _ALONE:
+        if h != self.size or (self.tried == 1 and self._ends_all(t, stop)):
             return None
         found = next(self.steps, None)
         if found is None or found.t0 != t or found.stop != stop:
             self._plan(t, time, stop)
             found = next(self.steps)
         return found
+
+    def _ends_all(self, t: float, stop: int) -> bool:
+        """Whether one step leads to the end: that is faster as any other is."""
+        return stop == len(self.stops) - 1 and self.size * self.stretch >= (self.stops[stop] - t) * self.sign
+
+    def to_stop(self, most: int) -> list[Planned]:
+        """The steps after the last one, at most so many, up to the next that is at a stop."""
+        found: list[Planned] = []
+        while len(found) < most and (following := next(self.steps, None)) is not None:
+            found.append(following)
+            if following.hit:
+                break
+        self.tried += len(found)
+        return found
+
+    def one_by_one(self) -> None:
+        """The steps that were foreseen were not taken."""
+        self.together, self.steps = False, iter(())
 
     def _plan(self, t: float, time: Tensor, stop: int) -> None:
         rows: list[tuple[float, float, bool, int]] = []

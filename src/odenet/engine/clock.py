@@ -21,7 +21,7 @@ class Clock:
         self.p = p
         self.times = p.stops.times.detach()
         self.tracked = differentiable(p.stops.times)
-        self.host = self.times.tolist() if p.on_host else None
+        self.host = list(p.stops.on_host) if p.on_host else None
         self.jumps_there: Any = p.stops.jumps if p.stops.jumps is None or not p.on_host else p.stops.jumps.tolist()
         self.sign: Number = float(p.direction) if p.on_host else p.direction
         self.count = self.times.shape[-1]
@@ -73,11 +73,7 @@ class Clock:
             index = torch.arange(self.count, device=self.times.device)
             after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
             return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
-        last = list(range(self.count))
-        for i in range(self.count - 2, -1, -1):
-            if self.host[i] == self.host[i + 1]:
-                last[i] = last[i + 1]
-        return last
+        return self.p.stops.last
 
     def target(self, stop: Number) -> Number:
         if self.host is not None:

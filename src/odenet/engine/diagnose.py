@@ -94,7 +94,9 @@ def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
     h = torch.where(torch.isfinite(h), h, 0.0).clamp(min=0.0)
     reach = torch.minimum(torch.maximum(h, 64 * 2.0**-52 * time.abs()), (end - time).abs())
     slope = p.f(time, y)
-    dt = p.direction * reach
+    dt, finite = p.direction * reach, all_finite(slope, p.batched)
+    if not some(finite):
+        return finite  # f may raise for a state that is not
     ahead = p.f(time + dt, along(y, spread_over(dt, y), slope))
     return all_finite((*slope, *ahead), p.batched)
 

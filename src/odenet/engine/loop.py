@@ -23,6 +23,7 @@ from .vmapped import elsewhere
 
 Count = int | Tensor
 Trial = Callable[[Problem, Clock, State], tuple[Move, Decision]]
+_plain = attempt
 
 
 @dataclass
@@ -108,6 +109,8 @@ def run(p: Problem, observers: Sequence[Observer], attempt: Trial = attempt) -> 
     through the transforms at what holds for any of them.
     """
     clock, before, y0 = Clock(p), p.f.calls, p.y0
+    if clock.ahead is not None:
+        clock.ahead.together = attempt is _plain and not any(observer.single for observer in observers)
     s = start(p, clock)
     stuck = s.status == Status.NON_FINITE
     tally = Tally.of(s.status, p.f.calls - before)

@@ -11,9 +11,11 @@ from .advance import Move
 class Observer(ABC):
     """Sees every move of a solve, in order, rejected ones too.
 
+    single: it has to see each step. Else it may be shown several as one, of which all but the last end at no stop.
     starts_whole: no sample leaves the batch before a step has been accepted; the first one seen has all samples.
     """
 
+    single: bool = True
     starts_whole: ClassVar[bool] = False
 
     @abstractmethod

@@ -146,7 +146,7 @@ class Record(Observer):
     """
 
     def __init__(self, p: Problem) -> None:
-        self.p = p
+        self.p, self.single = p, not p.stops.rule.every_output
         self.collected = Collected()
         self.last: Given | None = None
         rows, values, self.evaluations = first_outputs(p, p.ts, p.y0)

@@ -40,7 +40,7 @@ class Tally(NamedTuple):
         """
         accept = move.accept
         if p.on_host:
-            nfe = self.nfe + tried + seen + settled
+            nfe, accept = self.nfe + tried + seen + settled, move.steps * accept
         else:
             inner = move.polynomial_calls
             extra = move.search_calls + move.claim_calls
