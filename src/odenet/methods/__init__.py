@@ -1,5 +1,6 @@
 """Methods by name."""
 
+from ..core.status import StepStatus
 from . import (
     bosh3,
     dirk,
@@ -18,7 +19,7 @@ from . import (
     tsit5,
 )
 from .adams import Adams
-from .base import Method, Step
+from .base import Cache, Counts, Method, Step, StepInput, Tolerances, Wish
 from .explicit import ExplicitRK
 from .implicit import ImplicitRK
 from .implicit_tableau import ImplicitTableau
@@ -57,4 +58,19 @@ _ADAMS = (Adams(), Adams(implicit=True))
 
 METHODS: dict[str, Method] = {m.name: m for m in (*map(ExplicitRK, _EXPLICIT), *map(ImplicitRK, _IMPLICIT), *_ADAMS)}
 
-__all__ = ["METHODS", "Adams", "ExplicitRK", "ImplicitRK", "ImplicitTableau", "Method", "Step", "Tableau"]
+__all__ = [
+    "METHODS",
+    "Adams",
+    "Cache",
+    "Counts",
+    "ExplicitRK",
+    "ImplicitRK",
+    "ImplicitTableau",
+    "Method",
+    "Step",
+    "StepInput",
+    "StepStatus",
+    "Tableau",
+    "Tolerances",
+    "Wish",
+]

@@ -113,15 +113,17 @@ class Step(NamedTuple):
 class Method(ABC):
     """A one-step method. Pure: tensors in, tensors out.
 
-    `order` is that of the solution it advances with; `error_order` is the k for which the error estimate falls like
-    dt^k, None where there is no estimate. Steps are given by both ends: a stage at t1 sees exactly t1.
+    `name` is what messages call it. `order` is that of the solution it advances with; `error_order` is the k for which
+    the error estimate falls like dt^k, None where there is no estimate. Steps are given by both ends: a stage at t1
+    sees exactly t1. `carry_is_slope`: the carry, where there is one, is f(t1, y1), which then need not be evaluated for
+    a first step size or a Hermite polynomial; False where it is anything else, such as a history.
     """
 
     name: str
     order: int
     error_order: int | None
     stages: int = 1  # evaluations of f in a step, about
-    carry_is_slope: bool = True  # `init` gives the carry at any (t, y), as for a first-same-as-last method or none
+    carry_is_slope: bool = True
     interpolation: str = "own"
     stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
     ahead: float = 0.0  # how far past its end a step evaluates f, in its length
