@@ -25,7 +25,7 @@ from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
 from ..core.status import Status, StepStatus
 from ..methods.base import Cache, Counts, Step, StepInput
-from .ahead import Planned
+from .ahead import Ahead, Planned
 from .clock import Clock
 from .one_sided import nudged
 from .problem import Problem
@@ -179,7 +179,7 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     if clock.ahead is not None and not clock.leaves and not clock.cut_lanes:
         planned = clock.ahead.step(s.t, s.time, s.h, s.stop)
         if planned is not None:
-            return _foreseen(p, clock, s, planned)
+            return _foreseen(p, clock, clock.ahead, s, planned)
     target = clock.target(s.stop)
     left = (target - s.t) * clock.sign
     hit = s.h * p.stops.rule.stretch >= left
@@ -204,12 +204,12 @@ def attempt(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
     return move, decision
 
 
-def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Move, Decision]:
+def _foreseen(p: Problem, clock: Clock, ahead: Ahead, s: State, planned: Planned) -> tuple[Move, Decision]:
     """`attempt`, of a step whose times are known."""
-    ahead, more = clock.ahead, ()
-    if ahead.together and not planned.hit and not p.f.random:
-        more = ahead.to_stop(p.max_steps - ahead.tried) if not p.spent else ()
-    if more:
+    more: list[Planned] = []
+    if ahead.together and clock.always and not (planned.hit or p.f.random or p.spent):
+        more = ahead.to_stop(p.max_steps - ahead.tried)
+    if more and clock.always:
         found = _several(p, s, (planned, *more))
         if found is None:  # taken again one by one, to find which
             ahead.one_by_one()
@@ -226,14 +226,13 @@ def _foreseen(p: Problem, clock: Clock, s: State, planned: Planned) -> tuple[Mov
 
 def _several(p: Problem, s: State, steps: Sequence[Planned]) -> Step | None:
     """The last of these steps; None where one failed. What is not finite stays so in all that come after it."""
-    y, carry = s.y, s.carry
+    step = Step(s.y, s.carry)
     try:
         for planned in steps:
-            step = p.method.planned(p.f, planned.span, y, carry)
-            y, carry = step.y, step.carry
+            step = p.method.planned(p.f, planned.span, step.y, step.carry)
     except Exception:  # of an f that does not bear what is not finite: it comes again, or the true reason before it
         return None
-    return step if not p.controller.finite or finite_on_host(y) else None
+    return step if not p.controller.finite or finite_on_host(step.y) else None
 
 
 def _usual(p: Problem, clock: Clock, step: Step) -> Decision | None:

@@ -21,7 +21,7 @@ class Clock:
         self.p = p
         self.times = p.stops.times.detach()
         self.tracked = differentiable(p.stops.times)
-        self.host = list(p.stops.on_host) if p.on_host else None
+        self.host: Any = list(p.stops.on_host) if p.on_host else None
         self.jumps_there: Any = p.stops.jumps if p.stops.jumps is None or not p.on_host else p.stops.jumps.tolist()
         self.sign: Number = float(p.direction) if p.on_host else p.direction
         self.count = self.times.shape[-1]
