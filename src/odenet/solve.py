@@ -177,7 +177,7 @@ def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> So
     check.parts(f, o.method)
     layout, leaves = o.layout(y0, ts)
     working = tuple([own_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
-    given = tree_map(own_view, check.arguments(args)) if args != () else ()
+    given = () if type(args) is tuple and not args else tree_map(own_view, check.arguments(args))
     field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
     field.save = None if o.save is None else Save(o.save, o.per_sample)
     field.given_jacobian = check.jacobian(o.jacobian, working, o.method)

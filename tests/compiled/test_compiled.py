@@ -320,22 +320,3 @@ def test_the_default_dtype_is_part_of_what_is_compiled(y0):
             same(f, y0, ENDS, tolerance=tolerance)
     finally:
         torch.set_default_dtype(before)
-
-
-@pytest.mark.slow
-def test_a_number_with_many_values_is_told(monkeypatch):
-    """Each is compiled for, up to PyTorch's limit."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-
-    class Field(torch.nn.Module):
-        name = "a"
-
-        def forward(self, t, y):
-            return -y if self.name == "a" else -2 * y
-
-    f, y0 = Field(), torch.ones(2)
-    odenet.solve(f, y0, ENDS, compile=True)
-    f.name = "b"
-    with pytest.warns(UserWarning, match="has had many values, each of which is compiled for: hold it in a tensor"):
-        sol = odenet.solve(f, y0, ENDS, compile=True)
-    assert float(sol.y1[0]) == pytest.approx(0.0183, rel=1e-2)

@@ -273,12 +273,13 @@ def check(case: Case) -> float:
     # 150 constant-step solves with bosh3 erred by 1.9 units at most; made reversible, by 5.4
     own = 2.0 if case.gradient in OWN_SOLUTION else 1.0
     for name, y in values.items():
-        assert error(y, true_values[name]) < own * limit.value * size, name
+        between = 2.0 if name == "dense" else 1.0  # interpolation adds an error of its own
+        assert error(y, true_values[name]) < own * between * limit.value * size, name
     approximate = case.gradient in APPROXIMATE
     for name, g in found.items():
         bound = (limit.approximate if approximate else limit.exact) * size
-        if name in ("ts", "t") and not approximate:
-            bound = limit.exact_times * size**0.8
+        if name in ("ts", "t"):  # the slope of a dense solution is of an order less
+            bound = max(bound if approximate else 0.0, limit.exact_times * size**0.8)
         assert error(g, exact[name]) < bound, name
     if case.gradient not in APPROXIMATE | OWN_SOLUTION | {"backprop"} and case.dtype != torch.float32:
         same_values, same = mine(setting, "backprop")
