@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -48,7 +49,7 @@ class Plan:
 
     @cached_property
     def _hash(self) -> int:
-        return hash(tuple(getattr(self, x.name) for x in fields(self) if x.compare))
+        return hash(_COMPARED(self))
 
     def __hash__(self) -> int:
         """Computed once: a solve looks for its libraries in several places."""
@@ -71,6 +72,9 @@ class Plan:
     @property
     def device(self) -> torch.device:
         return self.y[0].device
+
+
+_COMPARED = attrgetter(*(x.name for x in fields(Plan) if x.compare))
 
 
 class Look(NamedTuple):

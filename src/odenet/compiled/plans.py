@@ -98,6 +98,8 @@ class Plans:
         threads = torch.get_num_threads()
         place, back = ("forward", plan, threads), ("backward", plan, threads)
         made, failed = self.made.setdefault(graph, {}), self.failed.setdefault(graph, {})
+        if not failed and (known := made.get(place)) is not None:
+            return known
         for wanted in (place, back) if and_back else (place,):
             if wanted in failed:
                 raise NotCompilableError(failed[wanted])
@@ -181,7 +183,8 @@ def _key(graph: FieldGraph, which: str, plan: Plan, threads: int) -> str | None:
 def settings(p: Problem) -> tuple[Any, ...]:
     """What method and controller are, as values that can be compared; times that end a step are no part of a graph."""
     assert isinstance(p.method, ExplicitRK)
-    control = tuple(sorted((k, v) for k, v in vars(p.controller).items() if k not in ("step_ts", "jump_ts")))
+    # in the order in which the class sets them
+    control = tuple([x for x in vars(p.controller).items() if x[0] not in ("step_ts", "jump_ts")])
     return (_Coefficients(p.method.tableau), p.method.interpolation, type(p.controller).__name__, control)
 
 
