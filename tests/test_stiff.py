@@ -360,7 +360,7 @@ def test_what_failures_of_implicit_methods_say() -> None:
         odenet.solve(lambda t, y: torch.sin(1000 * t) * y, y0, [0.0, 100.0], method="esdirk54", max_steps=50)
     k = torch.tensor(1e4, dtype=D, requires_grad=True)
     sol = odenet.solve(
-        lambda t, y: -k * (y - torch.cos(t)), y0, [0.0, 1.0], method="esdirk54", gradient="adjoint", max_steps=300
+        lambda t, y: -k * (y - torch.cos(t)), y0, [0.0, 1.0], method="esdirk54", gradient=odenet.Adjoint(max_steps=50)
     )
     with pytest.raises(odenet.SolveError, match="use gradient='discrete', which takes"):
         sol.y1.sum().backward()

@@ -68,7 +68,8 @@ def rowwise(w, b):
     return lambda t, y: torch.tanh(y @ w + b) * torch.cos(t)[:, None]
 
 
-@pytest.mark.parametrize("name", ["outputs", pytest.param("per sample", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["outputs", "per sample"])
 def test_replayed_as_eager(name, params, y0, replayed):
     """Twice, as the second solve finds the memory of the first in the graphs; the first one's results stay."""
     ts, options = CASES[name]
@@ -179,6 +180,7 @@ def test_nothing_on_the_host(batched, params):
             assert not any("local_scalar" in str(n.target) for n in nodes)
 
 
+@pytest.mark.slow
 def test_large_products_that_are_kept() -> None:
     """They are inputs of the part after the loop as well, as all parts are given the same."""
     generator = torch.Generator().manual_seed(1)
