@@ -372,3 +372,23 @@ def test_a_warning_is_at_the_callers_line() -> None:
             lambda t, y: -torch.sign(y - 0.3) * 5, torch.ones(1), [0.0, 1.0], method="implicit_euler", step=0.1
         )
     assert {w.filename for w in told} == {__file__}
+
+
+@pytest.mark.parametrize("method", ["esdirk54", "radauIIA5", "kvaerno5", "kvaerno3", "trbdf2"])
+def test_float32_where_rounding_is_beyond_the_iterations_tolerance(method: str) -> None:
+    """A fast mode that no component shows alone: f rounds by as much as 1e5 units in the last place of y."""
+    q, _ = torch.linalg.qr(torch.randn(4, 4, dtype=D, generator=torch.Generator().manual_seed(0)))
+    a = (
+        q
+        @ torch.block_diag(torch.diag(torch.tensor([-1e5, -300.0])), torch.tensor([[0.0, 5.0], [-5.0, 0.0]])).to(D)
+        @ q.T
+    )
+    y0, options = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=D), {"rtol": 1e-3, "atol": 1e-4, "max_steps": 300}
+    found = [
+        odenet.solve(lambda t, y, b: b @ y, y0.to(dtype), [0.0, 2.0], args=(a.to(dtype),), method=method, **options)
+        for dtype in (D, torch.float32)
+    ]
+    exact = torch.matrix_exp(2 * a) @ y0
+    errors = [float(((sol.y1 - exact).abs() / (1e-4 + 1e-3 * exact.abs())).max()) for sol in found]
+    steps = [int(sol.stats.accepted + sol.stats.rejected) for sol in found]
+    assert steps[1] < 1.2 * steps[0] and errors[1] < max(10.0, 2 * errors[0])

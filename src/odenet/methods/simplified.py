@@ -27,6 +27,8 @@ _SLOW = 1e-3  # a contraction beyond this, after more than two iterations, asks 
 _SHRINK = 0.5  # the next step size after an iteration that failed
 _GIVE_UP = 25  # failures one after the other, each with a smaller step
 _UNMOVED = 0.8  # a residual that an iteration leaves larger than this, in its own size, has not felt the Jacobian
+_STILL = 0.3  # updates that shrink less than this, and are no more than rounding leaves, have arrived
+_ROUNDED = 0.1  # of the tolerance: more than this, rounding may not leave
 _LINEAR = 1e-2  # relative residual of a linear system that is solved without a matrix
 
 
@@ -201,14 +203,16 @@ class Simplified:
             size = coarse(self.size(equations.shift(update)))
             finite = torch.isfinite(size)
             self.status = torch.where(going & ~finite, int(StepStatus.NON_FINITE), self.status)
+            arrived = size == 0
             if k:
                 rate = torch.where(going, coarse(size / last), rate)
+                arrived = arrived | (rate > _STILL) & (size <= self._noise(equations))
                 hopeless = (rate >= 1.0) | (rate ** (ITERATIONS - k) / (1.0 - rate) * size > self.limit)
-                going = going & ~(hopeless & (size > 0))
+                going, rate = going & (arrived | ~hopeless), torch.where(arrived, 0.0, rate)
             going = going & finite
             x = torch.where(going[:, None, None], x - update, x)
             # by the rate that this step has shown: a Jacobian that is too stiff makes updates small far from the root
-            close = going & ((size == 0) | (k > 0) & (rate / (1.0 - rate) * size <= self.limit))
+            close = going & (arrived | (k > 0) & (rate / (1.0 - rate) * size <= self.limit))
             if k:
                 close = close & ~self._unproven(equations, residual, before)
             left = torch.where(close[:, None, None], residual, left)
@@ -259,6 +263,10 @@ class Simplified:
                 moved = (self.memory.jacobian.abs() @ self.start.abs()[..., None])[..., 0]
             self.rounding = 8.0 * eps * self.dt.abs() * moved
         return self.rounding
+
+    def _noise(self, equations: Equations) -> Tensor:
+        """What rounding leaves of an update, in units of the tolerance, at most: (B,)."""
+        return coarse(self.size(self._rounding(equations)[:, None])).clamp(max=_ROUNDED)
 
     def _solved(self, b: Tensor) -> Tensor:
         """M^-1 b, (B, m, n)."""
