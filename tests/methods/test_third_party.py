@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from contract_suite import ControllerContract, MethodContract, Scripted
+from contract_suite import MethodContract, Scripted
 from odenet.control.base import Attempt, Memory
 from odenet.control.error import ErrorControl
 from odenet.core.leaves import Leaves, along, spread_over
@@ -234,14 +234,6 @@ class TestESDIRK(MethodContract):
     method = METHODS["esdirk54"]
     options: ClassVar = {"rtol": 1e-6, "atol": 1e-8}
     exact: ClassVar = ("discrete",)  # whose kept graphs are those of autograd; the others: tests/implicit_suite.py
-
-
-class TestPID(ControllerContract):
-    controller = odenet.PID(0.4, 0.3)
-
-
-class TestPredictive(ControllerContract):
-    controller = odenet.Predictive()
 
 
 def test_a_controller_of_ones_own() -> None:
