@@ -401,3 +401,12 @@ def test_an_f_without_second_derivative() -> None:
     with pytest.raises(RuntimeError) as caught:
         odenet.solve(lambda t, y: layer(y), torch.ones(2, 3, 4), [0.0, 1.0], gradient="forward", method="rk4", step=0.5)
     assert "gradient='forward' differentiates f twice" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("method", ["tsit5", "esdirk54", "radauIIA5"])
+@pytest.mark.parametrize(("y0", "component"), [([1.0, 0.5], "y[1]"), ([0.5, 1.0], "y[0]"), ([1.0, 0.5, 2.0], "y[1]")])
+def test_the_component_that_leaves_the_domain_of_f_is_named(method: str, y0: list[float], component: str) -> None:
+    """f is finite where the solve stands: what a step ahead meets tells."""
+    with pytest.raises(odenet.NonFiniteError) as told:
+        odenet.solve(lambda t, y: -torch.sqrt(y), torch.tensor(y0, dtype=torch.float64), [0.0, 2.2], method=method)
+    assert told.value.component == component

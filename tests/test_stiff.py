@@ -356,7 +356,10 @@ def test_what_failures_of_implicit_methods_say() -> None:
     y0 = torch.ones(1, dtype=D)
     with pytest.raises(odenet.NonlinearSolveError, match=r"is singular\. Hint: take smaller steps"):
         odenet.solve(lambda t, y: 10 * y, y0, [0.0, 1.0], method="implicit_euler", step=0.1)
-    with pytest.raises(odenet.MaxStepsError, match=r"Predictive\(jump_ts=\.\.\.\), or a fast oscillation\.$"):
+    with pytest.raises(
+        odenet.MaxStepsError,
+        match=r"Predictive\(jump_ts=\.\.\.\), a fast oscillation, or the rounding of a stiff f: use float64\.$",
+    ):
         odenet.solve(lambda t, y: torch.sin(1000 * t) * y, y0, [0.0, 100.0], method="esdirk54", max_steps=50)
     k = torch.tensor(1e4, dtype=D, requires_grad=True)
     sol = odenet.solve(
@@ -392,3 +395,48 @@ def test_float32_where_rounding_is_beyond_the_iterations_tolerance(method: str) 
     errors = [float(((sol.y1 - exact).abs() / (1e-4 + 1e-3 * exact.abs())).max()) for sol in found]
     steps = [int(sol.stats.accepted + sol.stats.rejected) for sol in found]
     assert steps[1] < 1.2 * steps[0] and errors[1] < max(10.0, 2 * errors[0])
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "forward", "backprop", odenet.Discrete(checkpoints=3)], ids=str)
+@pytest.mark.parametrize("method", ["esdirk54", "radauIIA5", "kvaerno5", "kvaerno3", "trbdf2"])
+def test_a_jacobian_that_is_renewed_inside_a_step_is_no_input(method: str, gradient: Any) -> None:
+    """Its first entry decays alone; the second is its square times 200 / 198.6."""
+    y0 = torch.tensor([1.3, 0.2], dtype=D, requires_grad=True)
+    sol = odenet.solve(
+        lambda t, y: torch.stack([-0.7 * y[0], -200 * (y[1] - y[0] ** 2)]), y0, [0.0, 2.0], method=method,
+        rtol=1e-5, atol=1e-7, gradient=gradient,
+    )  # fmt: skip
+    (found,) = torch.autograd.grad(sol.y1.sum(), y0)
+    decay = math.exp(-1.4)
+    exact = decay + 2 * 1.3 * decay**2 * 200 / 198.6
+    assert sol.stats.njev > 1 and float(found[0]) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["implicit_midpoint", "sdirk2", "esdirk54", "gl4", "radauIIA5", "kvaerno3"])
+@pytest.mark.parametrize("gradient", ["adjoint", "gauss"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_constant_implicit_steps_from_no_cotangent(method: str, gradient: str, per_sample: bool) -> None:
+    """Of an inner output alone, and of one sample: a cotangent of zero is no singular matrix."""
+    y0, k = torch.tensor([[0.7], [0.2], [1.5]], dtype=D), torch.tensor(3.0, dtype=D, requires_grad=True)
+
+    def grad(gradient: str, last: bool) -> Tensor:
+        sol = odenet.solve(
+            lambda t, y: -k * torch.sin(y), y0, [0.0, 0.5, 1.0], method=method, step=0.1, gradient=gradient,
+            per_sample=per_sample,
+        )  # fmt: skip
+        inner = sol.ys[:, 1] if per_sample else sol.ys[1]
+        return torch.autograd.grad((sol.y1 if last else inner)[1].sum(), k)[0]
+
+    for last in (False, True):
+        torch.testing.assert_close(grad(gradient, last), grad("discrete", last), rtol=2e-2, atol=1e-4)
+
+
+def test_constant_implicit_steps_with_events_that_some_samples_have() -> None:
+    y0 = torch.tensor([[0.7], [0.2], [1.5]], dtype=D, requires_grad=True)
+    given: dict[str, Any] = {"method": "esdirk54", "step": 0.1, "per_sample": True}
+    event = odenet.Event(lambda t, y: y[:, 0] - 0.3, terminal=False)
+    found = [
+        odenet.solve(lambda t, y: -3 * torch.sin(y), y0, [0.0, 1.0], gradient=g, event=event, **given).y1
+        for g in ("backprop", "discrete")
+    ]
+    assert torch.equal(*found)

@@ -12,6 +12,7 @@ import odenet
 from contract_suite import ControllerContract
 from odenet.control.base import Attempt
 from odenet.control.first_step import hairer
+from odenet.control.stop_times import StopTimes
 
 D = torch.float64
 
@@ -37,6 +38,9 @@ def test_predictive_by_the_book() -> None:
 
 
 def test_settings_as_documented() -> None:
+    assert StopTimes.of(odenet.ConstantStep(0.1, perturb=True)).perturb is True
+    with pytest.raises(TypeError, match=r"^perturb must"):
+        odenet.ConstantStep(0.1, perturb="no")  # pyright: ignore[reportArgumentType]
     for control in (odenet.PID(), odenet.Predictive()):
         found = (control.safety, control.factor_min, control.factor_max, control.min_step, control.max_step)
         assert found == (0.9, 0.2, 10.0, 0.0, math.inf)
@@ -74,13 +78,13 @@ def test_first_step_by_the_host_and_in_lanes(span: float, dtype: torch.dtype, la
     y0 = (size * torch.tensor([1.0, -2.0], dtype=dtype),)
 
     def guess(span: float, host: bool) -> float:
-        rate, t0 = -15.0 / abs(span), torch.zeros((), dtype=D)
+        rate, t0 = -0.15 / abs(span), torch.zeros((), dtype=D)
 
         def f(t: Any, y: Any) -> Any:
             return (rate * y[0].double(),)
 
         given: Any = span if host else torch.tensor(span, dtype=D)
-        return float(hairer(f, t0, given, y0, f(t0, y0), 5, [1e-6], [1e-6 * size]))
+        return float(hairer(f, t0, given, y0, f(t0, y0), 5, [0.0], [1e-6]))
 
     assert guess(span, True) == pytest.approx(guess(span, False), rel=1e-6)
     assert 0.0 < guess(span, True) < abs(span)

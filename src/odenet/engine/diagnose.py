@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..core.lanes import Number
-from ..core.leaves import along, constants, real_dtype, spread_over
+from ..core.leaves import Leaves, along, constants, real_dtype, spread_over
 from ..core.norms import all_finite, peak
 from ..core.status import Status
 from ..core.transforms import plain_view, some, unwrapped, vmapping
@@ -78,7 +77,8 @@ def refine(p: Problem, outcome: Outcome) -> None:
     if not some(vague):
         return
     grown = peak(s.y, p.batched) > _HUGE * peak(p.y0, p.batched).clamp(min=1.0)
-    finite = all_finite(s.y, p.batched) & _finite_ahead(p, outcome)
+    slope, ahead = _slopes(p, outcome)
+    finite = all_finite((*s.y, *slope, *ahead), p.batched)
     code = torch.where(grown, int(Status.BLOW_UP), torch.where(finite, status, int(Status.NON_FINITE)))
     # a state that overflowed in one step from an ordinary one, with f finite there, is a blow-up as well
     code = torch.where(finite & (status == Status.NON_FINITE), int(Status.BLOW_UP), code)
@@ -86,19 +86,20 @@ def refine(p: Problem, outcome: Outcome) -> None:
     outcome.state = s._replace(status=int(code) if p.on_host else code)
 
 
-def _finite_ahead(p: Problem, outcome: Outcome) -> Tensor:
-    """Is f finite where the solve stands, and at the end of an Euler step of the size that failed?"""
+def _slopes(p: Problem, outcome: Outcome) -> tuple[Leaves, Leaves]:
+    """Those where the solve stands, and at the end of an Euler step of the size that failed.
+
+    The first again where none of them is finite, as f may raise for a state that is not.
+    """
     s = outcome.state
     time, y, end = s.time.detach(), constants(s.y), p.ts.detach()[..., -1]
     h = torch.as_tensor(s.h, dtype=time.dtype, device=time.device)
     h = torch.where(torch.isfinite(h), h, 0.0).clamp(min=0.0)
     reach = torch.minimum(torch.maximum(h, 64 * 2.0**-52 * time.abs()), (end - time).abs())
-    slope = p.f(time, y)
-    dt, finite = p.direction * reach, all_finite(slope, p.batched)
-    if not some(finite):
-        return finite  # f may raise for a state that is not
-    ahead = p.f(time + dt, along(y, spread_over(dt, y), slope))
-    return all_finite((*slope, *ahead), p.batched)
+    slope, dt = p.f(time, y), p.direction * reach
+    if not some(all_finite(slope, p.batched)):
+        return slope, slope
+    return slope, p.f(time + dt, along(y, spread_over(dt, y), slope))
 
 
 @torch.no_grad()
@@ -117,7 +118,11 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     status, sample = Status(int(codes[failed[0]])), failed[0] if p.batched else None
     kind, cause, hint = _ERRORS[status]
     implicit = p.method.predictive
-    stiff = ", or a fast oscillation" if implicit else f", or a stiff f: for that {CURE}"
+    stiff = (
+        ", a fast oscillation, or the rounding of a stiff f: use float64"
+        if implicit
+        else f", or a stiff f: for that {CURE}"
+    )
     hint = hint.format(control="Predictive" if implicit else "PID", stiff=stiff)
     given = _not_finite(p, s, sample, backward is not None) if status == Status.NON_FINITE else None
     cause, hint = given or (cause, hint)
@@ -139,15 +144,16 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
     if wrong is not None:
         cause, hint = f"{cause}; {wrong[0]}", wrong[1]
     t, dt = _of(s.t, sample), _attempted(p, s, sample)
-    component, size = _worst(p, outcome, sample, names)
+    component, size = _worst(p, outcome, sample, names, status)
     whose = "" if sample is None else f", sample {sample}" + (f" ({len(failed)} failed)" if len(failed) > 1 else "")
     what = f"The backward solve of gradient={backward!r}" if backward else "The solve"
     if backward and given is None:
-        exact = "'discrete', which takes" if implicit else "'discrete' or 'reversible', which take"
-        hint = (
-            f"use gradient={exact} the forward steps again and solve nothing backwards, "
-            "or 'gauss', which does not solve the state again; or " + hint
-        )
+        again = "takes the forward steps again and solves nothing backwards"
+        exact = f"use gradient='discrete', which {again}"
+        if not implicit:
+            exact = f"use gradient='discrete' or 'reversible', each of which {again}"
+        gauss = "" if backward == "gauss" else ", or 'gauss', which does not solve the state again"
+        hint = f"{exact}{gauss}; or {hint}"
     why = p.method.why_unsolved(s.cache, sample) if status == Status.NONLINEAR_FAILED else ""
     cause = cause.format(max_steps=p.max_steps, size=size, why=why)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
@@ -231,10 +237,16 @@ def _raise_vmapped(p: Problem, s: State) -> None:
     raise kind(message, t=t, dt=dt, sample=failed[0], component="y")
 
 
-def _worst(p: Problem, outcome: Outcome, sample: int | None, names: list[str] | None) -> tuple[str, float]:
+def _worst(
+    p: Problem, outcome: Outcome, sample: int | None, names: list[str] | None, status: Status
+) -> tuple[str, float]:
     """The component whose slope is not finite, else the one that changes fastest against its tolerance."""
     s = outcome.state
-    slope = p.f(s.time.detach(), constants(s.y))
+    if status == Status.NON_FINITE:
+        pairs = zip(*_slopes(p, outcome), strict=True)
+        slope = tuple(torch.where(torch.isfinite(ahead), here, ahead) for here, ahead in pairs)
+    else:
+        slope = p.f(s.time.detach(), constants(s.y))
     best, name, size = -1.0, "y", 0.0
     for i, (k, y) in enumerate(zip(slope, s.y, strict=True)):
         bound = torch.as_tensor(p.atol[i] + p.rtol[i] * y.detach().abs())

@@ -40,6 +40,7 @@ class ImplicitRK(Method):
     # The slope at the end of a step, as its equations have it, is that at the start of the next: evaluated there, f
     # would show the error that an iteration has left, times the stiffness.
     carries = False
+    iterates = True  # an error chooses the steps, and what finds their stages is remembered from one to the next
 
     def __init__(self, tableau: ImplicitTableau, max_iters: int = 100) -> None:
         if isinstance(max_iters, bool) or not isinstance(max_iters, int) or max_iters < 1:
@@ -57,7 +58,7 @@ class ImplicitRK(Method):
     def controlled(self, adaptive: bool) -> ImplicitRK:
         other = copy.copy(self)
         other.carries = adaptive and self.tableau.stiffly_accurate
-        other.carry_is_slope = not other.carries
+        other.carry_is_slope, other.iterates = not other.carries, adaptive
         return other
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
@@ -75,7 +76,7 @@ class ImplicitRK(Method):
         return jacobian_fault(f, t, y, sample) if self.error_order is not None else None
 
     def remember(self, t: Tensor, y: Leaves) -> Cache:
-        if self.error_order is None:
+        if self.error_order is None or not self.iterates:
             return ()
         dense = self.tableau.dense
         return tuple(

@@ -45,7 +45,8 @@ def newton(
         size = _largest(equations.dt[..., None] * update) / (scale + _largest(equations.dt[..., None] * x))
         # near rounding an update no longer shrinks; what is not finite will not become so
         settled = (size <= 4 * eps) | ((size <= floor) & (size > 0.5 * last)) | ~torch.isfinite(size)
-        singular = singular | active & ~torch.isfinite(size) & torch.isfinite(value).flatten(1).all(1)
+        unsolved = ~torch.isfinite(update) & torch.isfinite(value)
+        singular = singular | active & unsolved.flatten(1).any(1)
         active = active & ~settled
         if not bool(active.any()):
             return x, jacobians, singular

@@ -131,7 +131,7 @@ class Simplified:
             self.linear = Krylov(self.f, self.rows, self.t0, self.start, self.dt)
             self._called(self.running)
             return
-        fresh, self.rounding = jacobian(self.f, self.rows, self.t0, self.start), None
+        fresh, self.rounding = jacobian(self.f, self.rows, self.t0, self.start, constant=True), None
         self.memory = self.memory._replace(jacobian=torch.where(lanes[:, None, None], fresh, self.memory.jacobian))
         numbers = self.numbers
         numbers[:, _STALE] = torch.where(lanes, 0.0, numbers[:, _STALE])

@@ -222,7 +222,9 @@ def value_and_linear(equations: Equations, x: Tensor, rtol: float) -> tuple[Tens
         states, slopes = equations.opened(x)
         return torch.stack(slopes, 1).detach(), linearised(equations, states, slopes, rtol)
     states, f, rows = equations.states(x), equations.f, equations.rows
-    found = [jacobian(f, rows, t, y).transpose(0, 1) for t, y in zip(equations.times, states, strict=True)]
+    found = [
+        jacobian(f, rows, t, y, constant=True).transpose(0, 1) for t, y in zip(equations.times, states, strict=True)
+    ]
     return torch.stack(equations.slopes(states), 1), Dense(matrix(equations, found))
 
 
@@ -231,17 +233,17 @@ def few_enough(count: int, width: int, systems: int) -> bool:
     return width <= DENSE and count * width * width * (1 + 2 * systems) <= MOST
 
 
-def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor) -> Tensor:
+def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor, constant: bool = False) -> Tensor:
     """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one.
 
-    Differentiable in grad mode, as the steps of a Rosenbrock method are made of it.
+    Differentiable in grad mode, as the steps of a Rosenbrock method are made of it, but where it is to be a `constant`.
     """
     given = getattr(f, "jacobian", None)
     if given is not None:
         found = given(t, rows.part(y))
         found = found if found.layout == torch.strided else found.to_dense()
         return found.reshape(rows.count, rows.width, rows.width).to(y)
-    attached = torch.is_grad_enabled() or forward_mode()
+    attached = not constant and (torch.is_grad_enabled() or forward_mode())
     with torch.inference_mode(False), torch.enable_grad():
         state = y if attached and y.requires_grad else (y if attached else y.detach().clone()).requires_grad_()
         try:
