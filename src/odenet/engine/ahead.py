@@ -64,7 +64,7 @@ class Ahead:
         return found
 
     def _ends_all(self, t: float, stop: int) -> bool:
-        """Whether one step leads to the end: that is faster as any other is."""
+        """Whether one step leads to the end: foreseeing it would take longer than taking it."""
         return stop == len(self.stops) - 1 and self.size * self.stretch >= (self.stops[stop] - t) * self.sign
 
     def to_stop(self, most: int) -> list[Planned]:
