@@ -3,7 +3,8 @@
 python benchmarks/front.py [--out DIR]
 
 The fixed part is the intercept of a line through the times of solves of one field over ten spans, against the
-evaluations that they took. Fields are drawn at random. torchdiffeq is timed in the same run, by turns.
+evaluations that they took; that of the machine code of a compiled solve is told apart in the same way. Fields are
+drawn at random. torchdiffeq is timed in the same run, by turns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +26,10 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import odenet
-from odenet.bench.markdown import number, table
+from odenet.bench.markdown import NONE, number, table
 from odenet.bench.timing import interleave
+from odenet.compiled.build import Library
+from odenet.compiled.plans import PLANS, Plans
 
 SPANS = (0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 STEPS = (1, 2, 5, 10, 40)
@@ -61,6 +66,36 @@ def fixed_part(f: Drawn, y0: Tensor, grad: bool, compile: bool) -> tuple[float, 
     seconds = interleave(calls, 15, shortest=0.02, pause=0.0)
     slope, fixed = np.polyfit(evaluations, [min(seconds[k]) for k in calls], 1)
     return 1e3 * fixed, 1e6 * slope
+
+
+def machine_code(f: Drawn, y0: Tensor, grad: bool) -> float:
+    """Milliseconds of the compiled library's own, in a solve that evaluates nothing."""
+    seconds: list[float] = []
+
+    def timed(*given: Any) -> Library:
+        library = Plans.forward(PLANS, *given)
+
+        def run(tensors: list[Tensor], turns: int | None) -> list[Tensor]:
+            start = time.perf_counter()
+            out = library.run(tensors, turns)
+            seconds.append(time.perf_counter() - start)
+            return out
+
+        return replace(library, run=run)
+
+    least, evaluations = [], []
+    PLANS.forward = timed  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        for end in SPANS:
+            seconds.clear()
+            with torch.set_grad_enabled(grad):
+                options = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5, "compile": True}
+                solved = [odenet.solve(f, y0, [0.0, end], **options) for _ in range(200)]
+            least.append(min(seconds))
+            evaluations.append(solved[0].stats.nfe)
+    finally:
+        del PLANS.forward
+    return 1e3 * float(np.polyfit(evaluations, least, 1)[1])
 
 
 def constant_steps(f: Drawn, y0: Tensor, method: str, steps: int) -> tuple[float, float]:
@@ -111,11 +146,13 @@ def report() -> str:
     for compile in (False, True):
         for grad in (False, True):
             found = [fixed_part(f, y0, grad, compile) for f, y0 in fields]
+            code = spread([machine_code(f, y0, grad) for f, y0 in fields], 3) if compile else NONE
             rows.append(
                 ["compiled" if compile else "eager", "with" if grad else "without",
-                 spread([a for a, _ in found], 3), spread([b for _, b in found], 1)]
+                 spread([a for a, _ in found], 3), code, spread([b for _, b in found], 1)]
             )  # fmt: skip
-    parts.append(table(["", "gradients", "fixed part (ms)", "an evaluation, f in it (us)"], rows))
+    columns = ["", "gradients", "fixed part (ms)", "of it machine code (ms)", "an evaluation, f in it (us)"]
+    parts.append(table(columns, rows))
     parts.append("## Constant steps, eager, without gradients: time over torchdiffeq's")
     rows = []
     for method in ("euler", "midpoint", "rk4_38"):
