@@ -106,6 +106,69 @@ def test_a_dip_within_a_step_is_found() -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    ("method", "rtol", "rate", "level"),
+    [
+        ("tsit5", 0.273, 1.9583, -1.12966), ("bosh3", 0.8963, 5.1405, -0.818), ("dopri5", 0.62, 26.238, -1.0958),
+        ("dopri8", 0.0421, 10.2094, -0.56545), ("radauIIA5", 0.0429, 6.914, 0.3509), ("trbdf2", 0.1417, 7.842, 0.2762),
+    ],
+)  # fmt: skip
+def test_what_dense_output_alone_crosses(method: str, rtol: float, rate: float, level: float, per_sample: bool) -> None:
+    """At a loose tolerance dense output crosses where no step does; what is found is the same wherever time begins."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], -(rate**2) * y[..., 0], torch.sin(rate * y[..., 0])], -1)
+
+    def hits(start: float) -> tuple[Tensor, Any]:
+        y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)
+        event = Event(lambda t, y: y[..., 0] - level, terminal=False)
+        sol = odenet.solve(
+            f, y0.expand(2, 3) if per_sample else y0, [start, start + 4.0], method=method, rtol=rtol, atol=rtol,
+            event=event, per_sample=per_sample,
+        )  # fmt: skip
+        return (y0[:0] if sol.hits is None else sol.hits.t - start), sol
+
+    (here, one), (there, other) = hits(0.0), hits(5.0)
+    torch.testing.assert_close(there, here, rtol=0.0, atol=1e-12)
+    assert torch.equal(torch.as_tensor(other.stats.nfe), torch.as_tensor(one.stats.nfe))
+    if here.numel():
+        assert float((other.hits.y[..., 0] - level).abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri8"])
+def test_searches_side_by_side(method: str) -> None:
+    """While one sample begins to look for an event, others are in the middle of it: each finds what it finds alone."""
+    generator = torch.Generator().manual_seed(7)
+    rate, level = (torch.rand(12, generator=generator, dtype=D) for _ in range(2))
+
+    def hits(rows: slice) -> Any:
+        def f(t: Tensor, y: Tensor, rate: Tensor, level: Tensor) -> Tensor:
+            return torch.stack([y[:, 1], -(rate**2) * y[:, 0], torch.sin(y[:, 0])], -1)
+
+        events = [
+            Event(lambda t, y, rate, level: y[:, 0] - level, terminal=False),
+            Event(lambda t, y, rate, level: (y[:, 2] - level).sign(), terminal=False),
+        ]
+        y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D).expand(12, 3)
+        args = (2.0 + 20.0 * rate[rows], 2.2 * level[rows] - 1.1)
+        return odenet.solve(
+            f, y0[rows], [0.0, 4.0], args=args, method=method, rtol=0.2, atol=0.2, event=events, per_sample=True
+        )
+
+    whole = hits(slice(0, 12))
+    for i in range(12):
+        alone = hits(slice(i, i + 1))
+        found = torch.isfinite(whole.hits.t[i])
+        if alone.hits is None:
+            assert not bool(found.any())
+            continue
+        assert torch.equal(whole.hits.t[i][found], alone.hits.t[0]) and torch.equal(
+            whole.hits.y[i][found], alone.hits.y[0]
+        )
+        assert int(whole.stats.nfe[i]) == int(alone.stats.nfe[0])
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_function_is_zero_at_the_event(dtype: torch.dtype, per_sample: bool) -> None:
     """To far more than a step's polynomial is worth: the step is taken again to end there, and once more corrected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -179,6 +180,17 @@ def test_random_networks_are_not(seed: int) -> None:
         # float32 at 1e-10 has errors that are rounding alone
         messages, _ = told(field, start, 5.0, rtol=tolerance, atol=tolerance / 100, max_steps=600)
         assert not messages
+
+
+@pytest.mark.parametrize("rate", [5.0, 8.0, 13.0, 15.5])
+def test_a_step_that_an_event_cuts_short_is_not_the_measure(rate: float) -> None:
+    """Some 700 steps at the bound are soon taken; those that end at an event are a hundred times shorter."""
+    messages, sol = told(
+        lambda t, y: -100 * (y - torch.cos(t)), tensor(1), 20.0, rtol=1e-4, atol=1e-4,
+        event=odenet.Event(lambda t, y: torch.sin(rate * t + 0.1), terminal=False),
+    )  # fmt: skip
+    assert not messages
+    assert len(sol.hits.t) == int((rate * 20.0 + 0.1) / math.pi)
 
 
 COMPILED = pytest.param({"compile": True}, marks=pytest.mark.slow)

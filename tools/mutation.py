@@ -34,13 +34,16 @@ TESTS = {
     "control": ["tests/control", "tests/engine/test_loop.py"],
     "engine": [
         "tests/engine",
+        "tests/captured/test_random_draws.py",
         "tests/control",
+        "tests/failures/test_alone.py",
         "tests/gradients/test_functional.py",
         "tests/test_errors.py",
         "tests/test_events.py",
         "tests/test_hybrid.py",
     ],
     "gradients": [
+        "tests/captured/test_closed_forms.py",
         "tests/gradients/test_gradients.py",
         "tests/gradients/test_settings.py",
         "tests/failures/test_alone.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -357,10 +358,10 @@ def test_a_parameter_of_a_module_that_is_used_later() -> None:
 
 
 def test_f_that_leaves_pytorch() -> None:
-    """NumPy inside f, where nobody asks for a gradient."""
-    for per_sample in (False, True):
+    """NumPy inside f, where nobody asks for a gradient; also where no step begins with a slope that is known."""
+    for method, per_sample in itertools.product(({}, {"method": "rk4", "step": 1e-2}), (False, True)):
         y1 = odenet.solve(
-            lambda t, y: torch.from_numpy(-y.numpy()), ones(), [0.0, 1.0], per_sample=per_sample, **TIGHT
+            lambda t, y: torch.from_numpy(-y.numpy()), ones(), [0.0, 1.0], per_sample=per_sample, **TIGHT, **method
         ).y1
         torch.testing.assert_close(y1, ones() * math.exp(-1), rtol=1e-7, atol=0.0)
     with pytest.raises(RuntimeError, match="numpy"):

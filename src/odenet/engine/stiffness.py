@@ -66,6 +66,7 @@ class Stiffness:
     def _rest(self, attempts: int) -> None:
         self.left, self.looks = attempts, 0
         self.count: Tensor | None = None
+        self.longest = torch.zeros(())  # of the steps at the bound: others may have been cut short, to end at an event
 
     def around(self, attempt: Trial) -> Trial:
         """`attempt`, watched."""
@@ -82,10 +83,13 @@ class Stiffness:
     def look(self, move: Move) -> None:
         if move.accept is False:
             return
-        held = at_the_bound(move)
+        held, step = at_the_bound(move), (move.time1 - move.time0).detach().abs()
         if self.count is not None and self.count.shape != held.shape:  # samples have left the batch
             self.count = None
-        self.count = held * 1 if self.count is None else self.count + held
+        if self.count is None:
+            self.count, self.longest = torch.zeros_like(held, dtype=torch.int64), torch.zeros_like(step)
+        self.count = self.count + held
+        self.longest = torch.where(held, torch.maximum(step, self.longest), self.longest)
         self.looks += 1
         if self.looks not in (_FEW, _LOOKS):  # a device is waited for no more often
             return
@@ -97,9 +101,8 @@ class Stiffness:
             self.wait *= 2
 
     def _tell(self, move: Move, held: Tensor) -> None:
-        p = move.problem
-        t, step = move.time1.detach(), (move.time1 - move.time0).detach()
-        left = torch.where(held & (step != 0), (p.ts.detach()[..., -1] - t) / step, 0.0)
+        p, t, step = move.problem, move.time1.detach(), self.longest
+        left = torch.where(held, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
         if float(left.max()) < _LEFT:
             return
         self.told, whose = True, ""
@@ -108,7 +111,7 @@ class Stiffness:
             t, step, left = t[row], step[row], left[row]
             whose = f", sample {int(p.samples.whose(row))}"
         warn(
-            f"The problem is stiff (t={float(t):.3g}{whose}): steps of {abs(float(step)):.1g} are as long as method="
+            f"The problem is stiff (t={float(t):.3g}{whose}): steps of {float(step):.1g} are as long as method="
             f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "
             f"more lead to the end. For fewer steps {CURE}.",
             StiffnessWarning,
