@@ -272,11 +272,11 @@ def capture(
     _seen.inputs = ()
     if graph is None:
         raise NotCompilableError("f has no tensor operation of t or y")
-    roles, others, known = [], [], {"t": [t], "y": y}
+    roles, others, known = [], [], {id(t): ("t", 0)} | {id(x): ("y", i) for i, x in enumerate(y)}
     for x in inputs:
         if not isinstance(x, Tensor):
             raise NotCompilableError(f"f depends on a {type(x).__name__} that changes from call to call")
-        role = _place(x, known)
+        role = known.get(id(x))
         if role is None:
             role = "other", len(others)
             others.append(x)

@@ -37,14 +37,16 @@ KEPT_BYTES = 2**28  # of products; later steps compute theirs again
 class Run:
     """A solve by its libraries, as far as its backward pass wants it.
 
-    y: y0, detached, as the loop holds it. keys: of the others, by which gradients are told apart. held: those of them
-    that ask for a gradient, beside `inputs`. versions: of the others, at the solve.
+    y: y0, detached, as the loop holds it. tolerances: rtol of each leaf, and then atol. keys: of the others, by which
+    gradients are told apart. held: those of them that ask for a gradient, beside `inputs`. versions: of the others, at
+    the solve.
     """
 
     p: Problem
     plan: Plan
     graph: FieldGraph
     y: Leaves
+    tolerances: list[Tensor]
     others: list[Tensor]
     keys: list[int]
     inputs: Sequence[Tensor]
@@ -84,9 +86,11 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
     wanted = differentiable if attached else [False] * len(others)
     columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
     y = all_arranged([y.detach() for y in p.y0], columns)
-    plan = _plan(p, y, columns, [Look.of(x, w) for x, w in zip(others, wanted, strict=True)], request, attached)
+    looks = [Look.of(x, w) for x, w in zip(others, wanted, strict=True)]
+    tolerances = _tensors((*p.rtol, *p.atol), p.direction.device)
+    plan = _plan(p, y, columns, looks, tolerances, request, attached)
     keys, versions = [id(x) for x in others], [version(x) for x in others]
-    run = Run(p, plan, graph, y, [x.detach() for x in others], keys, inputs, held, versions)
+    run = Run(p, plan, graph, y, tolerances, [x.detach() for x in others], keys, inputs, held, versions)
     with torch.no_grad():
         outcome = _forward(run, attached)
         outputs = Outputs(p, plan, run.chunks, outcome.state.y)
@@ -100,16 +104,19 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
     return unpacked(p, values, solved, stats)
 
 
-def _plan(p: Problem, y: Leaves, columns: bool, others: Sequence[Look], request: Request, attached: bool) -> Plan:
+def _plan(
+    p: Problem, y: Leaves, columns: bool, others: Sequence[Look], tolerances: Sequence[Tensor], request: Request,
+    attached: bool,
+) -> Plan:  # fmt: skip
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.stops.rule.every_output) or request.dense
     slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
     keeps = attached and not columns  # small products are computed again in no time
-    stops, device = p.stops.times.shape[-1], p.direction.device
+    stops, (rtol, atol) = p.stops.times.shape[-1], (tolerances[: len(y)], tolerances[len(y) :])
     return Plan(
         p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
         y=tuple(map(Look.of, y)), others=tuple(others),
-        rtol=tuple(map(Look.of, _tensors(p.rtol, device))), atol=tuple(map(Look.of, _tensors(p.atol, device))),
+        rtol=tuple(map(Look.of, rtol)), atol=tuple(map(Look.of, atol)),
         stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if keeps else slots, keeps=keeps,
         starts=inner, dense=dense, columns=columns,
     )  # fmt: skip
@@ -138,7 +145,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
     ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
     y = run.y
-    rest = [ends, stops.contiguous(), p.direction, *_tensors(p.rtol, device), *_tensors(p.atol, device), *y]
+    rest = [ends, stops.contiguous(), p.direction, *run.tolerances, *y]
     numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.lane))
     leaves = (*y, *y) if plan.carries else y
     packed = Packed(_constant(True, device), numbers, _constant(0, device, (6, *plan.lane)), leaves)

@@ -65,8 +65,8 @@ class Stiffness:
 
     def _rest(self, attempts: int) -> None:
         self.left, self.looks = attempts, 0
-        self.count: Tensor | None = None
-        self.longest = torch.zeros(())  # of the steps at the bound: others may have been cut short, to end at an event
+        self.count: Tensor | None = None  # of steps at the bound
+        self.longest: Tensor | None = None  # of them: others may have been cut short, to end at an event
 
     def around(self, attempt: Trial) -> Trial:
         """`attempt`, watched."""
@@ -84,9 +84,7 @@ class Stiffness:
         if move.accept is False:
             return
         held, step = at_the_bound(move), (move.time1 - move.time0).detach().abs()
-        if self.count is not None and self.count.shape != held.shape:  # samples have left the batch
-            self.count = None
-        if self.count is None:
+        if self.count is None or self.longest is None or self.count.shape != held.shape:  # or samples have left
             self.count, self.longest = torch.zeros_like(held, dtype=torch.int64), torch.zeros_like(step)
         self.count = self.count + held
         self.longest = torch.where(held, torch.maximum(step, self.longest), self.longest)
@@ -95,13 +93,13 @@ class Stiffness:
             return
         most = int(self.count.max())
         if most >= _ENOUGH:
-            self._tell(move, self.count >= _ENOUGH)
+            self._tell(move, self.count >= _ENOUGH, self.longest)
         if self.looks == _LOOKS or not most:
             self._rest(self.wait)
             self.wait *= 2
 
-    def _tell(self, move: Move, held: Tensor) -> None:
-        p, t, step = move.problem, move.time1.detach(), self.longest
+    def _tell(self, move: Move, held: Tensor, step: Tensor) -> None:
+        p, t = move.problem, move.time1.detach()
         left = torch.where(held, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
         if float(left.max()) < _LEFT:
             return
