@@ -41,9 +41,11 @@ TESTS = {
         "tests/test_errors.py",
         "tests/test_events.py",
         "tests/test_hybrid.py",
+        "tests/test_reaching_zero.py",
     ],
     "gradients": [
         "tests/captured/test_closed_forms.py",
+        "tests/engine/test_jumps.py",
         "tests/gradients/test_gradients.py",
         "tests/gradients/test_settings.py",
         "tests/failures/test_alone.py",
