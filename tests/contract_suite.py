@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.control.base import Attempt, Controller, Decision
+from odenet.control.controller import Attempt, Controller, Decision
 from odenet.methods import Method
 
 D = torch.float64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import odenet
-from odenet.core.peak_memory import PeakMemory
+from odenet.api.peak_memory import PeakMemory
 from odenet.gradients import states
 
 D = torch.float64

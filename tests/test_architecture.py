@@ -18,12 +18,15 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
 # "solve". `import odenet` itself is a layer: it gathers everything up to nn.
-LAYERS = ("core", "methods", "control", "engine", "gradients", "compiled", "solve", "nn", "odenet", "compat")
-LAYERS += ("bench", "train")
+LAYERS = ("core", "methods", "control", "engine", "gradients", "tracing", "compiled", "events", "api", "nn", "odenet")
+LAYERS += ("compat", "bench", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.
-ENGINE_MAY_NAME = {"odenet.methods.base", *(f"odenet.control.{name}" for name in ("base", "first_step", "stop_times"))}
+ENGINE_MAY_NAME = {
+    "odenet.methods.method",
+    *(f"odenet.control.{name}" for name in ("controller", "first_step", "stop_times")),
+}
 
 HEAVY = {
     *("diffrax", "jax", "lightning", "matplotlib", "pooch", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq"),
@@ -66,7 +69,7 @@ def _layer(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "odenet"
-    return parts[1] if parts[1] in HEIGHT or parts[1] == "errors" else "solve"
+    return parts[1] if parts[1] in HEIGHT or parts[1] == "errors" else "root"
 
 
 def _wrong_way(module: str, target: str) -> str | None:
@@ -111,14 +114,14 @@ def test_imports_point_down():
 @pytest.mark.parametrize(
     ("module", "target"),
     [
-        ("odenet.core.field", "odenet.methods.base"),
-        ("odenet.methods.explicit", "odenet.control.base"),
-        ("odenet.engine.loop", "odenet.gradients.base"),
+        ("odenet.core.vector_field", "odenet.methods.method"),
+        ("odenet.methods.explicit", "odenet.control.controller"),
+        ("odenet.engine.loop", "odenet.gradients.gradient"),
         ("odenet.engine.loop", "odenet.methods.explicit"),
         ("odenet.engine.loop", "odenet.methods"),
         ("odenet.engine.loop", "odenet.control.pid"),
-        ("odenet.gradients.base", "odenet.solve"),
-        ("odenet.solution", "odenet.nn"),
+        ("odenet.gradients.gradient", "odenet.api.solve"),
+        ("odenet.api.solution", "odenet.nn"),
         ("odenet.nn.layer", "odenet"),
         ("odenet.compat.torchdiffeq", "odenet.bench.timing"),
         ("odenet.nn.layer", "odenet.compat.torchdiffeq"),
@@ -132,12 +135,12 @@ def test_the_rule_refuses(module, target):
 @pytest.mark.parametrize(
     ("module", "target"),
     [
-        ("odenet.core.field", "odenet.errors"),
+        ("odenet.core.vector_field", "odenet.errors"),
         ("odenet.errors", "odenet.core.status"),
         ("odenet.engine.loop", "odenet.control.first_step"),
-        ("odenet.engine.loop", "odenet.methods.base"),
-        ("odenet.solve", "odenet.solution"),
-        ("odenet.nn.layer", "odenet.solve"),
+        ("odenet.engine.loop", "odenet.methods.method"),
+        ("odenet.api.solve", "odenet.api.solution"),
+        ("odenet.nn.layer", "odenet.api.solve"),
         ("odenet.train.cli", "odenet"),
     ],
 )

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import odenet
 from odenet import Event
-from odenet.core.chebyshev import nodes
-from odenet.core.roots import Sought, first_roots
+from odenet.events.chebyshev import nodes
+from odenet.events.roots import Sought, first_roots
 
 D = torch.float64
 GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]

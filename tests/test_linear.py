@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from odenet.core.krylov import gmres
-from odenet.core.rows import Rows
+from odenet.methods.gmres import gmres
+from odenet.methods.state_matrix import Rows
 
 D = torch.float64
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import odenet
 from odenet.compat import torchdiffeq
-from odenet.gradients.base import Stats
+from odenet.gradients.gradient import Stats
 from odenet.methods import METHODS
 
 D = torch.float64
@@ -243,7 +243,7 @@ def test_a_pickle_has_the_size_of_what_it_holds() -> None:
     """Also of a part of a larger tensor: not the whole of it."""
     big = torch.ones(1000, 1000)
     sol = odenet.solve(decay, big[:2, :2], big[0, 0] * torch.tensor([0.0, 1.0]))
-    hit = odenet.events.Hit(big.long()[0, 0], big[0, 0], big[0, :3])
+    hit = odenet.events.event.Hit(big.long()[0, 0], big[0, 0], big[0, :3])
     assert len(pickle.dumps(sol)) < 10_000 and len(pickle.dumps(hit)) < 10_000
 
 

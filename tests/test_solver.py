@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import odenet
-from odenet.options import Options
+from odenet.api.options import Options
 
 D = torch.float64
 

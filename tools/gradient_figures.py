@@ -13,7 +13,7 @@ from torch import Tensor
 
 import odenet
 from odenet.methods import METHODS
-from odenet.methods.reversible import ReversibleMethod, halves
+from odenet.methods.reversible_method import ReversibleMethod, halves
 
 D = torch.float64
 OUT = Path(__file__).parent.parent / "docs" / "gradients.png"

@@ -1,6 +1,9 @@
 """odenet: neural ordinary differential equations in PyTorch."""
 
 from . import nn
+from .api.gradient_report import GradientReport, GradientRow, gradient_report
+from .api.solution import Solution
+from .api.solve import Solver, solve
 from .control import PID, ConstantStep, Grid, Predictive
 from .core.status import Status
 from .core.terms import Partitioned, Terms
@@ -16,11 +19,8 @@ from .errors import (
     StepUnderflowError,
     StiffnessWarning,
 )
-from .events import Event
+from .events.event import Event
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
-from .report import GradientReport, GradientRow, gradient_report
-from .solution import Solution
-from .solve import Solver, solve
 
 __version__ = "0.1.0"
 

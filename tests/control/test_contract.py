@@ -10,7 +10,7 @@ import torch
 
 import odenet
 from contract_suite import ControllerContract
-from odenet.control.base import Attempt
+from odenet.control.controller import Attempt
 from odenet.control.first_step import hairer
 from odenet.control.stop_times import StopTimes
 

@@ -15,10 +15,10 @@ from torch import Tensor
 import odenet
 from odenet import PID, ConstantStep
 from odenet.control import Grid
-from odenet.control.base import Attempt
+from odenet.control.controller import Attempt
 from odenet.control.first_step import hairer
 from odenet.methods import METHODS
-from odenet.methods.base import Wish
+from odenet.methods.method import Wish
 
 D = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None and not method.ahead]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.engine.ahead import Ahead
+from odenet.engine.planned_steps import Ahead
 
 D = torch.float64
 STARTS = {

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.control.base import Attempt, Controller, Decision, Memory
+from odenet.control.controller import Attempt, Controller, Decision, Memory
 from odenet.core.dense import Coefficients
-from odenet.core.field import VectorField
 from odenet.core.leaves import Leaves, along, flatten, scale, spread_over
 from odenet.core.status import Status
+from odenet.core.vector_field import VectorField
 from odenet.engine.advance import Move
 from odenet.engine.integrate import Request, Solved, integrate
 from odenet.engine.loop import Outcome
-from odenet.engine.observe import Observer
+from odenet.engine.observer import Observer
 from odenet.engine.problem import Problem
-from odenet.engine.record import Record
+from odenet.engine.recorders import Record
 from odenet.methods import Method, Step
-from odenet.methods.base import StepInput
+from odenet.methods.method import StepInput
 
 D = torch.float64
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from odenet.engine.schedule import OnlineSchedule, beta, optimal_recomputation, reversal_cost, split
+from odenet.gradients.checkpoint_schedule import OnlineSchedule, beta, optimal_recomputation, reversal_cost, split
 
 # The most that the online placement may cost, relative to the best one, by number of slots: the measured worst of all
 # sweeps of up to 5000 steps, rounded up.

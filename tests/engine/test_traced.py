@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from odenet.api.options import Options
 from odenet.nn import MLPField, NeuralODE
-from odenet.options import Options
 
 D = torch.float64
 

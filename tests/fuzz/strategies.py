@@ -8,7 +8,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from odenet.compat.torchdiffeq.methods import SCIPY, SOLVERS
+from odenet.compat.torchdiffeq.method_names import SCIPY, SOLVERS
 from odenet.core.leaves import flatten
 from odenet.gradients import GRADIENTS
 from odenet.methods import METHODS, Adams, ImplicitRK

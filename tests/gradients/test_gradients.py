@@ -10,7 +10,7 @@ import odenet
 from gradient_suite import GradientSuite
 from odenet.gradients import GRADIENTS, sweep
 from odenet.methods import METHODS
-from odenet.methods.reversible import ReversibleMethod
+from odenet.methods.reversible_method import ReversibleMethod
 
 
 class TestDiscrete(GradientSuite):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.engine.schedule import optimal_recomputation
 from odenet.gradients import sweep
-from odenet.gradients.memory import whole_bytes
+from odenet.gradients.checkpoint_schedule import optimal_recomputation
+from odenet.gradients.memory_budget import whole_bytes
 from odenet.methods import METHODS, ExplicitRK
-from odenet.methods.reversible import ReversibleMethod
+from odenet.methods.reversible_method import ReversibleMethod
 
 D = torch.float64
 
@@ -64,7 +64,7 @@ def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool)
 
 
 def test_held_states_are_never_more_than_asked() -> None:
-    from odenet.gradients.states import Checkpoints
+    from odenet.gradients.state_store import Checkpoints
 
     problem = SimpleNamespace(f=SimpleNamespace(random=False))
     for slots in (1, 3, 8):

@@ -14,7 +14,7 @@ from torch import Tensor
 import odenet
 from method_suite import decay, forced, reference
 from odenet.methods.adams import Adams
-from odenet.methods.base import StepInput
+from odenet.methods.method import StepInput
 
 D = torch.float64
 KINDS = pytest.mark.parametrize("implicit", [False, True])

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import odenet
 from contract_suite import MethodContract, Scripted
-from odenet.control.base import Attempt, Memory
-from odenet.control.error import ErrorControl
+from odenet.control.controller import Attempt, Memory
+from odenet.control.error_control import ErrorControl
 from odenet.core.leaves import Leaves, along, spread_over
-from odenet.core.rows import Rows
 from odenet.methods import METHODS, Method, Step
-from odenet.methods.base import Cache, StepInput
-from odenet.methods.stages import jacobian
+from odenet.methods.method import Cache, StepInput
+from odenet.methods.stage_equations import jacobian
+from odenet.methods.state_matrix import Rows
 
 D = torch.float64
 

@@ -31,7 +31,7 @@ def recomputed(steps: int, slots: int) -> float:
 
 def optimum(steps: int, slots: int) -> int:
     """The binomial schedule's count (Griewank & Walther 2000), for a number of steps known beforehand."""
-    from ..engine.schedule import optimal_recomputation
+    from ..gradients.checkpoint_schedule import optimal_recomputation
 
     return optimal_recomputation(steps, slots)
 

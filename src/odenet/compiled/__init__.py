@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..errors import warn
-from ..gradients.base import Gradient, Trajectory
+from ..gradients.gradient import Gradient, Trajectory
 from .interpreter import as_before
 
 _told: set[str] = set()

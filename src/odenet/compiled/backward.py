@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
-from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten, select, tree_map
-from ..methods.base import StepInput
+from ..core.vector_field import VectorField
+from ..methods.method import StepInput
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows
 from .kept import costly, looks_of, shelf_for, taken

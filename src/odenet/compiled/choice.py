@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.leaves import new_leaves
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..gradients.base import Gradient, Trajectory
+from ..gradients.gradient import Gradient, Trajectory
 from .capture import FieldGraph, NotCompilableError
 
 CLEARLY = 1.5

@@ -13,7 +13,7 @@ from ..core.leaves import Leaves, tree_map
 from ..core.status import Status
 from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
-from ..engine.traced import Counted
+from ..tracing.while_loop import Counted
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows
 from .kept import costly, looks_of, shelf_for, shown

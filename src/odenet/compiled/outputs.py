@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, new_leaves, select
-from ..engine.outputs import blank, times_of, within
+from ..engine.output_rule import blank, times_of, within
 from ..engine.problem import Problem
-from ..engine.record import Pieces
-from ..gradients.base import added
+from ..engine.recorders import Pieces
+from ..gradients.gradient import added
 from .columns import tape_of
 from .plan import Plan
 from .shelves import Shelf

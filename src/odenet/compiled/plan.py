@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..control.base import Controller
-from ..core.field import VectorField
+from ..control.controller import Controller
 from ..core.leaves import Leaves, flatten
-from ..methods.base import Method, StepInput
+from ..core.vector_field import VectorField
+from ..methods.method import Method, StepInput
 from .capture import FieldGraph
 from .columns import tape_of
 

@@ -18,7 +18,7 @@ from ..core.leaves import Leaves, cast, forward_mode
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients import Discrete
-from ..gradients.base import Gradient
+from ..gradients.gradient import Gradient
 from ..methods.explicit import ExplicitRK
 from ..methods.tableau import Tableau
 from .backward import backward

@@ -10,16 +10,16 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ..core.lanes import Number
 from ..core.leaves import Leaves, version
+from ..core.scalars import Number
 from ..core.status import Status
 from ..engine.advance import State
 from ..engine.integrate import Request, Solved
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..gradients.attach import attach
-from ..gradients.base import Gradient, Stats, Trajectory, direct
-from ..gradients.taped import once_more, unpacked
+from ..gradients.gradient import Gradient, Stats, Trajectory, direct
+from ..gradients.taped_solve import once_more, unpacked
 from .capture import FieldGraph
 from .choice import refuse_slower
 from .columns import LARGE, all_arranged, all_by_rows, few

@@ -1,7 +1,7 @@
 """Step-size control: constant steps, a grid, PID, predictive control, and the first step."""
 
-from .base import Controller
-from .fixed import ConstantStep, Grid
+from .controller import Controller
+from .fixed_steps import ConstantStep, Grid
 from .pid import PID
 from .predictive import Predictive
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.lanes import Number, coarse, held, isfinite, maximum, minimum, where
 from ..core.leaves import Leaves, along, spread_over
 from ..core.norms import Tolerance, all_finite, peak, rms, rms_on_host, tolerance_scale, wide
-from ..methods.base import Field
-from .base import Norm, measured
+from ..core.scalars import Number, coarse, held, isfinite, maximum, minimum, where
+from ..methods.method import Field
+from .controller import Norm, measured
 
 _ORDINARY = 1e20  # spans beyond this, or below its inverse, are the unit of time for what follows
 _EPS = 2.0**-52

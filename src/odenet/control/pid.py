@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from ..core.given import number
-from ..core.lanes import Number, filled
-from .base import Attempt, Memory, Norm
-from .error import ErrorControl
+from ..core.scalars import Number, filled
+from ..core.validate import number
+from .controller import Attempt, Memory, Norm
+from .error_control import ErrorControl
 from .stop_times import Times
 
 _STRONGEST = 10.0  # of the coefficients: the smallest error to its third power is still far from overflow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from ..core.lanes import Number, coarse, filled, minimum, where
-from .base import Attempt, Memory
-from .error import ErrorControl
+from ..core.scalars import Number, coarse, filled, minimum, where
+from .controller import Attempt, Memory
+from .error_control import ErrorControl
 
 
 @final

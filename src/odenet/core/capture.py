@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..errors import CaptureError
 from .leaves import Leaves, flatten
-from .reach import Edge, Reached, reached
+from .reachable import Edge, Reached, reached
 from .vjp import accumulated_vjp, edge_of, local_vjp, unhooked
 
 Nodes = set[Any]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fit import check_fit, fits, what_f_was_given
+from .field_output import check_fit, fits, what_f_was_given
 from .leaves import Leaves, Spec, flatten, flatten_like, packed, unflatten, versions
 
 _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)

@@ -17,7 +17,7 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .transforms import functorch, tracked, transforming, vmapping
+from .torch_func import functorch, tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec

@@ -7,9 +7,9 @@ from typing import Any, final
 
 import torch
 
-from .given import function
 from .leaves import tree_map
-from .portable import Settings
+from .serialization import Settings
+from .validate import function
 
 
 class Terms(Settings):

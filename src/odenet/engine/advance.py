@@ -1,6 +1,6 @@
 """State, and one attempt at a step.
 
-Decisions are made on lanes that are Python numbers for a joint solve and (B,) tensors per sample (core/lanes.py), or
+Decisions are made on lanes that are Python numbers for a joint solve and (B,) tensors per sample (core/scalars.py), or
 tensors without axes for a joint solve that is traced; what the method computes with (`time`) is always a tensor and
 stays attached to the caller's ts. The controller sees detached values only: a step size is a constant of the
 differentiation.
@@ -17,18 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..control.base import Attempt, Decision, Memory, measured
+from ..control.controller import Attempt, Decision, Memory, measured
 from ..core.dense import Coefficients
-from ..core.generators import GeneratorStates
-from ..core.lanes import Flag, Number, held, some, where
 from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
+from ..core.random_state import GeneratorStates
+from ..core.scalars import Flag, Number, held, some, where
 from ..core.status import Status, StepStatus
-from ..methods.base import Cache, Counts, Step, StepInput
-from .ahead import Ahead, Planned
-from .clock import Clock
+from ..methods.method import Cache, Counts, Step, StepInput
 from .one_sided import nudged
+from .planned_steps import Ahead, Planned
 from .problem import Problem
+from .stop_tracker import Clock
 
 _EPS = 2.0**-52
 _RUNNING = int(Status.RUNNING)  # a number: the compiler does not compare tensors with members of an enum

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..control.base import Decision
-from ..core.given import function
-from ..core.lanes import Number, negate, some, where
+from ..control.controller import Decision
+from ..core.scalars import Number, negate, some, where
+from ..core.validate import function
 from .advance import Clock, Move, State
 from .loop import Trial
 from .problem import Problem

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..core.lanes import Number
 from ..core.leaves import Leaves, along, constants, real_dtype, spread_over
 from ..core.norms import all_finite, peak
+from ..core.scalars import Number
 from ..core.status import Status
-from ..core.transforms import plain_view, some, unwrapped, vmapping
+from ..core.torch_func import plain_view, some, unwrapped, vmapping
 from ..errors import (
     BlowUpError,
     MaxStepsError,

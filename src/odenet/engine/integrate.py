@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+from ..control.controller import Decision
 from ..core.leaves import Leaves
-from .advance import attempt
+from .advance import Clock, Move, State, attempt
 from .callbacks import Callbacks
-from .events import Events, Seeker
-from .loop import Outcome, Trial, run
-from .observe import Observer
+from .loop import Found, Outcome, Trial, run
+from .observer import Observer
 from .problem import Problem
-from .record import Everywhere, Pieces, Record, Report
-from .steps import StepEnds
+from .recorders import Everywhere, Pieces, Record, Report
+from .step_recorder import StepEnds
 from .stiffness import Stiffness, watchable
 from .vmapped import Lanewise
 
 Progress = Callable[[float, dict[str, int]], Any]
+
+
+class Locator(Protocol):
+    """Ends the steps of one solve at events: `attempt` wraps that of the loop, `found` is what ended the solve."""
+
+    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]: ...
+    @property
+    def found(self) -> Found: ...
+    def divisible(self) -> bool: ...
+
+
+class Events(Protocol):
+    """The events of a solve (events/locator.py has them; the engine knows no more of them than this)."""
+
+    def locator(self, p: Problem, attempt: Trial) -> Locator: ...
 
 
 @dataclass
@@ -65,16 +80,16 @@ def integrate(
         observers.append(Report(request.progress))
     if request.stiffness is not None and watchable(p):
         attempt = request.stiffness.around(attempt)
-    seeker = None if request.events is None else Seeker(p, request.events, attempt)
-    if seeker is not None:
-        attempt = seeker.attempt
-        if p.batched and p.compact and not seeker.events.values.divisible():
+    locator = None if request.events is None else request.events.locator(p, attempt)
+    if locator is not None:
+        attempt = locator.attempt
+        if p.batched and p.compact and not locator.divisible():
             p = replace(p, compact=False)
     if request.callbacks is not None:
         attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample
     outcome = run(p, observers, attempt)
-    if seeker is not None:
-        outcome.found = seeker.found
+    if locator is not None:
+        outcome.found = locator.found
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
     return Solved(record.ys(), outcome.state.y, pieces, outcome)

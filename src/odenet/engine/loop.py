@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..control.base import Decision
+from ..control.controller import Decision
 from ..control.first_step import hairer
-from ..core.lanes import Flag, Number, constant, filled, held, isfinite, some, where
 from ..core.leaves import Leaves, constants, select, without_grad
+from ..core.scalars import Flag, Number, constant, filled, held, isfinite, some, where
 from ..core.status import Status
 from .advance import Clock, Move, State, attempt, poisons, settle
-from .compact import Leaving
-from .observe import Observer
+from .compaction import Leaving
+from .counters import Tally
+from .observer import Observer
 from .one_sided import nudged
 from .problem import Problem
-from .tally import Tally
 from .vmapped import elsewhere
 
 Count = int | Tensor

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.lanes import Flag, negate
 from ..core.leaves import Leaves
-from ..methods.base import Field
+from ..core.scalars import Flag, negate
+from ..methods.method import Field
 from .problem import Problem
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control.base import Controller
+from ..control.controller import Controller
 from ..control.stop_times import Stops, StopTimes
-from ..core.edges import Edges
-from ..core.field import VectorField
 from ..core.leaves import Leaves, constants
 from ..core.norms import Tolerance, never_zero
-from ..methods.base import Method
-from .samples import Samples
+from ..core.segment_ends import Edges
+from ..core.vector_field import VectorField
+from ..methods.method import Method
+from .batch_index import Samples
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Problem:
 
     on_host: lanes are Python numbers, as one sequence of steps is for all, and values may be looked at.
 
-    compact: samples that have ended may leave the batch (engine/compact.py), once they are more than the part `spare`
-    of it. samples: those at hand; where they are not all, `ts` has the first and the last time alone.
+    compact: samples that have ended may leave the batch (engine/compaction.py), once they are more than the part
+    `spare` of it. samples: those at hand; where they are not all, `ts` has the first and the last time alone.
     """
 
     f: VectorField

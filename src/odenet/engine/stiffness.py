@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Decision
+from ..control.controller import Decision
 from ..core.leaves import Leaves, dot
 from ..core.norms import tolerance_scale
 from ..errors import StiffnessWarning, warn

@@ -10,16 +10,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..control.base import Decision
-from ..core.lanes import Flag, Number, some, where
+from ..control.controller import Decision
 from ..core.leaves import Leaves, constants, new_leaves
-from ..methods.base import Field, Step, StepInput
+from ..core.scalars import Flag, Number, some, where
+from ..methods.method import Field, Step, StepInput
 from .advance import Clock, Draws, Move, State, attempt, poisons
-from .observe import Observer
+from .batch_index import worthwhile
+from .observer import Observer
 from .one_sided import nudged
 from .problem import Problem
-from .record import Given, Record
-from .samples import worthwhile
+from .recorders import Given, Record
 
 
 @dataclass(slots=True)

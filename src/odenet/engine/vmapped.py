@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, differentiable, select
-from ..core.transforms import some
+from ..core.torch_func import some
 from .advance import Move
-from .observe import Observer
-from .outputs import blank, due, filled, times_of
+from .observer import Observer
+from .output_rule import blank, due, filled, times_of
 from .problem import Problem
 
 

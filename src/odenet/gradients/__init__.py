@@ -2,11 +2,11 @@
 
 from .adjoint import Adjoint
 from .backprop import Backprop
-from .base import Gradient
-from .continuous import ContinuousAdjoint
+from .continuous_adjoint import ContinuousAdjoint
 from .discrete import Discrete
-from .forward import Forward
-from .gauss import GaussAdjoint
+from .forward_mode import Forward
+from .gauss_adjoint import GaussAdjoint
+from .gradient import Gradient
 from .reversible import Reversible
 
 _ALL = (Discrete, Backprop, Adjoint, GaussAdjoint, Reversible, Forward)

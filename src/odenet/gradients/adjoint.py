@@ -13,9 +13,9 @@ from typing import final
 from ..core.leaves import Leaves
 from ..engine.integrate import Request, Solved, integrate
 from ..engine.problem import Problem
-from ..engine.record import Record
-from .augment import CotangentField
-from .continuous import Backward, ContinuousAdjoint
+from ..engine.recorders import Record
+from .adjoint_field import CotangentField
+from .continuous_adjoint import Backward, ContinuousAdjoint
 
 
 @final

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.autocast import autocast_as_now
-from ..core.notes import noted
+from ..core.error_notes import noted
 from ..core.vjp import local_vjp
 
 Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]

@@ -6,7 +6,7 @@ from typing import final
 
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from .base import Gradient, Trajectory, plain
+from .gradient import Gradient, Trajectory, plain
 
 
 @final

@@ -17,14 +17,14 @@ from torch import Tensor
 from ..core.leaves import Leaves, spread_over
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..methods.base import Bars, StagewiseMethod, StepInput
-from .base import Gradient, Trajectory, direct, plain
-from .local import Evaluations, Local, attached_step
-from .memory import slots_within, whole_bytes
-from .parts import Start
-from .states import Checkpoints, EveryState, KeptGraphs, States
-from .sweep import Sweep
-from .taped import Taken, taped
+from ..methods.method import Bars, StagewiseMethod, StepInput
+from .backward_pass import Sweep
+from .batch_segments import Start
+from .gradient import Gradient, Trajectory, direct, plain
+from .memory_budget import slots_within, whole_bytes
+from .state_store import Checkpoints, EveryState, KeptGraphs, States
+from .step_graph import Evaluations, Local, attached_step
+from .taped_solve import Taken, taped
 
 
 @final

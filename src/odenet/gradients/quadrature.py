@@ -6,18 +6,18 @@ from typing import cast, final
 
 import torch
 
-from ..control.base import Controller
+from ..control.controller import Controller
 from ..control.stop_times import StopTimes
 from ..core.dense import evaluate
-from ..core.lanes import some, where
 from ..core.leaves import select, spread
+from ..core.scalars import some, where
 from ..engine.advance import Move
-from ..engine.observe import Observer
-from ..engine.samples import ALL
-from ..methods.base import Bars, Method
+from ..engine.batch_index import ALL
+from ..engine.observer import Observer
 from ..methods.explicit import ExplicitRK
-from .augment import CotangentField
-from .parts import Shared
+from ..methods.method import Bars, Method
+from .adjoint_field import CotangentField
+from .batch_segments import Shared
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
 _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {

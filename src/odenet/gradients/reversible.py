@@ -1,6 +1,6 @@
 """Exact gradients without a stored state: the steps of a reversible method are undone, one after the other.
 
-McCallum & Foster 2024 (arXiv 2410.11648); the method itself is in methods/reversible.py.
+McCallum & Foster 2024 (arXiv 2410.11648); the method itself is in methods/reversible_method.py.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.given import number
 from ..core.leaves import Leaves, new_leaves, select, spread_over
 from ..core.norms import peak, rms, tolerance_scale
-from ..core.transforms import largest
+from ..core.torch_func import largest
+from ..core.validate import number
+from ..engine.batch_index import ALL, Apart
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..engine.samples import ALL, Apart
 from ..engine.tape import Entry
 from ..errors import warn
-from ..methods.base import Bars, Field, StagewiseMethod, Step, StepInput
-from ..methods.reversible import ReversibleMethod, halves, narrowed, packed
-from .base import Gradient, Trajectory, added, direct, plain
+from ..methods.method import Bars, Field, StagewiseMethod, Step, StepInput
+from ..methods.reversible_method import ReversibleMethod, halves, narrowed, packed
+from .backward_pass import Sweep
+from .batch_segments import Part
 from .discrete import StepSweep
-from .frozen import unfailed
-from .local import Evaluations, Local, divided, leaf_ends
-from .parts import Part
-from .states import Checkpoints
-from .sweep import Sweep
-from .taped import Taken, taped
+from .failed_samples import unfailed
+from .gradient import Gradient, Trajectory, added, direct, plain
+from .state_store import Checkpoints
+from .step_graph import Evaluations, Local, divided, leaf_ends
+from .taped_solve import Taken, taped
 
 _APART = 100.0  # tolerances that y and z may differ by at the end
 _APART_CONSTANT = 0.1  # relative, with constant steps: Euler's own error parts them by 0.01 at steps of 0.02

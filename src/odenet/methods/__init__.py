@@ -9,7 +9,7 @@ from . import (
     esdirk,
     euler,
     fehlberg2,
-    gauss,
+    gauss_legendre,
     heun,
     kvaerno,
     midpoint,
@@ -19,10 +19,10 @@ from . import (
     tsit5,
 )
 from .adams import Adams
-from .base import Cache, Counts, Method, Step, StepInput, Tolerances, Wish
 from .explicit import ExplicitRK
 from .implicit import ImplicitRK
 from .implicit_tableau import ImplicitTableau
+from .method import Cache, Counts, Method, Step, StepInput, Tolerances, Wish
 from .tableau import Tableau
 
 _EXPLICIT = (
@@ -41,17 +41,17 @@ _EXPLICIT = (
 )
 _IMPLICIT = (
     radau.IMPLICIT_EULER,
-    gauss.IMPLICIT_MIDPOINT,
+    gauss_legendre.IMPLICIT_MIDPOINT,
     dirk.TRAPEZOID,
     dirk.SDIRK2,
     dirk.TRBDF2,
     radau.RADAU_IIA3,
-    gauss.GL4,
+    gauss_legendre.GL4,
     radau.RADAU_IIA5,
     kvaerno.KVAERNO3,
     kvaerno.KVAERNO5,
     esdirk.ESDIRK54,
-    gauss.GL6,
+    gauss_legendre.GL6,
 )
 
 _ADAMS = (Adams(), Adams(implicit=True))

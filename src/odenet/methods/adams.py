@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
-from ..core.lanes import coarse
 from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
+from ..core.scalars import coarse
 from ..errors import unknown_name, warn
-from .base import Field, Method, Step, StepInput
 from .butcher5 import TABLEAU as BUTCHER5
 from .dopri8 import TABLEAU as DOPRI8
 from .explicit import ExplicitRK
+from .method import Field, Method, Step, StepInput
 from .rk4 import RK4_38
 
 MAX_ORDER = 12

@@ -23,7 +23,7 @@ from ..core.leaves import (
     weighted,
     widened,
 )
-from .base import Bars, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
+from .method import Bars, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
 from .tableau import Tableau
 
 _LARGE = (

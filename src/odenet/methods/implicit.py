@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, forward_mode, moved, spread_over
-from ..core.rows import Rows
 from ..core.status import StepStatus
-from .base import Cache, Counts, Field, Method, Step, StepInput
 from .implicit_tableau import ImplicitTableau
-from .jacobian_fault import jacobian_fault
+from .jacobian_check import jacobian_fault
+from .method import Cache, Counts, Field, Method, Step, StepInput
 from .newton import attached, newton
-from .simplified import Simplified, empty, told
+from .simplified_newton import Simplified, empty, told
 from .spectrum import rows_of, spectrum
-from .stages import Equations
+from .stage_equations import Equations
+from .state_matrix import Rows
 
 _CUBIC = 3  # powers of the Hermite polynomial
 
@@ -28,8 +28,8 @@ class ImplicitRK(Method):
     """An implicit Runge-Kutta method given by its tableau. Hairer & Wanner II, IV.8 and, for diagonal ones, IV.6.
 
     Where an error chooses the steps, the stages are found by simplified Newton iterations to a part of the tolerance
-    (methods/simplified.py), and a step whose iteration fails is rejected. With steps of another choice, and where a
-    backward pass takes a step again, they are found by Newton's method to rounding. They are differentiated by the
+    (methods/simplified_newton.py), and a step whose iteration fails is rejected. With steps of another choice, and where
+    a backward pass takes a step again, they are found by Newton's method to rounding. They are differentiated by the
     implicit function theorem, to second derivatives.
     Systems of few unknowns are factorised, larger ones solved without a matrix by GMRES: then with per_sample a
     sample's last bits depend on those beside it. max_iters: of Newton's method to rounding; beyond, it warns.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.leaves import forward_mode
 from ..errors import ConvergenceWarning, warn
-from .stages import Dense, Equations, Linear, MatrixFree, linearised, value_and_linear
+from .stage_equations import Dense, Equations, Linear, MatrixFree, linearised, value_and_linear
 
 _INEXACT = 1e-4  # relative residual of the linear systems of a matrix-free Newton iteration
 _SLOW = 0.05  # an update that shrinks less than this asks for a new Jacobian

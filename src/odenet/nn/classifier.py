@@ -9,7 +9,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ..core.given import named, whole
+from ..core.validate import named, whole
 from ..gradients import Adjoint, Backprop
 from .fields import ConvField, group_norm
 from .layer import NeuralODE

@@ -9,13 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from .. import traced
-from ..core.given import function, number, shown, whole
-from ..core.given import times as real_times
+from ..api import traced_solve
+from ..api.solve import Solver, solve
 from ..core.leaves import flatten, real_dtype, tree_map
-from ..core.outside_graphs import exporting
-from ..core.transforms import outlasting
-from ..solve import Solver, solve
+from ..core.torch_func import outlasting
+from ..core.validate import function, number, shown, whole
+from ..core.validate import times as real_times
+from ..tracing.dynamo_entry import exporting
 
 
 @final
@@ -51,7 +51,7 @@ class NeuralODE(nn.Module):
                 like = torch.promote_types(real_dtype(leaf.dtype), torch.float32), leaf.device
             times = self._times(*like) if ts is None else real_times("ts", ts).to(like[1], like[0])
         if exporting():  # a graph keeps nothing, and constant steps between known times need no loop
-            sol = traced.solve(
+            sol = traced_solve.solve(
                 self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
             )
             if sol is not None:

@@ -144,7 +144,7 @@ def _start(
     **chosen: Any,
 ) -> None:
     """Run one command. `chosen`: the settings of DEFAULTS that the user gave; None takes the default."""
-    from .. import check
+    from ..api import checks
     from .compare import run
     from .data import load
     from .processes import chosen as processes_of
@@ -158,7 +158,7 @@ def _start(
     values: dict[str, Any] = defaults | {k: v for k, v in chosen.items() if v is not None}
     method, tolerance = values["method"], values.pop("tolerance")
     try:
-        solver = check.method(method)
+        solver = checks.method(method)
     except ValueError as error:
         raise UserError(f"--method: {error}") from None
     if solver.error_order is None:

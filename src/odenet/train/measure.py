@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.peak_memory import PeakMemory
+from ..api.peak_memory import PeakMemory
 from ..nn import Classifier
 from .data import Batches, ImageData
 from .tasks import mean

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import SymmetricalLogLocator
 from torch import Tensor
 
+from ..api.solve import solve
 from ..nn import Classifier, NeuralODE, classifier
 from ..nn.classifier import KINDS
-from ..solve import solve
 from .data import ImageData
 from .files import write
 from .measure import block_memory

@@ -8,10 +8,10 @@ package for programs that cannot be changed, and `python -m odenet.compat.torchd
 import importlib
 from types import ModuleType
 
-from .adjoint import odeint_adjoint
-from .events import odeint_event
+from .adjoint_call import odeint_adjoint
+from .event_call import odeint_event
 from .launch import register
-from .solve import odeint, odeint_dense
+from .plain_call import odeint, odeint_dense
 
 __version__ = "0.2.5"  # whose callers this serves; they compare it
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .norms import _rms_norm
+from .adjoint_norms import _rms_norm
 from .parts import (
     Perturb,
     _ButcherTableau,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...core.dense import hermite
 from ...methods import Adams, ExplicitRK, ImplicitRK, Method
-from ...methods.base import StepInput
+from ...methods.method import StepInput
 from .parts import Perturb, _handle_unused_kwargs, _interp_evaluate, callback, evaluated, find_event
 
 

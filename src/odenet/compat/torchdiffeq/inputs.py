@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.given import function, shown
 from ...core.leaves import real_dtype
+from ...core.validate import function, shown
 
 State = Tensor | tuple[Tensor, ...]
 _FEW = 64

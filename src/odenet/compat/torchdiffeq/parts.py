@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...control.first_step import hairer
-from ...core.chebyshev import nodes
-from ...core.roots import Sought, first_roots
-from .norms import _flat_to_shape
+from ...events.chebyshev import nodes
+from ...events.roots import Sought, first_roots
+from .adjoint_norms import _flat_to_shape
 
 
 class Perturb(Enum):

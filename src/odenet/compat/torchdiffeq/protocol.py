@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adjoint_norms import _flat_to_shape, of_vector
 from .inputs import Inputs, State
-from .norms import _flat_to_shape, of_vector
-from .parts import _null_callback, _PerturbFunc, _ReverseFunc, _TupleFunc, _TupleInputOnlyFunc, combine_event_functions
+from .parts import (
+    _null_callback,
+    _PerturbFunc,
+    _ReverseFunc,
+    _TupleFunc,
+    _TupleInputOnlyFunc,
+    combine_event_functions,
+)
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 

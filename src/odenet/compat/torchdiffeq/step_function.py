@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.leaves import Leaves
-from ...methods.base import Field, Method, Step, StepInput
+from ...methods.method import Field, Method, Step, StepInput
+from .adjoint_norms import joined, parted
 from .inputs import Inputs
-from .norms import joined, parted
 
 
 @final

@@ -13,14 +13,14 @@ from types import ModuleType
 from typing import Any
 
 from .. import adaptive_solvers as _adaptive
-from .. import adjoint as _adjoint
-from .. import events as _events
+from .. import adjoint_call as _adjoint
+from .. import adjoint_norms as _norms
+from .. import event_call as _events
 from .. import fixed_solvers as _fixed
-from .. import methods as _methods
-from .. import norms as _norms
+from .. import method_names as _methods
 from .. import parts as _p
+from .. import plain_call as _solve
 from .. import protocol as _protocol
-from .. import solve as _solve
 from .. import solvers as _solvers
 
 

@@ -1,0 +1,1 @@
+"""The public call: its arguments, their checks, and what it returns."""

@@ -1,0 +1,77 @@
+"""A solution in words: what was solved, to which time, in how many steps, and how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import flatten_with_names
+from ..core.status import Status
+from ..core.torch_func import plain_view, unwrapped
+
+if TYPE_CHECKING:
+    from .solution import Solution
+
+_MOST = 4  # leaves of a state that are told one by one
+
+
+def line(x: Solution) -> str:
+    """In one line."""
+    parts = [_state(x.y1), f"t {_times(x)}", _status(x.status), f"{_range(x.stats['accepted'])} steps"]
+    return f"Solution({', '.join(parts)})"
+
+
+def lines(x: Solution, about: str) -> str:
+    """In a few lines."""
+    samples = f" for {len(x.t1)} samples" if x.t1.ndim == 1 else ""
+    counts = {k: _range(x.stats[k]) for k in ("accepted", "rejected", "nfe", "backward_nfe")}
+    out = [
+        f"Solution{' of ' if about else ''}{about}{samples}",
+        f"  state: {_state(x.y1)}",
+        f"  t: {_times(x)}; {x.ts.shape[-1]} output times",
+        f"  steps: {counts['accepted']} accepted, {counts['rejected']} rejected",
+        f"  evaluations of f: {counts['nfe']}, in the last backward pass {counts['backward_nfe']}",
+        f"  status: {_status(x.status)}",
+    ]
+    if x.hits is not None:
+        which = torch.as_tensor(x.hits.which)
+        out.append(f"  events: {_range((which >= 0).sum(-1))}")
+    return "\n".join(out)
+
+
+def _state(y: Any) -> str:
+    pairs = flatten_with_names(y)
+    shown = [f"y{name} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for name, leaf in pairs[:_MOST]]
+    return ", ".join(shown) + (f" and {len(pairs) - _MOST} more" if len(pairs) > _MOST else "")
+
+
+def _times(x: Solution) -> str:
+    start, end, reached = x.ts[..., 0], x.ts[..., -1], x.t1
+    short = "" if _values(end) == _values(reached) else f" of {_range(end)}"
+    return f"from {_range(start)} to {_range(reached)}{short}"
+
+
+def _status(status: Status | Tensor) -> str:
+    codes = _values(status)
+    names = {int(code): Status(int(code)).name for code in codes}
+    if len(codes) == 1:
+        return names[int(codes[0])]
+    count = {code: sum(int(c) == code for c in codes) for code in sorted(names)}
+    return ", ".join(f"{n} {names[code]}" for code, n in count.items())
+
+
+def _range(x: Any) -> str:
+    """A number, or from which to which those of all samples are."""
+    values = _values(x)
+    low, high = min(values), max(values)
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+
+
+def _values(x: Any) -> list[float]:
+    """All of them as numbers; of what is vmapped too."""
+    if not isinstance(x, Tensor):
+        return [x]
+    with plain_view():
+        return unwrapped(x).detach().reshape(-1).tolist()

@@ -1,0 +1,206 @@
+"""torchdiffeq's method names, and what their options mean here: a method, a step control, and how many steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...control import PID, ConstantStep, Controller, Grid
+from ...core.leaves import Leaves, real_dtype
+from ...errors import unknown_name
+from ...methods import METHODS, Adams, ImplicitRK, Method
+from .adjoint_norms import largest_rms
+from .fixed_solvers import FixedGridODESolver
+from .inputs import Inputs, chosen
+from .solvers import ADAPTIVE, BUILT_IN, IMPLICIT, SCIPY
+from .step_function import ByStepFunction
+
+# name there -> name here
+_ADAPTIVE = {name: name for name in ADAPTIVE} | {"adaptive_heun": "heun"}
+_EXPLICIT = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun", "heun3": "heun3", "rk4": "rk4_38"}
+
+SOLVERS: dict[str, Any] = dict(BUILT_IN)
+"""Clients enter solver classes of their own here, which can be called, and call those that are in it."""
+
+_ADAPTIVE_OPTIONS = {
+    *("norm", "first_step", "min_step", "max_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
+    *("max_num_steps", "dtype"),
+}
+_FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb"}
+_SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step", "grid_points", "eps"}
+_MOST = 2**31 - 1
+
+
+def known(method: str | None, argument: str = "method") -> str:
+    """The name of the method, or an error."""
+    if method is None:
+        return "dopri5"
+    if not isinstance(method, str) or method not in SOLVERS:
+        raise unknown_name(argument, str(method), SOLVERS)
+    return method
+
+
+def adaptive(name: str) -> bool:
+    return name in _ADAPTIVE
+
+
+@dataclass
+class Settings:
+    """What a method's name and options come to. max_steps: of the whole solve.
+
+    client: a class of the caller's own, which solves by itself.
+    """
+
+    name: str
+    options: dict[str, Any]
+    method: Method
+    controller: Controller
+    max_steps: int
+    client: type | None = None
+
+    def time_dtype(self, inputs: Inputs) -> torch.dtype:
+        """That of the times which callbacks get."""
+        real = real_dtype(inputs.leaf.dtype)
+        return (
+            torch.promote_types(self.options.get("dtype", torch.float64), real)
+            if adaptive(self.name)
+            else inputs.t.dtype
+        )
+
+    @staticmethod
+    def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
+        """norm: of the error, on leaves; by default that of the options, on the state as the caller has it."""
+        options = chosen("options", options)
+        if SOLVERS[name] is not BUILT_IN.get(name):
+            return _by_client(name, options, inputs)
+        if name in _ADAPTIVE:
+            _warn_unused(name, options, _ADAPTIVE_OPTIONS)
+            most = int(options.get("max_num_steps", _MOST))
+            control = _pid(options, inputs, norm or state_norm(options.get("norm"), inputs))
+            return Settings(name, options, METHODS[_ADAPTIVE[name]], control, most * max(len(inputs.t) - 1, 1))
+        if name == SCIPY:
+            _warn_unused(name, options, _SCIPY_OPTIONS)
+            return Settings(name, options, METHODS["dopri5"], PID(), _MOST)
+        method = _fixed_method(name, options, inputs)
+        interp = options.get("interp", "linear")
+        if interp not in ("linear", "cubic"):
+            raise unknown_name("interp", str(interp), ("linear", "cubic"))
+        return Settings(name, options, method.interpolated(interp), _fixed(options, inputs), _MOST)
+
+
+def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
+    if name in _EXPLICIT:
+        _warn_unused(name, options, _FIXED_OPTIONS)
+        return METHODS[_EXPLICIT[name]]
+    if name in IMPLICIT:
+        _warn_unused(name, options, _FIXED_OPTIONS | {"max_iters"})
+        method = METHODS[name]
+        assert isinstance(method, ImplicitRK)
+        return ImplicitRK(method.tableau, int(options.get("max_iters", 100)))
+    _warn_unused(name, options, _FIXED_OPTIONS | {"max_iters", "max_order", "implicit"})
+    order = int(options.get("max_order", 12))
+    if order > 12:
+        raise AssertionError(f"max_order must be at most 12; got {order}")
+    if order < 4:
+        warnings.warn(f"max_order={order} is below 4: the method is rk4 then", UserWarning, stacklevel=4)
+        return METHODS["rk4_38"]
+    implicit = bool(options.get("implicit", True)) and name != "explicit_adams"
+    rtol, atol = (
+        float(torch.as_tensor(x).min()) if isinstance(x, (int, float, Tensor)) else 0.0
+        for x in (inputs.rtol, inputs.atol)
+    )
+    tolerances = {} if rtol + atol <= 0.0 else {"rtol": rtol, "atol": atol}
+    return Adams(order, implicit, int(options.get("max_iters", 4)), **tolerances, start="short")
+
+
+def _warn_unused(name: str, options: dict[str, Any], used: set[str]) -> None:
+    unused = {key: value for key, value in options.items() if key not in used}
+    if unused:
+        warnings.warn(f"{name}: unexpected options {unused} are not used; it has {', '.join(sorted(used))}",
+                      UserWarning, stacklevel=5)  # fmt: skip
+
+
+def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
+    """The norm of a state's leaves. By default RMS, for a tuple the largest RMS of its tensors."""
+    if norm is not None and not callable(norm):
+        raise TypeError(f"norm must be callable; got {norm!r}")
+    if isinstance(inputs.y0, Tensor):
+        return None if norm is None else lambda leaves: torch.as_tensor(norm(leaves[0])).abs()
+    if norm is not None:
+        return lambda leaves: torch.as_tensor(norm(leaves)).abs()
+    return None if len(inputs.y0) == 1 else largest_rms
+
+
+def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
+    step_t, jump_t = (_times(key, options.get(key), inputs.t) for key in ("step_t", "jump_t"))
+    both = [x for x in (step_t, jump_t) if x is not None]
+    if both and len(torch.cat(both).unique()) < sum(len(x) for x in both):
+        raise ValueError("step_t and jump_t must not have a time twice, in one of them or in both")
+    first = options.get("first_step")
+    return PID(
+        safety=float(options.get("safety", 0.9)),
+        factor_min=float(options.get("dfactor", 0.2)),
+        factor_max=float(options.get("ifactor", 10.0)),
+        min_step=float(options.get("min_step", 0.0)),
+        max_step=float(options.get("max_step", float("inf"))),
+        first_step=None if first is None else float(first),
+        step_ts=step_t,
+        jump_ts=jump_t,
+        norm=norm,
+    )
+
+
+def _times(name: str, given: Any, t: Tensor) -> Tensor | None:
+    """Those at or after t[0], in the direction of t."""
+    if given is None:
+        return None
+    times = torch.as_tensor(given, dtype=torch.float64, device=t.device).reshape(-1)
+    if times.requires_grad:
+        raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
+    start = t[0].detach().double()
+    backwards = len(t) > 1 and bool(t[1] < t[0])
+    return times[times <= start] if backwards else times[times >= start]
+
+
+def _fixed(options: dict[str, Any], inputs: Inputs) -> Controller:
+    size, constructor = options.get("step_size"), options.get("grid_constructor")
+    perturb = bool(options.get("perturb", False))
+    if size is not None and constructor is not None:
+        raise ValueError("step_size and grid_constructor exclude each other: give one of them")
+    if size is not None:
+        return ConstantStep(float(size), every_output=False, perturb=perturb, finite=False)
+    if constructor is not None:
+        return Grid(constructed(constructor, inputs), perturb=perturb, finite=False)
+    return Grid(perturb=perturb, finite=False)
+
+
+def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """The constructor's grid for the times of a solve (the backward one's too)."""
+
+    def grid(ts: Tensor) -> Tensor:
+        t = ts.to(inputs.t.dtype)
+        times = constructor(inputs.func, inputs.y0, t)
+        if not bool(times[0] == t[0]) or not bool(times[-1] == t[-1]):
+            raise AssertionError(
+                f"grid_constructor must give a grid from t[0]={float(t[0])} to t[-1]={float(t[-1])}; got one from "
+                f"{float(times[0])} to {float(times[-1])}"
+            )
+        return times[1:-1]
+
+    return grid
+
+
+def _by_client(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
+    """For a class of a client's own: one step of it in this library's loop, or else its own `integrate`."""
+    kind = SOLVERS[name]
+    own_loop = callable(getattr(kind, "integrate", None)) and kind.integrate is not FixedGridODESolver.integrate
+    if own_loop:
+        return Settings(name, options, METHODS["dopri5"], PID(), _MOST, kind)
+    method = ByStepFunction.of(name, kind, options, inputs)
+    control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
+    return Settings(name, options, method.interpolated(getattr(method.solver, "interp", "linear")), control, _MOST)

@@ -1,0 +1,203 @@
+"""odeint and odeint_dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...api.solution import Solution
+from ...api.solve import solve
+from ...core.leaves import forward_mode
+from ...core.torch_func import nested
+from ...engine.callbacks import Callbacks
+from ...errors import CaptureError
+from ...events.event import Event
+from ...gradients import Gradient
+from . import solver_callbacks as watchers
+from .error_classes import as_assertions
+from .inputs import Inputs, State, tensor
+from .method_names import SCIPY, Settings, adaptive, known
+from .protocol import solved_by
+from .scipy_solver import SciPy
+from .solvers import BUILT_IN
+
+_FAR = 1e15  # where the search for an event ends, in the unit of time
+_SMALL = 2**18  # bytes of a state up to which autograd goes through the whole solve, as in torchdiffeq
+_EXPLICIT = ("euler", "midpoint", "heun2", "heun3", "rk4")
+_MOST_FIXED = 20_000  # steps of constant size until an event
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> Any:
+    """Solve dy/dt = func(t, y) from y0 at t[0], and give the solution at all of t; differentiable, exactly.
+
+    func: gets t, 0-d in y's real dtype, and y, a tensor or tuple like y0. y0: a tensor, or a tuple of them. t: (T,),
+        strictly increasing or decreasing. rtol, atol: numbers, tensors that broadcast against y0, or a tuple with one
+        for each tensor of a tuple y0. method, options: as in torchdiffeq; see docs/migrate.md.
+    event_fn: (t, y) -> tensor; the solve ends where it, or the first of its entries, crosses or becomes zero. Then t
+        has two times, and t[1] says only which way to go.
+
+    Returns (T, *y0.shape), or a tuple of these; with event_fn the time of the event, 0-d, and the solution at t[0] and
+    there. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
+    """
+    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
+    name = known(method)
+    settings = Settings.of(name, options, inputs)
+    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact(inputs)
+    return integrated(inputs, settings, gradient, event_fn)
+
+
+def _exact(inputs: Inputs) -> str:
+    """The faster of the exact gradients: a small state's steps are cheaper to keep than to handle one by one."""
+    leaves = (inputs.y0,) if isinstance(inputs.y0, Tensor) else inputs.y0
+    return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _SMALL else "discrete"
+
+
+def integrated(
+    inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
+) -> Any:
+    """What odeint and odeint_adjoint return."""
+    if settings.client is not None:
+        return solved_by(settings.client, settings.name, inputs, settings.options, event_fn)
+    watch = watchers.of(inputs.func, settings.name, settings.time_dtype(inputs))
+    if event_fn is not None:
+        return _until_event(inputs, settings, gradient, event_fn, watch)
+    if len(inputs.t) == 1:
+        return _stacked(inputs.y0)
+    if watch is None and gradient == "backprop" and _by_steps(inputs, settings):
+        y0, options = inputs.y0, {k: settings.options.get(k) for k in ("step_size", "grid_constructor")}
+        assert isinstance(y0, Tensor)
+        return BUILT_IN[settings.name](_checked(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
+    return solved(inputs, settings, gradient, inputs.t, callbacks=watch).ys
+
+
+def _by_steps(inputs: Inputs, settings: Settings) -> bool:
+    """Whether the solver class alone gives the same, which for few steps of a small state is faster than the engine.
+
+    So it is with known steps forwards in time, whose every operation autograd records.
+    """
+    y0, t = inputs.y0, inputs.t
+    if settings.name not in _EXPLICIT or not isinstance(y0, Tensor) or y0.dtype.itemsize < 4:
+        return False
+    if settings.options.get("perturb") or settings.options.get("interp", "linear") != "linear":
+        return False
+    if t.requires_grad or y0.is_inference() or t.is_inference() or torch.is_inference_mode_enabled():
+        return False
+    return not (nested() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
+
+
+def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """func, whose results and in-place changes are looked at as the engine does."""
+
+    def checked(t: Tensor, y: Tensor) -> Tensor:
+        version = y._version
+        slope = func(t, y)
+        if not isinstance(slope, Tensor):
+            raise TypeError(f"func must return a tensor like y0; got {type(slope).__name__}")
+        if y._version != version:
+            raise ValueError("func changes its y in place, which is the solver's own: let it work on y.clone()")
+        return slope
+
+    return checked
+
+
+def solved(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **rest: Any) -> Solution:
+    """`odenet.solve` of these inputs; its failures as assertions."""
+    given: dict[str, Any] = {
+        **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
+        **{"rtol": inputs.rtol, "atol": inputs.atol},
+    }
+    field = inputs.field(broadcasts=not adaptive(settings.name))
+    with as_assertions():
+        try:
+            return solve(field, inputs.y0, ts, gradient=gradient, **(given | rest))
+        except CaptureError:
+            # func closes over something that was computed: autograd through the solver's operations finds that itself
+            return solve(field, inputs.y0, ts, gradient="backprop", **(given | rest))
+
+
+def _until_event(
+    inputs: Inputs,
+    settings: Settings,
+    gradient: str | Gradient,
+    event_fn: Callable[..., Tensor],
+    watch: Callbacks | None,
+) -> tuple[Tensor, Any]:
+    """The time, which counts as a constant of the differentiation, and the solution at both ends."""
+    if settings.name == SCIPY:
+        raise ValueError("method='scipy_solver' has no event mode: take 'dopri5' or another method of this library")
+    if not adaptive(settings.name):
+        if settings.options.get("step_size") is None:
+            raise AssertionError(f"method={settings.name!r} with event_fn needs options={{'step_size': ...}}")
+        settings.max_steps = _MOST_FIXED
+    t, y0 = inputs.t, inputs.y0
+    with torch.no_grad():
+        begin = event_fn(t[0], y0)
+    if not isinstance(begin, Tensor):
+        raise TypeError(f"event_fn must return a tensor; got {type(begin).__name__}")
+    if bool((begin == 0).any()):
+        return t[0].detach().clone(), _pair(y0, y0)
+    begin_t, towards = t[0].detach(), (t[1] - t[0]).detach().sign()
+    ts = torch.stack([t[0], begin_t + towards * _FAR * max(1.0, float(begin_t.abs()))]).double()
+    event = Event(event_fn, constant_time=True)
+    solution = solved(inputs, settings, gradient, ts, event=event, callbacks=watch)
+    if solution.event is None:
+        raise RuntimeError(f"no event: event_fn did not cross zero until t={float(ts[1].detach()):.3g}")
+    return solution.event.t.to(t.dtype), _pair(y0, solution.event.y)
+
+
+def _stacked(y0: State) -> State:
+    return y0[None] if isinstance(y0, Tensor) else tuple(x[None] for x in y0)
+
+
+def _pair(y0: State, y1: State) -> State:
+    if isinstance(y0, Tensor):
+        assert isinstance(y1, Tensor)
+        return torch.stack([y0, y1])
+    return tuple(torch.stack([a, b]) for a, b in zip(y0, y1, strict=True))
+
+
+def _time(name: str, given: Any) -> Tensor:
+    out = tensor(name, given)
+    if out.numel() != 1 or out.is_complex() or not bool(out.isfinite()):
+        raise ValueError(f"{name} must be one finite time; got {given!r}")
+    return out
+
+
+def odeint_dense(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Any,
+    t1: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """The solution between t0 and t1 as a function of t, a number or a tensor (m,): then (m, *y0.shape).
+
+    For any method but scipy_solver, a tuple y0, and t1 before t0. Differentiable.
+    """
+    start = t0 if isinstance(t0, Tensor) else _time("t0", t0).to(torch.get_default_dtype())
+    t = torch.stack([_time("t0", start).reshape(()), _time("t1", _time("t1", t1).to(start)).reshape(())])
+    inputs = Inputs.of(func, y0, t, rtol, atol)
+    name = known(method)
+    if name == SCIPY:
+        raise ValueError("method='scipy_solver' has no dense output here: take 'dopri5' or another method")
+    settings = Settings.of(name, options, inputs)
+    return solved(
+        inputs, settings, "discrete", t, dense=True, callbacks=watchers.of(func, name, settings.time_dtype(inputs))
+    )

@@ -1,0 +1,102 @@
+"""Step-size control by the error estimate: what PID and predictive control have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from ..core.scalars import Number, clip, coarse, isfinite, maximum, minimum, negate, select_all, where
+from ..core.serialization import described
+from ..core.validate import function, number
+from .controller import Attempt, Controller, Decision, Memory, Norm
+from .stop_times import Times, check_times
+
+_SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
+
+
+class ErrorControl(Controller):
+    """Accepts a step whose error is within the tolerance, and chooses the next size by `factor`, limited.
+
+    safety, factor_min, factor_max: the next step is the present one times a factor in [factor_min, factor_max], with
+        `safety` in it. Right after a rejection no step grows.
+    min_step, max_step: limits of the step size, in the unit of time. A step of at most min_step is accepted whatever
+        its error, unless a value is not finite.
+    first_step: size of the first attempt; by default Hairer's guess.
+    step_ts: times that end a step. jump_ts: the same, and f (or its derivative) jumps there: it is evaluated just
+        before for the step that ends there, and anew just after. Both: times, or a callable from ts to times.
+    norm: callable that takes the leaves of error / tolerance and gives a number (a lane with per_sample); default RMS.
+    """
+
+    adaptive = True
+    every_output = False
+    stretch = 1.01
+
+    def __init__(
+        self,
+        *,
+        safety: float = 0.9,
+        factor_min: float = 0.2,
+        factor_max: float = 10.0,
+        min_step: float = 0.0,
+        max_step: float = float("inf"),
+        first_step: float | None = None,
+        step_ts: Times | None = None,
+        jump_ts: Times | None = None,
+        norm: Norm | None = None,
+    ) -> None:
+        self.safety, self.factor_min = number("safety", safety), number("factor_min", factor_min)
+        self.factor_max, self.min_step, self.max_step = (
+            number(name, given)
+            for name, given in (("factor_max", factor_max), ("min_step", min_step), ("max_step", max_step))
+        )
+        self.first_step = None if first_step is None else number("first_step", first_step)
+        if norm is not None:
+            function("norm", norm, "norm(leaves)")
+        self.step_ts, self.jump_ts, self.norm = step_ts, jump_ts, norm
+        check_times("step_ts", step_ts)
+        check_times("jump_ts", jump_ts)
+        if not 0.0 < self.safety <= 1.0:
+            raise ValueError(f"safety must lie in (0, 1]; got {self.safety!r}")
+        if not 0.0 < self.factor_min < 1.0 <= self.factor_max:
+            raise ValueError(
+                f"factor_min must lie in (0, 1) and factor_max be at least 1; got {self.factor_min!r}, "
+                f"{self.factor_max!r}"
+            )
+        if self.max_step <= 0.0:
+            raise ValueError(f"max_step must be positive; got max_step={self.max_step!r}")
+        if not 0.0 <= self.min_step <= self.max_step:
+            raise ValueError(
+                f"min_step must lie in [0, max_step]; got min_step={self.min_step!r}, max_step={self.max_step!r}"
+            )
+        if self.first_step is not None and not 0.0 < self.first_step < float("inf"):
+            raise ValueError(f"first_step must be positive and finite; got {self.first_step!r}")
+
+    def __repr__(self) -> str:
+        return described(self)
+
+    def first(self, h: Number) -> Number:
+        if self.first_step is not None:
+            h = h * 0.0 + self.first_step
+        return clip(h, self.min_step, self.max_step)
+
+    @abstractmethod
+    def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
+        """The next step size over this one, without safety and limits. r: the error, at least `_SMALLEST`."""
+
+    @abstractmethod
+    def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:
+        """The memory after this step, if it is accepted."""
+
+    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+        h, finite = attempt.h, isfinite(attempt.ratio)
+        r = coarse(maximum(where(finite, attempt.ratio, 1.0), _SMALLEST))
+        forced = h <= self.min_step
+        accept = finite & ((r <= 1.0) | forced)
+        factor = self.safety * self.factor(r, attempt, memory)
+        factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
+        # A rejected step must shrink, also where the memory says otherwise.
+        most = self.factor_max if attempt.rejected is False else attempt.most(self.factor_max)
+        factor = minimum(factor, where(accept, most, self.safety))
+        factor = factor if attempt.wish is None else attempt.wished(accept, factor)
+        after = self.remembered(r, attempt, memory)
+        memory = select_all(accept, after, memory)
+        return Decision(accept, clip(h * factor, self.min_step, self.max_step), memory, negate(finite) & forced)

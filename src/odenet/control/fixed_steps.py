@@ -1,0 +1,92 @@
+"""Steps that no error decides: of constant size, or on a grid."""
+
+from __future__ import annotations
+
+import sys
+from typing import final
+
+from ..core.scalars import Number, isfinite, negate
+from ..core.serialization import described
+from ..core.validate import flag, number
+from .controller import Attempt, Controller, Decision, Memory
+from .stop_times import Times, check_times
+
+
+class Unjudged(Controller):
+    """Accepts every step whose end is finite; attempts are of size `step`, or end at the next time to hit."""
+
+    adaptive = False
+    step: float
+
+    def memory(self, h: Number) -> Memory:
+        return ()
+
+    def first(self, h: Number) -> Number:
+        return h * 0.0 + self.step
+
+    def always(self) -> Decision | None:
+        return Decision(True, self.step, (), False)
+
+    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+        accept = isfinite(attempt.ratio)
+        return Decision(accept, self.first(attempt.h), (), negate(accept))
+
+
+@final
+class ConstantStep(Unjudged):
+    """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
+
+    every_output: False: only the last step is shortened, and outputs before the end are interpolated.
+    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew. perturb, finite: see
+        `Controller`.
+    """
+
+    stretch = 1.0001
+
+    def __init__(
+        self,
+        step: float,
+        *,
+        every_output: bool = True,
+        step_ts: Times | None = None,
+        jump_ts: Times | None = None,
+        perturb: bool = False,
+        finite: bool = True,
+    ) -> None:
+        self.step, self.step_ts, self.jump_ts = number("step", step), step_ts, jump_ts
+        self.every_output = flag("every_output", every_output)
+        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
+        check_times("step_ts", step_ts)
+        check_times("jump_ts", jump_ts)
+        if not 0.0 < self.step < float("inf"):
+            raise ValueError(
+                f"step must be a positive, finite size; got {step!r} (the direction of time comes from ts)"
+            )
+
+    def __repr__(self) -> str:
+        return described(self)
+
+
+@final
+class Grid(Unjudged):
+    """One step from each time of a grid to the next.
+
+    times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
+    may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb, finite: see
+    `Controller`.
+    """
+
+    stretch = 1.0
+    step = sys.float_info.max  # longer than any, so that each attempt reaches the next time
+
+    def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
+        check_times("times", times)
+        self.step_ts, self.every_output = times, times is None
+        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
+
+    def __repr__(self) -> str:
+        return described(self)
+
+    @property
+    def times(self) -> Times | None:
+        return self.step_ts

@@ -1,0 +1,108 @@
+"""Some of the samples of a batch: which they are, and what tensors with a row a sample have of them.
+
+Samples that ended leave the batch of a forward solve (engine/compaction.py), and a backward pass takes each step with
+those that took it (gradients/batch_segments.py). Failed samples: gradients/failed_samples.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, select
+
+Row = Any  # the number of a row, or a tensor of them
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples at hand, in ascending order. index: None: all of the batch, or a joint solve, which has none."""
+
+    index: Tensor | None = None
+    count: int = 0  # of the batch, where `index` is some of it
+
+    def whose(self, rows: Row) -> Row:
+        """The samples that these rows at hand are of."""
+        return rows if self.index is None else self.index[rows]
+
+    def some(self, rows: Tensor, count: int) -> Samples:
+        """Those of these rows at hand. count: of all rows at hand."""
+        return Samples(self.whose(rows), count if self.index is None else self.count)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Their rows of x, which has one for every sample."""
+        return x if self.index is None else x.index_select(0, self.index)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x, which has a row for each of them, with zeros for the others."""
+        return x if self.index is None else x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
+
+    def put(self, whole: Tensor, x: Tensor) -> Tensor:
+        """`whole` with x in their rows."""
+        return x if self.index is None else whole.index_copy(0, self.index, x)
+
+    def fewer(self, y: Leaves, inner: Samples) -> Leaves:
+        """The rows of `inner`, a part of these samples, of a state of these."""
+        if inner.index is None or inner.index is self.index:
+            return y
+        rows = inner.index if self.index is None else torch.searchsorted(self.index, inner.index)
+        return tuple(x.index_select(0, rows) for x in y)
+
+
+ALL = Samples()
+
+
+class Apart:
+    """Tensors with a row a sample, of which some rows are elsewhere, being worked on."""
+
+    def __init__(self) -> None:
+        self.all: list[Tensor | None] = []
+        self.samples = ALL
+        self.own: set[int] = set()  # of which of them there is a copy here
+
+    def move(self, values: list[Tensor | None], samples: Samples) -> list[Tensor | None]:
+        """Takes back what became of the rows that are elsewhere, and hands out those of `samples`.
+
+        Values that are new (there were none before) are zero for the samples that were here.
+        """
+        if self.samples.index is None:
+            self.own.clear()
+        self.all = [self._put(i, *pair) for i, pair in enumerate(zip_longest(self.all, values))]
+        self.samples = samples
+        return [None if x is None else samples.take(x) for x in self.all]
+
+    def moved(self, values: Leaves, samples: Samples) -> Leaves:
+        """The same, of values that are there; as they are for the samples at hand."""
+        if samples.index is self.samples.index:
+            return values
+        return tuple([x for x in self.move(list(values), samples) if x is not None])
+
+    def _put(self, i: int, whole: Tensor | None, x: Tensor | None) -> Tensor | None:
+        index = self.samples.index
+        if index is None:
+            return x
+        if x is None:
+            return None if whole is None else whole.index_fill(0, index, 0.0)
+        if i in self.own and whole is not None:
+            return whole.index_copy_(0, index, x)
+        self.own.add(i)
+        return self.samples.spread(x) if whole is None else self.samples.put(whole, x)
+
+
+def standing_in(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+    """Time and state in which one of the samples of these lanes stands, as a constant, in the place of all others.
+
+    What those have may have no finite derivative, and zero times infinity would be NaN for what all samples share.
+    """
+    one = int(lanes.to(torch.uint8).argmax())
+    fill = tuple(x[one].detach().expand_as(x) for x in y)
+    return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
+
+
+def worthwhile(rows: int, wanted: int, spare: float) -> bool:
+    """Whether it is time to go on with the wanted ones of the rows at hand alone."""
+    return rows - wanted > spare * rows

@@ -1,0 +1,77 @@
+"""The accepted steps themselves: their ends, sizes and states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, select
+from ..core.scalars import some, where
+from .advance import Move
+from .observer import Observer
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The N accepted steps of a solve; constants.
+
+    t: the ends, (N,), or (B, N) with per_sample. h: the sizes, likewise, positive. y: the states at t, with the axes of
+    t first, or what `save` makes of them. count: N, or (B,) with per_sample: a sample with fewer steps than others
+    repeats its last t and y, with h = 0.
+    """
+
+    t: Tensor
+    h: Tensor
+    y: Any
+    count: int | Tensor
+
+
+@final
+class StepEnds(Observer):
+    """Keeps the end of every accepted step."""
+
+    starts_whole: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Tensor, Tensor, Tensor, Leaves]] = []  # whose, t, h, y
+
+    @torch.no_grad()
+    def see(self, move: Move) -> None:
+        p, accept = move.problem, move.accept
+        t, h = move.time1.detach(), (move.time1 - move.time0).detach().abs()
+        if not some(accept):
+            return
+        y = select(accept, move.step.y, move.y)
+        if p.f.save is not None:
+            y = p.f.saved(where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
+        if p.batched:
+            rows = accept.nonzero()[:, 0]
+        else:
+            t, h, *y = (x.unsqueeze(0) for x in (t, h, *y))
+            rows = torch.zeros_like(t, dtype=torch.int64)
+        self.rows.append((p.samples.whose(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
+
+    @torch.no_grad()
+    def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
+        """p: the whole problem; dtype: of the caller's times."""
+        start = p.ts.detach()[..., 0].reshape(-1)
+        first = p.y0 if p.f.save is None else p.f.saved(p.ts.detach()[..., 0], p.y0)
+        first = tuple(x.detach() if p.batched else x.detach()[None] for x in first)
+        # the entries of a sample in their order, after its start, which stands for all where it takes no step
+        whose = torch.cat([torch.arange(len(start), device=start.device), *(r[0] for r in self.rows)])
+        order, entries = whose.argsort(stable=True), torch.bincount(whose)
+        count, begin = entries - 1, entries.cumsum(0) - entries
+        place = torch.arange(1, int(count.max()) + 1, device=start.device)
+        index = order[begin.unsqueeze(1) + torch.minimum(place, count.unsqueeze(1))]
+        t = torch.cat([start, *(r[1] for r in self.rows)])[index]
+        h = torch.cat([torch.zeros_like(start), *(r[2] for r in self.rows)])[index]
+        h = torch.where(place <= count.unsqueeze(1), h, 0.0)
+        y = tuple(torch.cat([a, *(r[3][i] for r in self.rows)])[index] for i, a in enumerate(first))
+        if p.batched:
+            return Steps(t.to(dtype), h.to(dtype), pack(y), count)
+        return Steps(t[0].to(dtype), h[0].to(dtype), pack(tuple(x[0] for x in y)), int(count))

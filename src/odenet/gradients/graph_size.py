@@ -1,0 +1,63 @@
+"""How many bytes the graph of a step holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..core.leaves import Leaves
+from ..core.torch_func import functorch, unwrapped
+
+
+@final
+class Weighed(saved_tensors_hooks):
+    """Notes how many bytes autograd saves inside."""
+
+    def __init__(self) -> None:
+        # sizes alone: what is saved holds this object by its hook, so a tensor held here would never be free again
+        self._sizes: dict[int, int] = {}
+        super().__init__(self._pack, lambda x: x)
+
+    def bytes_beside(self, known: Iterable[Tensor]) -> int:
+        """Those of all but the tensors that are there anyway."""
+        for place in {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}:
+            self._sizes.pop(place, None)
+        return sum(self._sizes.values())
+
+    def _pack(self, x: Tensor) -> Tensor:
+        inner = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
+        # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
+        if not inner._is_zerotensor() and inner.layout is torch.strided:
+            storage = inner.untyped_storage()
+            self._sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    def add(self, leaves: Iterable[Tensor]) -> None:
+        for x in leaves:
+            self._pack(x)
+
+
+def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
+    """What the graph behind `outputs` has saved, as far as operations later than `marker`.
+
+    For an f that uses `torch.func`, whose transforms refuse to work inside hooks for saved tensors.
+    """
+    stack: list[Any] = [x.grad_fn for x in outputs]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node._sequence_nr() <= marker:
+            continue
+        seen.add(node)
+        stack += (edge[0] for edge in node.next_functions)
+        if isinstance(node, BackwardCFunction):
+            kept: list[Any] = list(node.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            kept = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for x in kept:
+            yield from (y for y in (x if isinstance(x, (list, tuple)) else (x,)) if isinstance(y, Tensor))

@@ -1,0 +1,77 @@
+"""One step of a solve, differentiable by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..core.leaves import Leaves, new_leaves, select
+from ..core.scalars import Flag
+from ..engine.advance import Move, after_step
+from ..engine.problem import Problem
+from ..engine.tape import Entry
+from ..methods.method import Bars, Field, Stage
+
+
+@dataclass
+class Local:
+    """One step, differentiable: `move` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
+
+    ends_bar: cotangents of time0 and time1 that do not come through `move`.
+    """
+
+    move: Move
+    carry1: Leaves
+    ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
+
+
+def leaf_ends(q: Problem, e: Entry, times_needed: bool) -> tuple[Tensor, Tensor]:
+    """Both ends of a step, as leaves where their gradients are wanted."""
+    time0, time1 = e.ends(q)
+    if times_needed:
+        time0.requires_grad_()
+        time1.requires_grad_()
+    return time0, time1
+
+
+def attached_step(q: Problem, e: Entry, times_needed: bool, y: Leaves, carry: Leaves) -> Local:
+    """The step taken again, from leaves."""
+    time0, time1 = leaf_ends(q, e, times_needed)
+    move = e.again(q, time0, time1, new_leaves(y), new_leaves(carry))
+    return Local(move, after_step(q, time1, move.step, e.jumps))
+
+
+@final
+class Evaluations:
+    """A field that remembers its evaluations, each recorded by autograd from leaves; what it returns is detached.
+
+    So each has a graph of its own; what joins them to a step is pulled through by the method.
+    """
+
+    def __init__(self, f: Field) -> None:
+        self.f = f
+        self.stages: list[Stage] = []
+
+    def __call__(self, t: Tensor, y: Leaves) -> Leaves:
+        with torch.enable_grad():
+            y = new_leaves(y)
+            slope = self.f(t, y)
+        self.stages.append((y, slope))
+        return tuple(k.detach() for k in slope)
+
+
+def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
+    """Cotangents of the lanes that took the step, and those that pass the others by."""
+    if accept is True:
+        return bars, []
+    some = tuple(b for b in bars if b is not None)
+    none = tuple(torch.zeros_like(b) for b in some)
+    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
+    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+
+
+class PoisonedError(Exception):
+    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""

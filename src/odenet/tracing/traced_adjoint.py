@@ -1,0 +1,159 @@
+"""The continuous adjoint inside a graph that the caller records: one loop forwards, one for each output backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.dense import evaluate
+from ..core.leaves import Leaves, dot, flatten, spread, spread_over, unflatten
+from ..engine.advance import Move
+from ..engine.problem import Problem
+from ..gradients.adjoint import Adjoint
+from ..gradients.quadrature import nodes_and_weights
+from .traced_field import PlainField, own
+from .while_loop import End, find
+
+
+class _Setting:
+    """A solve with the tensors of f taken out: those of args, then the parameters of f where it is a module.
+
+    wanted: those of args that ask for a gradient. names: those of the parameters.
+    """
+
+    def __init__(self, p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.p, self.how, self.f = p, how, f
+        self.args, self.spec = flatten(args)
+        self.wanted = [i for i, x in enumerate(self.args) if getattr(x, "requires_grad", False)]
+        self.names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
+
+    def tensors(self) -> Leaves:
+        own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
+        return (*(self.args[i] for i in self.wanted), *(own[k] for k in self.names))
+
+    def field(self, tensors: Sequence[Tensor]) -> PlainField:
+        """The field with `tensors` in their places."""
+        args = list(self.args)
+        for i, x in zip(self.wanted, tensors, strict=False):
+            args[i] = x
+        given = tuple(unflatten(args, self.spec))
+        f, params = self.f, dict(zip(self.names, tensors[len(self.wanted) :], strict=True))
+        if params:
+            module = cast(nn.Module, self.f)
+
+            def f(t: Tensor, y: Any, *rest: Any) -> Any:
+                copies = {k: own(x) for k, x in params.items()}  # see `with_own_tensors`
+                return torch.func.functional_call(module, copies, (t, y, *rest))
+
+        return cast(PlainField, self.p.f).with_function(f, given)
+
+
+def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
+    """y1, ys and how the forward solve ended."""
+    setting, n = _Setting(p, how, f, args), len(p.y0)
+    tensors = setting.tensors()
+    field = setting.field(tuple(x.detach() for x in tensors))
+    slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
+    if any(k.requires_grad for k in slope):
+        raise RuntimeError(
+            "gradient='adjoint' inside torch.compile: f closes over tensors that ask for a gradient, and it could not "
+            "be given. Make f a torch.nn.Module that owns them, hand them to f through args, or use "
+            "gradient='discrete'."
+        )
+    out = _Adjoint.apply(setting, *p.y0, p.ts, *tensors)
+    return tuple(out[n : 2 * n]), tuple(out[:n]), End(*out[2 * n :])
+
+
+class _Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, setting: _Setting, *inputs: Tensor) -> tuple[Tensor, ...]:
+        p, n = setting.p, len(setting.p.y0)
+        y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
+        field: Any = setting.field(tensors)
+        stops = p.stops.rule.within(ts, p.direction)
+        found = find(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
+        y1, end = found.end.unless_failed(found.at.state.y), found.end
+        ctx.setting = setting
+        ctx.save_for_backward(ts, *found.ys, *tensors)
+        ctx.mark_non_differentiable(*end)
+        return (*found.ys, *y1, *end)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
+        s: _Setting = ctx.setting
+        n = len(s.p.y0)
+        ts, *rest = ctx.saved_tensors
+        ys, tensors = tuple(rest[:n]), tuple(rest[n:])
+        return (None, *_pull(s, ts, ys, tensors, tuple(bars[:n]), tuple(bars[n : 2 * n])))
+
+
+def _pull(
+    s: _Setting, ts: Tensor, ys: Leaves, tensors: Leaves, ys_bar: Leaves, y1_bar: Leaves
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of y0, ts and the tensors."""
+    n, count = len(ys), ts.shape[0]
+    field = s.field(tensors)
+    a = y1_bar
+    totals = tuple(torch.zeros_like(x) for x in tensors)
+    ts_bar = [torch.zeros_like(ts[0])] * count
+    for j in range(count - 1, 0, -1):
+        y = tuple(x[j] for x in ys)
+        bar = tuple(b[j] for b in ys_bar)
+        here = tuple(b + c for b, c in zip(bar, y1_bar, strict=True)) if j == count - 1 else bar
+        ts_bar[j] = dot(here, field(ts[j], y), False)
+        a = tuple(x + b for x, b in zip(a, bar, strict=True))
+        p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
+        found = find(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
+        a, totals = found.end.unless_failed(found.at.state.y[n:]), found.extra
+    first = tuple(x[0] for x in ys)
+    ts_bar[0] = -dot(a, field(ts[0], first), False)
+    a = tuple(x + b[0] for x, b in zip(a, ys_bar, strict=True))
+    return (*a, torch.stack(ts_bar).to(ts.dtype), *totals)
+
+
+class _Both(PlainField):
+    """d/dt (y, a) = (f(t, y), -(df/dy)^T a)."""
+
+    def __init__(self, field: PlainField, n: int) -> None:
+        self.field, self.n = field, n
+        self.dtypes = (*field.dtypes, *field.dtypes)
+
+    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+        slope, pull = cast(Any, torch.func.vjp(lambda *y: self.field(t, y, nudge), *state[: self.n]))
+        return (*slope, *(-x for x in pull(tuple(state[self.n :]))))
+
+
+def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
+    method, controller = s.how.backward_solver(s.p)
+    rtol, atol = s.how.tolerances(s.p, a, 2 * len(y))
+    field: Any = _Both(s.field(tensors), len(y))
+    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": s.how.max_steps or s.p.max_steps}
+    return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
+
+
+def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:
+    """Adds the integral of a^T df/dtheta over an accepted step; time runs backwards, so with the other sign."""
+    n = len(p.y0) // 2
+    nodes, weights = nodes_and_weights(p.method.order)
+
+    def more(move: Move, totals: Leaves) -> Leaves:
+        if not tensors:
+            return totals
+        length = move.time1 - move.time0
+        polynomial = move.polynomial()
+        for node, weight in zip(nodes, weights, strict=True):
+            state = evaluate(move.y, polynomial, spread_over(torch.full_like(length, node), move.y))
+            time = move.time0 + node * length
+            _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.field(x)(t, y[:n]), *tensors))
+            found = pull(tuple(state[n:]))
+            totals = tuple(
+                total + torch.where(move.accept, -weight * spread(length, g) * g, 0.0)
+                for total, g in zip(totals, found, strict=True)
+            )
+        return totals
+
+    return more
