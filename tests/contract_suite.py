@@ -126,13 +126,13 @@ class Scripted(Controller):
     def __init__(self, h: float, reject: tuple[int, ...]) -> None:
         self.h, self.reject, self.count = h, reject, 0
 
-    def memory(self, h: Any) -> Any:
+    def init_state(self, h: Any) -> Any:
         return ()
 
-    def first(self, h: Any) -> Any:
+    def initial_step(self, h: Any) -> Any:
         return h * 0.0 + self.h
 
-    def decide(self, attempt: Attempt, memory: Any) -> Any:
+    def decide(self, attempt: Attempt, state: Any) -> Any:
         accept = self.count not in self.reject
         self.count += 1
         return Decision(accept, self.h, (), False)
@@ -148,10 +148,10 @@ class ControllerContract:
     def test_lanes_are_as_numbers(self, rejected: bool) -> None:
         c = self.controller
         for ratio in self.ratios:
-            one = c.decide(Attempt(0.1, ratio, 4, None, rejected), c.memory(0.1))
+            one = c.decide(Attempt(0.1, ratio, 4, None, rejected), c.init_state(0.1))
             lane = torch.full((2,), 0.1, dtype=D)
             flags = torch.full((2,), rejected)
-            many = c.decide(Attempt(lane, torch.full((2,), ratio, dtype=D), 4, None, flags), c.memory(lane))
+            many = c.decide(Attempt(lane, torch.full((2,), ratio, dtype=D), 4, None, flags), c.init_state(lane))
             assert many.accept.tolist() == [one.accept] * 2
             assert many.h.tolist() == pytest.approx([one.h] * 2, rel=1e-6)
             assert many.failed.tolist() == [one.failed] * 2
@@ -160,13 +160,13 @@ class ControllerContract:
         """What is within the tolerance; a rejected step shrinks, and what is not finite is rejected."""
         c = self.controller
         for ratio in self.ratios:
-            decision = c.decide(Attempt(0.1, ratio, 4), c.memory(0.1))
+            decision = c.decide(Attempt(0.1, ratio, 4), c.init_state(0.1))
             assert decision.accept == (ratio <= 1.0)
             assert decision.accept or decision.h < 0.1
 
     def test_no_step_grows_after_a_rejection(self) -> None:
         """Hairer, Norsett & Wanner, II.4: neither in numbers nor in lanes, and it may again one step later."""
         c = self.controller
-        after = c.decide(Attempt(0.1, 1e-8, 4, None, True), c.memory(0.1))
+        after = c.decide(Attempt(0.1, 1e-8, 4, None, True), c.init_state(0.1))
         assert after.accept and after.h <= 0.1
-        assert c.decide(Attempt(0.1, 1e-8, 4, None, False), after.memory).h > 0.1
+        assert c.decide(Attempt(0.1, 1e-8, 4, None, False), after.state).h > 0.1

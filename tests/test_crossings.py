@@ -13,7 +13,7 @@ from torch import Tensor
 import odenet
 from odenet import Event
 from odenet.events.chebyshev import nodes
-from odenet.events.roots import Sought, first_roots
+from odenet.events.roots import RootQuery, first_roots
 
 D = torch.float64
 
@@ -84,9 +84,9 @@ def test_roots_of_short_waves() -> None:
 
     samples = torch.stack([g(torch.full_like(k, x), square) for x in nodes()], -1)
     zero = torch.zeros_like(k)
-    found = first_roots(g, samples, Sought(zero, samples[:, 0].sign(), zero, zero))
+    found = first_roots(g, samples, RootQuery(zero, samples[:, 0].sign(), zero, zero))
     torch.testing.assert_close(found.where, (math.pi - phase) / k, rtol=0, atol=1e-9)
-    rising = first_roots(g, samples, Sought(zero + 1, samples[:, 0].sign(), zero, zero))
+    rising = first_roots(g, samples, RootQuery(zero + 1, samples[:, 0].sign(), zero, zero))
     torch.testing.assert_close(rising.where, (2 * math.pi - phase) / k, rtol=0, atol=1e-9)
     assert asked < 10_000
 

@@ -23,7 +23,7 @@ if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 D = torch.float64
-Values = tuple[odenet.Solution, list[Tensor]]
+EventValues = tuple[odenet.Solution, list[Tensor]]
 
 
 def field(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -39,9 +39,11 @@ def problem(device: str, dtype: torch.dtype = D) -> tuple[Tensor, Tensor, Tensor
     return tuple(x.to(device, d).requires_grad_() for x, d in ((y0, dtype), (ts, D), (w, dtype)))  # type: ignore
 
 
-def both(call: Callable[..., odenet.Solution], wrt: tuple[int, ...] = (0, 2), dtype: torch.dtype = D) -> list[Values]:
+def both(
+    call: Callable[..., odenet.Solution], wrt: tuple[int, ...] = (0, 2), dtype: torch.dtype = D
+) -> list[EventValues]:
     """The solve, and the gradients of a loss to these of y0, ts and w, on the CPU and on the GPU."""
-    out: list[Values] = []
+    out: list[EventValues] = []
     for device in ("cpu", DEVICE):
         given = problem(device, dtype)
         given = tuple(x if i in wrt else x.detach() for i, x in enumerate(given))
@@ -52,7 +54,7 @@ def both(call: Callable[..., odenet.Solution], wrt: tuple[int, ...] = (0, 2), dt
     return out
 
 
-def assert_same(found: list[Values], rtol: float = 1e-9, atol: float = 1e-10, counts: bool = True) -> None:
+def assert_same(found: list[EventValues], rtol: float = 1e-9, atol: float = 1e-10, counts: bool = True) -> None:
     """counts: of evaluations, too; those of iterations depend on rounding."""
     (cpu, g), (gpu, h) = found
     assert gpu.ys.device.type == DEVICE and gpu.ts.device.type == DEVICE
@@ -75,7 +77,7 @@ def test_gradients(gradient: str, per_sample: bool) -> None:
 def test_methods(method: str) -> None:
     options = {} if METHODS[method].error_order else {"step": 0.05}
     found = both(lambda y, ts, w: odenet.solve(field, y, ts, args=(w,), method=method, **options))
-    assert_same(found, rtol=1e-7, counts=METHODS[method].branchless)
+    assert_same(found, rtol=1e-7, counts=METHODS[method].traceable)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

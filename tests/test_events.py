@@ -12,7 +12,7 @@ from torch import Tensor
 import odenet
 from odenet import Event
 from odenet.events.chebyshev import nodes
-from odenet.events.roots import Sought, first_roots
+from odenet.events.roots import RootQuery, first_roots
 
 D = torch.float64
 GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
@@ -265,11 +265,11 @@ def test_first_roots() -> None:
 
     first = torch.tensor(samples, dtype=D)
     zero = torch.zeros(len(cases), dtype=D)
-    found = first_roots(all_of_them, first, Sought(zero, first[:, 0].sign(), zero, zero))
+    found = first_roots(all_of_them, first, RootQuery(zero, first[:, 0].sign(), zero, zero))
     for (g, true), where in zip(cases, found.where.tolist(), strict=True):
         assert where == pytest.approx(true, abs=6e-5) or (math.isinf(true) and abs(float(g(where))) < 1e-12)
         assert math.isinf(where) or abs(float(g(where))) < 1e-12
-    one_way = first_roots(all_of_them, first, Sought(zero + 1, first[:, 0].sign(), zero, zero))
+    one_way = first_roots(all_of_them, first, RootQuery(zero + 1, first[:, 0].sign(), zero, zero))
     both = torch.isfinite(found.where) & found.rising
     assert torch.equal(one_way.where[both], found.where[both]) and bool(one_way.rising[both].all())
     others = torch.isfinite(one_way.where) & ~both

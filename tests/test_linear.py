@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from odenet.methods.gmres import gmres
-from odenet.methods.state_matrix import Rows
+from odenet.methods.state_matrix import StateMatrix
 
 D = torch.float64
 
@@ -12,7 +12,7 @@ D = torch.float64
 @pytest.mark.parametrize("batched", [False, True])
 def test_rows_and_back(batched: bool) -> None:
     y = (torch.randn(4, 2, dtype=D), torch.randn(4, dtype=torch.complex64), torch.randn(4, 3, 1))
-    rows = Rows(y, batched)
+    rows = StateMatrix(y, batched)
     whole = rows.join(y)
     assert whole.shape == ((4, 7) if batched else (1, 28)) and whole.dtype == D and rows.width == whole.shape[1]
     for a, b in zip(rows.part(whole), y, strict=True):

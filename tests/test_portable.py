@@ -160,7 +160,7 @@ def test_every_layer(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name: str, way: str) -> None:
-    other = WAYS[way](METHODS[name].interpolated("cubic"))
+    other = WAYS[way](METHODS[name].with_dense_output("cubic"))
     assert other.name == name and other.interpolation == "cubic"
     step = {"step": 0.1} if other.error_order is None else {}
     mine = odenet.solve(decay, torch.ones(2, dtype=D), [0.0, 1.0], method=METHODS[name], **step)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import odenet
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 from odenet.methods import METHODS, ImplicitRK
 
 STRUCTURES: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.sides import Fall, Riccati, Turning, Watched, close, double, start, turning_start
+from compat.sides import EventFunctions, Fall, Riccati, Turning, close, double, start, turning_start
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -23,7 +23,7 @@ def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, revers
     t = double(1.0, 0.0) if reverse else double(0.0, 1.0)
     found = []
     for ode in (theirs, ours):
-        watched = Watched(lambda t, y: -y * torch.cos(9 * t))
+        watched = EventFunctions(lambda t, y: -y * torch.cos(9 * t))
         ode.odeint(watched, start(), t, method=method, rtol=1e-6, atol=1e-6, options={"first_step": 0.4})
         assert all(y.shape == (3,) and float(dt) > 0 for _, _, y, dt in watched.calls)
         kinds = [name for name, *_ in watched.calls]
@@ -36,7 +36,7 @@ def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, revers
 def test_callbacks_of_constant_steps(theirs: Any, ours: Any) -> None:
     steps = []
     for ode in (theirs, ours):
-        watched = Watched(Turning())
+        watched = EventFunctions(Turning())
         with pytest.warns(UserWarning, match="callback"):
             ode.odeint(watched, turning_start(), double(2.0, 1.0), method="rk4", options={"step_size": 0.25})
         assert {name for name, *_ in watched.calls} == {"step"}

@@ -13,10 +13,10 @@ from compat.sides import (
     ADAPTIVE,
     DTYPES,
     ONLY_OURS,
+    EventFunctions,
     Riccati,
     Step,
     Turning,
-    Watched,
     close,
     double,
     real,
@@ -26,7 +26,7 @@ from compat.sides import (
 
 
 def watch(ode: Any, f: Any, y0: Any, t: Tensor, method: str = "dopri5", tol: float = 1e-6, **options: Any) -> Any:
-    watched = Watched(f)
+    watched = EventFunctions(f)
     with torch.no_grad():
         ys = ode.odeint(watched, y0, t, method=method, rtol=tol, atol=tol, options=options)
     return ys, watched

@@ -13,7 +13,7 @@ from odenet.compiled.forward import forward
 from odenet.compiled.plan import Look, Plan
 from odenet.compiled.plans import Plans, settings
 from odenet.control import PID
-from odenet.core.leaves import flatten
+from odenet.core.pytrees import flatten
 from odenet.engine.problem import Problem
 
 F64 = torch.float64

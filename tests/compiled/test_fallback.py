@@ -222,7 +222,7 @@ def test_an_attribute_that_changes_all_the_time(y0, request):
 def test_more_kinds_of_states_than_torch_dynamo_keeps_graphs_of_a_code(monkeypatch):
     """Batches of many sizes: each is captured, up to a number; one that cannot be leaves the others compiled."""
     from odenet.compiled import capture
-    from odenet.core.leaves import flatten
+    from odenet.core.pytrees import flatten
 
     def f(t, y):
         return -y * (float(y.sum()) if len(y) == 3 else 1.0)

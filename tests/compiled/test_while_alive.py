@@ -10,7 +10,7 @@ import torch
 import odenet
 from odenet.compiled import capture, choice, solving
 from odenet.compiled.while_alive import WhileAlive
-from odenet.core.leaves import flatten
+from odenet.core.pytrees import flatten
 
 
 class Thing:

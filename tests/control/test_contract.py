@@ -11,8 +11,8 @@ import torch
 import odenet
 from contract_suite import ControllerContract
 from odenet.control.controller import Attempt
-from odenet.control.first_step import hairer
-from odenet.control.stop_times import StopTimes
+from odenet.control.first_step import initial_step_size
+from odenet.control.stop_times import StopRule
 
 D = torch.float64
 
@@ -29,16 +29,16 @@ def test_predictive_by_the_book() -> None:
     """Hairer & Wanner II, (IV.8.24) and (IV.8.25): of errors r at steps h, the shorter of both proposals."""
     control = odenet.Predictive(safety=1.0)
     for last_h, h, last_r, r, order in ((0.1, 0.15, 0.2, 0.5, 4), (0.2, 0.1, 0.01, 0.3, 6), (0.1, 0.1, 0.9, 0.1, 4)):
-        first = control.decide(Attempt(last_h, last_r, order), control.memory(last_h))
+        first = control.decide(Attempt(last_h, last_r, order), control.init_state(last_h))
         assert first.h == pytest.approx(last_h * last_r ** (-1 / order), rel=1e-6)
-        second = control.decide(Attempt(h, r, order), first.memory)
+        second = control.decide(Attempt(h, r, order), first.state)
         plain = r ** (-1 / order)
         predicted = plain * h / last_h * (last_r / r) ** (1 / order)
         assert second.h == pytest.approx(h * min(plain, predicted), rel=1e-6)
 
 
 def test_settings_as_documented() -> None:
-    assert StopTimes.of(odenet.ConstantStep(0.1, perturb=True)).perturb is True
+    assert StopRule.of(odenet.ConstantStep(0.1, perturb=True)).perturb is True
     with pytest.raises(TypeError, match=r"^perturb must"):
         odenet.ConstantStep(0.1, perturb="no")  # pyright: ignore[reportArgumentType]
     for control in (odenet.PID(), odenet.Predictive()):
@@ -84,7 +84,7 @@ def test_first_step_by_the_host_and_in_lanes(span: float, dtype: torch.dtype, la
             return (rate * y[0].double(),)
 
         given: Any = span if host else torch.tensor(span, dtype=D)
-        return float(hairer(f, t0, given, y0, f(t0, y0), 5, [0.0], [1e-6]))
+        return float(initial_step_size(f, t0, given, y0, f(t0, y0), 5, [0.0], [1e-6]))
 
     assert guess(span, True) == pytest.approx(guess(span, False), rel=1e-6)
     assert 0.0 < guess(span, True) < abs(span)

@@ -16,12 +16,12 @@ import odenet
 from odenet import PID, ConstantStep
 from odenet.control import Grid
 from odenet.control.controller import Attempt
-from odenet.control.first_step import hairer
+from odenet.control.first_step import initial_step_size
 from odenet.methods import METHODS
-from odenet.methods.method import Wish
+from odenet.methods.method import StepSizeHint
 
 D = torch.float64
-ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None and not method.ahead]
+ADAPTIVE = [name for name, method in METHODS.items() if method.error_order is not None and not method.lookahead]
 SETTINGS = {"I": (0.0, 1.0, 0.0), "PI": (0.4, 0.3, 0.0), "PID": (0.1, 0.3, 0.05)}
 
 
@@ -32,7 +32,7 @@ def stiffening(t: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("most", "wanted"), [(1.0, 0.2), (0.5, 0.5)])
 def test_a_step_that_was_not_solved_is_shorter_whatever_the_method_wishes(most: float, wanted: float) -> None:
-    decision = PID().decide(Attempt(1.0, math.inf, 3, Wish(most, False)), PID().memory(1.0))
+    decision = PID().decide(Attempt(1.0, math.inf, 3, StepSizeHint(most, False)), PID().init_state(1.0))
     assert not decision.accept
     assert decision.h == pytest.approx(wanted)
 
@@ -64,30 +64,30 @@ def test_formula(kind: str) -> None:
     """The next step is Soderlind's product of the last three errors, and the same on numbers and on lanes."""
     p, i, d = SETTINGS[kind]
     control, k, ratios = PID(p, i, d), 4, (0.9, 0.4, 0.7, 0.2)
-    memory, lanes = control.memory(0.1), control.memory(torch.full((2,), 0.1, dtype=D))
+    state, lanes = control.init_state(0.1), control.init_state(torch.full((2,), 0.1, dtype=D))
     before = [1.0, 1.0]
     for r in ratios:
-        decision = control.decide(Attempt(0.1, r, k), memory)
+        decision = control.decide(Attempt(0.1, r, k), state)
         b1, b2, b3 = p + i + d, -(p + 2 * d), d
         expected = 0.9 * r ** (-b1 / k) * before[-1] ** (-b2 / k) * before[-2] ** (-b3 / k)
         assert decision.accept and not decision.failed
         assert decision.h == pytest.approx(0.1 * expected, rel=1e-6)
         wide = control.decide(Attempt(torch.full((2,), 0.1, dtype=D), torch.full((2,), r, dtype=D), k), lanes)
         assert wide.h.tolist() == [decision.h] * 2 and bool(wide.accept.all())
-        memory, lanes = decision.memory, wide.memory
+        state, lanes = decision.state, wide.state
         before.append(r)
 
 
 def test_factor_limits() -> None:
     """A step grows and shrinks by the given factors at the most, and a rejected one shrinks."""
     control = PID(factor_min=0.5, factor_max=3.0)
-    memory = control.memory(0.1)
-    assert control.decide(Attempt(0.1, 0.0, 5), memory).h == pytest.approx(0.3)
-    assert control.decide(Attempt(0.1, 1e30, 5), memory).h == pytest.approx(0.05)
+    state = control.init_state(0.1)
+    assert control.decide(Attempt(0.1, 0.0, 5), state).h == pytest.approx(0.3)
+    assert control.decide(Attempt(0.1, 1e30, 5), state).h == pytest.approx(0.05)
     for ratio in (float("inf"), float("nan")):
-        decision = control.decide(Attempt(0.1, ratio, 5), memory)
+        decision = control.decide(Attempt(0.1, ratio, 5), state)
         assert not decision.accept and not decision.failed and decision.h == pytest.approx(0.05)
-        assert decision.memory == memory
+        assert decision.state == state
     for coefficients in SETTINGS.values():
         control = PID(*coefficients)
         assert control.decide(Attempt(0.1, 1.0001, 5), (1e-8, 1e-8)).h < 0.1
@@ -274,7 +274,7 @@ def test_first_step_size() -> None:
         rate = torch.tensor(rates, dtype=D)[:, None]
         y = (torch.ones(len(rates), 2, dtype=D),)
         lane = torch.zeros(len(rates), dtype=D)
-        return hairer(lambda t, x: (-rate * x[0],), lane, lane + span, y, (-rate * y[0],), 5, [1e-6], [1e-6])
+        return initial_step_size(lambda t, x: (-rate * x[0],), lane, lane + span, y, (-rate * y[0],), 5, [1e-6], [1e-6])
 
     both = guess([1.0, 100.0], 10.0)
     assert 0.0 < float(both[1]) <= 100 * 0.01 / 100.0 + 1e-9 and float(both[0]) > 3 * float(both[1])
@@ -326,7 +326,7 @@ def test_first_step_by_the_book(case: str, order: int, tolerance: tuple[float, f
     y0, t0 = torch.tensor(y, dtype=D), torch.zeros((), dtype=D)
     rtol, atol = tolerance
     expected = by_the_book(f, 0.0, span, y0, order, rtol, atol)
-    mine = hairer(
+    mine = initial_step_size(
         lambda t, x: (f(t, x[0]),), t0, t0 + span, (y0,), (f(t0, y0),), order, [rtol], [atol]
     )  # fmt: skip
     assert mine.dtype == D and float(mine) == pytest.approx(expected, rel=1e-4)
@@ -336,7 +336,7 @@ def test_first_step_where_scale_is_zero() -> None:
     """A component whose tolerance is zero counts as one of 1e-12, not as nothing."""
     y0, t0, f = torch.tensor([0.0, 1.0], dtype=D), torch.zeros((), dtype=D), lambda t, y: torch.ones_like(y)
     expected = by_the_book(f, 0.0, 5.0, y0, 3, 1e-3, 0.0)
-    mine = hairer(lambda t, x: (f(t, x[0]),), t0, t0 + 5, (y0,), (f(t0, y0),), 3, [1e-3], [0.0])
+    mine = initial_step_size(lambda t, x: (f(t, x[0]),), t0, t0 + 5, (y0,), (f(t0, y0),), 3, [1e-3], [0.0])
     assert float(mine) == pytest.approx(expected, rel=1e-4)
 
 
@@ -349,7 +349,7 @@ def test_first_step_asks_once_and_by_its_norm() -> None:
         return (-x[0],)
 
     y0, t0 = torch.tensor([2.0, 2.0], dtype=D), torch.ones((), dtype=D)
-    plain = hairer(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2])
+    plain = initial_step_size(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2])
     assert asked == [pytest.approx((1.0 - 0.01, 2.0 + 0.02))]
     sizes: list[int] = []
 
@@ -357,7 +357,7 @@ def test_first_step_asks_once_and_by_its_norm() -> None:
         sizes.append(len(x))
         return 3 * x[0].abs().max()
 
-    mine = hairer(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2], largest)
+    mine = initial_step_size(f, t0, t0 * -4, (y0,), (-y0,), 4, [0.0], [1e-2], largest)
     assert sizes == [1, 1, 1] and float(mine) == pytest.approx(float(plain) * 3 ** (-1 / 5), rel=1e-4)
 
 
@@ -365,14 +365,14 @@ def test_constant_step_as_made() -> None:
     control = ConstantStep(0.25)
     assert (control.step, control.step_ts, control.jump_ts) == (0.25, None, None)
     assert control.every_output and control.finite and not control.perturb and not control.adaptive
-    assert repr(control) == "ConstantStep(0.25)" and control.memory(1.0) == ()
+    assert repr(control) == "ConstantStep(0.25)" and control.init_state(1.0) == ()
     other = ConstantStep(1, every_output=False, step_ts=[0.5], jump_ts=[0.25], perturb=True, finite=False)
     assert (other.step_ts, other.jump_ts) == ([0.5], [0.25]) and type(other.step) is float
     assert other.perturb and not other.every_output and not other.finite
-    lane = other.first(torch.full((3,), float(7), dtype=D))
-    assert lane.tolist() == [1.0] * 3 and other.first(7.0) == 1.0
+    lane = other.initial_step(torch.full((3,), float(7), dtype=D))
+    assert lane.tolist() == [1.0] * 3 and other.initial_step(7.0) == 1.0
     good, bad = other.decide(Attempt(7.0, 0.0, 1), ()), other.decide(Attempt(7.0, math.nan, 1), ())
-    assert (good.accept, good.h, good.memory, good.failed) == (True, 1.0, (), False)
+    assert (good.accept, good.h, good.state, good.failed) == (True, 1.0, (), False)
     assert (bad.accept, bad.failed) == (False, True)
 
 
@@ -381,7 +381,7 @@ def test_grid_as_made() -> None:
     assert whole.every_output and whole.finite and not whole.perturb and whole.step_ts is None
     assert not some.every_output and not some.finite and some.perturb and some.step_ts == [0.1, 0.2]
     assert repr(whole) == "Grid()" and repr(some) == "Grid([0.1, 0.2], perturb=True, finite=False)"
-    assert whole.first(0.5) >= 1e300 and whole.stretch == 1.0
+    assert whole.initial_step(0.5) >= 1e300 and whole.stretch == 1.0
 
 
 @pytest.mark.parametrize("name", ["step_ts", "jump_ts", "times"])
@@ -414,31 +414,31 @@ def test_pid_as_made() -> None:
         10,
     )
     assert (control.min_step, control.max_step, control.first_step) == (0.0, math.inf, None)
-    assert control.memory(0.1) == (1.0, 1.0) and control.adaptive and not control.every_output
-    lanes = control.memory(torch.zeros(3, dtype=D))
+    assert control.init_state(0.1) == (1.0, 1.0) and control.adaptive and not control.every_output
+    lanes = control.init_state(torch.zeros(3, dtype=D))
     assert [x.tolist() for x in lanes] == [[1.0] * 3] * 2
     full = PID(0.1, 0.2, 0.3, safety=1.0, factor_max=1.0, min_step=0.5, max_step=0.5, first_step=2.0)
-    assert full.beta == pytest.approx((0.6, -0.7, 0.3)) and full.first(9.0) == 0.5
+    assert full.beta == pytest.approx((0.6, -0.7, 0.3)) and full.initial_step(9.0) == 0.5
     decision = full.decide(Attempt(0.5, math.inf, 3), (1.0, 1.0))
     assert decision.failed and not decision.accept
     forced = full.decide(Attempt(0.5, 50.0, 3), (0.25, 0.125))
-    assert forced.accept and not forced.failed and forced.h == 0.5 and forced.memory == (50.0, 0.25)
+    assert forced.accept and not forced.failed and forced.h == 0.5 and forced.state == (50.0, 0.25)
 
 
 def test_a_rejected_step_is_forgotten() -> None:
     control = PID(0.4, 0.3)
     decision = control.decide(Attempt(0.1, 2.0, 4), (0.25, 0.125))
-    assert not decision.accept and decision.memory == (0.25, 0.125) and decision.h <= 0.09
+    assert not decision.accept and decision.state == (0.25, 0.125) and decision.h <= 0.09
     assert control.decide(Attempt(0.1, 1.0, 4), (0.25, 0.125)).accept  # the tolerance itself is within it
     tiny = control.decide(Attempt(0.1, 0.0, 4), (1.0, 1.0))
-    assert tiny.accept and tiny.memory[0] == pytest.approx(1e-10, rel=1e-6)
+    assert tiny.accept and tiny.state[0] == pytest.approx(1e-10, rel=1e-6)
 
 
 @pytest.mark.parametrize("span", [2.0, 0.0])
 def test_first_step_of_float32_states_is_in_times_dtype(span: float) -> None:
     """Also for an interval of no length, where it is zero and not NaN."""
     y0, t0 = torch.ones(2, dtype=torch.float32), torch.zeros((), dtype=D)
-    mine = hairer(lambda t, x: (-x[0],), t0, t0 + span, (y0,), (-y0,), 3, [1e-3], [1e-3])
+    mine = initial_step_size(lambda t, x: (-x[0],), t0, t0 + span, (y0,), (-y0,), 3, [1e-3], [1e-3])
     assert mine.dtype == D and float(mine) >= 0.0 and (float(mine) == 0.0) == (span == 0.0)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.engine.planned_steps import Ahead
+from odenet.engine.planned_steps import StepPlanner
 
 D = torch.float64
 STARTS = {
@@ -34,10 +34,10 @@ def f(t: Tensor, y: Any) -> Any:
 def both(monkeypatch: pytest.MonkeyPatch, solve: Any) -> tuple[Any, Any, int]:
     """With foreseen steps and without, and how many there were."""
     used = []
-    step = Ahead.step
-    monkeypatch.setattr(Ahead, "step", lambda self, *given: used.append(step(self, *given)) or used[-1])
+    step = StepPlanner.step
+    monkeypatch.setattr(StepPlanner, "step", lambda self, *given: used.append(step(self, *given)) or used[-1])
     mine = solve()
-    monkeypatch.setattr(Ahead, "possible", staticmethod(lambda p: False))
+    monkeypatch.setattr(StepPlanner, "possible", staticmethod(lambda p: False))
     return mine, solve(), sum(x is not None for x in used)
 
 
@@ -99,8 +99,8 @@ def test_steps_between_outputs_taken_as_one(
         return sol.ys.detach(), torch.tensor([sol.stats.nfe, sol.stats.accepted]), *grads
 
     taken = []
-    to_stop = Ahead.to_stop
-    monkeypatch.setattr(Ahead, "to_stop", lambda self, most: taken.append(to_stop(self, most)) or taken[-1])
+    to_stop = StepPlanner.to_stop
+    monkeypatch.setattr(StepPlanner, "to_stop", lambda self, most: taken.append(to_stop(self, most)) or taken[-1])
     mine, plain, _ = both(monkeypatch, solve)
     assert sum(map(len, taken)) > 30
     for a, b in zip(mine, plain, strict=True):

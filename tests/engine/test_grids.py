@@ -30,7 +30,7 @@ def test_one_step_from_output_to_output() -> None:
     "times", [[0.25, 0.5, 0.75], torch.tensor([0.25, 0.5, 0.75]), lambda ts: ts[0] + ts.new_tensor([0.25, 0.5, 0.75])]
 )
 def test_a_grid_and_lines_between(times: Any) -> None:
-    method = METHODS["euler"].interpolated("linear")
+    method = METHODS["euler"].with_dense_output("linear")
     sol = odenet.solve(decay, ONE, [0.0, 0.3, 0.6, 1.0], method=method, controller=odenet.Grid(times))
     corners = [0.75**n for n in range(5)]
     want = [1.0, corners[1] + 0.2 * (corners[2] - corners[1]), corners[2] + 0.4 * (corners[3] - corners[2]), corners[4]]
@@ -70,7 +70,7 @@ def test_interpolation(name: str) -> None:
     for by, order in (("linear", 2), ("cubic", 4)):
         errors = []
         for step in (0.2, 0.1):
-            method = METHODS[name].interpolated(by)
+            method = METHODS[name].with_dense_output(by)
             sol = odenet.solve(decay, ONE, [0.0, 1.0], method=method, step=step, dense=True)
             own = odenet.solve(decay, ONE, [0.0, 1.0], method=name, step=step / 2)
             torch.testing.assert_close(sol(1.0), sol.y1, rtol=1e-14, atol=1e-14)
@@ -80,7 +80,7 @@ def test_interpolation(name: str) -> None:
         if METHODS[name].order >= order:
             assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.6)
     with pytest.raises(ValueError, match=r"interpolation='cubik'.*Did you mean 'cubic'"):
-        METHODS[name].interpolated("cubik")
+        METHODS[name].with_dense_output("cubik")
 
 
 @pytest.mark.parametrize("control", [odenet.Grid(perturb=True), odenet.ConstantStep(0.5, perturb=True)])

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.control.controller import Attempt, Controller, Decision, Memory
+from odenet.control.controller import Attempt, Controller, ControllerState, Decision
 from odenet.core.dense import Coefficients
-from odenet.core.leaves import Leaves, along, flatten, scale, spread_over
+from odenet.core.leaves import Leaves, add_scaled, expand_over, scale
+from odenet.core.pytrees import flatten
 from odenet.core.status import Status
 from odenet.core.vector_field import VectorField
-from odenet.engine.advance import Move
-from odenet.engine.integrate import Request, Solved, integrate
+from odenet.engine.integrate import NumericalSolution, Request, integrate
 from odenet.engine.loop import Outcome
 from odenet.engine.observer import Observer
+from odenet.engine.output_recorder import OutputRecorder
 from odenet.engine.problem import Problem
-from odenet.engine.recorders import Record
+from odenet.engine.step_attempt import StepAttempt
 from odenet.methods import Method, Step
 from odenet.methods.method import StepInput
 
@@ -42,14 +43,14 @@ class StubMethod(Method):
     def step(self, at: StepInput) -> Step:
         self.asked.append((at.t0.tolist(), at.t1.tolist()))
         slope = at.f(at.t0, at.y)
-        return Step(along(at.y, spread_over(at.t1 - at.t0, at.y), slope), (), (slope,))
+        return Step(add_scaled(at.y, expand_over(at.t1 - at.t0, at.y), slope), (), (slope,))
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
         return tuple(torch.zeros_like(x) for x in at.y)
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         self.polynomials += 1
-        return (scale(spread_over(at.t1 - at.t0, at.y), step.stages[0]),)
+        return (scale(expand_over(at.t1 - at.t0, at.y), step.stages[0]),)
 
 
 class Script(Controller):
@@ -62,13 +63,13 @@ class Script(Controller):
         self.first_step: float | None = h
         self.judged: list[Any] = []
 
-    def memory(self, h: Any) -> Memory:
+    def init_state(self, h: Any) -> ControllerState:
         return ()
 
-    def first(self, h: Any) -> Any:
+    def initial_step(self, h: Any) -> Any:
         return h * 0.0 + self.h
 
-    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+    def decide(self, attempt: Attempt, memory: ControllerState) -> Decision:
         h = attempt.h
         number = len(self.judged)
         self.judged.append(h if isinstance(h, float) else h.tolist())
@@ -83,9 +84,9 @@ class Script(Controller):
 
 class Watch(Observer):
     def __init__(self) -> None:
-        self.moves: list[Move] = []
+        self.moves: list[StepAttempt] = []
 
-    def see(self, move: Move) -> None:
+    def observe(self, move: StepAttempt) -> None:
         self.moves.append(move)
 
 
@@ -102,9 +103,9 @@ def problem(ts: Any, control: Controller, f: Any = one, max_steps: int = 100, ba
     return Problem.build(field, (y0,), times, control, method=StubMethod(), rtol=[0.0], atol=[1.0], max_steps=max_steps)
 
 
-def run(p: Problem, *watch: Observer, **request: Any) -> tuple[Solved, Outcome]:
+def run(p: Problem, *watch: Observer, **request: Any) -> tuple[NumericalSolution, Outcome]:
     with torch.no_grad():
-        solved = integrate(p, Request(**request), Record(p), watch)
+        solved = integrate(p, Request(**request), OutputRecorder(p), watch)
     return solved, solved.outcome
 
 

@@ -13,7 +13,7 @@ import torch
 import odenet
 from odenet import nn
 from odenet.compat import torchdiffeq
-from odenet.core.leaves import flatten
+from odenet.core.pytrees import flatten
 
 from . import hostile, wrong_fields
 from .known import Built, built, exact, wide

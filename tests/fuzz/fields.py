@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 
 Leaves = list[Tensor]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import odenet
 from odenet import nn
 from odenet.compat import torchdiffeq
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 
 PIDS: dict[str, Callable[[float], Any]] = {  # of the unit of time
     "pi": lambda u: odenet.PID(0.4, 0.3),
@@ -161,7 +161,7 @@ def decay(t: Tensor, y: Any, *args: Any) -> Any:
     return unflatten([-x for x in leaves], spec)
 
 
-class Entry(NamedTuple):
+class TapeStep(NamedTuple):
     """What is called, with which arguments that a call may replace. called by other names in messages: `names`."""
 
     call: Callable[..., Any]
@@ -251,8 +251,8 @@ def _report(**changes: Any) -> Any:
     odenet.gradient_report(*positional, **given)
 
 
-ENTRIES: dict[str, Entry] = {
-    "solve": Entry(
+ENTRIES: dict[str, TapeStep] = {
+    "solve": TapeStep(
         _solve,
         (
             *("f", "y0", "ts", "args", "method", "rtol", "atol", "step", "controller", "gradient", "per_sample"),
@@ -261,35 +261,35 @@ ENTRIES: dict[str, Entry] = {
         # a y0 or a ts of another shape may first show in what must fit it, and the other way round
         {"per_sample": ("per_sample",), "step": ("step", "controller"), "controller": ("controller", "step")},
     ),
-    "PID": Entry(
+    "PID": TapeStep(
         _with(odenet.PID, "controller", {}),
         (
             *("pcoeff", "icoeff", "dcoeff", "safety", "factor_min", "factor_max", "min_step", "max_step"),
             *("first_step", "step_ts", "jump_ts", "norm"),
         ),
     ),
-    "ConstantStep": Entry(
+    "ConstantStep": TapeStep(
         _with(odenet.ConstantStep, "controller", {"step": 0.1}),
         ("step", "every_output", "step_ts", "jump_ts", "perturb", "finite"),
     ),
-    "Grid": Entry(_with(odenet.Grid, "controller", {"times": [0.25, 0.5, 0.75]}, method="rk4"),
+    "Grid": TapeStep(_with(odenet.Grid, "controller", {"times": [0.25, 0.5, 0.75]}, method="rk4"),
                   ("times", "perturb", "finite"), {"times": ("times", "step_ts")}),
-    "Discrete": Entry(_with(odenet.Discrete, "gradient", {}), ("checkpoints", "memory")),
-    "Adjoint": Entry(
+    "Discrete": TapeStep(_with(odenet.Discrete, "gradient", {}), ("checkpoints", "memory")),
+    "Adjoint": TapeStep(
         _with(odenet.Adjoint, "gradient", {}),
         ("rtol", "atol", "method", "norm", "controller", "max_steps", "callbacks"),
     ),
-    "GaussAdjoint": Entry(
+    "GaussAdjoint": TapeStep(
         _with(odenet.GaussAdjoint, "gradient", {}),
         ("rtol", "atol", "method", "norm", "controller", "max_steps", "callbacks"),
     ),
-    "Reversible": Entry(_with(odenet.Reversible, "gradient", {}), ("coupling",)),
-    "Callbacks": Entry(_with(odenet.Callbacks, "callbacks", {}), ("step", "accept", "reject")),
-    "Solution": Entry(_dense, ("t",)),
-    "Solution per sample": Entry(_dense_rows, ("t",)),
-    "odeint": Entry(_odeint("odeint"), ("func", "y0", "t", "rtol", "atol", "method", "options"),
+    "Reversible": TapeStep(_with(odenet.Reversible, "gradient", {}), ("coupling",)),
+    "Callbacks": TapeStep(_with(odenet.Callbacks, "callbacks", {}), ("step", "accept", "reject")),
+    "Solution": TapeStep(_dense, ("t",)),
+    "Solution per sample": TapeStep(_dense_rows, ("t",)),
+    "odeint": TapeStep(_odeint("odeint"), ("func", "y0", "t", "rtol", "atol", "method", "options"),
                     {"func": ("func", "f")}),
-    "odeint_adjoint": Entry(
+    "odeint_adjoint": TapeStep(
         _odeint("odeint_adjoint"),
         (
             *("func", "y0", "t", "rtol", "atol", "method", "options", "adjoint_rtol", "adjoint_atol"),
@@ -297,20 +297,20 @@ ENTRIES: dict[str, Entry] = {
         ),
         {"func": ("func", "f")},
     ),
-    "odeint_event": Entry(_odeint("odeint_event"), ("func", "y0", "t0", "event_fn", "odeint_interface", "reverse_time"),
+    "odeint_event": TapeStep(_odeint("odeint_event"), ("func", "y0", "t0", "event_fn", "odeint_interface", "reverse_time"),
                           {"t0": ("t0", "t"), "func": ("func", "f"), "event_fn": ("event_fn", "event function")}),
-    "odeint_dense": Entry(_odeint("odeint_dense"), ("func", "y0", "t0", "t1", "rtol", "atol", "method", "options"),
+    "odeint_dense": TapeStep(_odeint("odeint_dense"), ("func", "y0", "t0", "t1", "rtol", "atol", "method", "options"),
                           {"t0": ("t0", "t"), "t1": ("t1", "t"), "func": ("func", "f")}),
-    "NeuralODE": Entry(_layer, ("field", "own_ts", "y0", "ts", "args", "rtol", "gradient", "method"),
+    "NeuralODE": TapeStep(_layer, ("field", "own_ts", "y0", "ts", "args", "rtol", "gradient", "method"),
                        {"field": ("field", "f"), "own_ts": ("ts",)}),
-    "MLPField": Entry(_module(nn.MLPField, {"dim": 2}, lambda: torch.ones(3, 2)),
+    "MLPField": TapeStep(_module(nn.MLPField, {"dim": 2}, lambda: torch.ones(3, 2)),
                       ("dim", "hidden", "activation", "time")),
-    "ConvField": Entry(_module(nn.ConvField, {"channels": 4}, lambda: torch.ones(2, 4, 3, 3)),
+    "ConvField": TapeStep(_module(nn.ConvField, {"channels": 4}, lambda: torch.ones(2, 4, 3, 3)),
                        ("channels", "hidden", "groups", "activation", "time")),
-    "Augmented": Entry(
+    "Augmented": TapeStep(
         lambda **changes: nn.Augmented(**{"layer": nn.NeuralODE(decay), "extra": 1, "dim": 1} | changes)(Y0),
         ("layer", "extra", "dim"),
     ),
-    "classifier": Entry(_classifier, ("kind", "in_channels", "image_size", "classes", "channels", "depth")),
-    "gradient_report": Entry(_report, ("f", "y0", "ts", "loss", "gradients", "repeats", "args")),
+    "classifier": TapeStep(_classifier, ("kind", "in_channels", "image_size", "classes", "channels", "depth")),
+    "gradient_report": TapeStep(_report, ("f", "y0", "ts", "loss", "gradients", "repeats", "args")),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import odenet
 from odenet.control import Controller
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 from odenet.gradients import GRADIENTS
 from odenet.methods import METHODS
 

@@ -9,7 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 
 from odenet.compat.torchdiffeq.method_names import SCIPY, SOLVERS
-from odenet.core.leaves import flatten
+from odenet.core.pytrees import flatten
 from odenet.gradients import GRADIENTS
 from odenet.methods import METHODS, Adams, ImplicitRK
 
@@ -139,7 +139,7 @@ def _controllers(method: str, adaptive: bool) -> list[str]:
     """By name; a method that looks past the end of a step refuses those under which f jumps there."""
     made = {name: make(1.0) for name, make in (hostile.PIDS if adaptive else hostile.STEPS).items()}
     jumps = {name for name, control in made.items() if control.jump_ts is not None or control.perturb}
-    return [name for name in made if METHODS[method].ahead == 0.0 or name not in jumps]
+    return [name for name in made if METHODS[method].lookahead == 0.0 or name not in jumps]
 
 
 def _tolerances(method: str, dtype: str) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import odenet
 from odenet import nn
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 
 from .fields import FIELDS, STRUCTURES, Leaves
 from .known import Built, bound, built, event, exact, noted_at, wide

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.core.leaves import flatten, unflatten
+from odenet.core.pytrees import flatten, unflatten
 
 from .hostile import decay
 

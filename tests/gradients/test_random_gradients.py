@@ -16,7 +16,8 @@ from torch import Tensor
 
 import odenet
 from gradients.reference import Equation, Gradients, gradients
-from odenet.core.leaves import flatten, real_dtype, unflatten
+from odenet.core.leaves import real_dtype
+from odenet.core.pytrees import flatten, unflatten
 from odenet.gradients import GRADIENTS, sweep
 from odenet.methods import METHODS, ExplicitRK
 

@@ -71,7 +71,7 @@ def test_held_states_are_never_more_than_asked() -> None:
         states = Checkpoints(slots, method_carries=False)
         y = (torch.zeros(1),)
         for n in range(100):
-            states.keep(n, SimpleNamespace(y=y, carry=(), problem=problem))  # type: ignore[arg-type]
+            states.store(n, SimpleNamespace(y=y, carry=(), problem=problem))  # type: ignore[arg-type]
             assert len(states.held) <= slots
         for n in reversed(range(100)):
             states.start(n, lambda k, start: start, lambda k, y: ())

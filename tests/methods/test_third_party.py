@@ -15,13 +15,13 @@ from torch import Tensor
 
 import odenet
 from contract_suite import MethodContract, Scripted
-from odenet.control.controller import Attempt, Memory
+from odenet.control.controller import Attempt, ControllerState
 from odenet.control.error_control import ErrorControl
-from odenet.core.leaves import Leaves, along, spread_over
+from odenet.core.leaves import Leaves, add_scaled, expand_over
 from odenet.methods import METHODS, Method, Step
 from odenet.methods.method import Cache, StepInput
 from odenet.methods.stage_equations import jacobian
-from odenet.methods.state_matrix import Rows
+from odenet.methods.state_matrix import StateMatrix
 
 D = torch.float64
 
@@ -32,9 +32,9 @@ class SymplecticEuler(Method):
     name, order, error_order, parts = "symplectic_euler", 1, None, ("drift", "kick")
 
     def step(self, at: StepInput) -> Step:
-        h = spread_over(at.t1 - at.t0, at.y)
-        kicked = along(at.y, h, at.f.part("kick")(at.t0, at.y))
-        return Step(along(kicked, h, at.f.part("drift")(at.t1, kicked)))
+        h = expand_over(at.t1 - at.t0, at.y)
+        kicked = add_scaled(at.y, h, at.f.part("kick")(at.t0, at.y))
+        return Step(add_scaled(kicked, h, at.f.part("drift")(at.t1, kicked)))
 
 
 class Noisy(odenet.Terms):
@@ -61,10 +61,10 @@ class EulerMaruyama(Method):
         self.path = path
 
     def step(self, at: StepInput) -> Step:
-        h = spread_over(at.t1 - at.t0, at.y)
-        moved = along(at.y, h, at.f.part("drift")(at.t0, at.y))
+        h = expand_over(at.t1 - at.t0, at.y)
+        moved = add_scaled(at.y, h, at.f.part("drift")(at.t0, at.y))
         noise: Leaves = (self.path(at.t1) - self.path(at.t0),)
-        return Step(along(moved, noise, at.f.part("diffusion")(at.t0, at.y)))
+        return Step(add_scaled(moved, noise, at.f.part("diffusion")(at.t0, at.y)))
 
 
 class ROS2(Method):
@@ -76,7 +76,7 @@ class ROS2(Method):
     name, order, error_order = "ros2", 2, None
 
     def step(self, at: StepInput) -> Step:
-        rows = Rows(at.y, at.t0.ndim == 1)
+        rows = StateMatrix(at.y, at.t0.ndim == 1)
         y, h = rows.join(at.y), (at.t1 - at.t0).reshape(-1, 1)
         system = torch.eye(rows.width, dtype=rows.dtype) - (1 + 0.5**0.5) * h[..., None] * jacobian(
             at.f, rows, at.t0, y
@@ -91,12 +91,12 @@ class Remembering(Method):
 
     name, order, error_order = "remembering", 1, None
 
-    def remember(self, t: Tensor, y: Leaves) -> Cache:
+    def init_cache(self, t: Tensor, y: Leaves) -> Cache:
         return torch.zeros(t.shape, dtype=torch.int32), torch.zeros((*t.shape, 2), dtype=torch.bool)
 
     def step(self, at: StepInput) -> Step:
-        count, seen = at.cache or self.remember(at.t0, at.y)
-        y1 = along(at.y, spread_over(at.t1 - at.t0, at.y), at.f(at.t0, at.y))
+        count, seen = at.cache or self.init_cache(at.t0, at.y)
+        y1 = add_scaled(at.y, expand_over(at.t1 - at.t0, at.y), at.f(at.t0, at.y))
         return Step(y1, cache=(count + 1, seen | True))
 
 
@@ -208,14 +208,14 @@ class TestRemembering(MethodContract):
     def test_the_cache_survives_rejections(self) -> None:
         asked = []
 
-        class Watched(Remembering):
+        class EventFunctions(Remembering):
             def step(self, at: StepInput) -> Step:
                 step = super().step(at)
                 asked.append(int(step.cache[0]))
                 return step
 
         odenet.solve(
-            lambda t, y: -y, torch.ones(2), [0.0, 0.5], method=Watched(), controller=Scripted(0.1, (1, 2)),
+            lambda t, y: -y, torch.ones(2), [0.0, 0.5], method=EventFunctions(), controller=Scripted(0.1, (1, 2)),
             gradient="backprop",
         )  # fmt: skip
         assert asked == list(range(1, 8))
@@ -240,13 +240,13 @@ def test_a_controller_of_ones_own() -> None:
     """Half the step after an error above the tolerance, the same after one below a tenth, else as PID has it."""
 
     class Halving(ErrorControl):
-        def memory(self, h: Any) -> Memory:
+        def init_state(self, h: Any) -> ControllerState:
             return ()
 
-        def factor(self, r: Any, attempt: Attempt, memory: Memory) -> Any:
+        def factor(self, r: Any, attempt: Attempt, state: ControllerState) -> Any:
             return torch.where(r > 1.0, 0.5, 2.0) if isinstance(r, Tensor) else (0.5 if r > 1.0 else 2.0)
 
-        def remembered(self, r: Any, attempt: Attempt, memory: Memory) -> Memory:
+        def next_state(self, r: Any, attempt: Attempt, state: ControllerState) -> ControllerState:
             return ()
 
     y0 = torch.ones(3, 1, dtype=D)

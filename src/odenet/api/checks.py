@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..control import PID, ConstantStep, Controller, Predictive
 from ..core.distributed_guard import refuse_wrapped
-from ..core.leaves import Leaves, flatten, flatten_like, flatten_with_names, real_dtype
+from ..core.leaves import Leaves, real_dtype
 from ..core.norms import Tolerance
-from ..core.torch_func import every, largest, nested, unwrapped
+from ..core.pytrees import flatten, flatten_like, flatten_with_names
+from ..core.torch_func import all_true, inside_transform, largest, unwrapped
+from ..core.validate import describe, integer, is_real, number
 from ..core.validate import function as callable_as
-from ..core.validate import is_real, number, shown, whole
 from ..engine.callbacks import Callbacks
 from ..errors import unknown_name
 from ..events.event import Event
@@ -80,7 +81,7 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     if isinstance(ts, (int, float)):
         raise TypeError(f"ts must hold at least two times, ts[0] where y0 holds; got the number {ts!r}")
     if isinstance(ts, (str, bytes)):
-        raise TypeError(f"ts must be a sequence, array or tensor of times; got {shown(ts)}")
+        raise TypeError(f"ts must be a sequence, array or tensor of times; got {describe(ts)}")
     try:
         out = ts if isinstance(ts, Tensor) else _stacked(ts)
         if not torch.compiler.is_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
@@ -88,7 +89,7 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
         raise TypeError(f"ts must be a sequence, array or tensor of times; got {type(ts).__name__}: {error}") from None
     if out.is_meta or out.layout is not torch.strided:
-        raise TypeError(f"ts must be a dense tensor that holds its values; got {shown(out)}")
+        raise TypeError(f"ts must be a dense tensor that holds its values; got {describe(out)}")
     if out.is_complex() or out.dtype == torch.bool:
         raise TypeError(f"ts must be real numbers; got {out.dtype}")
     if not out.is_floating_point():
@@ -103,7 +104,7 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")
     flat = out.detach()
-    many = flat.ndim > 1 or len(flat) > FEW or nested() or torch.compiler.is_compiling()
+    many = flat.ndim > 1 or len(flat) > FEW or inside_transform() or torch.compiler.is_compiling()
     finite, ordered, span = _many_times(flat) if many else _few_times(flat.tolist())
     if not finite:
         entries = unwrapped(flat).tolist() if flat.numel() < 20 else "NaN or infinite entries"
@@ -131,8 +132,8 @@ def _few_times(ts: list[float]) -> tuple[bool, bool, float]:
 
 def _many_times(ts: Tensor) -> tuple[bool, bool, float]:
     steps = ts.diff(dim=-1)
-    ordered = every((steps >= 0).all(-1) | (steps <= 0).all(-1))
-    return every(torch.isfinite(ts)), ordered, 0.0 if torch.compiler.is_compiling() else largest(steps.sum(-1).abs())
+    ordered = all_true((steps >= 0).all(-1) | (steps <= 0).all(-1))
+    return all_true(torch.isfinite(ts)), ordered, 0.0 if torch.compiler.is_compiling() else largest(steps.sum(-1).abs())
 
 
 def _stacked(ts: Any) -> Tensor:
@@ -157,7 +158,7 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
     for value, leaf in zip(values, leaves, strict=True):
         if isinstance(value, Tensor):
             if value.is_meta or value.layout is not torch.strided:
-                raise TypeError(f"{name} must be a dense tensor that holds its values; got {shown(value)}")
+                raise TypeError(f"{name} must be a dense tensor that holds its values; got {describe(value)}")
             if value.requires_grad:
                 raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
             try:
@@ -167,9 +168,9 @@ def tolerance(name: str, given: Any, y0: Any, leaves: Leaves) -> Tolerance:
             if not fits:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to y0's {tuple(leaf.shape)}")
             if value.is_complex():
-                raise TypeError(f"{name} must be real; got {shown(value)}")
+                raise TypeError(f"{name} must be real; got {describe(value)}")
             value = value.to(leaf.device, real_dtype(leaf.dtype))
-            good = every((value >= 0) & torch.isfinite(value))
+            good = all_true((value >= 0) & torch.isfinite(value))
         elif is_real(value):
             value = number(name, value)
             good = 0 <= value < float("inf")
@@ -185,7 +186,7 @@ def method(given: Any) -> Method:
     if isinstance(given, Method):
         return given
     if not isinstance(given, str):
-        raise TypeError(f"method must be a name or a Method instance; got {shown(given)}")
+        raise TypeError(f"method must be a name or a Method instance; got {describe(given)}")
     if given not in METHODS:
         raise unknown_name("method", given, METHODS, _OTHERS_NAMES.get(given.lower()))
     return METHODS[given]
@@ -208,15 +209,15 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
         if given is not None:
             raise ValueError("step and controller exclude each other: give controller=ConstantStep(step, ...) alone")
         if not is_real(step) and not (isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()):
-            raise TypeError(f"step must be one positive number; got {shown(step)}")
+            raise TypeError(f"step must be one positive number; got {describe(step)}")
         return ConstantStep(number("step", step.detach() if isinstance(step, Tensor) else step))
     if given is None:
         given = Predictive() if solver.predictive else PID()
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
-    if solver.ahead and (given.jump_ts is not None or given.perturb):
+    if solver.lookahead and (given.jump_ts is not None or given.perturb):
         raise ValueError(
-            f"method={solver.name!r} evaluates f up to {solver.ahead:.2g} of a step past its end: with jump_ts (or "
+            f"method={solver.name!r} evaluates f up to {solver.lookahead:.2g} of a step past its end: with jump_ts (or "
             "perturb) take 'esdirk54', which does not look beyond a jump"
         )
     if given.adaptive and solver.error_order is None:
@@ -238,7 +239,7 @@ def parts(f: Any, solver: Method) -> None:
     if missing:
         raise TypeError(
             f"method={solver.name!r} needs f in parts ({', '.join(solver.parts)}): give odenet.Partitioned(velocity, "
-            f"force), or another `Terms` that has {', '.join(missing)}; got {shown(f)}"
+            f"force), or another `Terms` that has {', '.join(missing)}; got {describe(f)}"
         )
 
 
@@ -270,7 +271,7 @@ def reachable(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
 
 
 def max_steps(given: Any) -> int:
-    return whole("max_steps", given, most=2**62)
+    return integer("max_steps", given, most=2**62)
 
 
 def arguments(args: Any) -> tuple[Any, ...]:

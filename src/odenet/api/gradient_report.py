@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.leaves import flatten, in_working_precision, tree_map, widened
-from ..core.reachable import reached
-from ..core.validate import function, shown, whole
+from ..core.leaves import in_working_precision, widened
+from ..core.pytrees import flatten, tree_map
+from ..core.reachable import find_reachable
+from ..core.validate import describe, function, integer
 from ..errors import SolveError
 from ..gradients import GRADIENTS, Gradient, Reversible
 from ..methods.reversible_method import ReversibleMethod
@@ -106,9 +107,9 @@ def gradient_report(
         raise TypeError("gradient_report compares gradients: give gradients=[...], not gradient=...")
     function("loss", loss, "loss(solution)")
     function("f", f, "f(t, y, *args)")
-    whole("repeats", repeats)
+    integer("repeats", repeats)
     if gradients is not None and not isinstance(gradients, (list, tuple)):
-        raise TypeError(f"gradients must be a list of names and Gradient instances; got {shown(gradients)}")
+        raise TypeError(f"gradients must be a list of names and Gradient instances; got {describe(gradients)}")
     checks.state(y0, False)
     case = Case(f, y0, ts, checks.arguments(solve_options.pop("args", ())), loss, solve_options)
     if gradients is None:
@@ -178,7 +179,7 @@ class Case:
         self.y0 = tree_map(lambda x: x.detach().clone().requires_grad_() if isinstance(x, Tensor) else x, y0)
         self.args = tree_map(_leaf, args)
         tensors = [x for x in flatten((self.y0, self.args))[0] if isinstance(x, Tensor) and x.requires_grad]
-        known, found = {id(x) for x in tensors}, reached(f)
+        known, found = {id(x) for x in tensors}, find_reachable(f)
         captured = [x for _, x in (*found.leaves.values(), *found.computed.values())]
         self.inputs = tensors + [x for x in captured if id(x) not in known]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ..control import Controller
-from ..control.stop_times import Stops, StopTimes
-from ..core.leaves import Spec, flatten, in_working_precision, time_dtype
-from ..core.norms import Tolerance, never_zero
-from ..core.torch_func import nested
-from ..core.validate import flag, is_real, named
+from ..control.stop_times import StopRule, StopTimes
+from ..core.leaves import in_working_precision, time_dtype
+from ..core.norms import Tolerance, positive_atol
+from ..core.pytrees import Spec, flatten
+from ..core.torch_func import inside_transform
+from ..core.validate import boolean, is_real, one_of
 from ..engine.callbacks import Callbacks
 from ..engine.integrate import Progress
 from ..engine.problem import direction_of
@@ -47,7 +48,7 @@ class Layout:
     time_dtype: torch.dtype
     ts: Tensor
     precise: Tensor
-    stops: Stops
+    stops: StopTimes
     direction: Tensor
     rtol: Tolerance
     atol: Tolerance
@@ -120,29 +121,29 @@ class Options:
         jacobian: Callable[..., Any] | None = None,
     ) -> Options:
         """Raise TypeError or ValueError for what is wrong whatever y0 and ts are."""
-        compile, events = flag("compile", compile), checks.events(event)
-        per_sample, dense = flag("per_sample", per_sample), flag("dense", dense)
-        named("on_failure", on_failure, checks.FAILURES)
+        compile, events = boolean("compile", compile), checks.events(event)
+        per_sample, dense = boolean("per_sample", per_sample), boolean("dense", dense)
+        one_of("on_failure", on_failure, checks.FAILURES)
         checks.observers(callbacks, progress)
         solver = checks.method(method)
         control = checks.controller(controller, step, solver)
         how = checks.gradient(gradient)
-        solver = solver.controlled(control.adaptive)
+        solver = solver.for_control(control.adaptive)
         for name, value in (("rtol", rtol), ("atol", atol)):
             checks.plain_tolerance(name, value)
         return Options(
             solver, control, _with_method(how, control, solver), rtol, atol, checks.max_steps(max_steps), per_sample,
             dense, compile, on_failure == "raise", events, progress, callbacks, checks.function_or_none("save", save),
-            flag("save_steps", save_steps), checks.function_or_none("jacobian", jacobian), [],
+            boolean("save_steps", save_steps), checks.function_or_none("jacobian", jacobian), [],
         )  # fmt: skip
 
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:
         """The layout of y0 and ts, and the leaves of y0; TypeError or ValueError where one of them is wrong."""
         leaves, spec = flatten(y0)
-        rule = StopTimes.of(self.controller)
+        rule = StopRule.of(self.controller)
         # whether the layout depends on nothing but looks and times
         lasts = rule.fixed and is_real(self.rtol) and is_real(self.atol)
-        times = _comparable(ts, rule) if lasts and not (nested() or torch.compiler.is_compiling()) else None
+        times = _comparable(ts, rule) if lasts and not (inside_transform() or torch.compiler.is_compiling()) else None
         if times is not None:
             for known in self.layouts:
                 if known.fits(leaves, spec, times):
@@ -159,7 +160,7 @@ class Options:
         direction = direction_of(precise)
         made = Layout(
             spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
-            rule.within(precise, direction), direction, relative, never_zero(absolute, working),
+            rule.within(precise, direction), direction, relative, positive_atol(absolute, working),
         )  # fmt: skip
         if times is not None and not torch.is_inference_mode_enabled():
             made.looks = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
@@ -170,7 +171,7 @@ class Options:
         return made, checked
 
 
-def _comparable(ts: Any, rule: StopTimes) -> tuple[Any, ...] | None:
+def _comparable(ts: Any, rule: StopRule) -> tuple[Any, ...] | None:
     """What tells whether times to hit are the same as others, without a look at a tensor; None: nothing does."""
     if isinstance(ts, Tensor):
         if ts.requires_grad or ts.is_inference() or ts.numel() > checks.FEW:  # it is held
@@ -197,7 +198,7 @@ def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient
         return how
     checks.constant_stops(control, how.name)
     control = how.controller or control
-    method = (solver if how.method is None else checks.method(how.method)).controlled(control.adaptive)
+    method = (solver if how.method is None else checks.method(how.method)).for_control(control.adaptive)
     if control.adaptive and method.error_order is None:
         raise ValueError(
             f"gradient={how.name!r} with method={method.name!r}: it has no error estimate to choose the steps of the "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.leaves import flatten
+from ..core.pytrees import flatten
 
 
 class PeakMemory(TorchDispatchMode):

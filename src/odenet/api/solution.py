@@ -12,9 +12,9 @@ from torch import Tensor
 from ..core.leaves import Leaves
 from ..core.serialization import constants
 from ..core.status import Status
-from ..core.torch_func import some
+from ..core.torch_func import any_true
 from ..core.validate import times
-from ..engine.dense_solution import Interpolation, Stretches
+from ..engine.dense_solution import Interpolation, JoinedInterpolation
 from ..engine.step_recorder import Steps
 from ..gradients.gradient import Stats
 from .solution_summary import line, lines
@@ -51,7 +51,7 @@ class Solution:
     _dense: Callable[[Tensor], Leaves] | None = None
     _pack: Callable[[Leaves], Any] | None = None
     _limits: tuple[Tensor, Tensor] | None = None
-    _pieces: Interpolation | Stretches | None = None
+    _pieces: Interpolation | JoinedInterpolation | None = None
     _about: str = ""
     steps: Steps | None = None
 
@@ -77,7 +77,7 @@ class Solution:
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         slack = 1e-6 * (high - low)  # float32 asked round past the ends
         outside = ~((asked >= low - slack) & (asked <= high + slack))  # NaN too
-        if some(outside):
+        if any_true(outside):
             whose = ""
             if batched:
                 sample = int(outside.any(1).to(torch.uint8).argmax())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.leaves import flatten_with_names
+from ..core.pytrees import flatten_with_names
 from ..core.status import Status
 from ..core.torch_func import plain_view, unwrapped
 

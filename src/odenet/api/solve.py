@@ -13,25 +13,26 @@ from torch import Tensor
 
 from ..compiled import compiled_or_none
 from ..control import Controller
-from ..core.autocast import uncached
-from ..core.leaves import Leaves, Structure, differentiable, in_working_precision, own_view, select, tree_map
-from ..core.save_function import Save
+from ..core.autocast import without_autocast_cache
+from ..core.leaves import Leaves, differentiable, in_working_precision, own_view, select
+from ..core.pytrees import Structure, tree_map
+from ..core.save_function import SaveFunction
 from ..core.status import Status
-from ..core.torch_func import nested, some, vmapping
+from ..core.torch_func import any_true, inside_transform, vmapping
 from ..core.vector_field import VectorField
 from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure, refine
 from ..engine.integrate import Progress, Request
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
-from ..engine.step_recorder import StepEnds
+from ..engine.step_recorder import StepRecorder
 from ..engine.stiffness import Stiffness
 from ..events.event import Hit
-from ..events.event_loop import Hybrid
+from ..events.event_loop import EventLoop
 from ..gradients import ContinuousAdjoint, Gradient
-from ..gradients.failed_samples import unfailed, without_failed
+from ..gradients.failed_samples import succeeded, without_failed
 from ..gradients.gradient import Trajectory, direct
-from ..gradients.zero_gradients import with_zeros
+from ..gradients.zero_gradients import ensure_zero_grads
 from ..methods import Method
 from ..tracing.dynamo_entry import outside_graphs
 from . import checks, traced_solve, transform_limits
@@ -179,23 +180,23 @@ def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> So
     working = tuple([own_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
     given = () if type(args) is tuple and not args else tree_map(own_view, checks.arguments(args))
     field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
-    field.save = None if o.save is None else Save(o.save, o.per_sample)
-    field.given_jacobian = checks.jacobian(o.jacobian, working, o.method)
+    field.save = None if o.save is None else SaveFunction(o.save, o.per_sample)
+    field.user_jacobian = checks.jacobian(o.jacobian, working, o.method)
     problem = Problem(
         field, working, layout.precise, layout.stops, layout.direction, o.method, o.controller, layout.rtol,
         layout.atol, o.per_sample, o.max_steps,
     )  # fmt: skip
-    if nested():
+    if inside_transform():
         transform_limits.refuse(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
         problem = replace(problem, traced=vmapping())
     judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine
-    steps = StepEnds() if o.save_steps else None
+    steps = StepRecorder() if o.save_steps else None
     run = partial(_run, o, judge)
-    with bar(o.progress) as report, uncached(working[0].device.type):
+    with bar(o.progress) as report, without_autocast_cache(working[0].device.type):
         request = Request(o.dense, report, o.callbacks, stiffness=Stiffness(), steps=steps)
         last, hits = None, None
         if o.events:
-            trajectory, last, hits = Hybrid(problem, o.events, given, run, judge, request).journey()
+            trajectory, last, hits = EventLoop(problem, o.events, given, run, judge, request).journey()
         else:
             trajectory = run(problem, request)
     return _solution(problem, trajectory, layout, last, hits, o, steps)
@@ -207,11 +208,11 @@ def _run(o: Options, judge: Judge, p: Problem, request: Request) -> Trajectory:
     outcome = found.outcome
     if not (p.on_host and outcome.state.status == Status.SUCCESS):
         judge(p, outcome)
-        found = without_failed(p, found, lambda q: _once(o, q, request.again()))
+        found = without_failed(p, found, lambda q: _once(o, q, request.unobserved()))
     moves = direct() or not isinstance(o.gradient, ContinuousAdjoint)
     outcome.state = outcome.state._replace(time=_reached(p, outcome, moves))
     found.y1 = _ends(p, found)
-    return with_zeros(p, found)
+    return ensure_zero_grads(p, found)
 
 
 def _once(o: Options, p: Problem, request: Request) -> Trajectory:
@@ -221,7 +222,7 @@ def _once(o: Options, p: Problem, request: Request) -> Trajectory:
         return o.gradient.run(p, request)
     if p.f.save is None:
         return found
-    return replace(found, ys=p.f.saved_all(p.ts, found.ys))  # a library gives whole states
+    return replace(found, ys=p.f.save_outputs(p.ts, found.ys))  # a library gives whole states
 
 
 def _solution(
@@ -231,7 +232,7 @@ def _solution(
     last: Hit | None,
     hits: Hit | None,
     o: Options,
-    steps: StepEnds | None,
+    steps: StepRecorder | None,
 ) -> Solution:
     final, save, ts = found.outcome.state, p.f.save, layout.own_ts()
     pack = Structure(layout.spec, layout.dtypes)  # not the field's own, which would keep f alive
@@ -280,7 +281,7 @@ def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
     at = base + (time - base.detach())
     if not moves:
         at = torch.where(passed == stops.shape[-1], at, time)
-    good = unfailed(p, outcome.state.status)
+    good = succeeded(p, outcome.state.status)
     return at if good is None else torch.where(good, at, time)
 
 
@@ -289,7 +290,7 @@ def _ends(p: Problem, found: Trajectory) -> Leaves:
     if not differentiable(p.ts) or p.f.save is not None:
         return found.y1
     still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
-    if not some(still):
+    if not any_true(still):
         return found.y1
     last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
     return select(True if p.on_host else still, last, found.y1)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from ..core.leaves import Leaves, in_working_precision, time_dtype
-from ..core.save_function import Save
+from ..core.save_function import SaveFunction
 from ..core.status import Status
-from ..engine.loop import guessed
+from ..engine.loop import guesses_first_step
 from ..engine.problem import Problem
 from ..gradients import Adjoint, Backprop, Discrete, Forward, Gradient
 from ..gradients.gradient import Stats
 from ..tracing.dynamo_entry import counts_allowed, exporting
 from ..tracing.traced_adjoint import adjoint
-from ..tracing.traced_field import PlainField, with_own_tensors
+from ..tracing.traced_field import TracedField, with_own_tensors
 from ..tracing.unrolled import host_steps, unrolled
-from ..tracing.while_loop import End, find, plan, take
+from ..tracing.while_loop import TracedEnd, differentiable_steps, record_plan, traced_loop
 from . import checks
 from .options import Options
 from .solution import Solution
@@ -29,7 +29,7 @@ from .solution import Solution
 def traceable(o: Options) -> bool:
     """Whether a solve with these options can be recorded; others break the graph and run between its parts."""
     watched = o.events or o.progress or o.callbacks is not None or o.save_steps
-    if watched or o.per_sample or o.dense or not o.method.branchless:
+    if watched or o.per_sample or o.dense or not o.method.traceable:
         return False
     if isinstance(o.gradient, Discrete):
         return o.gradient.checkpoints is None and o.gradient.memory is None
@@ -67,7 +67,7 @@ def solve(
     relative = checks.tolerance("rtol", o.rtol, y0, working)
     absolute = checks.tolerance("atol", o.atol, y0, working)
     dtypes = tuple(x.dtype for x in leaves)
-    field: Any = PlainField(with_own_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
+    field: Any = TracedField(with_own_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": o.max_steps}
     p: Any = replace(Problem.build(field, working, precise, o.controller, method=o.method, **limits), traced=True)
@@ -77,7 +77,7 @@ def solve(
     if found is None:
         return None
     y1, ys, end = found
-    kept = None if o.save is None else Save(o.save, False)
+    kept = None if o.save is None else SaveFunction(o.save, False)
     shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
     t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
     return Solution(given_ts, shown, field.pack(y1), t1, _stats(p, end), end.status)
@@ -93,19 +93,21 @@ def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
     return [struct.unpack("f", struct.pack("f", t))[0] if dtype == torch.float32 else t for t in times]
 
 
-def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, End] | None:
+def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, TracedEnd] | None:
     """y1, ys and the end, where the steps are known and few."""
     steps = host_steps(p, times)
     if steps is None:
         return None
     count = torch.full((), len(steps))
-    return (*unrolled(p, times, steps), End(p.ts[-1], count * 0, count, count * 0))
+    return (*unrolled(p, times, steps), TracedEnd(p.ts[-1], count * 0, count, count * 0))
 
 
-def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End] | None:
+def _run(
+    p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Leaves, Leaves, TracedEnd] | None:
     if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
-            found = find(p, True, False)
+            found = traced_loop(p, True, False)
         return found.end.unless_failed(found.at.state.y), found.ys, found.end
     _refuse_random(p)
     if isinstance(how, Adjoint):
@@ -114,8 +116,8 @@ def _run(p: Any, how: Gradient, f: Callable[..., Any], args: tuple[Any, ...]) ->
         return None
     with torch.no_grad():
         q = replace(p, y0=tuple(x.detach() for x in p.y0))
-        found = find(q if p.controller.adaptive else plan(q), False, True)
-    return (*take(p, found), found.end)
+        found = traced_loop(q if p.controller.adaptive else record_plan(q), False, True)
+    return (*differentiable_steps(p, found), found.end)
 
 
 def _refuse_random(p: Any) -> None:
@@ -138,10 +140,10 @@ def _asks(p: Any) -> bool:
     return any(x.requires_grad for x in (*p.y0, p.ts, p.stops.times, *p.f(p.ts[0], p.y0)))
 
 
-def _stats(p: Problem, end: End) -> Stats:
+def _stats(p: Problem, end: TracedEnd) -> Stats:
     """The counts; evaluations are those of the start, of the guess of the first step, and of the attempts."""
     fsal = len(p.method.init(lambda t, y: y, p.ts[0], p.y0)) > 0
-    once, zero = fsal + guessed(p) * (2 - fsal), end.accepted * 0
-    nfe = (end.accepted + end.rejected) * (p.method.stages - fsal) + once
+    once, zero = fsal + guesses_first_step(p) * (2 - fsal), end.accepted * 0
+    nfe = (end.accepted + end.rejected) * (p.method.num_stages - fsal) + once
     counts = {"nfe": nfe, "accepted": end.accepted, "rejected": end.rejected}
     return Stats(counts, njev=zero, nlu=zero, backward_nfe=zero)

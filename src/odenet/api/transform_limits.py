@@ -33,7 +33,7 @@ def vmapped(events: Any, callbacks: Any, progress: Any, solver: Method, save: An
     ):  # fmt: skip
         if given:
             raise ValueError(f"{name} is not available inside torch.func.vmap (nor in jacfwd and jacrev, which use it)")
-    if not solver.branchless:
+    if not solver.traceable:
         raise ValueError(
             f"method={solver.name!r} decides on values of the state, which torch.func.vmap does not allow: take an "
             "explicit Runge-Kutta method such as 'tsit5', or solve with per_sample=True instead of vmap"

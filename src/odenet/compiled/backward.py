@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
-from ..core.leaves import Leaves, flatten, select, tree_map
+from ..core.leaves import Leaves, select
+from ..core.pytrees import flatten, tree_map
 from ..core.vector_field import VectorField
 from ..methods.method import StepInput
 from .capture import FieldGraph

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.node import map_arg
 
-from ..core.leaves import Leaves, Spec, flatten_like, unflatten
+from ..core.leaves import Leaves
+from ..core.pytrees import Spec, flatten_like, unflatten
 from .collecting import paused
 from .columns import largest_product
 from .while_alive import WhileAlive

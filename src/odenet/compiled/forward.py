@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..control.stop_times import Stops, StopTimes
-from ..core.leaves import Leaves, tree_map
+from ..control.stop_times import StopRule, StopTimes
+from ..core.leaves import Leaves
+from ..core.pytrees import tree_map
 from ..core.status import Status
-from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
-from ..tracing.while_loop import Counted
+from ..engine.step_attempt import State, StepAttempt
+from ..engine.stop_tracker import StopTracker
+from ..tracing.while_loop import LoopState
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows
 from .kept import costly, looks_of, shelf_for, shown
@@ -35,23 +37,23 @@ class Packed(NamedTuple):
     leaves: Leaves
 
     @staticmethod
-    def of(at: Counted, row: Tensor, go: Tensor, columns: bool) -> Packed:
+    def of(at: LoopState, row: Tensor, go: Tensor, columns: bool) -> Packed:
         s = at.state
         counts = (row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype))
         leaves = all_arranged((*s.y, *s.carry), columns)
-        return Packed(go, torch.stack([s.t, s.h, *s.memory]), torch.stack(counts), leaves)
+        return Packed(go, torch.stack([s.t, s.h, *s.controller_state]), torch.stack(counts), leaves)
 
     @staticmethod
     def from_flat(flat: Sequence[Tensor]) -> Packed:
         return Packed(flat[0], flat[1], flat[2], tuple(flat[3:]))
 
-    def counted(self, n: int) -> Counted:
+    def counted(self, n: int) -> LoopState:
         """n: leaves of y."""
         t, h, *memory = self.numbers.unbind(0)
         _, attempts, accepted, stop, status, rejected = self.counts.unbind(0)
         y, carry = self.leaves[:n], self.leaves[n:]
         s = State(t, t, h, y, carry, tuple(memory), stop, False, status, (), rejected != 0)
-        return Counted(s, attempts, accepted)
+        return LoopState(s, attempts, accepted)
 
 
 class Inputs(NamedTuple):
@@ -77,7 +79,7 @@ class Inputs(NamedTuple):
         rtol, atol, y, others = (
             tuple(look.fake(mode) for look in looks) for looks in (plan.rtol, plan.atol, plan.y, plan.others)
         )
-        lane, memory = plan.lane, len(plan.controller.memory(1.0))
+        lane, memory = plan.lane, len(plan.controller.init_state(1.0))
         with mode, plan.device:
             flag, limit = torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64)
             counts = torch.empty((6, *lane), dtype=torch.int64)
@@ -97,7 +99,7 @@ class _Forth:
     def _problem(self, x: Inputs) -> Problem:
         plan = self.plan
         f = as_if_pulled(plan, self.graph) if plan.keeps else self.graph
-        stops = Stops(x.stops, None, StopTimes.of(plan.controller))
+        stops = StopTimes(x.stops, None, StopRule.of(plan.controller))
         return Problem(
             field_of(plan, f, x.others), all_by_rows(x.y0), x.ts, stops, x.direction, plan.method,
             plan.controller, x.rtol, x.atol, plan.batched, 0, traced=True,
@@ -106,7 +108,7 @@ class _Forth:
     def begin(self, x: Inputs) -> Packed:
         p = self._problem(x)
         row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
-        new = Packed.of(Counted.start(p, Clock(p)), row, x.fresh, self.plan.columns)
+        new = Packed.of(LoopState.start(p, StopTracker(p)), row, x.fresh, self.plan.columns)
         self.calls_at_start = p.f.calls
         at = tree_map(lambda a, b: torch.where(x.fresh, a, b), new, x.before)
         go = (at.counts[4] == Status.RUNNING).any()
@@ -116,7 +118,7 @@ class _Forth:
         """One attempt, and what it takes down."""
         plan, p = self.plan, self._problem(x)
         before = at._replace(leaves=all_by_rows(at.leaves)).counted(len(plan.y))
-        after, move = before.turn(p, Clock(p), x.most)
+        after, move = before.turn(p, StopTracker(p), x.most)
         taken = self._taken_down(before.state, move) if plan.slots else ()
         self.calls_in_turn = p.f.calls
         row = at.counts[0].flatten()[0] + move.accept.any()
@@ -125,7 +127,7 @@ class _Forth:
             go = go & (row < x.room)
         return Packed.of(after, row, go, plan.columns), taken
 
-    def _taken_down(self, s: State, move: Move) -> Leaves:
+    def _taken_down(self, s: State, move: StepAttempt) -> Leaves:
         """In the order of `tape_for`."""
         t1 = torch.where(move.accept, move.t1, s.t)
         accept = [move.accept] if self.plan.batched else []

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, new_leaves, select
-from ..engine.output_rule import blank, times_of, within
+from ..engine.dense_recorder import PiecewisePolynomial
+from ..engine.output_rule import blank_outputs, outputs_within, times_of
 from ..engine.problem import Problem
-from ..engine.recorders import Pieces
-from ..gradients.gradient import added
+from ..gradients.gradient import add_counts
 from .columns import tape_of
 from .plan import Plan
 from .shelves import Shelf
@@ -43,12 +43,12 @@ class Outputs:
     def __init__(self, p: Problem, plan: Plan, chunks: list[Chunk], end: Leaves) -> None:
         self.p, self.plan, self.chunks, self.end = p, plan, chunks, end
         self.n = len(p.y0)
-        self.steps: Pieces | None = None
+        self.steps: PiecewisePolynomial | None = None
         if plan.starts and chunks:
             self.steps = self._steps()
             self._place(self.steps)
 
-    def _steps(self) -> Pieces:
+    def _steps(self) -> PiecewisePolynomial:
         """Of all chunks, from the columns of `tape_for`."""
         n, plan = self.n, self.plan
         at = 2 * n if plan.carries else n
@@ -57,9 +57,9 @@ class Outputs:
         for i in wanted:
             parts = [chunk.tape[i][: chunk.rows] for chunk in self.chunks]
             flat.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return Pieces.from_flat(flat, n)
+        return PiecewisePolynomial.from_flat(flat, n)
 
-    def _place(self, steps: Pieces) -> None:
+    def _place(self, steps: PiecewisePolynomial) -> None:
         p, count = self.p, len(steps.start)
         sign = p.direction.unsqueeze(-1)
         ends = (steps.end.movedim(0, -1) * sign).contiguous()
@@ -78,25 +78,25 @@ class Outputs:
         """(T, ...) or (B, T, ...); NaN at times that were not reached."""
         return self._values(self.p.y0, self.end, self.steps)
 
-    def _values(self, y0: Leaves, end: Leaves, steps: Pieces | None) -> Leaves:
+    def _values(self, y0: Leaves, end: Leaves, steps: PiecewisePolynomial | None) -> Leaves:
         """`ys` of the first and last states, and of what the tape has of each step."""
         if not self.plan.starts:  # two outputs: the first state and the last
             ys = tuple(torch.stack([a, b]) for a, b in zip(y0, end, strict=True))
         else:
-            ys = blank(replace(self.p, y0=y0, ts=self.p.ts.detach()), None)
+            ys = blank_outputs(replace(self.p, y0=y0, ts=self.p.ts.detach()), None)
             if steps is not None:
                 ys = select(self.given, self._within(end, steps), ys)
         return tuple(y.movedim(0, int(self.p.batched)) for y in ys)
 
-    def _within(self, end: Leaves, steps: Pieces) -> Leaves:
-        here, last = Pieces.from_flat(self._at(steps.flat(), self.step), self.n), len(steps.start) - 1
+    def _within(self, end: Leaves, steps: PiecewisePolynomial) -> Leaves:
+        here, last = PiecewisePolynomial.from_flat(self._at(steps.flat(), self.step), self.n), len(steps.start) - 1
         y1 = self._at(steps.y, (self.step + 1).clamp(max=last))
         y1 = select(self.step == last, tuple(y.expand_as(v) for y, v in zip(end, y1, strict=True)), y1)
         t1 = torch.where(here.end == here.start, here.start + 1.0, here.end)  # in lanes that give nothing
-        return within(self.times, here.start, t1, here.y, y1, here.coefficients, False)
+        return outputs_within(self.times, here.start, t1, here.y, y1, here.coefficients, False)
 
-    def pieces(self) -> Pieces:
-        return Pieces.still(self.p) if self.steps is None else self.steps
+    def pieces(self) -> PiecewisePolynomial:
+        return PiecewisePolynomial.still(self.p) if self.steps is None else self.steps
 
     def bars(self, cotangents: Sequence[Tensor | None]) -> Bars:
         """From the cotangents of (ys, y1, pieces)."""
@@ -105,7 +105,7 @@ class Outputs:
         with torch.enable_grad():
             given = new_leaves((*self.p.y0, *self.end, *flat[2:]))
             if flat:
-                steps = Pieces.from_flat((*flat[:2], *given[2 * n :]), n)
+                steps = PiecewisePolynomial.from_flat((*flat[:2], *given[2 * n :]), n)
             ys = self._values(given[:n], given[n : 2 * n], steps)
         pairs = [(y, b) for y, b in zip(ys, cotangents[:n], strict=True) if b is not None]
         found: Sequence[Tensor | None] = [None] * len(given)
@@ -114,7 +114,7 @@ class Outputs:
         start, pieces = [None] * n, cotangents[2 * n + 2 :]  # of the pieces but their times
         if pieces and not flat:  # the constant piece of a solve of no length
             start, pieces = [None if b is None else b[0] for b in pieces[:n]], ()
-        sums = added(found, (*start, *cotangents[n : 2 * n], *pieces))
+        sums = add_counts(found, (*start, *cotangents[n : 2 * n], *pieces))
         bars = [torch.zeros_like(x) if b is None else b for x, b in zip(given, sums, strict=True)]
         return Bars(bars[n : 2 * n], self._chunked(bars[2 * n :]), bars[:n])
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..control.controller import Controller
-from ..core.leaves import Leaves, flatten
+from ..core.leaves import Leaves
+from ..core.pytrees import flatten
 from ..core.vector_field import VectorField
 from ..methods.method import Method, StepInput
 from .capture import FieldGraph

@@ -49,7 +49,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
         and isinstance(how, Discrete)
         and (how.checkpoints or how.memory)
         and "the number of checkpoints is bounded",
-        "times": recording and p.times_move and "ts asks for a gradient",
+        "times": recording and p.times_differentiable and "ts asks for a gradient",
         "tangent": forward_mode() and "forward-mode derivatives pass through",
         "device": p.y0[0].device.type not in ("cpu", "cuda") and f"the state is on {p.y0[0].device}",
         "devices": any(x.device != p.y0[0].device for x in p.y0) and "the state is on several devices",

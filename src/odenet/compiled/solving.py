@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, version
-from ..core.scalars import Number
+from ..core.scalars import ScalarLike
 from ..core.status import Status
-from ..engine.advance import State
-from ..engine.integrate import Request, Solved
+from ..engine.integrate import NumericalSolution, Request
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
+from ..engine.step_attempt import State
 from ..gradients.attach import attach
 from ..gradients.gradient import Gradient, Stats, Trajectory, direct
 from ..gradients.taped_solve import once_more, unpacked
@@ -97,7 +97,7 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
         ys = outputs.ys()
         pieces = outputs.pieces() if request.dense else None
     stats = Stats.of(outcome)
-    solved = Solved(ys, outcome.state.y, pieces, outcome)
+    solved = NumericalSolution(ys, outcome.state.y, pieces, outcome)
     values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
     if attached:
         values = attach(partial(_backward, run, outputs, stats), partial(once_more, p, request), values, inputs, held)
@@ -146,7 +146,7 @@ def _forward(run: Run, and_back: bool) -> Outcome:
     ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
     y = run.y
     rest = [ends, stops.contiguous(), p.direction, *run.tolerances, *y]
-    numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.lane))
+    numbers = _constant(0.0, device, (2 + len(p.controller.init_state(1.0)), *plan.lane))
     leaves = (*y, *y) if plan.carries else y
     packed = Packed(_constant(True, device), numbers, _constant(0, device, (6, *plan.lane)), leaves)
     fresh, most = _constant(True, device), _constant(p.max_steps, device)
@@ -193,7 +193,7 @@ def _backward(run: Run, outputs: Outputs, stats: Stats, cotangents: Sequence[Ten
     carry_bar: Sequence[Tensor] = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
     found: dict[int, Tensor] = {}
     needed = [key for key, look in zip(run.keys, plan.others, strict=True) if look.needed]
-    count: Number = 0
+    count: ScalarLike = 0
     outside = 0
     used = 2 * n if carry_bar else n
     for k in range(len(run.chunks) - 1, -1, -1):

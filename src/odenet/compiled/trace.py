@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from ..core.leaves import flatten, unflatten
+from ..core.pytrees import flatten, unflatten
 from .capture import IN_PLACE, NotCompilableError, quietly
 from .edit import Editor
 from .products import lifted

@@ -9,18 +9,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..core.leaves import Leaves
-from ..core.scalars import Flag, Number, isfinite, where
-from ..core.serialization import Settings
-from ..methods.method import Wish
+from ..core.scalars import MaskLike, ScalarLike, isfinite, where
+from ..core.serialization import PortableSettings
+from ..methods.method import StepSizeHint
 from .stop_times import Times
 
 _LITTLE = 1.2  # growth that is not worth new factors of a matrix. Hairer & Wanner II, IV.8
 
-Memory = tuple[Number, ...]
+ControllerState = tuple[ScalarLike, ...]
 Norm = Callable[[Leaves], Tensor]
 
 
-def measured(norm: Norm, leaves: Leaves) -> Tensor | float:
+def apply_norm(norm: Norm, leaves: Leaves) -> Tensor | float:
     """The norm of the leaves, which has to be a number."""
     out = norm(leaves)
     if not isinstance(out, (Tensor, float, int)):
@@ -36,41 +36,41 @@ class Attempt(NamedTuple):
     method asks for. rejected: the attempt before was rejected.
     """
 
-    h: Number
-    ratio: Number
-    order: Number = 1
-    wish: Wish | None = None
-    rejected: Flag = False
+    h: ScalarLike
+    ratio: ScalarLike
+    order: ScalarLike = 1
+    step_hint: StepSizeHint | None = None
+    rejected: MaskLike = False
 
-    def most(self, factor: float) -> Number:
+    def max_factor(self, factor: float) -> ScalarLike:
         """The largest factor of the next step size: right after a rejection 1. Hairer, Norsett & Wanner I, II.4."""
         return where(self.rejected, 1.0, factor)
 
-    def wished(self, accept: Flag, factor: Number) -> Number:
+    def apply_hint(self, accept: MaskLike, factor: ScalarLike) -> ScalarLike:
         """The factor of the next step size, as the method wishes."""
-        if self.wish is None:
+        if self.step_hint is None:
             return factor
-        most = self.wish.most
+        most = self.step_hint.max_step
         # of what was not solved no error is known: the method says how much shorter, or else the controller
         factor = where(isfinite(self.ratio), factor * most, where(most < 1.0, most, factor))
-        return where(accept & self.wish.hold & (factor < _LITTLE), 1.0, factor)
+        return where(accept & self.step_hint.hold & (factor < _LITTLE), 1.0, factor)
 
 
 class Decision(NamedTuple):
     """accept: keep this step. h: size of the next attempt. memory: for the next decision. failed: give up."""
 
-    accept: Flag
-    h: Number
-    memory: Memory
-    failed: Flag
+    accept: MaskLike
+    h: ScalarLike
+    state: ControllerState
+    failed: MaskLike
 
 
-class Controller(Settings, ABC):
+class Controller(PortableSettings, ABC):
     """Works on lanes (see core/scalars.py): h and ratio are positive numbers, or tensors of shape (B,).
 
     adaptive: asks the method for an error estimate and the engine for the first step.
     finite: without an error estimate a step is accepted only where the new state is finite; else always, unseen.
-    every_output, step_ts, jump_ts, perturb, stretch: of the `StopTimes` of a solve with it, which the engine keeps.
+    every_output, step_ts, jump_ts, perturb, stretch: of the `StopRule` of a solve with it, which the engine keeps.
     """
 
     adaptive: bool
@@ -83,16 +83,16 @@ class Controller(Settings, ABC):
     stretch: float = 1.01
 
     @abstractmethod
-    def memory(self, h: Number) -> Memory:
+    def init_state(self, h: ScalarLike) -> ControllerState:
         """What the first decision starts from; h gives the kind and shape of a lane."""
 
     @abstractmethod
-    def first(self, h: Number) -> Number:
+    def initial_step(self, h: ScalarLike) -> ScalarLike:
         """The first step size, from the engine's guess h."""
 
-    def always(self) -> Decision | None:
+    def unconditional(self) -> Decision | None:
         """The decision on any step of a joint solve that ends in finite values, where that is always the same."""
         return None
 
     @abstractmethod
-    def decide(self, attempt: Attempt, memory: Memory) -> Decision: ...
+    def decide(self, attempt: Attempt, state: ControllerState) -> Decision: ...

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from ..core.scalars import Number, clip, coarse, isfinite, maximum, minimum, negate, select_all, where
-from ..core.serialization import described
+from ..core.scalars import (
+    ScalarLike,
+    clip,
+    isfinite,
+    logical_not,
+    maximum,
+    minimum,
+    round_to_float32,
+    select_all,
+    where,
+)
+from ..core.serialization import settings_repr
 from ..core.validate import function, number
-from .controller import Attempt, Controller, Decision, Memory, Norm
+from .controller import Attempt, Controller, ControllerState, Decision, Norm
 from .stop_times import Times, check_times
 
 _SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
@@ -71,32 +81,32 @@ class ErrorControl(Controller):
             raise ValueError(f"first_step must be positive and finite; got {self.first_step!r}")
 
     def __repr__(self) -> str:
-        return described(self)
+        return settings_repr(self)
 
-    def first(self, h: Number) -> Number:
+    def initial_step(self, h: ScalarLike) -> ScalarLike:
         if self.first_step is not None:
             h = h * 0.0 + self.first_step
         return clip(h, self.min_step, self.max_step)
 
     @abstractmethod
-    def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
+    def factor(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ScalarLike:
         """The next step size over this one, without safety and limits. r: the error, at least `_SMALLEST`."""
 
     @abstractmethod
-    def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:
+    def next_state(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ControllerState:
         """The memory after this step, if it is accepted."""
 
-    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+    def decide(self, attempt: Attempt, state: ControllerState) -> Decision:
         h, finite = attempt.h, isfinite(attempt.ratio)
-        r = coarse(maximum(where(finite, attempt.ratio, 1.0), _SMALLEST))
+        r = round_to_float32(maximum(where(finite, attempt.ratio, 1.0), _SMALLEST))
         forced = h <= self.min_step
         accept = finite & ((r <= 1.0) | forced)
-        factor = self.safety * self.factor(r, attempt, memory)
-        factor = maximum(where(finite, coarse(factor), self.factor_min), self.factor_min)
+        factor = self.safety * self.factor(r, attempt, state)
+        factor = maximum(where(finite, round_to_float32(factor), self.factor_min), self.factor_min)
         # A rejected step must shrink, also where the memory says otherwise.
-        most = self.factor_max if attempt.rejected is False else attempt.most(self.factor_max)
+        most = self.factor_max if attempt.rejected is False else attempt.max_factor(self.factor_max)
         factor = minimum(factor, where(accept, most, self.safety))
-        factor = factor if attempt.wish is None else attempt.wished(accept, factor)
-        after = self.remembered(r, attempt, memory)
-        memory = select_all(accept, after, memory)
-        return Decision(accept, clip(h * factor, self.min_step, self.max_step), memory, negate(finite) & forced)
+        factor = factor if attempt.step_hint is None else attempt.apply_hint(accept, factor)
+        after = self.next_state(r, attempt, state)
+        state = select_all(accept, after, state)
+        return Decision(accept, clip(h * factor, self.min_step, self.max_step), state, logical_not(finite) & forced)

@@ -5,35 +5,35 @@ from __future__ import annotations
 import sys
 from typing import final
 
-from ..core.scalars import Number, isfinite, negate
-from ..core.serialization import described
-from ..core.validate import flag, number
-from .controller import Attempt, Controller, Decision, Memory
+from ..core.scalars import ScalarLike, isfinite, logical_not
+from ..core.serialization import settings_repr
+from ..core.validate import boolean, number
+from .controller import Attempt, Controller, ControllerState, Decision
 from .stop_times import Times, check_times
 
 
-class Unjudged(Controller):
+class UncontrolledSteps(Controller):
     """Accepts every step whose end is finite; attempts are of size `step`, or end at the next time to hit."""
 
     adaptive = False
     step: float
 
-    def memory(self, h: Number) -> Memory:
+    def init_state(self, h: ScalarLike) -> ControllerState:
         return ()
 
-    def first(self, h: Number) -> Number:
+    def initial_step(self, h: ScalarLike) -> ScalarLike:
         return h * 0.0 + self.step
 
-    def always(self) -> Decision | None:
+    def unconditional(self) -> Decision | None:
         return Decision(True, self.step, (), False)
 
-    def decide(self, attempt: Attempt, memory: Memory) -> Decision:
+    def decide(self, attempt: Attempt, state: ControllerState) -> Decision:
         accept = isfinite(attempt.ratio)
-        return Decision(accept, self.first(attempt.h), (), negate(accept))
+        return Decision(accept, self.initial_step(attempt.h), (), logical_not(accept))
 
 
 @final
-class ConstantStep(Unjudged):
+class ConstantStep(UncontrolledSteps):
     """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
 
     every_output: False: only the last step is shortened, and outputs before the end are interpolated.
@@ -54,8 +54,8 @@ class ConstantStep(Unjudged):
         finite: bool = True,
     ) -> None:
         self.step, self.step_ts, self.jump_ts = number("step", step), step_ts, jump_ts
-        self.every_output = flag("every_output", every_output)
-        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
+        self.every_output = boolean("every_output", every_output)
+        self.perturb, self.finite = boolean("perturb", perturb), boolean("finite", finite)
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
@@ -64,11 +64,11 @@ class ConstantStep(Unjudged):
             )
 
     def __repr__(self) -> str:
-        return described(self)
+        return settings_repr(self)
 
 
 @final
-class Grid(Unjudged):
+class Grid(UncontrolledSteps):
     """One step from each time of a grid to the next.
 
     times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
@@ -82,10 +82,10 @@ class Grid(Unjudged):
     def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)
         self.step_ts, self.every_output = times, times is None
-        self.perturb, self.finite = flag("perturb", perturb), flag("finite", finite)
+        self.perturb, self.finite = boolean("perturb", perturb), boolean("finite", finite)
 
     def __repr__(self) -> str:
-        return described(self)
+        return settings_repr(self)
 
     @property
     def times(self) -> Times | None:

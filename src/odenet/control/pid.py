@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from ..core.scalars import Number, filled
+from ..core.scalars import ScalarLike, full_like
 from ..core.validate import number
-from .controller import Attempt, Memory, Norm
+from .controller import Attempt, ControllerState, Norm
 from .error_control import ErrorControl
 from .stop_times import Times
 
@@ -59,15 +59,15 @@ class PID(ErrorControl):
             first_step=first_step, step_ts=step_ts, jump_ts=jump_ts, norm=norm,
         )  # fmt: skip
 
-    def memory(self, h: Number) -> Memory:
-        return (filled(h, 1.0), filled(h, 1.0))
+    def init_state(self, h: ScalarLike) -> ControllerState:
+        return (full_like(h, 1.0), full_like(h, 1.0))
 
-    def factor(self, r: Number, attempt: Attempt, memory: Memory) -> Number:
+    def factor(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ScalarLike:
         b1, b2, b3 = self.beta
         factor = r ** (-b1 / attempt.order)
         if b2 != 0.0 or b3 != 0.0:
-            factor = factor * memory[0] ** (-b2 / attempt.order) * memory[1] ** (-b3 / attempt.order)
+            factor = factor * state[0] ** (-b2 / attempt.order) * state[1] ** (-b3 / attempt.order)
         return factor
 
-    def remembered(self, r: Number, attempt: Attempt, memory: Memory) -> Memory:
-        return (r, memory[0])
+    def next_state(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ControllerState:
+        return (r, state[0])

@@ -31,7 +31,7 @@ def check_times(name: str, given: Times | None) -> None:
 
 
 @dataclass(frozen=True)
-class Stops:
+class StopTimes:
     """Times that end a step of a solve at hand, in its order; the last is the end of the solve.
 
     times: (S,), or (B, S) per sample, attached to the caller's ts, step_ts and jump_ts. jumps: booleans of that shape,
@@ -40,7 +40,7 @@ class Stops:
 
     times: Tensor
     jumps: Tensor | None
-    rule: StopTimes
+    rule: StopRule
 
     @cached_property
     def on_host(self) -> tuple[float, ...]:
@@ -57,7 +57,7 @@ class Stops:
         return tuple(last)
 
 
-class StopTimes(NamedTuple):
+class StopRule(NamedTuple):
     """Which times end a step, whatever controls the steps between them.
 
     every_output: each time in ts does, not only the last. step_ts: further times. jump_ts: the same, and f (or its
@@ -73,26 +73,26 @@ class StopTimes(NamedTuple):
     stretch: float = 1.01
 
     @staticmethod
-    def of(settings: Any) -> StopTimes:
+    def of(settings: Any) -> StopRule:
         """Those that a controller was told."""
         s = settings
-        return StopTimes(s.every_output, s.step_ts, s.jump_ts, s.perturb, s.stretch)
+        return StopRule(s.every_output, s.step_ts, s.jump_ts, s.perturb, s.stretch)
 
     @property
     def fixed(self) -> bool:
         """Whether there are none beside those of ts."""
         return self.step_ts is None and self.jump_ts is None
 
-    def made_of(self, ts: Tensor) -> StopTimes:
+    def made_of(self, ts: Tensor) -> StopRule:
         """The same, with times in place of the callables that make them of ts."""
         made = {name: _made(name, getattr(self, name), ts) for name in ("step_ts", "jump_ts")}
         return self if self.fixed else self._replace(**made)
 
-    def within(self, ts: Tensor, direction: Tensor) -> Stops:
+    def within(self, ts: Tensor, direction: Tensor) -> StopTimes:
         """The stops of a solve at ts, (T,) or (B, T). direction: its signs, a lane."""
         inner = ts[..., 1:] if self.every_output else ts[..., -1:]
         if self.fixed:
-            return Stops(inner, None, self)
+            return StopTimes(inner, None, self)
         times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
         sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
         rule = self.made_of(ts)
@@ -108,10 +108,10 @@ class StopTimes(NamedTuple):
         order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)
         all_times, all_jumps = all_times.gather(-1, order), all_jumps.gather(-1, order)
         if self.jump_ts is None:
-            return Stops(all_times, None, self)
+            return StopTimes(all_times, None, self)
         # times that coincide are hit once, so the jump is a property of the time
         same = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
-        return Stops(all_times, (same & all_jumps.unsqueeze(-2)).any(-1), self)
+        return StopTimes(all_times, (same & all_jumps.unsqueeze(-2)).any(-1), self)
 
 
 def _made(name: str, given: Times | None, ts: Tensor) -> Any:

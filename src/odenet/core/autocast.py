@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 
-def uncached(device: str) -> AbstractContextManager[None]:
+def without_autocast_cache(device: str) -> AbstractContextManager[None]:
     """Weights are cast anew at each use."""
     return _uncached() if torch.is_autocast_enabled(device) else nullcontext()
 
@@ -27,7 +27,7 @@ def _uncached() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def autocast_as_now(device: str) -> Callable[[], AbstractContextManager[object]]:
+def current_autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
     """Enters autocast's present state again, whatever it is then."""
     if not torch.is_autocast_enabled(device):
         return lambda: torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

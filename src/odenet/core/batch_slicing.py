@@ -16,14 +16,14 @@ from torch import Tensor
 
 from .leaves import Leaves
 
-Cut = tuple[bool, ...]
+SlicedArgs = tuple[bool, ...]
 """For each leaf of args, whether it is cut to the rows of the samples at hand."""
 
 _ASKED = 2  # rows of the first evaluation that are asked for again
 _MOST = 6  # args with a row a sample, of which every subset is tried
 
 
-def take(x: Tensor, rows: Tensor) -> Tensor:
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Rows of x, attached to it in grad mode; else, where x asks for a gradient, a leaf that asks for its own."""
     part = x.index_select(0, rows)
     if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or not x.requires_grad:
@@ -31,7 +31,9 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return part.requires_grad_()
 
 
-def find_cut(args: list[object], count: int, evaluate: Callable[[Tensor, Cut], Leaves], whole: Leaves) -> Cut | None:
+def infer_sliced_args(
+    args: list[object], count: int, evaluate: Callable[[Tensor, SlicedArgs], Leaves], whole: Leaves
+) -> SlicedArgs | None:
     """Which args to cut, the fewest that will do; None where f does not work on a part of the batch.
 
     evaluate: some rows of the first evaluation, with args cut so. whole: that evaluation. An arg that f takes as it is

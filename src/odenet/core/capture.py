@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from ..errors import CaptureError
-from .leaves import Leaves, flatten
-from .reachable import Edge, Reached, reached
+from .leaves import Leaves
+from .pytrees import flatten
+from .reachable import Edge, Reachable, find_reachable
 from .vjp import accumulated_vjp, edge_of, local_vjp, unhooked
 
 Nodes = set[Any]
@@ -50,7 +51,7 @@ def graph_marker() -> int:
 
 
 @final
-class Operands(TorchFunctionMode):
+class OperandRecorder(TorchFunctionMode):
     """Notes the operands of every operation inside.
 
     computed: edge -> operand, of operands with a history older than `marker`. made: where leaves lie that they gave.
@@ -86,7 +87,7 @@ def _memory(x: Tensor) -> int:
     return id(x) if x.layout is not torch.strided else x.untyped_storage()._cdata
 
 
-class Captured:
+class CapturedTensors:
     """The tensors that f was found to use beside its arguments, and a check that no other turns up.
 
     used: those that an evaluation used, leaves and computed ones, each cut from its own history. spare: leaves that f
@@ -97,7 +98,7 @@ class Captured:
         self._f = f
         self.used: list[Tensor] = []
         self.spare: list[Tensor] = []
-        self.reach = Reached()
+        self.reach = Reachable()
         self._leaves: set[int] = set()
         self._computed: dict[Edge, Tensor] = {}
         self._own: dict[int, weakref.ref[Tensor]] = {}
@@ -125,7 +126,7 @@ class Captured:
     def look_around(self, again: bool = True) -> None:
         """Find what may be used later; `again` where f may reach something else than when it was last looked at."""
         if again:
-            self.reach = reached(self._f)
+            self.reach = find_reachable(self._f)
         for key, (_, x) in self.reach.leaves.items():
             if key not in self._leaves and not self._is_own(x):
                 self._leaves.add(key)
@@ -192,7 +193,9 @@ class Captured:
                 return self.vjp(outputs, inputs, bars, create_graph)
         return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
 
-    def see(self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None) -> None:
+    def collect(
+        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None
+    ) -> None:
         """Check that evaluations used nothing that is not known; until `close`, what f can reach becomes known.
 
         inputs: f's own arguments. marker: taken before the evaluations. seen: nodes that were walked before, which may
@@ -208,13 +211,13 @@ class Captured:
         if computed:
             raise _error(f"a tensor computed outside f by {computed[0][0].name()}, of shape {_shape(*computed[0])}")
 
-    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reached) -> bool:
+    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable) -> bool:
         """Take in what the first evaluation used; False where it has to be shown by its operands.
 
         before: what f could reach before it; a leaf that was not there may be made anew in each evaluation.
         """
         leaves, computed = self._borders(outputs, inputs, marker)
-        self.reach = found = reached(self._f)
+        self.reach = found = find_reachable(self._f)
         if any(id(x) not in before.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
             return False
         for x in leaves:
@@ -224,7 +227,7 @@ class Captured:
         self.look_around(again=False)
         return True
 
-    def shown(self, outputs: Leaves, inputs: Iterable[Tensor], operands: Operands) -> None:
+    def shown(self, outputs: Leaves, inputs: Iterable[Tensor], operands: OperandRecorder) -> None:
         """Take in what an evaluation used that was shown by its operands."""
         leaves, computed = self._borders(outputs, inputs, operands.marker)
         for x in leaves:
@@ -233,7 +236,7 @@ class Captured:
                 self.makes_leaves = True
             else:
                 self._use(x)
-        self.reach = reached(self._f)
+        self.reach = find_reachable(self._f)
         for edge in computed:
             x = operands.computed.get(edge)
             if x is None and edge in self.reach.computed:
@@ -247,7 +250,7 @@ class Captured:
         """Whether an evaluation used any tensor that asks for a gradient, beside its inputs."""
         return any(self._borders(outputs, inputs, marker))
 
-    def made_by(self, operands: Operands, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
+    def made_by(self, operands: OperandRecorder, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
         """Leaves that f made in an evaluation."""
         for x in self._borders(outputs, inputs, operands.marker)[0]:
             if operands.makes(x):

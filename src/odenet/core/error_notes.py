@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def noted(words: str, note: str) -> Iterator[None]:
+def add_note(words: str, note: str) -> Iterator[None]:
     """A RuntimeError from inside whose message has these words gets the note."""
     try:
         yield

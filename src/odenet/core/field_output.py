@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .leaves import Leaves, Spec, outline
+from .leaves import Leaves
+from .pytrees import Spec, outline
 
 
 def fits(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .field_output import check_fit, fits, what_f_was_given
-from .leaves import Leaves, Spec, flatten, flatten_like, packed, unflatten, versions
+from .leaves import Leaves, versions
+from .pytrees import Spec, flatten, flatten_like, pack_leaves, unflatten
 
 _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 
@@ -62,7 +63,7 @@ class LeafFunction:
 
     def pack(self, leaves: Leaves) -> Any:
         """The state in the caller's structure and dtypes."""
-        return packed(leaves, self.dtypes, self._spec)
+        return pack_leaves(leaves, self.dtypes, self._spec)
 
     @property
     def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:

@@ -9,66 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .torch_func import functorch, tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
-Spec = _pytree.TreeSpec
-
-_BARE = _pytree.tree_flatten(0)[1]
-tree_map = _pytree.tree_map
-
-
-def unflatten(leaves: Sequence[Any], spec: Spec) -> Any:
-    """The pytree of this structure."""
-    return leaves[0] if spec is _BARE else _pytree.tree_unflatten(leaves, spec)
-
-
-def flatten(tree: Any) -> tuple[list[Any], Spec]:
-    """The leaves of a pytree, and its structure."""
-    return ([tree], _BARE) if isinstance(tree, Tensor) else _pytree.tree_flatten(tree)
-
-
-def flatten_like(tree: Any, like: Spec) -> tuple[list[Any], Spec]:
-    """The same, where dicts may have their keys in another order than in `like`."""
-    leaves, spec = flatten(tree)
-    if spec == like or spec.num_leaves != like.num_leaves:
-        return leaves, spec
-    try:
-        ordered = like.flatten_up_to(tree)
-    except ValueError:
-        return leaves, spec
-    same = all(_pytree.tree_is_leaf(x) for x in ordered)
-    return (ordered, like) if same else (leaves, spec)
-
-
-def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare leaf)."""
-    if isinstance(tree, Tensor):
-        return [("", tree)]
-    pairs, _ = _pytree.tree_flatten_with_path(tree)
-    return [(_pytree.keystr(path), leaf) for path, leaf in pairs]
-
-
-def outline(spec: Spec) -> str:
-    """The structure of a pytree, as a message shows it: {'x': tensor, 'v': (tensor, tensor)}."""
-    if spec.is_leaf():
-        return "tensor"
-    inner = [outline(child) for child in spec.children()]
-    if spec.type is dict:
-        return "{" + ", ".join(f"{key!r}: {x}" for key, x in zip(spec.context, inner, strict=True)) + "}"
-    if spec.type is list:
-        return f"[{', '.join(inner)}]"
-    if spec.type is tuple:
-        return f"({', '.join(inner)}{',' * (len(inner) == 1)})"
-    return f"{getattr(spec.type, '__name__', spec.type)}({', '.join(inner)})"
 
 
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -121,7 +70,7 @@ def without_grad() -> AbstractContextManager[Any]:
     return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
-def recorded() -> bool:
+def being_recorded() -> bool:
     """Operations are being recorded as a graph, which should see no tensor that was made beside it."""
     return torch._C._len_torch_dispatch_stack() > 0
 
@@ -163,59 +112,32 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def packed(leaves: Leaves, dtypes: tuple[torch.dtype, ...], spec: Spec) -> Any:
-    """The pytree of these leaves, in these dtypes."""
-    if spec is _BARE:
-        (x,), (dtype,) = leaves, dtypes
-        return x if x.dtype is dtype else x.to(dtype)
-    return unflatten([cast(x, d) for x, d in zip(leaves, dtypes, strict=True)], spec)
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Leaves -> the state in the caller's structure and dtypes."""
-
-    spec: Spec
-    dtypes: tuple[torch.dtype, ...]
-
-    def __call__(self, leaves: Leaves) -> Any:
-        return packed(leaves, self.dtypes, self.spec)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As a state of numbers: PyTorch warns where a TreeSpec is pickled."""
-        return Structure.like, (unflatten(range(len(self.dtypes)), self.spec), self.dtypes)
-
-    @staticmethod
-    def like(state: Any, dtypes: tuple[torch.dtype, ...]) -> Structure:
-        return Structure(flatten(state)[1], dtypes)
-
-
-def spread(lane: Tensor, leaf: Tensor) -> Tensor:
+def expand_to(lane: Tensor, leaf: Tensor) -> Tensor:
     """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
     dtype = _REAL.get(leaf.dtype, leaf.dtype)
     lane = lane if lane.dtype is dtype else lane.to(dtype)
     return lane if lane.ndim == 0 else lane.view(lane.shape + (1,) * (leaf.ndim - lane.ndim))
 
 
-def spread_over(lane: Tensor, leaves: Leaves) -> Leaves:
+def expand_over(lane: Tensor, leaves: Leaves) -> Leaves:
     out: list[Tensor] = []
     for leaf in leaves:
-        out.append(spread(lane, leaf) if lane.ndim else lane.to(_REAL.get(leaf.dtype, leaf.dtype)))
+        out.append(expand_to(lane, leaf) if lane.ndim else lane.to(_REAL.get(leaf.dtype, leaf.dtype)))
     return tuple(out)
 
 
-def apart() -> bool:
+def unfused_sums() -> bool:
     """Whether total + c * k is to be two operations: Inductor of PyTorch 2.13 leaves alpha out where k is a product.
 
     Elsewhere it is one, in place of total: that belongs to no one yet, and memory freed at once fragments the heap.
     """
-    return torch.compiler.is_compiling() or recorded()
+    return torch.compiler.is_compiling() or being_recorded()
 
 
 _OWNED, _ATTACHED, _APART, _VMAPPED = range(4)
 
 
-def arithmetic() -> int:
+def sum_kind() -> int:
     """How sums are computed here: one question for each sum, as there is one for every stage of every step.
 
     _OWNED: the memory of a sum may take the result. _ATTACHED: derivatives pass through it. _APART: see `apart`.
@@ -242,7 +164,7 @@ def _sum(coefficients: Sequence[float], stages: Sequence[Leaves], i: int, kind: 
     return total
 
 
-def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
+def weighted_sum(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """sum_i coefficients[i] * stages[i], leaf by leaf, in this order.
 
     One elementwise operation a term, never a matrix product: the sum of a row then does not depend on the rows beside
@@ -250,20 +172,20 @@ def weighted(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
     """
     if coefficients.count(0.0) == len(coefficients):
         return tuple(torch.zeros_like(leaf) for leaf in stages[0])
-    kind = arithmetic()
+    kind = sum_kind()
     out: list[Tensor] = []
     for i in range(len(stages[0])):
         out.append(_sum(coefficients, stages, i, kind))
     return tuple(out)
 
 
-def along(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
+def add_scaled(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
     """y + dt * slope, with dt spread over the leaves."""
     triples = zip(y, slope, dt, strict=True)
     return tuple([x + k * h if x.is_complex() else torch.addcmul(x, k, h) for x, k, h in triples])
 
 
-def moved(
+def add_increment(
     y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves], kind: int | None = None
 ) -> Leaves:
     """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves. kind: see `arithmetic`.
@@ -271,9 +193,9 @@ def moved(
     Summed as `weighted` does. Tried: slopes side by side and one matrix-vector product, which saves two operations of
     eight on a small state, and takes half as long again as these on one of 512 x 256.
     """
-    kind, terms = arithmetic() if kind is None else kind, len(coefficients) - coefficients.count(0.0)
+    kind, terms = sum_kind() if kind is None else kind, len(coefficients) - coefficients.count(0.0)
     if kind == _VMAPPED:  # in-place operations are for tensors that are all batched
-        return along(y, dt, weighted(coefficients, stages))
+        return add_scaled(y, dt, weighted_sum(coefficients, stages))
     if not terms:
         return tuple(x.clone() for x in y)
     out: list[Tensor] = []

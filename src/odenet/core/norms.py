@@ -37,22 +37,22 @@ def _norm(leaves: Leaves, batched: bool) -> tuple[Tensor, int]:
     for leaf in leaves:
         x = leaf.abs() if leaf.is_complex() else leaf
         x = rows(x) if batched else x
-        part = torch.linalg.vector_norm(x, dim=1 if batched else None, dtype=wide(x))
+        part = torch.linalg.vector_norm(x, dim=1 if batched else None, dtype=in_double(x))
         total = part if total is None else torch.hypot(total, part)
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
     return total, count
 
 
-def wide(x: Tensor) -> torch.dtype:
+def in_double(x: Tensor) -> torch.dtype:
     """The real dtype that norms are computed in."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def peak(leaves: Leaves, batched: bool) -> Tensor:
+def max_abs(leaves: Leaves, batched: bool) -> Tensor:
     """The largest magnitude among all elements of all leaves (of each sample)."""
     tops = [rows(x.abs()).amax(1) if batched else x.abs().amax() for x in leaves]
-    return torch.stack([x.to(wide(x)) for x in tops]).amax(0)
+    return torch.stack([x.to(in_double(x)) for x in tops]).amax(0)
 
 
 def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
@@ -60,7 +60,7 @@ def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
     return tuple([a + r * leaf.abs() for leaf, r, a in zip(y, rtol, atol, strict=True)])
 
 
-def never_zero(atol: Tolerance, y: Leaves) -> Tolerance:
+def positive_atol(atol: Tolerance, y: Leaves) -> Tolerance:
     """atol that a leaf's own dtype can tell from zero: 0 / 0 is no error where a component stays zero."""
     least = [torch.finfo(leaf.dtype).tiny for leaf in y]
     return [a.clamp(min=x) if isinstance(a, Tensor) else max(a, x) for a, x in zip(atol, least, strict=True)]

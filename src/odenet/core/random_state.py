@@ -36,7 +36,7 @@ class Generators:
             generator.set_state(state)
 
     @contextmanager
-    def drawing_from(self, states: GeneratorStates | None) -> Iterator[None]:
+    def with_states(self, states: GeneratorStates | None) -> Iterator[None]:
         """The numbers drawn here are those that were drawn from `states`; outside it is as if none had been."""
         if states is None:
             yield
@@ -53,7 +53,7 @@ def same_states(a: GeneratorStates, b: GeneratorStates) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-class Drawing:
+class DrawsRandomNumbers:
     """What draws random numbers, where it does: those of a step are drawn again where it is taken again.
 
     generators: that it may draw from. random: it has drawn. first_states: before its first evaluation.
@@ -64,21 +64,21 @@ class Drawing:
     first_states: GeneratorStates | None = None
 
     @property
-    def start_states(self) -> GeneratorStates | None:
+    def initial_random_states(self) -> GeneratorStates | None:
         """Those from which f drew at its first evaluation, where it draws random numbers."""
         return self.first_states if self.random else None
 
-    def states(self) -> GeneratorStates | None:
+    def random_states(self) -> GeneratorStates | None:
         """Those of the generators that f draws from, where it does."""
         return self.generators.states() if self.random and self.generators is not None else None
 
-    def draw_from(self, states: GeneratorStates | None) -> None:
+    def set_random_states(self, states: GeneratorStates | None) -> None:
         """f draws its next numbers from `states`."""
         if states is not None and self.generators is not None:
             self.generators.set(states)
 
-    def drawing_from(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
+    def with_random_states(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
         """f draws the numbers here that it drew from `states`; None: where it draws none."""
         if states is None or self.generators is None:
             return nullcontext()
-        return self.generators.drawing_from(states)
+        return self.generators.with_states(states)

@@ -23,7 +23,7 @@ Edge = tuple[Any, int]
 
 
 @dataclass
-class Reached:
+class Reachable:
     """What was reached.
 
     leaves: id -> (name, tensor) of leaves that ask for a gradient. computed: edge -> (name, tensor) of tensors with a
@@ -35,9 +35,9 @@ class Reached:
     generators: list[torch.Generator] = field(default_factory=list)
 
 
-def reached(f: Any) -> Reached:
+def find_reachable(f: Any) -> Reachable:
     """Every tensor with requires_grad, and every generator, that f can reach."""
-    found = Reached()
+    found = Reachable()
     seen: set[int] = set()
 
     def visit(name: str, x: Any, depth: int) -> None:
@@ -59,13 +59,13 @@ def reached(f: Any) -> Reached:
     return found
 
 
-def generators(found: Reached, args: Iterable[Any]) -> list[torch.Generator]:
+def generators(found: Reachable, args: Iterable[Any]) -> list[torch.Generator]:
     """Those that were reached, and those among `args`, each once."""
     both = [*found.generators, *(x for x in args if isinstance(x, torch.Generator))]
     return list({id(x): x for x in both}.values())
 
 
-def _add(found: Reached, name: str, x: Tensor) -> None:
+def _add(found: Reachable, name: str, x: Tensor) -> None:
     if x.grad_fn is None:
         found.leaves.setdefault(id(x), (name, x))
     else:

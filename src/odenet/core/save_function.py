@@ -8,11 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .leaves import Leaves, Spec, flatten, outline, unflatten
+from .leaves import Leaves
+from .pytrees import Spec, flatten, outline, unflatten
 
 
 @final
-class Save:
+class SaveFunction:
     """fn(t, y, *args) -> any pytree of tensors; the structure is that of its first result.
 
     per_sample: t is (B,) and y (B, ...), and the result's leading axis is the batch too.

@@ -17,28 +17,28 @@ from torch import Tensor
 from . import torch_func
 
 # float | Tensor and bool | Tensor: a union could not say that all lanes of one solve are of the same kind.
-Number = Any
-Flag = Any
+ScalarLike = Any
+MaskLike = Any
 
 
-def where(mask: Flag, yes: Number, no: Number) -> Number:
+def where(mask: MaskLike, yes: ScalarLike, no: ScalarLike) -> ScalarLike:
     if isinstance(mask, Tensor):
         return torch.where(mask, yes, no)
     return yes if mask else no
 
 
-def select_all(mask: Flag, yes: tuple[Number, ...], no: tuple[Number, ...]) -> tuple[Number, ...]:
+def select_all(mask: MaskLike, yes: tuple[ScalarLike, ...], no: tuple[ScalarLike, ...]) -> tuple[ScalarLike, ...]:
     """`where` for several lanes."""
     if isinstance(mask, Tensor):
         return tuple([torch.where(mask, a, b) for a, b in zip(yes, no, strict=True)])
     return yes if mask else no
 
 
-def clip(x: Number, low: float, high: float) -> Number:
+def clip(x: ScalarLike, low: float, high: float) -> ScalarLike:
     return torch.clamp(x, low, high) if isinstance(x, Tensor) else min(max(x, low), high)
 
 
-def maximum(x: Number, y: Number) -> Number:
+def maximum(x: ScalarLike, y: ScalarLike) -> ScalarLike:
     if isinstance(x, Tensor):
         return torch.clamp(x, min=y)
     if isinstance(y, Tensor):
@@ -46,7 +46,7 @@ def maximum(x: Number, y: Number) -> Number:
     return max(x, y)
 
 
-def minimum(x: Number, y: Number) -> Number:
+def minimum(x: ScalarLike, y: ScalarLike) -> ScalarLike:
     if isinstance(x, Tensor):
         return torch.clamp(x, max=y)
     if isinstance(y, Tensor):
@@ -54,36 +54,36 @@ def minimum(x: Number, y: Number) -> Number:
     return min(x, y)
 
 
-def isfinite(x: Number) -> Flag:
+def isfinite(x: ScalarLike) -> MaskLike:
     return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
 
 
-def negate(x: Flag) -> Flag:
+def logical_not(x: MaskLike) -> MaskLike:
     return ~x if isinstance(x, Tensor) else not x
 
 
-def held(x: Number, like: Number) -> Number:
+def same_kind(x: ScalarLike, like: ScalarLike) -> ScalarLike:
     """The lane x, held as `like` is: by the host, or as a tensor, numbers in its dtype."""
     if isinstance(like, Tensor):
         return x.to(like.dtype) if x.is_floating_point() else x
     return x.item() if isinstance(x, Tensor) else x
 
 
-def constant(x: Number) -> Number:
+def detach(x: ScalarLike) -> ScalarLike:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-def filled(like: Number, value: float) -> Number:
+def full_like(like: ScalarLike, value: float) -> ScalarLike:
     """The value in each lane."""
     return torch.full_like(like, value) if isinstance(like, Tensor) else value
 
 
-def some(flag: Flag) -> bool:
+def any_true(flag: MaskLike) -> bool:
     """Whether it holds for any lane, in whatever is vmapped too."""
-    return torch_func.some(flag) if isinstance(flag, Tensor) else flag
+    return torch_func.any_true(flag) if isinstance(flag, Tensor) else flag
 
 
-def coarse(x: Number) -> Number:
+def round_to_float32(x: ScalarLike) -> ScalarLike:
     """x rounded to float32.
 
     `pow` and sums differ in the last bit between vectorised and scalar code, so with how many samples are beside. What

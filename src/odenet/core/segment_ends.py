@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .leaves import Leaves, cast, rows, select
-from .torch_func import some
+from .torch_func import any_true
 
 _ALIKE = 8.0  # how far two changes of f, over the same distance, may differ where f does not jump
 _NOISE = 64.0  # of the rounding of f's values
 
 
-class Edges:
+class SegmentEnds:
     """Where a solve begins and ends at events; a lane each, NaN where it does not.
 
     f at such a time is f a little further inside, in time and along the solution: the limit from within, where f jumps
@@ -35,9 +35,9 @@ class Edges:
         self._end, self._end_scale = torch.full_like(start, torch.nan), torch.zeros_like(start)
         self._onwards, self._back = onwards, tuple(torch.zeros_like(x) for x in onwards)
         self._rows: Tensor | None = None
-        self._known = {"start"} if some(torch.isfinite(start)) else set[str]()  # the same for all parts of a batch
+        self._known = {"start"} if any_true(torch.isfinite(start)) else set[str]()  # the same for all parts of a batch
 
-    def of(self, rows: Tensor) -> Edges:
+    def of(self, rows: Tensor) -> SegmentEnds:
         """Those of some of the samples at hand, which share what is set later."""
         other = copy.copy(self)
         other._rows = rows if self._rows is None else self._rows[rows]
@@ -45,7 +45,7 @@ class Edges:
 
     def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor, onwards: Leaves) -> None:
         """The solve of these lanes of all, (L,), ends at `time`, an event; NaN: it does not."""
-        if some(lanes & torch.isfinite(time)):
+        if any_true(lanes & torch.isfinite(time)):
             self._known.add("end")
         place = lanes.view_as(self._end)
         self._end.copy_(torch.where(place, time.view_as(self._end), self._end))

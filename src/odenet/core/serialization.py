@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from .leaves import tree_map
+from .pytrees import tree_map
 
 
 def constant(x: Any) -> Any:
@@ -26,7 +26,7 @@ def constants(tree: Any) -> Any:
     return tree_map(constant, tree)
 
 
-class Settings:
+class PortableSettings:
     """An object of plain attributes. A pickle, or a deep copy, has those that autograd follows as constants.
 
     `copy.copy` has the attributes themselves, as an assignment has.
@@ -41,7 +41,7 @@ class Settings:
         return other
 
 
-def described(x: Any) -> str:
+def settings_repr(x: Any) -> str:
     """The call that makes an object, without what is as by default; each parameter is an attribute of that name."""
     shown, parameters = [], inspect.signature(type(x)).parameters
     bare = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

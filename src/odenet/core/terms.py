@@ -7,12 +7,12 @@ from typing import Any, final
 
 import torch
 
-from .leaves import tree_map
-from .serialization import Settings
+from .pytrees import tree_map
+from .serialization import PortableSettings
 from .validate import function
 
 
-class Terms(Settings):
+class Terms(PortableSettings):
     """dy/dt as a function of (t, y, *args) that is a sum of parts: methods of (t, y, *args) that `parts` names.
 
     Called, it gives the sum, with which every method works. Each part gives a tensor for each of y's, zeros where it

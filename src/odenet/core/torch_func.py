@@ -12,19 +12,19 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 functorch: Any = _functorch
 
 
-def nested() -> bool:
+def inside_transform() -> bool:
     """Inside a transform, or one that `torch.compile` is recording."""
     return functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def transforming() -> bool:
     """Inside any of `torch.func`'s transforms: its tensors refuse what autograd.Function and in-place results need."""
-    return nested() and not torch.compiler.is_compiling()
+    return inside_transform() and not torch.compiler.is_compiling()
 
 
 def vmapping() -> bool:
     """Inside `torch.func.vmap`, which may itself be inside other transforms, or around them."""
-    if not nested() or torch.compiler.is_compiling():
+    if not inside_transform() or torch.compiler.is_compiling():
         return False
     levels = functorch.get_interpreter_stack() or ()
     return any(level.key() == functorch.TransformType.Vmap for level in levels)
@@ -52,7 +52,7 @@ def plain_view() -> AbstractContextManager[object]:
     return temporarily_clear_interpreter_stack()
 
 
-def every(flags: Tensor) -> bool:
+def all_true(flags: Tensor) -> bool:
     """Whether all are true, in whatever is vmapped too."""
     if torch.compiler.is_compiling():  # a value of the future; it is taken to be as it should
         return True
@@ -60,7 +60,7 @@ def every(flags: Tensor) -> bool:
         return bool(unwrapped(flags).all())
 
 
-def some(flags: Tensor) -> bool:
+def any_true(flags: Tensor) -> bool:
     """Whether any is true, in whatever is vmapped too."""
     with plain_view():
         return bool(unwrapped(flags).any())

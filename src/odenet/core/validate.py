@@ -18,7 +18,7 @@ def is_real(x: Any) -> bool:
     return type(x) in (float, int) or (isinstance(x, Real) and not isinstance(x, bool))  # the first is quick
 
 
-def shown(given: Any) -> str:
+def describe(given: Any) -> str:
     """What was given, as far as it fits into a message."""
     text = repr(given)
     return f"{type(given).__name__} {text if len(text) < 200 else text[:200] + ' ...'}"
@@ -31,11 +31,11 @@ def number(name: str, given: Any) -> float:
             raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
         given = given.item()
     if not is_real(given):
-        raise TypeError(f"{name} must be a number; got {shown(given)}")
+        raise TypeError(f"{name} must be a number; got {describe(given)}")
     try:
         value = float(given)
     except OverflowError:
-        raise ValueError(f"{name} is too large for a float; got {shown(given)}") from None
+        raise ValueError(f"{name} is too large for a float; got {describe(given)}") from None
     if math.isnan(value):
         raise ValueError(f"{name} must be a number; got {name}=nan")
     return value
@@ -49,40 +49,40 @@ def times(name: str, given: Any) -> Tensor:
             out = torch.as_tensor(given, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
         kind = "a number, or a sequence, array or tensor of numbers"
-        raise TypeError(f"{name} must be {kind}; got {shown(given)}: {error}") from None
+        raise TypeError(f"{name} must be {kind}; got {describe(given)}: {error}") from None
     if out.is_complex() or out.is_meta or out.layout is not torch.strided:
-        raise TypeError(f"{name} must be real numbers, in a dense tensor that holds its values; got {shown(given)}")
+        raise TypeError(f"{name} must be real numbers, in a dense tensor that holds its values; got {describe(given)}")
     return out
 
 
-def whole(name: str, given: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+def integer(name: str, given: Any, least: int = 1, most: int = 2**31 - 1) -> int:
     if isinstance(given, bool) or not isinstance(given, Integral):
         cure = f": write int({given:g})" if isinstance(given, float) and given.is_integer() else ""
-        raise TypeError(f"{name} must be an int; got {shown(given)}{cure}")
+        raise TypeError(f"{name} must be an int; got {describe(given)}{cure}")
     value = int(given)
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {given}")
     if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {shown(given)}")
+        raise ValueError(f"{name} must be at most {most}; got {describe(given)}")
     return value
 
 
-def flag(name: str, given: Any) -> bool:
+def boolean(name: str, given: Any) -> bool:
     if not isinstance(given, bool):
-        raise TypeError(f"{name} must be True or False; got {shown(given)}")
+        raise TypeError(f"{name} must be True or False; got {describe(given)}")
     return given
 
 
 def function(name: str, given: Any, form: str) -> Callable[..., Any]:
     if not callable(given):
-        raise TypeError(f"{name} must be callable as {form}; got {shown(given)}")
+        raise TypeError(f"{name} must be callable as {form}; got {describe(given)}")
     return given
 
 
-def named(name: str, given: Any, known: Iterable[str]) -> str:
+def one_of(name: str, given: Any, known: Iterable[str]) -> str:
     """One of the `known` names."""
     if not isinstance(given, str):
-        raise TypeError(f"{name} must be a name, one of {', '.join(sorted(known))}; got {shown(given)}")
+        raise TypeError(f"{name} must be a name, one of {', '.join(sorted(known))}; got {describe(given)}")
     if given not in known:
         raise unknown_name(name, given, known)
     return given

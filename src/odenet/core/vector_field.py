@@ -11,44 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_slicing import Cut, find_cut, take
-from .capture import Captured, Operands, graph_marker
+from .batch_slicing import SlicedArgs, infer_sliced_args, take_rows
+from .capture import CapturedTensors, OperandRecorder, graph_marker
 from .distributed_guard import no_wrapped
 from .field_output import check_fit, check_jacobian
 from .leaf_function import IN_PLACE, LeafFunction, leaves_autograd
-from .leaves import Leaves, cast, constants, flatten, flatten_with_names, forward_mode, new_leaves
-from .random_state import Drawing, Generators, same_states
-from .reachable import generators, reached
+from .leaves import Leaves, cast, constants, forward_mode, new_leaves
+from .pytrees import flatten, flatten_with_names
+from .random_state import DrawsRandomNumbers, Generators, same_states
+from .reachable import find_reachable, generators
 from .sample_mixing import may_misfit, refuse_mixed_values, refuse_mixing
-from .save_function import Save
-from .segment_ends import Edges
+from .save_function import SaveFunction
+from .segment_ends import SegmentEnds
 from .torch_func import transforming
 
 
-class VectorField(LeafFunction, Drawing):
+class VectorField(LeafFunction, DrawsRandomNumbers):
     """A `LeafFunction` of a solve. `calls` counts evaluations."""
 
-    given_jacobian: Callable[..., Any] | None = None  # (t, y, *args) -> df/dy
-    save: Save | None = None  # what is kept of the solution, in place of the state
+    user_jacobian: Callable[..., Any] | None = None  # (t, y, *args) -> df/dy
+    save: SaveFunction | None = None  # what is kept of the solution, in place of the state
     calls = 0
-    captured: Captured | None = None
-    on_first: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
+    captured: CapturedTensors | None = None
+    on_first_call: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
     by_time = False  # a derivative by its time will be asked for
     _grad_inside = False
     _usual = False  # nothing is left to find out: f is called on one tensor, and its result looked at
     _first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
-    _cut: Cut | None = None
+    _cut: SlicedArgs | None = None
     _look: tuple[Tensor, Leaves] | None = None  # t and y of the first evaluation, until it is looked again
-    edges: Edges | None = None  # of a solve that begins or ends at an event
+    segment_ends: SegmentEnds | None = None  # of a solve that begins or ends at an event
 
     def part(self, name: str) -> Callable[..., Leaves]:
         """A part of an f that is `Terms`, as a field (t, y) -> dy/dt; its evaluations count as those of f do."""
         inner = getattr(self._f, name)
 
-        def field(t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
+        def field(t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
             whole, self._f = self._f, inner
             try:
-                return self(t, y, nudge)
+                return self(t, y, side)
             finally:
                 self._f = whole
 
@@ -57,7 +58,7 @@ class VectorField(LeafFunction, Drawing):
     @property
     def jacobian(self) -> Callable[[Tensor, Leaves], Tensor] | None:
         """df/dy by the caller's function, (n, n) or (B, n, n) with the n entries of a state; None: there is none."""
-        given = self.given_jacobian
+        given = self.user_jacobian
         return None if given is None else lambda t, y: self._checked_jacobian(given, t, y)
 
     def _checked_jacobian(self, given: Callable[..., Any], t: Tensor, y: Leaves) -> Tensor:
@@ -70,7 +71,7 @@ class VectorField(LeafFunction, Drawing):
     def differentiable_args(self) -> Leaves:
         return tuple(x for x in self._args if isinstance(x, Tensor) and x.requires_grad)
 
-    def not_finite_args(self) -> list[str]:
+    def nonfinite_args(self) -> list[str]:
         """Names of those of args that hold NaN or infinity, such as "args[0]['rate']"."""
         numbers = [(k, x) for k, x in flatten_with_names(self._given) if isinstance(x, (Tensor, float, complex))]
         return [f"args{k}" for k, x in numbers if not bool(torch.isfinite(torch.as_tensor(x)).all())]
@@ -83,7 +84,7 @@ class VectorField(LeafFunction, Drawing):
         other._give([next(fresh) if isinstance(x, Tensor) and x.requires_grad else x for x in self._args])
         return other
 
-    def with_each_arg(self, change: Callable[[Tensor], Tensor]) -> VectorField:
+    def map_args(self, change: Callable[[Tensor], Tensor]) -> VectorField:
         """The same field, its count going on, with every floating-point tensor in args changed."""
         other = copy.copy(self)
 
@@ -93,13 +94,13 @@ class VectorField(LeafFunction, Drawing):
         other._give([changed(x) for x in self._args])
         return other
 
-    def within(self, edges: Edges) -> VectorField:
+    def within(self, edges: SegmentEnds) -> VectorField:
         """The same field, its count going on, seen from within a solve between events."""
         other = copy.copy(self)
-        other.edges = edges
+        other.segment_ends = edges
         return other
 
-    def divisible(self) -> bool:
+    def supports_subset(self) -> bool:
         """Whether f works on a part of the batch: found out, once it has been evaluated, when first asked."""
         if self.random or self.save is not None:
             return False  # fewer rows would draw other numbers; which args `save` wants cut is not known
@@ -107,35 +108,35 @@ class VectorField(LeafFunction, Drawing):
             self._cut, self._first_seen = self._ask(*self._first_seen), None
         return self._cut is not None
 
-    def narrowed(self, rows: Tensor) -> VectorField | None:
+    def subset(self, rows: Tensor) -> VectorField | None:
         """The field of some samples of a batch, with its count going on; None where f does not work on a part of it."""
-        if not self.divisible() or self._cut is None:
+        if not self.supports_subset() or self._cut is None:
             return None
         other = copy.copy(self)
-        other._give([take(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)])
-        other.edges, other._look = None if self.edges is None else self.edges.of(rows), None
+        other._give([take_rows(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)])
+        other.segment_ends, other._look = None if self.segment_ends is None else self.segment_ends.of(rows), None
         return other
 
     @property
-    def cut_args(self) -> tuple[bool, ...]:
+    def sliced_args(self) -> tuple[bool, ...]:
         """For each of the differentiable args, whether a narrowed field has only some rows of it."""
         cut = self._cut or (False,) * len(self._args)
         return tuple(c for x, c in zip(self._args, cut, strict=True) if isinstance(x, Tensor) and x.requires_grad)
 
-    def _ask(self, t: Tensor, y: Leaves, slope: Leaves) -> Cut | None:
-        def evaluate(rows: Tensor, cut: Cut) -> Leaves:
+    def _ask(self, t: Tensor, y: Leaves, slope: Leaves) -> SlicedArgs | None:
+        def evaluate(rows: Tensor, cut: SlicedArgs) -> Leaves:
             trial = copy.copy(self)
             trial._give([x.index_select(0, rows) if c else x for x, c in zip(self._args, cut, strict=True)])
-            trial.edges = trial._look = None  # the time is what f was given already, and of other rows
+            trial.segment_ends = trial._look = None  # the time is what f was given already, and of other rows
             return trial(t[rows], tuple(x.index_select(0, rows) for x in y))
 
         with torch.no_grad():
-            return find_cut(self._args, len(t), evaluate, slope)
+            return infer_sliced_args(self._args, len(t), evaluate, slope)
 
     def detached(self) -> VectorField:
         """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
         other = self.with_args(new_leaves(self.differentiable_args))
-        other.captured = Captured(self._f if self.save is None else (self._f, self.save.fn))
+        other.captured = CapturedTensors(self._f if self.save is None else (self._f, self.save.fn))
         return other
 
     def capture(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -153,14 +154,14 @@ class VectorField(LeafFunction, Drawing):
             return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
         return self.captured.vjp(outputs, inputs, bars, create_graph)
 
-    def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
-        """dy/dt. `nudge` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
-        if self.edges is not None:
-            t, y = self.edges.within(t, y, self.time_dtype)
+    def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
+        """dy/dt. `side` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
+        if self.segment_ends is not None:
+            t, y = self.segment_ends.within(t, y, self.time_dtype)
         elif t.dtype is not self.time_dtype:
             t = t.to(self.time_dtype)
-        if nudge is not None:
-            infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
+        if side is not None:
+            infinite = torch.where(side == 0, t, side.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
         self.calls += 1
         if not self._usual or t.is_inference() or (x := y[0]).is_inference():
@@ -195,7 +196,7 @@ class VectorField(LeafFunction, Drawing):
             return out
         drawn = self.generators or Generators(y[0].device, [])
         states, out = drawn.states(), self._later(t, y)
-        with drawn.drawing_from(states):
+        with drawn.with_states(states):
             self._look_again(self._look, t, y, out)
         self._look = None  # a mixing f is refused again where this evaluation was only tried
         return out
@@ -243,10 +244,10 @@ class VectorField(LeafFunction, Drawing):
     @torch.no_grad()
     def _look_again(self, first: tuple[Tensor, Leaves], t: Tensor, y: Leaves, out: Leaves) -> None:
         """Refuse mixing by values too, of t above all: at first all samples have the same time, as a rule."""
-        states = self.states()
+        states = self.random_states()
 
         def again(t: Tensor, y: Leaves) -> Leaves:
-            self.draw_from(states)
+            self.set_random_states(states)
             with no_wrapped():
                 return self._later(t, y)
 
@@ -267,14 +268,14 @@ class VectorField(LeafFunction, Drawing):
         except ValueError:  # or f closes over what was made of y0, and so meets other rows behind its back
             at, own = t.detach().requires_grad_(t.requires_grad), new_leaves(y)
             refuse_mixing(self._f, at, own, self._evaluate(at, own))
-        asking = asking or Captured(self._f).uses_any(out, (t, *state), marker)
+        asking = asking or CapturedTensors(self._f).uses_any(out, (t, *state), marker)
         return out if asking else constants(out)
 
-    def _captured_first(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
+    def _captured_first(self, captured: CapturedTensors, t: Tensor, y: Leaves) -> Leaves:
         """Find what f uses, and whether it draws random numbers. What is given attached stays so."""
         recorded = torch.is_grad_enabled() and all(x.requires_grad for x in y)
         # those of f's own have to be known before it draws from them: their states are to be set again
-        before = reached(self._f)
+        before = find_reachable(self._f)
         self.generators = Generators(y[0].device, generators(before, self._args))
         self.first_states = self.generators.states()
         with torch.enable_grad():
@@ -288,7 +289,7 @@ class VectorField(LeafFunction, Drawing):
             self.random = not same_states(self.first_states, self.generators.states())
             if not captured.first((*out, *self._kept(t, y)), inputs, marker, before):
                 self.calls += 1
-                with self.drawing_from(self.first_states), Operands(graph_marker()) as operands:
+                with self.with_random_states(self.first_states), OperandRecorder(graph_marker()) as operands:
                     out = self._evaluate(t, y)
                     kept = self._kept(t, y)
                 captured.shown((*out, *kept), inputs, operands)
@@ -296,7 +297,7 @@ class VectorField(LeafFunction, Drawing):
                 refuse_mixing(self._f, t, y, out)
         if recorded:
             return out
-        keep, self.on_first = self.on_first, None  # it may hold what holds this field
+        keep, self.on_first_call = self.on_first_call, None  # it may hold what holds this field
         if keep is not None:
             keep(t, y, out)
         return constants(out)
@@ -304,34 +305,34 @@ class VectorField(LeafFunction, Drawing):
     def _kept(self, t: Tensor, y: Leaves) -> Leaves:
         return () if self.save is None else self.save(t, self.pack(y), self._given)
 
-    def saved(self, t: Tensor, y: Leaves) -> Leaves:
+    def save_output(self, t: Tensor, y: Leaves) -> Leaves:
         """What is kept of the state y at t, one state of all samples."""
         assert self.save is not None
         return self.save(cast(t, self.time_dtype), self.pack(y), self._given)
 
-    def saved_all(self, ts: Tensor, ys: Leaves) -> Leaves:
+    def save_outputs(self, ts: Tensor, ys: Leaves) -> Leaves:
         """What is kept of the states ys at ts, with an axis for the times."""
         assert self.save is not None
         return self.save.of_all(cast(ts, self.time_dtype), ys, self.pack, self._given)
 
-    def _watched(self, captured: Captured, t: Tensor, y: Leaves) -> Leaves:
+    def _watched(self, captured: CapturedTensors, t: Tensor, y: Leaves) -> Leaves:
         """An evaluation of an f that may use what it has not used before, or that makes leaves of its own."""
         attached = torch.is_grad_enabled()
         marker = graph_marker()
-        with torch.enable_grad(), Operands(marker) if captured.makes_leaves else nullcontext() as seen:
+        with torch.enable_grad(), OperandRecorder(marker) if captured.makes_leaves else nullcontext() as seen:
             if not attached:
                 t, y = t.detach(), new_leaves(y)
             out = self._evaluate(t, y)
         if seen is not None:
             captured.made_by(seen, out, (t, *y, *self.differentiable_args))
         if captured.watching:
-            self.see(out, t, y, marker)
+            self.collect_captured(out, t, y, marker)
         return out if attached else constants(out)
 
-    def see(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
+    def collect_captured(self, out: Leaves, t: Tensor, y: Leaves, marker: int) -> None:
         """Check that what f used for `out` is known."""
         if self.captured is not None:
-            self.captured.see(out, (t, *y, *self.differentiable_args), marker)
+            self.captured.collect(out, (t, *y, *self.differentiable_args), marker)
 
     def _under_grad(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():

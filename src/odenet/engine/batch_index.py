@@ -19,33 +19,33 @@ Row = Any  # the number of a row, or a tensor of them
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class BatchIndex:
     """The samples at hand, in ascending order. index: None: all of the batch, or a joint solve, which has none."""
 
     index: Tensor | None = None
     count: int = 0  # of the batch, where `index` is some of it
 
-    def whose(self, rows: Row) -> Row:
+    def of_rows(self, rows: Row) -> Row:
         """The samples that these rows at hand are of."""
         return rows if self.index is None else self.index[rows]
 
-    def some(self, rows: Tensor, count: int) -> Samples:
+    def subset(self, rows: Tensor, count: int) -> BatchIndex:
         """Those of these rows at hand. count: of all rows at hand."""
-        return Samples(self.whose(rows), count if self.index is None else self.count)
+        return BatchIndex(self.of_rows(rows), count if self.index is None else self.count)
 
     def take(self, x: Tensor) -> Tensor:
         """Their rows of x, which has one for every sample."""
         return x if self.index is None else x.index_select(0, self.index)
 
-    def spread(self, x: Tensor) -> Tensor:
+    def scatter(self, x: Tensor) -> Tensor:
         """x, which has a row for each of them, with zeros for the others."""
         return x if self.index is None else x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
 
-    def put(self, whole: Tensor, x: Tensor) -> Tensor:
+    def scatter_into(self, whole: Tensor, x: Tensor) -> Tensor:
         """`whole` with x in their rows."""
         return x if self.index is None else whole.index_copy(0, self.index, x)
 
-    def fewer(self, y: Leaves, inner: Samples) -> Leaves:
+    def take_from(self, y: Leaves, inner: BatchIndex) -> Leaves:
         """The rows of `inner`, a part of these samples, of a state of these."""
         if inner.index is None or inner.index is self.index:
             return y
@@ -53,10 +53,10 @@ class Samples:
         return tuple(x.index_select(0, rows) for x in y)
 
 
-ALL = Samples()
+ALL = BatchIndex()
 
 
-class Apart:
+class RowScatter:
     """Tensors with a row a sample, of which some rows are elsewhere, being worked on."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Apart:
         self.samples = ALL
         self.own: set[int] = set()  # of which of them there is a copy here
 
-    def move(self, values: list[Tensor | None], samples: Samples) -> list[Tensor | None]:
+    def exchange(self, values: list[Tensor | None], samples: BatchIndex) -> list[Tensor | None]:
         """Takes back what became of the rows that are elsewhere, and hands out those of `samples`.
 
         Values that are new (there were none before) are zero for the samples that were here.
@@ -75,11 +75,11 @@ class Apart:
         self.samples = samples
         return [None if x is None else samples.take(x) for x in self.all]
 
-    def moved(self, values: Leaves, samples: Samples) -> Leaves:
+    def exchange_leaves(self, values: Leaves, samples: BatchIndex) -> Leaves:
         """The same, of values that are there; as they are for the samples at hand."""
         if samples.index is self.samples.index:
             return values
-        return tuple([x for x in self.move(list(values), samples) if x is not None])
+        return tuple([x for x in self.exchange(list(values), samples) if x is not None])
 
     def _put(self, i: int, whole: Tensor | None, x: Tensor | None) -> Tensor | None:
         index = self.samples.index
@@ -90,10 +90,10 @@ class Apart:
         if i in self.own and whole is not None:
             return whole.index_copy_(0, index, x)
         self.own.add(i)
-        return self.samples.spread(x) if whole is None else self.samples.put(whole, x)
+        return self.samples.scatter(x) if whole is None else self.samples.scatter_into(whole, x)
 
 
-def standing_in(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+def with_placeholder(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
     """Time and state in which one of the samples of these lanes stands, as a constant, in the place of all others.
 
     What those have may have no finite derivative, and zero times infinity would be NaN for what all samples share.
@@ -103,6 +103,6 @@ def standing_in(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]
     return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
 
 
-def worthwhile(rows: int, wanted: int, spare: float) -> bool:
+def should_compact(rows: int, wanted: int, spare: float) -> bool:
     """Whether it is time to go on with the wanted ones of the rows at hand alone."""
     return rows - wanted > spare * rows

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ..control.controller import Decision
-from ..core.scalars import Number, negate, some, where
+from ..core.scalars import ScalarLike, any_true, logical_not, where
 from ..core.validate import function
-from .advance import Clock, Move, State
-from .loop import Trial
+from .loop import TryStep
 from .problem import Problem
+from .step_attempt import State, StepAttempt
+from .stop_tracker import StopTracker
 
 Callback = Callable[[Any, Any, Any], Any]
 """(t0, y0, dt): the start of the step, the state there, and its length (positive, also where time runs backwards)."""
@@ -36,20 +37,20 @@ class Callbacks:
             if (given := getattr(self, name)) is not None:
                 function(name, given, f"{name}(t0, y0, dt)")
 
-    def around(self, attempt: Trial) -> Trial:
-        """`attempt`, with the callbacks called."""
+    def wrap(self, try_step: TryStep) -> TryStep:
+        """`try_step`, with the callbacks called."""
 
-        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
-            left = (clock.target(s.stop) - s.t) * clock.sign
-            ahead: Number = where(s.h * p.stops.rule.stretch >= left, left, s.h)
+        def watched(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
+            left = (tracker.target(s.stop) - s.t) * tracker.sign
+            ahead: ScalarLike = where(s.h * p.stops.rule.stretch >= left, left, s.h)
             about = (s.time.detach(), p.f.pack(s.y), torch.as_tensor(ahead, dtype=s.time.dtype, device=s.time.device))
             if self.step is not None:
                 self.step(*about)
-            move, decision = attempt(p, clock, s)
-            if self.accept is not None and some(move.accept):
+            attempt, decision = try_step(p, tracker, s)
+            if self.accept is not None and any_true(attempt.accept):
                 self.accept(*about)
-            if self.reject is not None and some(negate(move.accept)):
+            if self.reject is not None and any_true(logical_not(attempt.accept)):
                 self.reject(*about)
-            return move, decision
+            return attempt, decision
 
         return watched

@@ -14,36 +14,36 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .advance import State
-from .batch_index import worthwhile
-from .counters import Tally
+from .batch_index import should_compact
+from .counters import Counters
 from .problem import Problem
+from .step_attempt import State
 
 
 @final
-class Leaving:
+class BatchCompactor:
     """Takes samples out of a solve, and puts all of them together at its end."""
 
     def __init__(self, p: Problem) -> None:
         self.possible = p.compact and p.batched and not p.traced and _takes_some(p)
-        self.ended: list[tuple[Tensor, State, Tally]] = []
+        self.ended: list[tuple[Tensor, State, Counters]] = []
 
     @staticmethod
     def due(running: Tensor, spare: float) -> bool:
         """Whether enough samples have ended."""
-        return worthwhile(len(running), int(running.sum()), spare)
+        return should_compact(len(running), int(running.sum()), spare)
 
-    def leave(self, p: Problem, s: State, tally: Tally, running: Tensor) -> tuple[Problem, State, Tally] | None:
+    def compact(self, p: Problem, s: State, tally: Counters, running: Tensor) -> tuple[Problem, State, Counters] | None:
         """What goes on with the samples that run; None where f does not work on a part of the batch."""
         rows, others = running.nonzero()[:, 0], (~running).nonzero()[:, 0]
-        left = p.narrowed(rows)
+        left = p.subset(rows)
         if left is None:
             self.possible = False
             return None
-        self.ended.append((p.samples.whose(others), *_of((s, tally), others)))
+        self.ended.append((p.samples.of_rows(others), *_of((s, tally), others)))
         return left, *_of((s, tally), rows)
 
-    def whole(self, p: Problem, s: State, tally: Tally) -> tuple[State, Tally]:
+    def restore(self, p: Problem, s: State, tally: Counters) -> tuple[State, Counters]:
         """All samples in their order."""
         if p.samples.index is None:
             return s, tally

@@ -7,52 +7,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.scalars import Flag, Number
+from ..core.scalars import MaskLike, ScalarLike
 from ..core.status import Status
-from .advance import Move
 from .problem import Problem
+from .step_attempt import StepAttempt
 
 
-class Tally(NamedTuple):
+class Counters(NamedTuple):
     """Counts of a joint solve, or of each sample: evaluations, accepted and rejected attempts, Jacobians, factors."""
 
-    nfe: Number
-    accepted: Number
-    rejected: Number
-    njev: Number
-    nlu: Number
+    nfe: ScalarLike
+    accepted: ScalarLike
+    rejected: ScalarLike
+    njev: ScalarLike
+    nlu: ScalarLike
 
     @staticmethod
-    def of(status: Number, calls: int) -> Tally:
+    def of(status: ScalarLike, calls: int) -> Counters:
         """After so many evaluations at the start. A sample that has ended there is not charged for them."""
         if not isinstance(status, Tensor):
-            return Tally(calls, 0, 0, 0, 0)
+            return Counters(calls, 0, 0, 0, 0)
         zero = torch.zeros_like(status)
-        return Tally(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, zero, zero)
+        return Counters(torch.where(status == Status.SUCCESS, 0, calls), zero, zero, zero, zero)
 
     def after(
-        self, p: Problem, move: Move, running: Flag, rejected: Flag, tried: int, seen: int, settled: int, known: bool
-    ) -> Tally:
+        self,
+        p: Problem,
+        attempt: StepAttempt,
+        running: MaskLike,
+        rejected: MaskLike,
+        tried: int,
+        seen: int,
+        settled: int,
+        known: bool,
+    ) -> Counters:
         """The counts after a move. tried, seen, settled: evaluations of the attempt, of observers, of settling.
 
         A sample is charged for what was evaluated for its sake: an attempt while it runs, what is seen of a step that
         it accepted, the polynomial where it asked for it. known: that was evaluated in the attempt.
         """
-        accept = move.accept
+        accept = attempt.accept
         if p.on_host:
-            nfe, accept = self.nfe + tried + seen + settled, move.steps * accept
+            nfe, accept = self.nfe + tried + seen + settled, attempt.steps * accept
         else:
-            inner = move.polynomial_calls
-            extra = move.search_calls + move.claim_calls
+            inner = attempt.polynomial_calls
+            extra = attempt.search_calls + attempt.claim_calls
             nfe = self.nfe + running * (tried - extra - (inner if known else 0))
             if extra:
-                nfe = nfe + move.sought * move.search_calls + move.claimed * move.claim_calls
+                nfe = nfe + attempt.searched * attempt.search_calls + attempt.claimed * attempt.claim_calls
             if seen or inner:
-                nfe = nfe + accept * (seen - (0 if known else inner)) + move.charged * inner
+                nfe = nfe + accept * (seen - (0 if known else inner)) + attempt.charged * inner
             if settled:
-                nfe = nfe + (accept & move.jumps) * settled
+                nfe = nfe + (accept & attempt.jumps) * settled
         njev, nlu = self.njev, self.nlu
-        for counts, lanes in ((move.step.counts, running), (move.polynomial_counts, move.charged)):
+        for counts, lanes in ((attempt.step.counts, running), (attempt.polynomial_counts, attempt.charged)):
             if counts is None:
                 continue
             if p.on_host:
@@ -60,4 +68,4 @@ class Tally(NamedTuple):
             else:
                 nfe = nfe + lanes * (counts.nfe - counts.within)
                 njev, nlu = njev + lanes * counts.njev, nlu + lanes * counts.nlu
-        return Tally(nfe, self.accepted + accept, self.rejected + rejected, njev, nlu)
+        return Counters(nfe, self.accepted + accept, self.rejected + rejected, njev, nlu)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, select, spread
+from ..core.leaves import Leaves, expand_to, select
 from ..core.serialization import constant
+from .dense_recorder import PiecewisePolynomial
 from .problem import Problem
-from .recorders import Pieces
 
 
-def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool, lanes: Tensor | None = None) -> Leaves:
+def evaluate_pieces(
+    pieces: PiecewisePolynomial, t: Tensor, direction: Tensor, batched: bool, lanes: Tensor | None = None
+) -> Leaves:
     """The solution at t: (m,) gives leaves (m, ...); per sample t is (B, m) and the leaves (B, m, ...).
 
     lanes: the samples that t and direction are those of, where they are not all.
@@ -28,11 +30,11 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool,
         end, start = pieces.end.detach(), pieces.start.detach()
         if lanes is not None:
             end, start = end[:, lanes], start[:, lanes]
-        moves = end != start
-        reaches = moves.unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
+        attempts = end != start
+        reaches = attempts.unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
         first = reaches.to(torch.uint8).argmax(0)
         # past the last step taken (by rounding, or after a failure) the last one serves; of none taken, the first row
-        last = torch.where(moves.any(0), len(end) - 1 - moves.to(torch.uint8).flip(0).argmax(0), 0)
+        last = torch.where(attempts.any(0), len(end) - 1 - attempts.to(torch.uint8).flip(0).argmax(0), 0)
         index = torch.where(reaches.any(0), first, last[:, None].expand_as(first))
         whose = torch.arange(t.shape[0], device=t.device) if lanes is None else lanes
         place = (index, whose[:, None].expand_as(index))
@@ -41,7 +43,7 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool,
     theta = torch.where(length == 0, torch.zeros_like(t), (t - start) / torch.where(length == 0, 1.0, length))
     y0 = tuple(y[place] for y in pieces.y)
     coefficients = [tuple(c[place] for c in cs) for cs in pieces.coefficients]
-    return evaluate(y0, coefficients, tuple(spread(theta, y) for y in y0))
+    return evaluate(y0, coefficients, tuple(expand_to(theta, y) for y in y0))
 
 
 @final
@@ -49,25 +51,25 @@ def evaluate_pieces(pieces: Pieces, t: Tensor, direction: Tensor, batched: bool,
 class Interpolation:
     """The dense solution by its pieces: times (m,) or (B, m) -> leaves."""
 
-    pieces: Pieces
+    pieces: PiecewisePolynomial
     direction: Tensor
     batched: bool
 
     @staticmethod
-    def of(p: Problem, pieces: Pieces | None) -> Interpolation | None:
+    def of(p: Problem, pieces: PiecewisePolynomial | None) -> Interpolation | None:
         return None if pieces is None else Interpolation(pieces, p.direction, p.batched)
 
     def __call__(self, t: Tensor) -> Leaves:
         return evaluate_pieces(self.pieces, t, self.direction, self.batched)
 
     def detached(self) -> Self:
-        pieces = Pieces.from_flat([constant(x) for x in self.pieces.flat()], len(self.pieces.y))
+        pieces = PiecewisePolynomial.from_flat([constant(x) for x in self.pieces.flat()], len(self.pieces.y))
         return type(self)(pieces, constant(self.direction), self.batched)
 
 
 @final
 @dataclass
-class Stretches:
+class JoinedInterpolation:
     """The solution at t, (m,) or (B, m): of the part that has it; at the time between two of the one before.
 
     start, end, going: (K, L): where each of the K parts begins and ends, and the lanes that it is of.

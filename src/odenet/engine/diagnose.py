@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..core.leaves import Leaves, along, constants, real_dtype, spread_over
-from ..core.norms import all_finite, peak
-from ..core.scalars import Number
+from ..core.leaves import Leaves, add_scaled, constants, expand_over, real_dtype
+from ..core.norms import all_finite, max_abs
+from ..core.scalars import ScalarLike
 from ..core.status import Status
-from ..core.torch_func import plain_view, some, unwrapped, vmapping
+from ..core.torch_func import any_true, plain_view, unwrapped, vmapping
 from ..errors import (
     BlowUpError,
     MaxStepsError,
@@ -18,10 +18,12 @@ from ..errors import (
     SolveError,
     StepUnderflowError,
 )
-from .advance import Clock, State, attempt, settle
+from .advance import accept_or_reject, try_step
 from .loop import Outcome
 from .problem import Problem
+from .step_attempt import State
 from .stiffness import CURE, at_the_bound, watchable
+from .stop_tracker import StopTracker
 
 _HUGE = 1e6  # growth over the initial state (at least 1) beyond which a failure counts as a blow-up
 _AHEAD = 16  # attempts that tell whether a problem is stiff
@@ -74,9 +76,9 @@ def refine(p: Problem, outcome: Outcome) -> None:
         return
     status = torch.as_tensor(s.status)
     vague = (status == Status.STEP_UNDERFLOW) | (status == Status.NON_FINITE)
-    if not some(vague):
+    if not any_true(vague):
         return
-    grown = peak(s.y, p.batched) > _HUGE * peak(p.y0, p.batched).clamp(min=1.0)
+    grown = max_abs(s.y, p.batched) > _HUGE * max_abs(p.y0, p.batched).clamp(min=1.0)
     slope, ahead = _slopes(p, outcome)
     finite = all_finite((*s.y, *slope, *ahead), p.batched)
     code = torch.where(grown, int(Status.BLOW_UP), torch.where(finite, status, int(Status.NON_FINITE)))
@@ -97,9 +99,9 @@ def _slopes(p: Problem, outcome: Outcome) -> tuple[Leaves, Leaves]:
     h = torch.where(torch.isfinite(h), h, 0.0).clamp(min=0.0)
     reach = torch.minimum(torch.maximum(h, 64 * 2.0**-52 * time.abs()), (end - time).abs())
     slope, dt = p.f(time, y), p.direction * reach
-    if not some(all_finite(slope, p.batched)):
+    if not any_true(all_finite(slope, p.batched)):
         return slope, slope
-    return slope, p.f(time + dt, along(y, spread_over(dt, y), slope))
+    return slope, p.f(time + dt, add_scaled(y, expand_over(dt, y), slope))
 
 
 @torch.no_grad()
@@ -154,13 +156,13 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
             exact = f"use gradient='discrete' or 'reversible', each of which {again}"
         gauss = "" if backward == "gauss" else ", or 'gauss', which does not solve the state again"
         hint = f"{exact}{gauss}; or {hint}"
-    why = p.method.why_unsolved(s.cache, sample) if status == Status.NONLINEAR_FAILED else ""
+    why = p.method.failure_reason(s.cache, sample) if status == Status.NONLINEAR_FAILED else ""
     cause = cause.format(max_steps=p.max_steps, size=size, why=why)
     message = f"{what} failed at t={t!r} (dt={dt:.3g}{whose}, worst component {component}): {cause}. Hint: {hint}."
     raise kind(message, t=t, dt=dt, sample=sample, component=component)
 
 
-def _of(x: Number, sample: int | None) -> float:
+def _of(x: ScalarLike, sample: int | None) -> float:
     """The number of a sample, or of a joint solve."""
     return float(x if sample is None else x[sample])
 
@@ -179,16 +181,16 @@ def _stiff(p: Problem, s: State, sample: int | None) -> bool:
     """Whether stability holds down the steps that would come next."""
     if not watchable(p):
         return False
-    clock, count = Clock(p), 0
+    tracker, count = StopTracker(p), 0
     time, y, status = s.time.detach(), constants(s.y), int(Status.RUNNING)
     if sample is not None:
         status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
     s = s._replace(time=time, y=y, carry=p.method.init(p.f, time, y), status=status)
     for _ in range(_AHEAD):
-        move, decision = attempt(p, clock, s)
-        held = at_the_bound(move)
+        attempt, decision = try_step(p, tracker, s)
+        held = at_the_bound(attempt)
         count += bool(held if sample is None else held[sample])
-        s = settle(p, clock, s, move, decision)
+        s = accept_or_reject(p, tracker, s, attempt, decision)
         if int(s.status if sample is None else s.status[sample]) != Status.RUNNING:
             return False
     return count >= _AHEAD // 2
@@ -208,13 +210,13 @@ def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tup
     if not bool(all_finite(own, False)):
         if backward:
             return "the gradient that came in holds NaN or infinity", "look at what the loss makes of the solution"
-        if _of(p.spent + torch.zeros_like(p.direction), sample) > 0:
+        if _of(p.attempts_before + torch.zeros_like(p.direction), sample) > 0:
             return "a reset gave NaN or infinity", "look at the reset of the event at this t"
         return "y0 holds NaN or infinity", "give a y0 that is finite: a weight that made it may be NaN"
     at = s.time == p.ts.detach()[..., 0]
     if backward or not bool(at if sample is None else at[sample]):
         return None  # f was finite with these args before
-    bad = p.f.not_finite_args()
+    bad = p.f.nonfinite_args()
     if not bad:
         return None
     _, cause, hint = _ERRORS[Status.NON_FINITE]

@@ -8,32 +8,36 @@ from typing import Any, Protocol
 
 from ..control.controller import Decision
 from ..core.leaves import Leaves
-from .advance import Clock, Move, State, attempt
+from .advance import try_step
 from .callbacks import Callbacks
-from .loop import Found, Outcome, Trial, run
+from .dense_recorder import DenseRecorder, PiecewisePolynomial
+from .loop import FoundEvents, Outcome, TryStep, run
 from .observer import Observer
+from .output_recorder import OutputRecorder
 from .problem import Problem
-from .recorders import Everywhere, Pieces, Record, Report
-from .step_recorder import StepEnds
+from .progress_reporter import ProgressReporter
+from .step_attempt import State, StepAttempt
+from .step_recorder import StepRecorder
 from .stiffness import Stiffness, watchable
-from .vmapped import Lanewise
+from .stop_tracker import StopTracker
+from .vmapped import VmapRecorder
 
 Progress = Callable[[float, dict[str, int]], Any]
 
 
 class Locator(Protocol):
-    """Ends the steps of one solve at events: `attempt` wraps that of the loop, `found` is what ended the solve."""
+    """Ends the steps of one solve at events: `try_step` wraps that of the loop, `found` is what ended the solve."""
 
-    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]: ...
+    def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]: ...
     @property
-    def found(self) -> Found: ...
-    def divisible(self) -> bool: ...
+    def found(self) -> FoundEvents: ...
+    def supports_subset(self) -> bool: ...
 
 
-class Events(Protocol):
+class EventSearch(Protocol):
     """The events of a solve (events/locator.py has them; the engine knows no more of them than this)."""
 
-    def locator(self, p: Problem, attempt: Trial) -> Locator: ...
+    def locator(self, p: Problem, try_step: TryStep) -> Locator: ...
 
 
 @dataclass
@@ -43,53 +47,53 @@ class Request:
     dense: bool = False
     progress: Progress | None = None
     callbacks: Callbacks | None = None
-    events: Events | None = None
+    events: EventSearch | None = None
     stiffness: Stiffness | None = None
-    steps: StepEnds | None = None
+    steps: StepRecorder | None = None
 
-    def again(self) -> Request:
+    def unobserved(self) -> Request:
         """For the same solve once more, unseen."""
         return replace(self, progress=None, callbacks=None, steps=None, stiffness=None)
 
 
 @dataclass
-class Solved:
+class NumericalSolution:
     """ys: (T, ...) or (B, T, ...) leaves. y1: the last state reached. pieces: with dense."""
 
     ys: Leaves
     y1: Leaves
-    pieces: Pieces | None
+    pieces: PiecewisePolynomial | None
     outcome: Outcome
 
 
 def integrate(
     p: Problem,
     request: Request,
-    record: Record | Lanewise,
+    record: OutputRecorder | VmapRecorder,
     others: Sequence[Observer] = (),
-    attempt: Trial = attempt,
-) -> Solved:
+    try_step: TryStep = try_step,
+) -> NumericalSolution:
     """Solve p. `others` see each move after `record`."""
     observers: list[Observer] = [record, *others]
-    everywhere = Everywhere() if request.dense else None
+    everywhere = DenseRecorder() if request.dense else None
     if everywhere is not None:
         observers.append(everywhere)
     if request.steps is not None:
         observers.append(request.steps)
     if request.progress is not None:
-        observers.append(Report(request.progress))
+        observers.append(ProgressReporter(request.progress))
     if request.stiffness is not None and watchable(p):
-        attempt = request.stiffness.around(attempt)
-    locator = None if request.events is None else request.events.locator(p, attempt)
+        try_step = request.stiffness.wrap(try_step)
+    locator = None if request.events is None else request.events.locator(p, try_step)
     if locator is not None:
-        attempt = locator.attempt
-        if p.batched and p.compact and not locator.divisible():
+        try_step = locator.try_step
+        if p.batched and p.compact and not locator.supports_subset():
             p = replace(p, compact=False)
     if request.callbacks is not None:
-        attempt, p = request.callbacks.around(attempt), replace(p, compact=False)  # callbacks see every sample
-    outcome = run(p, observers, attempt)
+        try_step, p = request.callbacks.wrap(try_step), replace(p, compact=False)  # callbacks see every sample
+    outcome = run(p, observers, try_step)
     if locator is not None:
-        outcome.found = locator.found
+        outcome.events = locator.found
     outcome.nfe = outcome.nfe + record.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
-    return Solved(record.ys(), outcome.state.y, pieces, outcome)
+    return NumericalSolution(record.ys(), outcome.state.y, pieces, outcome)

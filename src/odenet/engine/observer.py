@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from .advance import Move
+from .step_attempt import StepAttempt
 
 
 class Observer(ABC):
@@ -15,8 +15,8 @@ class Observer(ABC):
     starts_whole: no sample leaves the batch before a step has been accepted; the first one seen has all samples.
     """
 
-    single: bool = True
-    starts_whole: ClassVar[bool] = False
+    every_step: bool = True
+    whole_batch_first: ClassVar[bool] = False
 
     @abstractmethod
-    def see(self, move: Move) -> None: ...
+    def observe(self, attempt: StepAttempt) -> None: ...

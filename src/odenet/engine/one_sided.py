@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves
-from ..core.scalars import Flag, negate
+from ..core.scalars import MaskLike, logical_not
 from ..methods.method import Field
 from .problem import Problem
 
 
-def nudged(p: Problem, time0: Tensor, time1: Tensor, jumped: Flag, jumps: Flag) -> Field:
+def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, jumps: MaskLike) -> Field:
     """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
 
     With `perturb` both ends of every step are taken for jumps.
@@ -35,12 +35,12 @@ class OneSided:
     direction: Tensor
     time0: Tensor
     time1: Tensor
-    jumped: Flag
-    jumps: Flag
+    jumped: MaskLike
+    jumps: MaskLike
 
     def __call__(self, t: Tensor, y: Leaves) -> Leaves:
         after = (t == self.time0) & self.jumped
-        before = (t == self.time1) & self.jumps & negate(after)
+        before = (t == self.time1) & self.jumps & logical_not(after)
         return self.field(t, y, (after.to(t.dtype) - before.to(t.dtype)) * self.direction)
 
     @property

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, evaluate, slope_at_end
-from ..core.leaves import Leaves, differentiable, select, spread, spread_over
-from .advance import Move
+from ..core.leaves import Leaves, differentiable, expand_over, expand_to, select
 from .problem import Problem
+from .step_attempt import StepAttempt
 
 
-def within(
+def outputs_within(
     times: Tensor, start: Tensor, end: Tensor, y0: Leaves, y1: Leaves, coefficients: Coefficients, moving: bool
 ) -> Leaves:
     """The solution at times within steps from `start` to `end`. The end of a step is exactly its y1.
@@ -26,10 +26,10 @@ def within(
         return y1
     at_end = times.detach() == end.detach()
     theta = (times - start) / (end - start)
-    values = evaluate(y0, coefficients, spread_over(theta, y1))
+    values = evaluate(y0, coefficients, expand_over(theta, y1))
     if moving:  # y1 moves with the end of the step; an output there moves with its own time
         late = torch.where(at_end, (times - end) / (end - start).detach(), 0)
-        y1 = tuple(y + k * spread(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
+        y1 = tuple(y + k * expand_to(late, y) for y, k in zip(y1, slope_at_end(coefficients), strict=True))
     return select(at_end, y1, values)
 
 
@@ -37,7 +37,7 @@ def times_of(p: Problem) -> Tensor:
     return p.ts.movedim(-1, 0)
 
 
-def blank(p: Problem, slope: Leaves | None) -> Leaves:
+def blank_outputs(p: Problem, slope: Leaves | None) -> Leaves:
     """The outputs at ts[0], and NaN at the others, for now. slope: f there, where outputs move with their times."""
     times = times_of(p)
     late = times - times[0]
@@ -46,22 +46,22 @@ def blank(p: Problem, slope: Leaves | None) -> Leaves:
     nothing = tuple(torch.full_like(y, torch.nan).detach() for y in ys)
     if slope is not None:  # an output there moves with its own time, against ts[0]
         late = torch.where(here, late, 0.0)
-        ys = tuple(y + k * spread(late, y) for y, k in zip(ys, slope, strict=True))
+        ys = tuple(y + k * expand_to(late, y) for y, k in zip(ys, slope, strict=True))
     return select(here, ys, nothing)
 
 
-def due(p: Problem, move: Move) -> Tensor:
+def due(p: Problem, attempt: StepAttempt) -> Tensor:
     """Which outputs lie within a move that was accepted, (T, *lane)."""
-    now, t0, t1 = times_of(p).detach(), move.time0.detach(), move.time1.detach()
-    return move.accept & ((now - t1) * p.direction <= 0) & ((now - t0) * p.direction > 0)
+    now, t0, t1 = times_of(p).detach(), attempt.time0.detach(), attempt.time1.detach()
+    return attempt.accept & ((now - t1) * p.direction <= 0) & ((now - t0) * p.direction > 0)
 
 
-def filled(p: Problem, move: Move, given: Tensor, ys: Leaves) -> Leaves:
+def fill_outputs(p: Problem, attempt: StepAttempt, given: Tensor, ys: Leaves) -> Leaves:
     """The outputs with those that are `given` by the move."""
-    times, start, end, moving = times_of(p), move.time0, move.time1, differentiable(p.ts)
+    times, start, end, moving = times_of(p), attempt.time0, attempt.time1, differentiable(p.ts)
     asked = given if moving else given & (times != end)
-    coefficients = move.polynomial(asked.any(0))
+    coefficients = attempt.polynomial(asked.any(0))
     end = torch.where(end == start, start + 1.0, end)  # in lanes that give nothing
     times = torch.where(given, times, start)
-    y1 = tuple(y.expand_as(old) for y, old in zip(move.step.y, ys, strict=True))
-    return select(given, within(times, start, end, move.y, y1, coefficients, moving), ys)
+    y1 = tuple(y.expand_as(old) for y, old in zip(attempt.step.y, ys, strict=True))
+    return select(given, outputs_within(times, start, end, attempt.y, y1, coefficients, moving), ys)

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.leaves import recorded
+from ..core.leaves import being_recorded
 from ..methods.method import Span
 from .problem import Problem
 
 _FIRST, _MOST = 16, 1024  # so many at once, twice as many each time: a solve may end before
 
 
-class Planned(NamedTuple):
+class PlannedStep(NamedTuple):
     """One step: where it begins and ends, whether that is the stop of this index, and what the method has of it."""
 
     t0: float
@@ -30,7 +30,7 @@ class Planned(NamedTuple):
     span: Span
 
 
-class Ahead:
+class StepPlanner:
     """The steps of a joint solve of constant steps; `stops` as the clock has them, `last` of equal ones.
 
     together: nobody looks at a step that ends at no stop.
@@ -38,8 +38,8 @@ class Ahead:
 
     def __init__(self, p: Problem, stops: list[float], last: Sequence[int], sign: float) -> None:
         self.p, self.stops, self.last, self.sign = p, stops, last, sign
-        self.size, self.stretch = p.controller.first(1.0), p.stops.rule.stretch
-        self.steps: Iterator[Planned] = iter(())
+        self.size, self.stretch = p.controller.initial_step(1.0), p.stops.rule.stretch
+        self.steps: Iterator[PlannedStep] = iter(())
         self.many, self.tried, self.together = _FIRST, 0, False
 
     @staticmethod
@@ -48,11 +48,11 @@ class Ahead:
         control = p.controller
         if control.adaptive or p.stops.rule.perturb or p.stops.jumps is not None:
             return False
-        if recorded() or torch.compiler.is_compiling():
+        if being_recorded() or torch.compiler.is_compiling():
             return False
-        return p.method.plans and not p.times_move and p.ts.dtype == torch.float64
+        return p.method.plans and not p.times_differentiable and p.ts.dtype == torch.float64
 
-    def step(self, t: float, time: Tensor, h: float, stop: int) -> Planned | None:
+    def step(self, t: float, time: Tensor, h: float, stop: int) -> PlannedStep | None:
         """The step from t; None where it is not one of those that were foreseen, as after an event."""
         self.tried += 1
         if h != self.size or (self.tried == 1 and self._ends_all(t, stop)):
@@ -67,9 +67,9 @@ class Ahead:
         """Whether one step leads to the end: foreseeing it would take longer than taking it."""
         return stop == len(self.stops) - 1 and self.size * self.stretch >= (self.stops[stop] - t) * self.sign
 
-    def to_stop(self, most: int) -> list[Planned]:
+    def to_stop(self, most: int) -> list[PlannedStep]:
         """The steps after the last one, at most so many, up to the next that is at a stop."""
-        found: list[Planned] = []
+        found: list[PlannedStep] = []
         while len(found) < most and (following := next(self.steps, None)) is not None:
             found.append(following)
             if following.hit:
@@ -97,7 +97,7 @@ class Ahead:
         times = torch.tensor([rows[0][0], *(row[1] for row in rows)], dtype=time.dtype, device=time.device)
         ends = times[1:]
         spans = self.p.method.spans(times[:-1], ends, self.p.y0, getattr(self.p.f, "time_dtype", None))
-        self.steps = (Planned(*row, end, span) for row, end, span in zip(rows, ends.unbind(), spans, strict=True))
+        self.steps = (PlannedStep(*row, end, span) for row, end, span in zip(rows, ends.unbind(), spans, strict=True))
 
     def _after(self, t: float, stop: int) -> int:
         """The first stop after t, the last one of several at that time."""

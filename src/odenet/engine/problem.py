@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..control.controller import Controller
-from ..control.stop_times import Stops, StopTimes
+from ..control.stop_times import StopRule, StopTimes
 from ..core.leaves import Leaves, constants
-from ..core.norms import Tolerance, never_zero
-from ..core.segment_ends import Edges
+from ..core.norms import Tolerance, positive_atol
+from ..core.segment_ends import SegmentEnds
 from ..core.vector_field import VectorField
 from ..methods.method import Method
-from .batch_index import Samples
+from .batch_index import BatchIndex
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Problem:
     f: VectorField
     y0: Leaves
     ts: Tensor
-    stops: Stops
+    stops: StopTimes
     direction: Tensor
     method: Method
     controller: Controller
@@ -44,43 +44,43 @@ class Problem:
     atol: Tolerance
     batched: bool
     max_steps: int
-    spent: int | Tensor = 0
+    attempts_before: int | Tensor = 0
     traced: bool = False
     compact: bool = True
-    spare: float = 0.1
-    samples: Samples = field(default=None)  # pyright: ignore[reportAssignmentType]  # all, after __post_init__
+    compaction_threshold: float = 0.1
+    samples: BatchIndex = field(default=None)  # pyright: ignore[reportAssignmentType]  # all, after __post_init__
     on_host: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "on_host", not self.batched and not self.traced)
         if self.samples is None:  # TorchDynamo takes no object that is the default of an argument
-            object.__setattr__(self, "samples", Samples())
+            object.__setattr__(self, "samples", BatchIndex())
 
     @property
-    def times_move(self) -> bool:
+    def times_differentiable(self) -> bool:
         """Whether a gradient is asked for with respect to the output times, or to other times that end a step."""
         return self.ts.requires_grad or self.stops.times.requires_grad
 
     @staticmethod
     def build(
-        f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, rule: StopTimes | None = None, **rest: Any
+        f: VectorField, y0: Leaves, ts: Tensor, controller: Controller, rule: StopRule | None = None, **rest: Any
     ) -> Problem:
         """rule: None: as the controller was told."""
         direction = direction_of(ts)
-        stops = (rule or StopTimes.of(controller)).within(ts, direction)
-        rest["atol"] = never_zero(rest["atol"], y0)
+        stops = (rule or StopRule.of(controller)).within(ts, direction)
+        rest["atol"] = positive_atol(rest["atol"], y0)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
         )
 
-    def with_edges(self, start: Tensor | None, scale: Tensor, onwards: Leaves) -> Problem:
-        """The same problem between events, where f is seen from within: see `Edges`.
+    def with_segment_ends(self, start: Tensor | None, scale: Tensor, onwards: Leaves) -> Problem:
+        """The same problem between events, where f is seen from within: see `SegmentEnds`.
 
         start: ts[0] where an event was there, a lane; None: nowhere. scale: the size of the times that led there.
         """
         ts = self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
-        edges = Edges(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
+        edges = SegmentEnds(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
         return replace(self, f=self.f.within(edges))
 
     def detached(self) -> Problem:
@@ -89,9 +89,9 @@ class Problem:
         y0 = constants(self.y0)
         return replace(self, f=self.f.detached(), y0=y0, ts=self.ts.detach(), stops=stops)
 
-    def narrowed(self, rows: Tensor) -> Problem | None:
+    def subset(self, rows: Tensor) -> Problem | None:
         """The problem of some of the samples at hand; None where f cannot do without the others."""
-        f, count = self.f.narrowed(rows), len(self.direction)
+        f, count = self.f.subset(rows), len(self.direction)
         if f is None:
             return None
         stops, jumps = self.stops.times.index_select(0, rows), self.stops.jumps
@@ -104,8 +104,10 @@ class Problem:
             direction=self.direction.index_select(0, rows),
             rtol=[_own(a, y, rows) for a, y in zip(self.rtol, self.y0, strict=True)],
             atol=[_own(a, y, rows) for a, y in zip(self.atol, self.y0, strict=True)],
-            spent=self.spent.index_select(0, rows) if isinstance(self.spent, Tensor) else self.spent,
-            samples=self.samples.some(rows, count),
+            attempts_before=self.attempts_before.index_select(0, rows)
+            if isinstance(self.attempts_before, Tensor)
+            else self.attempts_before,
+            samples=self.samples.subset(rows, count),
         )
 
 

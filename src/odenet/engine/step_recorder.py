@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, select
-from ..core.scalars import some, where
-from .advance import Move
+from ..core.scalars import any_true, where
 from .observer import Observer
 from .problem import Problem
+from .step_attempt import StepAttempt
 
 
 @dataclass(frozen=True)
@@ -32,35 +32,35 @@ class Steps:
 
 
 @final
-class StepEnds(Observer):
+class StepRecorder(Observer):
     """Keeps the end of every accepted step."""
 
-    starts_whole: ClassVar[bool] = True
+    whole_batch_first: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.rows: list[tuple[Tensor, Tensor, Tensor, Leaves]] = []  # whose, t, h, y
 
     @torch.no_grad()
-    def see(self, move: Move) -> None:
-        p, accept = move.problem, move.accept
-        t, h = move.time1.detach(), (move.time1 - move.time0).detach().abs()
-        if not some(accept):
+    def observe(self, attempt: StepAttempt) -> None:
+        p, accept = attempt.problem, attempt.accept
+        t, h = attempt.time1.detach(), (attempt.time1 - attempt.time0).detach().abs()
+        if not any_true(accept):
             return
-        y = select(accept, move.step.y, move.y)
+        y = select(accept, attempt.step.y, attempt.y)
         if p.f.save is not None:
-            y = p.f.saved(where(accept, t, move.time0.detach()), tuple(x.detach() for x in y))
+            y = p.f.save_output(where(accept, t, attempt.time0.detach()), tuple(x.detach() for x in y))
         if p.batched:
             rows = accept.nonzero()[:, 0]
         else:
             t, h, *y = (x.unsqueeze(0) for x in (t, h, *y))
             rows = torch.zeros_like(t, dtype=torch.int64)
-        self.rows.append((p.samples.whose(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
+        self.rows.append((p.samples.of_rows(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
 
     @torch.no_grad()
     def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
         """p: the whole problem; dtype: of the caller's times."""
         start = p.ts.detach()[..., 0].reshape(-1)
-        first = p.y0 if p.f.save is None else p.f.saved(p.ts.detach()[..., 0], p.y0)
+        first = p.y0 if p.f.save is None else p.f.save_output(p.ts.detach()[..., 0], p.y0)
         first = tuple(x.detach() if p.batched else x.detach()[None] for x in first)
         # the entries of a sample in their order, after its start, which stands for all where it takes no step
         whose = torch.cat([torch.arange(len(start), device=start.device), *(r[0] for r in self.rows)])

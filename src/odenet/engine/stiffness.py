@@ -18,9 +18,10 @@ from ..control.controller import Decision
 from ..core.leaves import Leaves, dot
 from ..core.norms import tolerance_scale
 from ..errors import StiffnessWarning, warn
-from .advance import Clock, Move, State
-from .loop import Trial
+from .loop import TryStep
 from .problem import Problem
+from .step_attempt import State, StepAttempt
+from .stop_tracker import StopTracker
 
 _FIRST = 50  # attempts before the first look; later ones after twice, four times as many
 _LOOKS = 18  # steps that are looked at one after the other
@@ -33,20 +34,20 @@ CURE = "take an implicit method: method='esdirk54', or 'radauIIA5' for tight tol
 
 
 def watchable(p: Problem) -> bool:
-    return p.controller.adaptive and p.method.stability > 0.0 and not p.traced
+    return p.controller.adaptive and p.method.stability_interval > 0.0 and not p.traced
 
 
 @torch.no_grad()
-def at_the_bound(move: Move) -> Tensor:
+def at_the_bound(attempt: StepAttempt) -> Tensor:
     """Lanes of which an accepted step is about as long as the method is stable for; 0-d for a joint solve."""
-    p = move.problem
-    accept = torch.as_tensor(move.accept)
-    parts = p.method.stiff_part(move.step)
+    p = attempt.problem
+    accept = torch.as_tensor(attempt.accept)
+    parts = p.method.stiff_part(attempt.step)
     if parts is None:
         return torch.zeros_like(accept)
-    scale = tolerance_scale(tuple(y.detach() for y in move.y), p.rtol, p.atol)
+    scale = tolerance_scale(tuple(y.detach() for y in attempt.y), p.rtol, p.atol)
     error, states = (_over(x, scale) for x in parts)
-    part = -dot(error, states, p.batched) / dot(states, states, p.batched) / p.method.stability
+    part = -dot(error, states, p.batched) / dot(states, states, p.batched) / p.method.stability_interval
     return accept & (part > _BAND[0]) & (part < _BAND[1])
 
 
@@ -68,22 +69,22 @@ class Stiffness:
         self.count: Tensor | None = None  # of steps at the bound
         self.longest: Tensor | None = None  # of them: others may have been cut short, to end at an event
 
-    def around(self, attempt: Trial) -> Trial:
-        """`attempt`, watched."""
+    def wrap(self, try_step: TryStep) -> TryStep:
+        """`try_step`, watched."""
 
-        def watched(p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
-            move, decision = attempt(p, clock, s)
+        def watched(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
+            attempt, decision = try_step(p, tracker, s)
             self.left -= 1
             if self.left < 0 and not self.told:
-                self.look(move)
-            return move, decision
+                self.look(attempt)
+            return attempt, decision
 
         return watched
 
-    def look(self, move: Move) -> None:
-        if move.accept is False:
+    def look(self, attempt: StepAttempt) -> None:
+        if attempt.accept is False:
             return
-        held, step = at_the_bound(move), (move.time1 - move.time0).detach().abs()
+        held, step = at_the_bound(attempt), (attempt.time1 - attempt.time0).detach().abs()
         if self.count is None or self.longest is None or self.count.shape != held.shape:  # or samples have left
             self.count, self.longest = torch.zeros_like(held, dtype=torch.int64), torch.zeros_like(step)
         self.count = self.count + held
@@ -93,13 +94,13 @@ class Stiffness:
             return
         most = int(self.count.max())
         if most >= _ENOUGH:
-            self._tell(move, self.count >= _ENOUGH, self.longest)
+            self._tell(attempt, self.count >= _ENOUGH, self.longest)
         if self.looks == _LOOKS or not most:
             self._rest(self.wait)
             self.wait *= 2
 
-    def _tell(self, move: Move, held: Tensor, step: Tensor) -> None:
-        p, t = move.problem, move.time1.detach()
+    def _tell(self, attempt: StepAttempt, held: Tensor, step: Tensor) -> None:
+        p, t = attempt.problem, attempt.time1.detach()
         left = torch.where(held, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
         if float(left.max()) < _LEFT:
             return
@@ -107,7 +108,7 @@ class Stiffness:
         if p.batched:
             row = int(left.argmax())
             t, step, left = t[row], step[row], left[row]
-            whose = f", sample {int(p.samples.whose(row))}"
+            whose = f", sample {int(p.samples.of_rows(row))}"
         warn(
             f"The problem is stiff (t={float(t):.3g}{whose}): steps of {float(step):.1g} are as long as method="
             f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "

@@ -12,46 +12,48 @@ from torch import Tensor
 
 from ..control.controller import Decision
 from ..core.leaves import Leaves, constants, new_leaves
-from ..core.scalars import Flag, Number, some, where
+from ..core.scalars import MaskLike, ScalarLike, any_true, where
 from ..methods.method import Field, Step, StepInput
-from .advance import Clock, Draws, Move, State, attempt, poisons
-from .batch_index import worthwhile
+from .advance import try_step
+from .batch_index import should_compact
 from .observer import Observer
-from .one_sided import nudged
+from .one_sided import one_sided_field
+from .output_recorder import OutputIndex, OutputRecorder
 from .problem import Problem
-from .recorders import Given, Record
+from .step_attempt import RandomStates, State, StepAttempt, has_nonfinite
+from .stop_tracker import StopTracker
 
 
 @dataclass(slots=True)
-class Entry:
+class TapeStep:
     """One accepted step: its ends and the choices made in it. With the state at its start they give the step again.
 
     Lanes that did not accept it have t1 == t0 and stand still. given: the outputs within it. problem: that of the
     samples that were in the batch. rows: those that accepted it, where the others are many and better left out.
     """
 
-    t0: Number
-    t1: Number
-    accept: Flag
-    hit: Flag
-    stop: Number
-    jumped: Flag
-    jumps: Flag
-    given: Given | None
+    t0: ScalarLike
+    t1: ScalarLike
+    accept: MaskLike
+    hit: MaskLike
+    stop: ScalarLike
+    jumped: MaskLike
+    jumps: MaskLike
+    outputs: OutputIndex | None
     problem: Problem
-    draws: Draws
+    random_states: RandomStates
     rows: Tensor | None = None
 
-    def among(self, rows: Tensor) -> Entry:
+    def among(self, rows: Tensor) -> TapeStep:
         """The entry of the lanes that accepted the step, without the others."""
 
-        def of(x: Flag) -> Flag:
+        def of(x: MaskLike) -> MaskLike:
             return x if x is False else x.index_select(0, rows)
 
-        given, names = self.given, ("t0", "t1", "accept", "hit", "stop", "jumped", "jumps")
+        given, names = self.outputs, ("t0", "t1", "accept", "hit", "stop", "jumped", "jumps")
         if given is not None and given.lane is not None:
-            given = Given(given.rows, torch.searchsorted(rows, given.lane))
-        return replace(self, **{name: of(getattr(self, name)) for name in names}, given=given, rows=None)
+            given = OutputIndex(given.rows, torch.searchsorted(rows, given.lane))
+        return replace(self, **{name: of(getattr(self, name)) for name in names}, outputs=given, rows=None)
 
     def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
         """Both ends as tensors that belong to no graph."""
@@ -61,30 +63,30 @@ class Entry:
 
     def field(self, p: Problem, time0: Tensor, time1: Tensor) -> Field:
         """f as the step saw it, jumps at its ends included."""
-        return nudged(p, time0, time1, self.jumped, self.jumps)
+        return one_sided_field(p, time0, time1, self.jumped, self.jumps)
 
-    def again(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> Move:
+    def replay(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves) -> StepAttempt:
         """The same step from other (attached) inputs."""
-        with p.f.drawing_from(self.draws.get("step")):
+        with p.f.with_random_states(self.random_states.get("step")):
             step = p.method.step(StepInput(self.field(p, time0, time1), time0, time1, y, carry))
-        return self.move(p, time0, time1, y, carry, step)
+        return self.attempt(p, time0, time1, y, carry, step)
 
-    def move(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> Move:
+    def attempt(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> StepAttempt:
         """The move of a step that was taken by other means."""
         ends = (self.t0, self.t1, time0, time1)
         chosen = (self.accept, self.hit, self.stop, self.jumped, self.jumps)
-        return Move(p, *ends, y, carry, step, *chosen, draws=self.draws)
+        return StepAttempt(p, *ends, y, carry, step, *chosen, random_states=self.random_states)
 
 
-class Keeper(ABC):
+class StepStore(ABC):
     """Keeps of each accepted step what a backward pass will want of it."""
 
     @abstractmethod
-    def keep(self, n: int, move: Move) -> None:
-        """Step n was accepted by all its lanes, or by some. `move.graph` is there where it was wanted and is whole."""
+    def store(self, n: int, attempt: StepAttempt) -> None:
+        """Step n was accepted by all its lanes, or by some. `attempt.graph` is there where it was wanted and is whole."""
 
 
-class GraphKeeper(Keeper):
+class GraphStore(StepStore):
     """A keeper that wants steps recorded by autograd."""
 
     @abstractmethod
@@ -116,61 +118,63 @@ class Tape(Observer):
 
     def __init__(
         self,
-        record: Record,
-        keeper: Keeper | None = None,
-        graphs: GraphKeeper | None = None,
+        record: OutputRecorder,
+        keeper: StepStore | None = None,
+        graphs: GraphStore | None = None,
         leaf_times: bool = False,
     ) -> None:
         self.record, self.graphs, self.leaf_times = record, graphs, leaf_times
         self.keepers = [k for k in (keeper, graphs) if k is not None]
-        self.entries: list[Entry] = []
+        self.entries: list[TapeStep] = []
 
-    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
+    def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
         """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
-        states, calls = p.f.states() if p.f.random else None, p.f.calls
+        states, calls = p.f.random_states() if p.f.random else None, p.f.calls
         try:
-            move, decision = self._attempt(p, clock, s)
+            attempt, decision = self._attempt(p, tracker, s)
         except RuntimeError as error:
             if self.graphs is None or not self.graphs.goes_on_after(error):
                 raise
             p.f.calls = calls
-            p.f.draw_from(states)
-            move, decision = self._attempt(p, clock, s)
+            p.f.set_random_states(states)
+            attempt, decision = self._attempt(p, tracker, s)
         if p.f.random:
-            move.draws["step"] = states or p.f.start_states
-        return move, decision
+            attempt.random_states["step"] = states or p.f.initial_random_states
+        return attempt, decision
 
-    def _attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
+    def _attempt(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
         if self.graphs is None or not self.graphs.wants_graph(p):
-            return attempt(p, clock, s)
-        clock.leaves = self.leaf_times
+            return try_step(p, tracker, s)
+        tracker.leaf_times = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
             own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
             y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
             time = s.time.detach().requires_grad_() if own else s.time
-            move, decision = attempt(p, clock, s._replace(y=y, carry=carry, time=time))
-        clock.leaves = False
-        graph = move.step
+            attempt, decision = try_step(p, tracker, s._replace(y=y, carry=carry, time=time))
+        tracker.leaf_times = False
+        graph = attempt.step
         y1, carry1 = constants(graph.y), constants(graph.carry)
-        move.graph, move.step = graph, graph._replace(y=y1, carry=carry1)
-        return move, decision
+        attempt.graph, attempt.step = graph, graph._replace(y=y1, carry=carry1)
+        return attempt, decision
 
-    def see(self, move: Move) -> None:
-        p, accept = move.problem, move.accept
-        if not some(accept):
+    def observe(self, attempt: StepAttempt) -> None:
+        p, accept = attempt.problem, attempt.accept
+        if not any_true(accept):
             return
-        t1, jumps = where(accept, move.t1, move.t0), move.jumps is not False and move.jumps & accept
+        t1, jumps = where(accept, attempt.t1, attempt.t0), attempt.jumps is not False and attempt.jumps & accept
         # a rejected lane of a recorded step has a graph of its own: zeros are pulled through it
-        whole = p.on_host or (move.graph is not None and not poisons(move, (move.t1 != move.t0) & ~accept))
-        self.dropped = move.graph is not None and not whole
-        if not whole or some(jumps):
-            move.graph = None  # the slope after a jump is evaluated outside the step
+        whole = p.on_host or (
+            attempt.graph is not None and not has_nonfinite(attempt, (attempt.t1 != attempt.t0) & ~accept)
+        )
+        self.dropped = attempt.graph is not None and not whole
+        if not whole or any_true(jumps):
+            attempt.graph = None  # the slope after a jump is evaluated outside the step
         for keeper in self.keepers:
-            keeper.keep(len(self.entries), move)
-        choices = (accept, move.hit, move.stop, move.jumped, jumps)
-        entry = Entry(move.t0, t1, *choices, self.record.last, p, move.draws)
-        if p.batched and move.graph is None and p.compact:
+            keeper.store(len(self.entries), attempt)
+        choices = (accept, attempt.hit, attempt.stop, attempt.jumped, jumps)
+        entry = TapeStep(attempt.t0, t1, *choices, self.record.last, p, attempt.random_states)
+        if p.batched and attempt.graph is None and p.compact:
             rows = accept.nonzero()[:, 0]
-            if worthwhile(len(accept), len(rows), p.spare) and p.f.divisible():
+            if should_compact(len(accept), len(rows), p.compaction_threshold) and p.f.supports_subset():
                 entry.rows = rows
         self.entries.append(entry)

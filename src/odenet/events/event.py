@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.batch_slicing import Cut, find_cut, take
-from ..core.leaves import Leaves, cast, flatten, flatten_like, select, tree_map, unflatten
+from ..core.batch_slicing import SlicedArgs, infer_sliced_args, take_rows
+from ..core.leaves import Leaves, cast, select
+from ..core.pytrees import flatten, flatten_like, tree_map, unflatten
 from ..core.serialization import constants
-from ..core.validate import flag, shown
+from ..core.validate import boolean, describe
 from ..core.vector_field import VectorField
-from ..engine.batch_index import standing_in
+from ..engine.batch_index import with_placeholder
 from ..engine.problem import Problem
 from .event_time import with_event_time
-from .step_values import Values
+from .step_values import EventValues
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Event:
         if not callable(self.fn):
             raise TypeError(f"fn of an Event must be callable as fn(t, y, *args); got {type(self.fn).__name__}")
         for name in ("terminal", "constant_time"):
-            flag(f"{name} of an Event", getattr(self, name))
+            boolean(f"{name} of an Event", getattr(self, name))
         if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be -1, 0 or 1; got {self.direction!r}")
         if self.reset is not None and not callable(self.reset):
@@ -59,7 +60,7 @@ class Event:
                 f"reset of an Event must be callable as reset(t, y, *args) and give y; got {type(self.reset).__name__}"
             )
         if self.max_hits is not None and (isinstance(self.max_hits, bool) or not isinstance(self.max_hits, int)):
-            raise TypeError(f"max_hits of an Event must be an int; got {shown(self.max_hits)}")
+            raise TypeError(f"max_hits of an Event must be an int; got {describe(self.max_hits)}")
         if self.max_hits is not None and self.max_hits < 1:
             raise ValueError(f"max_hits of an Event must be at least 1; got {self.max_hits}")
 
@@ -93,7 +94,7 @@ class Hit(NamedTuple):
         return Hit(*self)
 
 
-class Watched(Values):
+class EventFunctions(EventValues):
     """The event functions and resets of a solve, on leaves.
 
     owner: for each of their m values the number of its event, (m,).
@@ -116,25 +117,25 @@ class Watched(Values):
             raise ValueError(f"event functions returned {values.shape[-1]} values, and {len(self.owner)} before")
         return values
 
-    def divisible(self) -> bool:
+    def supports_subset(self) -> bool:
         return self._cut is not None
 
     @cached_property
-    def _cut(self) -> Cut | None:
+    def _cut(self) -> SlicedArgs | None:
         """Which of args have a row a sample; None where the functions do not work on a part of the batch."""
         time, y0 = self.p.ts.detach()[:, 0], tuple(y.detach() for y in self.p.y0)
 
-        def evaluate(rows: Tensor, cut: Cut) -> Leaves:
+        def evaluate(rows: Tensor, cut: SlicedArgs) -> Leaves:
             args, y = self._taken(rows, cut), tuple(y.index_select(0, rows) for y in y0)
             return (torch.cat([self._of(e, time[rows], y, args) for e in self.events], -1),)
 
         with torch.no_grad():
-            return find_cut(self._args, len(time), evaluate, (self.first,))
+            return infer_sliced_args(self._args, len(time), evaluate, (self.first,))
 
-    def _taken(self, rows: Tensor, cut: Cut | None) -> tuple[Any, ...]:
+    def _taken(self, rows: Tensor, cut: SlicedArgs | None) -> tuple[Any, ...]:
         """args with some rows of those that have one a sample."""
         assert cut is not None  # asked before
-        return unflatten([take(x, rows) if c else x for x, c in zip(self._args, cut, strict=True)], self._spec)
+        return unflatten([take_rows(x, rows) if c else x for x, c in zip(self._args, cut, strict=True)], self._spec)
 
     def _of(self, e: Event, t: Tensor, y: Leaves, args: tuple[Any, ...]) -> Tensor:
         """(k,), or (B, k) per sample."""
@@ -163,20 +164,20 @@ class Watched(Values):
         """
         p, chosen = self.p, value.clamp(min=0)
         constant = torch.tensor([e.constant_time for e in self.events], device=value.device)
-        moves = (value >= 0) & ~constant[self.owner[chosen]]
-        if not torch.is_grad_enabled() or not bool(moves.any()):
+        attempts = (value >= 0) & ~constant[self.owner[chosen]]
+        if not torch.is_grad_enabled() or not bool(attempts.any()):
             return time, y
-        at, state = self._safe(moves, time, y)
+        at, state = self._safe(attempts, time, y)
         with torch.no_grad():
             slope = f(at, tuple(x.detach() for x in state))
 
         def crossing(s: Tensor, x: Leaves) -> Tensor:
             return self(s, x).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
-        moved, there = with_event_time(crossing, at, state, slope, p.direction, moves if p.batched else True)
+        moved, there = with_event_time(crossing, at, state, slope, p.direction, attempts if p.batched else True)
         if not p.batched:
             return moved, there
-        return torch.where(moves, moved, time), select(moves, there, y)
+        return torch.where(attempts, moved, time), select(attempts, there, y)
 
     def reset(self, number: int, lanes: Tensor, time: Tensor, y: Leaves) -> Leaves:
         """The state after event `number` of these lanes; of the others y."""
@@ -204,7 +205,7 @@ class Watched(Values):
         """Time and state with those of the other lanes replaced by one of these."""
         if not self.p.batched or bool(lanes.all()):
             return time, y
-        return standing_in(lanes, time, y)
+        return with_placeholder(lanes, time, y)
 
 
 def stacked_hits(hits: Sequence[Hit], like: Any, batched: bool, time: Tensor) -> Hit:

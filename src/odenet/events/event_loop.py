@@ -14,21 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, rows, select, tree_map
-from ..core.scalars import Flag, where
+from ..core.leaves import Leaves, rows, select
+from ..core.pytrees import tree_map
+from ..core.scalars import MaskLike, where
 from ..core.status import Status
-from ..engine.advance import State
-from ..engine.batch_index import standing_in
-from ..engine.dense_solution import Stretches
+from ..engine.batch_index import with_placeholder
+from ..engine.dense_solution import JoinedInterpolation
 from ..engine.integrate import Progress, Request
-from ..engine.loop import Found, Outcome
+from ..engine.loop import FoundEvents, Outcome
+from ..engine.output_recorder import OutputBuffer
 from ..engine.problem import Problem, direction_of
-from ..engine.recorders import Collected
+from ..engine.step_attempt import State
 from ..errors import SolveError
-from ..gradients.failed_samples import frozen, held, unfailed
+from ..gradients.failed_samples import detach_failed, freeze_failed, succeeded
 from ..gradients.gradient import COUNTS, Stats, Trajectory
-from .event import Event, Hit, Watched, stacked_hits
-from .locator import Events
+from .event import Event, EventFunctions, Hit, stacked_hits
+from .locator import EventSet
 from .rounding import noise
 from .step_values import as_lanes
 
@@ -42,7 +43,7 @@ _BEND = 1e-6  # of f: what differs by more on both sides of an event jumps there
 _GAPS = 4  # between events of one kind, each shorter than the one before where they pile up
 
 
-class Leg(NamedTuple):
+class Segment(NamedTuple):
     """One of the solves: from `start` to `end`, lanes, of those samples that were `going`."""
 
     found: Trajectory
@@ -51,14 +52,14 @@ class Leg(NamedTuple):
     going: Tensor
 
 
-class Hybrid:
+class EventLoop:
     """Solves p from event to event."""
 
     def __init__(
         self, p: Problem, events: list[Event], args: tuple[Any, ...], run: Run, judge: Judge, request: Request
     ) -> None:
         self.p, self.run, self.judge, self.request = p, run, judge, request
-        self.watched = Watched(events, p, args)
+        self.watched = EventFunctions(events, p, args)
         self.rule = p.stops.rule.made_of(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
@@ -70,22 +71,25 @@ class Hybrid:
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
         self.times = torch.full((count, len(self.directions), _GAPS + 1), torch.nan, dtype=p.ts.dtype, device=device)
         self.peaks = torch.zeros((count, len(self.directions)), dtype=p.ts.dtype, device=device)
-        self.collected = Collected()
-        self.legs: list[Leg] = []
+        self.collected = OutputBuffer()
+        self.legs: list[Segment] = []
         self.hits: list[Hit] = []
 
     def lanes(self, x: Any) -> Tensor:
         """A number of each lane as a tensor (L,)."""
         return torch.as_tensor(x, device=self.p.ts.device).reshape(-1)
 
-    def flag(self, lanes: Tensor) -> Flag:
+    def flag(self, lanes: Tensor) -> MaskLike:
         """Flags of lanes (L,) as the engine has them: of a joint solve on the host."""
         return lanes if self.p.batched else bool(lanes)
 
     def journey(self) -> tuple[Trajectory, Hit | None, Hit]:
         """The solution, the last hit of each sample (None where a joint solve has none), and all hits."""
         still = tuple(torch.zeros_like(y.detach()) for y in self.p.y0)
-        p, going = self.p.with_edges(None, self.p.direction, still), torch.ones_like(self.cursor, dtype=torch.bool)
+        p, going = (
+            self.p.with_segment_ends(None, self.p.direction, still),
+            torch.ones_like(self.cursor, dtype=torch.bool),
+        )
         signs = as_lanes(self.watched.first, self.p.batched).sign()
         quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
         whole: State | None = None
@@ -94,7 +98,7 @@ class Hybrid:
             outcome = leg.found.outcome
             whole = self._joined(whole, outcome.state, leg)
             spent = spent + self.lanes(outcome.accepted + outcome.rejected)
-            found = outcome.found
+            found = outcome.events
             assert found is not None
             happened = going & (found.value >= 0) & (self.lanes(outcome.state.status) == Status.EVENT)
             if not bool(happened.any()):
@@ -115,10 +119,10 @@ class Hybrid:
             p = self._next(p, going, time, y, spent if self.p.batched else int(spent), self._onwards(found, there, y))
         return self._whole(whole)
 
-    def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Leg:
+    def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Segment:
         wanted = (self.counts < self.most)[:, self.watched.owner] & going.unsqueeze(-1)
         ending = (self.counts + 1 >= self.last_hit)[:, self.watched.owner]
-        events = Events(self.watched, self.directions, wanted, ending, signs, quiet)
+        events = EventSet(self.watched, self.directions, wanted, ending, signs, quiet)
         request = replace(self.request, events=events, progress=self._progress(p))
         try:
             found = self.run(p, request)
@@ -130,12 +134,12 @@ class Hybrid:
                     f"{float(last.t.detach().reshape(-1).nan_to_num(-torch.inf).max()):.9g}."
                 )
             raise
-        leg = Leg(found, self.lanes(p.ts.detach()[..., 0]), self.lanes(found.outcome.state.time.detach()), going)
+        leg = Segment(found, self.lanes(p.ts.detach()[..., 0]), self.lanes(found.outcome.state.time.detach()), going)
         self._keep_outputs(p, leg)
         self.legs.append(leg)
         return leg
 
-    def _keep_outputs(self, p: Problem, leg: Leg) -> None:
+    def _keep_outputs(self, p: Problem, leg: Segment) -> None:
         """The outputs of a solve that are asked for: its times are the start and those still to come."""
         ts, offset = self.p.ts.detach(), 1 if self.legs else 0
         if not self.p.batched:
@@ -143,17 +147,17 @@ class Hybrid:
             reached = int((((ts - leg.end) * self.p.direction) <= 0).sum())
             if reached > first:
                 rows = slice(first, reached)
-                self.collected.keep(rows, tuple(y[offset : offset + reached - first] for y in leg.found.ys))
+                self.collected.append(rows, tuple(y[offset : offset + reached - first] for y in leg.found.ys))
                 self.cursor[0] = reached
             return
         index = torch.arange(ts.shape[1], device=ts.device)
         reached = (ts - leg.end.unsqueeze(1)) * self.p.direction.unsqueeze(1) <= 0
         lane, j = (reached & (index >= self.cursor.unsqueeze(1)) & leg.going.unsqueeze(1)).nonzero(as_tuple=True)
         column = offset + j - self.cursor[lane]
-        self.collected.keep((lane, j), tuple(y[lane, column] for y in leg.found.ys))
+        self.collected.append((lane, j), tuple(y[lane, column] for y in leg.found.ys))
         self.cursor = torch.where(leg.going, torch.maximum(self.cursor, reached.sum(1)), self.cursor)
 
-    def _note(self, p: Problem, found: Found, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
+    def _note(self, p: Problem, found: FoundEvents, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
         """Write the hits down: which event each is (-1: none), its time and the state there, attached."""
         value = torch.where(happened, found.value, -1)
         which = torch.where(happened, self.watched.owner[value.clamp(min=0)], -1)
@@ -169,7 +173,7 @@ class Hybrid:
             self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
         return which, time, there
 
-    def _piled_up(self, found: Found, happened: Tensor, time: Tensor, y: Leaves) -> Tensor:
+    def _piled_up(self, found: FoundEvents, happened: Tensor, time: Tensor, y: Leaves) -> Tensor:
         """Lanes of which events of one kind tend towards a time before the end.
 
         Beyond it there is no solution. That time is told from the ratio of gaps, when what the event function reaches
@@ -193,15 +197,15 @@ class Hybrid:
         return piled
 
     def _after(
-        self, p: Problem, found: Found, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
+        self, p: Problem, found: FoundEvents, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
     ) -> tuple[Tensor, Leaves, Tensor, Tensor]:
-        """Time and state to go on from, and the signs of all values there; see `Events`.
+        """Time and state to go on from, and the signs of all values there; see `EventSet`.
 
         An event that resets nothing leaves the solution as it is: it goes on from its fixed time, if f does not jump.
         """
         resets = self.resets[which] & going
-        moves, fixed = resets | self._bends(p, found, going & ~resets, y1, time), time.detach()
-        y, time = select(self.flag(moves), there, y1), where(self.flag(moves), time, fixed)
+        attempts, fixed = resets | self._bends(p, found, going & ~resets, y1, time), time.detach()
+        y, time = select(self.flag(attempts), there, y1), where(self.flag(attempts), time, fixed)
         for number in sorted(set(which[resets].tolist())):
             y = self.watched.reset(number, resets & (which == number), time, y)
         signs, value = found.signs.clone(), found.value.clamp(min=0).unsqueeze(-1)
@@ -216,20 +220,20 @@ class Hybrid:
         return time, y, signs, quiet
 
     @torch.no_grad()
-    def _bends(self, p: Problem, found: Found, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
+    def _bends(self, p: Problem, found: FoundEvents, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
         """Those of these lanes in which f jumps at the event, so that what follows moves with its time."""
         lanes = lanes & found.bends
         if not time.requires_grad or not bool(lanes.any()):
             return torch.zeros_like(lanes)
         time, y = time.detach(), tuple(x.detach() for x in y)
-        after = self.p.with_edges(time, time.abs(), found.onwards).f
+        after = self.p.with_segment_ends(time, time.abs(), found.onwards).f
         jump = torch.zeros_like(lanes)
         for a, b in zip(p.f(time, y), after(time, y), strict=True):
             apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
             jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
         return lanes & jump
 
-    def _onwards(self, found: Found, there: Leaves, y: Leaves) -> Leaves:
+    def _onwards(self, found: FoundEvents, there: Leaves, y: Leaves) -> Leaves:
         """What leads from the states after events just past them; nothing where a reset has led elsewhere."""
         still = tuple(torch.zeros_like(x) for x in found.onwards)
         same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
@@ -244,17 +248,17 @@ class Hybrid:
             width = max(1, int((last + 1 - self.cursor[going]).max()))
             index = self.cursor.unsqueeze(1) + torch.arange(width, device=p.ts.device)
             ts = torch.cat([time.unsqueeze(1), p.ts.gather(1, index.clamp(max=last))], 1)
-            time, y = standing_in(going, time, y)
+            time, y = with_placeholder(going, time, y)
             ts = torch.where(going.unsqueeze(1), ts, time.unsqueeze(1))
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
         direction = direction_of(ts)
         stops = self.rule.within(ts, direction)
-        built = replace(p, y0=y, ts=ts, stops=stops, direction=direction, spent=spent)
+        built = replace(p, y0=y, ts=ts, stops=stops, direction=direction, attempts_before=spent)
         start = ts.detach()[..., 0]
-        return built.with_edges(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)
+        return built.with_segment_ends(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)
 
-    def _joined(self, whole: State | None, s: State, leg: Leg) -> State:
+    def _joined(self, whole: State | None, s: State, leg: Segment) -> State:
         """Where all lanes stand, after a solve of some of them."""
         s = s._replace(y=leg.found.y1)
         if whole is None or not self.p.batched:
@@ -271,17 +275,17 @@ class Hybrid:
     def _whole(self, whole: State) -> tuple[Trajectory, Hit | None, Hit]:
         stats = Stats.joined([leg.found.stats for leg in self.legs])
         last = self.legs[-1].found.outcome
-        outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, found=last.found)
-        ys = self.collected.whole(self.p.ts, torch.nan)
+        outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, events=last.events)
+        ys = self.collected.assemble(self.p.ts, torch.nan)
         dense = pieces = None
         if self.request.dense:
             dense, pieces = self._along(lambda found: found.dense), self._along(lambda found: found.pieces)
         time = self.p.ts.detach()[..., 0]
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
-        good = unfailed(self.p, whole.status)
+        good = succeeded(self.p, whole.status)
         if good is not None:
-            hits = tree_map(lambda x: held(good, (x,))[0], hits)
-        return frozen(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits
+            hits = tree_map(lambda x: detach_failed(good, (x,))[0], hits)
+        return freeze_failed(self.p, Trajectory(ys, whole.y, dense, outcome, stats, pieces)), self._last(hits), hits
 
     def _last(self, hits: Hit) -> Hit | None:
         if not self.p.batched:
@@ -294,9 +298,11 @@ class Hybrid:
         place = (rows, (count - 1).clamp(min=0))  # the first of a sample without hits is NaN
         return Hit(hits.which[place], hits.t[place], tree_map(lambda y: y[place], hits.y))
 
-    def _along(self, dense: Callable[[Trajectory], Any]) -> Stretches:
+    def _along(self, dense: Callable[[Trajectory], Any]) -> JoinedInterpolation:
         start, end, going = (torch.stack([getattr(leg, key) for leg in self.legs]) for key in ("start", "end", "going"))
-        return Stretches([dense(leg.found) for leg in self.legs], start, end, going, self.p.direction, self.p.batched)
+        return JoinedInterpolation(
+            [dense(leg.found) for leg in self.legs], start, end, going, self.p.direction, self.p.batched
+        )
 
     def _progress(self, p: Problem) -> Progress | None:
         report = self.request.progress

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, along, dot, new_leaves, spread_over
-from ..core.scalars import Flag, where
+from ..core.leaves import Leaves, add_scaled, dot, expand_over, new_leaves
+from ..core.scalars import MaskLike, where
 from ..gradients.attach import once
 
 Value = Callable[[Tensor, Leaves], Tensor]
@@ -32,7 +32,7 @@ _BACK = (4.0, 16.0, 64.0, 256.0, 1024.0)  # units in the last place
 
 
 def with_event_time(
-    value: Value, time: Tensor, y: Leaves, slope: Leaves, direction: Tensor, lanes: Flag = True,
+    value: Value, time: Tensor, y: Leaves, slope: Leaves, direction: Tensor, lanes: MaskLike = True,
     unless: Callable[[], object] | None = None,
 ) -> tuple[Tensor, Leaves]:  # fmt: skip
     """`time` and y there, differentiable. y: attached as the state at a fixed time. slope: f(time, y).
@@ -61,7 +61,7 @@ def with_event_time(
 
 def _earlier(time: Tensor, y: Leaves, slope: Leaves, back: Tensor) -> tuple[Tensor, Leaves]:
     """The time and the state on the solution at `time - back`."""
-    return time - back, along(y, spread_over(-back, y), tuple(k.detach() for k in slope))
+    return time - back, add_scaled(y, expand_over(-back, y), tuple(k.detach() for k in slope))
 
 
 def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ..control.controller import Decision
 from ..core.dense import Coefficients
-from ..core.leaves import Leaves, scale, spread_over
-from ..core.norms import all_finite, peak
-from ..engine.advance import Clock, Move, State
-from ..engine.loop import Found, Trial
+from ..core.leaves import Leaves, expand_over, scale
+from ..core.norms import all_finite, max_abs
+from ..engine.loop import FoundEvents, TryStep
 from ..engine.problem import Problem
+from ..engine.step_attempt import State, StepAttempt
+from ..engine.stop_tracker import StopTracker
 from .chebyshev import node_points, nodes
 from .landing import Claim, Landing, put, resolution
-from .roots import Roots, Sought, first_roots
+from .roots import RootQuery, Roots, first_roots
 from .rounding import noise
-from .step_values import Path, Values, as_lanes, lanes_of, largest, rows_at_hand
+from .step_values import EventValues, StepValues, as_lanes, lanes_of, largest, rows_at_hand
 
 _APART = 1e-3  # of a step: where the rate of a value is measured around its root
 _CLOSEST = 1e-9  # of a step: a value that changes as much in so little as within _APART jumps
@@ -28,7 +29,7 @@ _HUGE = 1e6  # of the initial state: one that has grown beyond is blowing up, an
 
 
 @dataclass(frozen=True)
-class Events:
+class EventSet:
     """What is looked for, on L lanes (one, where they share their steps).
 
     directions: +1, -1 or 0, (m,). wanted: values that are looked for, (L, m). first: those that come before others at
@@ -36,30 +37,30 @@ class Events:
     by more than `quiet`, (L, m).
     """
 
-    values: Values
+    values: EventValues
     directions: Tensor
     wanted: Tensor
     first: Tensor
     signs: Tensor
     quiet: Tensor
 
-    def locator(self, p: Problem, attempt: Trial) -> Seeker:
-        return Seeker(p, self, attempt)
+    def locator(self, p: Problem, try_step: TryStep) -> EventLocator:
+        return EventLocator(p, self, try_step)
 
 
 @final
-class Seeker:
+class EventLocator:
     """Looks for an event in each step that was accepted, and takes the one it lies in again, to end at the event.
 
     Roots are those of the method's own dense output; steps that end there decide (see `Landing`). Of the batch, `rows`
     are at hand.
     """
 
-    def __init__(self, p: Problem, events: Events, attempt: Trial) -> None:
-        self.events, self.plain = events, attempt
-        self.clock: Clock | None = None
-        assert p.f.edges is not None  # see Problem.with_edges
-        self.edges, self.straight = p.f.edges, p.method.interpolation == "linear"
+    def __init__(self, p: Problem, events: EventSet, try_step: TryStep) -> None:
+        self.events, self.plain = events, try_step
+        self.tracker: StopTracker | None = None
+        assert p.f.segment_ends is not None  # see Problem.with_edges
+        self.edges, self.straight = p.f.segment_ends, p.method.interpolation == "linear"
         lane = p.direction.reshape(-1)
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
         self.landing = Landing(lane, self.rounding)
@@ -70,61 +71,61 @@ class Seeker:
         self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
         self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
         self.onwards = tuple(torch.zeros_like(y.detach()) for y in p.y0)
-        self.bound = _HUGE * peak(p.y0, p.batched).detach().reshape(-1).clamp(min=1.0)
+        self.bound = _HUGE * max_abs(p.y0, p.batched).detach().reshape(-1).clamp(min=1.0)
         self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
-    def divisible(self) -> bool:
+    def supports_subset(self) -> bool:
         """Whether the event functions also work on some samples of the batch."""
-        return self.events.values.divisible()
+        return self.events.values.supports_subset()
 
     @property
-    def found(self) -> Found:
+    def found(self) -> FoundEvents:
         value = self.landing.value
         peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return Found(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
+        return FoundEvents(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
 
-    def attempt(self, p: Problem, clock: Clock, s: State) -> tuple[Move, Decision]:
+    def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
         rows = rows_at_hand(p)
-        if clock is not self.clock:  # samples have left the batch
-            self.clock, there = clock, self.landing.value[rows] >= 0
+        if tracker is not self.tracker:  # samples have left the batch
+            self.tracker, there = tracker, self.landing.value[rows] >= 0
             if bool(there.any()):
-                clock.cut(there, s.stop, self.landing.t[rows])
-        move, decision = self.plain(p, clock, s)
-        accept = lanes_of(move.accept, p)
+                tracker.end_at(there, s.stop, self.landing.t[rows])
+        attempt, decision = self.plain(p, tracker, s)
+        accept = lanes_of(attempt.accept, p)
         found = self.landing.value[rows] >= 0
-        ends = accept & found & lanes_of(move.hit, p)
-        looks = accept & ~ends & all_finite(move.step.y, p.batched).reshape(-1)  # else the solve is about to fail
+        ends = accept & found & lanes_of(attempt.hit, p)
+        looks = accept & ~ends & all_finite(attempt.step.y, p.batched).reshape(-1)  # else the solve is about to fail
         if bool(looks.any()):  # in the grad mode of the step, as outputs are made of it too
-            move.sought = looks if p.batched else True
+            attempt.searched = looks if p.batched else True
             if not self.straight:
-                move.polynomial(move.sought)
+                attempt.polynomial(attempt.searched)
         with torch.no_grad():
             off = accept & found & ~ends  # a shorter step than that to the event, which is looked for anew
             back = torch.zeros_like(accept)
             if bool(ends.any()):
-                back, none = self._judge(p, move, ends, rows)
+                back, none = self._judge(p, attempt, ends, rows)
                 off, ends = off | none, ends & ~back & ~none
                 back = back | none
             if bool(off.any()):
-                self._call_off(clock, s, off, rows)
+                self._call_off(tracker, s, off, rows)
             if bool(looks.any()):
-                back = back | self._look(p, move, looks, rows)
+                back = back | self._look(p, attempt, looks, rows)
             if not bool(back.any()):
-                move.ends = ends if p.batched else bool(ends)
-                return move, decision
+                attempt.ends = ends if p.batched else bool(ends)
+                return attempt, decision
             to_event = back & (self.landing.value[rows] >= 0)
             if bool(to_event.any()):
-                self._cut(clock, s, to_event, rows)
-            return _taken_back(p, s, move, decision, back, ends)
+                self._cut(tracker, s, to_event, rows)
+            return _taken_back(p, s, attempt, decision, back, ends)
 
-    def _cut(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
+    def _cut(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
         """The step of these lanes is to end at an event, before which f is to be seen."""
-        t, batched = self.landing.t, clock.p.batched
-        clock.cut(lanes if batched else True, s.stop, t[rows] if batched else float(t))
+        t, batched = self.landing.t, tracker.p.batched
+        tracker.end_at(lanes if batched else True, s.stop, t[rows] if batched else float(t))
         self._edge(lanes, rows, t)
 
-    def _call_off(self, clock: Clock, s: State, lanes: Tensor, rows: Tensor) -> None:
-        clock.uncut(lanes if clock.p.batched else True, s.stop)
+    def _call_off(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
+        tracker.cancel_end_at(lanes if tracker.p.batched else True, s.stop)
         self.landing.value[rows[lanes]] = -1
         self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
 
@@ -133,15 +134,18 @@ class Seeker:
         t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
         self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
 
-    def _judge(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, p: Problem, attempt: StepAttempt, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
-        values, pick = self._values(p, move.time1, move.step.y), self.landing.value[rows].clamp(min=0).unsqueeze(-1)
+        values, pick = (
+            self._values(p, attempt.time1, attempt.step.y),
+            self.landing.value[rows].clamp(min=0).unsqueeze(-1),
+        )
         left, claim = values.gather(-1, pick).squeeze(-1), self.landing.claim
 
         def noise_of_it() -> Tensor:
-            time, y = move.time1.detach(), tuple(x.detach() for x in move.step.y)
+            time, y = attempt.time1.detach(), tuple(x.detach() for x in attempt.step.y)
             scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(p.y0, y, strict=True))
-            around = torch.maximum(move.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
+            around = torch.maximum(attempt.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
             found = noise(lambda t, x: self._values(p, t, x), time, y, around, scale)
             return found.gather(-1, pick).squeeze(-1)
 
@@ -160,22 +164,24 @@ class Seeker:
             put(self, rows, landed.off, past=past, past_sign=sign)
         return landed.again, landed.off
 
-    def _look(self, p: Problem, move: Move, lanes: Tensor, rows: Tensor) -> Tensor:
+    def _look(self, p: Problem, attempt: StepAttempt, lanes: Tensor, rows: Tensor) -> Tensor:
         """Look for the first event in a step of these lanes; gives those that have one.
 
         Where what was found was none, the search goes on from there: `past`, with the sign that the value has beyond it
         on the dense output, `past_sign`.
         """
-        path = Path(self.events.values, p, move, self._own(p, move) if self.straight else move.known_polynomial)
+        path = StepValues(
+            self.events.values, p, attempt, self._own(p, attempt) if self.straight else attempt.known_polynomial
+        )
         wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
-        first, last = self.last[rows], self._values(p, move.time1, move.step.y)
+        first, last = self.last[rows], self._values(p, attempt.time1, attempt.step.y)
         column = torch.cat([first.unsqueeze(-1), path.inside(nodes()[1:-1]), last.unsqueeze(-1)], -1)
         if bool((~torch.isfinite(column) & wanted.unsqueeze(-1)).any()):
-            lanes = lanes & ~self._blows_up(p, move, column, wanted)
+            lanes = lanes & ~self._blows_up(p, attempt, column, wanted)
             wanted = wanted & lanes.unsqueeze(-1)
         column = torch.where(torch.isfinite(column), column, 0.0)
         quiet, own = self.quiet[rows], self.signs[rows]
-        t0, t1 = (lanes_of(x, p).unsqueeze(-1) for x in (move.t0, move.t1))
+        t0, t1 = (lanes_of(x, p).unsqueeze(-1) for x in (attempt.t0, attempt.t1))
         past = ((self.past[rows] - t0) / (t1 - t0)).nan_to_num(0.0)
         signs, left, loud = self._first_signs(path, column, own, quiet, wanted)
         points = node_points().to(column.device)
@@ -185,17 +191,17 @@ class Seeker:
 
         def g(theta: Tensor, live: Tensor) -> Tensor:
             found = path.each(torch.where(at_end, theta.clamp(max=1.0), theta), live)
-            _refuse(~torch.isfinite(found) & live, found, move)
+            _refuse(~torch.isfinite(found) & live, found, attempt)
             return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
 
         at = torch.where(past > 0, self.past_sign[rows], signs)
-        sought = Sought(
+        sought = RootQuery(
             self.events.directions, torch.where(wanted, at, 0.0), torch.maximum(left, past), torch.maximum(loud, past)
         )
         roots = first_roots(g, column, sought, self.rounding / 4)
         found = lanes & torch.isfinite(roots.where.amin(-1))
         if bool(found.any()):
-            self._claim(p, path, move, rows, found, roots, signs, column)
+            self._claim(p, path, attempt, rows, found, roots, signs, column)
         end, on = column[..., -1], lanes & ~found
         put(self, rows, on, signs=torch.where(end != 0, end.sign(), signs), last=end)
         put(self, rows, on, quiet=torch.where(end != 0, 0.0, quiet), past=torch.full_like(past, torch.nan))
@@ -204,7 +210,7 @@ class Seeker:
         return found
 
     def _claim(
-        self, p: Problem, path: Path, move: Move, rows: Tensor, found: Tensor, roots: Roots, signs: Tensor,
+        self, p: Problem, path: StepValues, attempt: StepAttempt, rows: Tensor, found: Tensor, roots: Roots, signs: Tensor,
         column: Tensor,
     ) -> None:  # fmt: skip
         """Keep the events that were found: where they may be, and how the values stand and change there."""
@@ -229,7 +235,7 @@ class Seeker:
         after = torch.where(here != 0, here.sign(), signs)
         after = torch.where(torch.isfinite(where), before, after)
         after = torch.where(chosen, torch.where(here == 0, 0.0, -before), after)
-        t0, t1 = lanes_of(move.t0, p), lanes_of(move.t1, p)
+        t0, t1 = lanes_of(attempt.t0, p), lanes_of(attempt.t1, p)
         length = t1 - t0
 
         def of_it(x: Tensor) -> Tensor:
@@ -253,7 +259,7 @@ class Seeker:
         if not p.batched:
             part, margin = part[0], margin[0]
         slope = path.slope(part)
-        onwards = scale(spread_over(margin, slope), slope)  # along the dense output just past the event, by the margin
+        onwards = scale(expand_over(margin, slope), slope)  # along the dense output just past the event, by the margin
         if p.batched:
             for whole, x in zip(self.onwards, onwards, strict=True):
                 whole[rows[found]] = x[found]
@@ -266,7 +272,7 @@ class Seeker:
         ))  # fmt: skip
 
     def _first_signs(
-        self, path: Path, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
+        self, path: StepValues, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The signs before the step, from where on they hold, and from where on values are more than noise.
 
@@ -291,19 +297,19 @@ class Seeker:
         first = column.gather(-1, index).squeeze(-1).sign()
         return torch.where(unknown & (signs == 0) & loud.any(-1), first, signs), left, since
 
-    def _blows_up(self, p: Problem, move: Move, column: Tensor, wanted: Tensor) -> Tensor:
+    def _blows_up(self, p: Problem, attempt: StepAttempt, column: Tensor, wanted: Tensor) -> Tensor:
         """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
-        large = peak(move.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
+        large = max_abs(attempt.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
         wanted = wanted & ~large.unsqueeze(-1)
-        _refuse(~torch.isfinite(column) & wanted.unsqueeze(-1), column, move)
+        _refuse(~torch.isfinite(column) & wanted.unsqueeze(-1), column, attempt)
         return large
 
     @staticmethod
-    def _own(p: Problem, move: Move) -> Coefficients:
+    def _own(p: Problem, attempt: StepAttempt) -> Coefficients:
         """The method's own dense output, where that of the solution is a line: it sees two crossings within a step."""
         before = p.f.calls
-        coefficients = p.method.polynomial(move.input, move.step)
-        move.search_calls = p.f.calls - before
+        coefficients = p.method.polynomial(attempt.input, attempt.step)
+        attempt.search_calls = p.f.calls - before
         return coefficients
 
     def _values(self, p: Problem, t: Tensor, y: Leaves) -> Tensor:
@@ -312,24 +318,24 @@ class Seeker:
 
 
 def _taken_back(
-    p: Problem, s: State, move: Move, decision: Decision, back: Tensor, ends: Tensor
-) -> tuple[Move, Decision]:
+    p: Problem, s: State, attempt: StepAttempt, decision: Decision, back: Tensor, ends: Tensor
+) -> tuple[StepAttempt, Decision]:
     """The move with these lanes not accepted, and to be tried again as they were."""
     if not p.batched:
-        move.accept = move.ends = False
-        return move, decision._replace(accept=False, h=s.h, memory=s.memory)
-    move.accept, move.ends = move.accept & ~back, ends & ~back
-    memory = tuple(torch.where(back, a, b) for a, b in zip(s.memory, decision.memory, strict=True))
-    return move, decision._replace(accept=move.accept, h=torch.where(back, s.h, decision.h), memory=memory)
+        attempt.accept = attempt.ends = False
+        return attempt, decision._replace(accept=False, h=s.h, state=s.controller_state)
+    attempt.accept, attempt.ends = attempt.accept & ~back, ends & ~back
+    memory = tuple(torch.where(back, a, b) for a, b in zip(s.controller_state, decision.state, strict=True))
+    return attempt, decision._replace(accept=attempt.accept, h=torch.where(back, s.h, decision.h), state=memory)
 
 
-def _refuse(bad: Tensor, values: Tensor, move: Move) -> None:
+def _refuse(bad: Tensor, values: Tensor, attempt: StepAttempt) -> None:
     """Raise for the first of the values, (L, m) or (L, m, n), that is `bad`."""
     if not bool(bad.any()):
         return
     lane, value, *_ = place = bad.nonzero()[0].tolist()
-    t0 = float(torch.as_tensor(move.t0).reshape(-1)[lane])
-    sample = f", sample {int(move.problem.samples.whose(lane))}" if move.problem.batched else ""
+    t0 = float(torch.as_tensor(attempt.t0).reshape(-1)[lane])
+    sample = f", sample {int(attempt.problem.samples.of_rows(lane))}" if attempt.problem.batched else ""
     raise ValueError(
         f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "

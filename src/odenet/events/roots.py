@@ -27,7 +27,7 @@ _NEXT = 1e-7  # how far past a zero, maybe past 1, a function has to have left i
 _ELSEWHERE = (0.2871, 0.7643)  # where the polynomial of samples is held against the function itself
 
 
-class Sought(NamedTuple):
+class RootQuery(NamedTuple):
     """Which crossings: one number for each function.
 
     direction: +1 for those from negative to positive, -1 for the others, 0 for both; to exactly zero counts as well.
@@ -40,8 +40,8 @@ class Sought(NamedTuple):
     left: Tensor
     zeros_from: Tensor
 
-    def of(self, these: Tensor) -> Sought:
-        return Sought(*(x.expand_as(these)[these] for x in self))
+    def of(self, these: Tensor) -> RootQuery:
+        return RootQuery(*(x.expand_as(these)[these] for x in self))
 
 
 class Roots(NamedTuple):
@@ -59,7 +59,7 @@ class Roots(NamedTuple):
 
 
 def first_roots(
-    g: Function, samples: Tensor, sought: Sought, rounding: float = 0.0, halvings: int = _HALVINGS
+    g: Function, samples: Tensor, sought: RootQuery, rounding: float = 0.0, halvings: int = _HALVINGS
 ) -> Roots:
     """The first crossing of each function in (0, 1], given its samples at `nodes()` on the last axis.
 
@@ -109,7 +109,7 @@ def _of(g: Function, these: Tensor, like: Tensor) -> Function:
     return g_of_these
 
 
-def _on_halves(g: Function, samples: Tensor, sought: Sought, rounding: float, halvings: int) -> Roots:
+def _on_halves(g: Function, samples: Tensor, sought: RootQuery, rounding: float, halvings: int) -> Roots:
     """`first_roots` on the first half, and of what has none there on the second."""
     direction, sign, left, zeros_from = sought
     where, rising = torch.full_like(sign, torch.inf), torch.zeros_like(sign, dtype=torch.bool)
@@ -129,7 +129,7 @@ def _on_halves(g: Function, samples: Tensor, sought: Sought, rounding: float, ha
         if begin:  # what is zero so far has the sign that it takes first
             sign = torch.where(live & (sign == 0), _first_sign(column), sign)
         signs = torch.where(live, sign, 0.0)
-        found = first_roots(half, column, Sought(direction, signs, at_left, zeros), rounding, halvings)
+        found = first_roots(half, column, RootQuery(direction, signs, at_left, zeros), rounding, halvings)
         where = torch.where(live, begin + found.where / 2, where)
         # what begins before this half does so in the one before it, or where it did
         since = torch.where(live & (found.since > 0), begin + found.since / 2, since)
@@ -142,7 +142,7 @@ def _first_sign(samples: Tensor) -> Tensor:
     return samples.gather(-1, (samples != 0).to(torch.uint8).argmax(-1, keepdim=True)).squeeze(-1).sign()
 
 
-def _first_roots(g: Function, samples: Tensor, sought: Sought, rounding: float, smooth: bool = True) -> Roots:
+def _first_roots(g: Function, samples: Tensor, sought: RootQuery, rounding: float, smooth: bool = True) -> Roots:
     """`first_roots` of functions that may have one; of those that are not `smooth` by the samples' signs alone."""
     direction, sign, left, zeros_from = sought
     points, interpolate, sampled = (x.to(samples.device) for x in (finely() if smooth else at_the_nodes()))

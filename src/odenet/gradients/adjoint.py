@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import final
 
 from ..core.leaves import Leaves
-from ..engine.integrate import Request, Solved, integrate
+from ..engine.integrate import NumericalSolution, Request, integrate
+from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
-from ..engine.recorders import Record
-from .adjoint_field import CotangentField
-from .continuous_adjoint import Backward, ContinuousAdjoint
+from .adjoint_field import AdjointField
+from .continuous_adjoint import AdjointSolve, ContinuousAdjoint
 
 
 @final
@@ -28,6 +28,6 @@ class Adjoint(ContinuousAdjoint):
 
     name = "adjoint"
 
-    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        solved = integrate(q, request, Record(q))
-        return solved, lambda captured: Backward(self, q, CotangentField(q.f, captured))
+    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        solved = integrate(q, request, OutputRecorder(q))
+        return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured))

@@ -15,7 +15,7 @@ from ..core.vector_field import VectorField
 
 
 @final
-class CotangentField:
+class AdjointField:
     """d/dt (y, a) = (f(t, y), -(df/dy)^T a): the state is solved again. Chen et al. 2018, eq. (4).
 
     path: a given y(t), which takes the times, and which samples they are of where these are not all: the field is then
@@ -50,9 +50,9 @@ class CotangentField:
         """What callbacks see of the backward solve's state."""
         return leaves
 
-    def narrowed(self, rows: Tensor) -> CotangentField | None:
+    def subset(self, rows: Tensor) -> AdjointField | None:
         """The field of some samples; None where f does not work on a part of the batch."""
-        f = self.f.narrowed(rows)
+        f = self.f.subset(rows)
         if f is None:
             return None
         other = copy.copy(self)
@@ -60,10 +60,10 @@ class CotangentField:
         other.lanes = rows if self.lanes is None else self.lanes[rows]
         return other
 
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
+    def __call__(self, t: Tensor, state: Leaves, side: Tensor | None = None) -> Leaves:
         if self.path is not None:
-            return self.slopes(t, self.path(t, self.lanes), state, nudge)[1]
-        slope, back = self.slopes(t, *self.pair(t, state), nudge)
+            return self.slopes(t, self.path(t, self.lanes), state, side)[1]
+        slope, back = self.slopes(t, *self.pair(t, state), side)
         return (*slope, *back)
 
     def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
@@ -77,7 +77,7 @@ class CotangentField:
         """What the backward solve starts from."""
         return (*y, *a) if self.path is None else a
 
-    def slopes(self, t: Tensor, y: Leaves, a: Leaves, nudge: Tensor | None) -> tuple[Leaves, Leaves]:
+    def slopes(self, t: Tensor, y: Leaves, a: Leaves, side: Tensor | None) -> tuple[Leaves, Leaves]:
         """f(t, y) and -(df/dy)^T a; attached to y and a in grad mode, where an implicit step wants their Jacobian."""
         attached = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -85,11 +85,11 @@ class CotangentField:
                 t, y = t.detach(), new_leaves(y)
             y = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
             marker = 0 if self.parts is None else graph_marker()
-            slope = self.f(t, y, nudge)
+            slope = self.f(t, y, side)
             if self.parts is None:
                 pulled = self.pulled(slope, y, a, attached)
             else:
-                self.f.see(slope, t, y, marker)
+                self.f.collect_captured(slope, t, y, marker)
                 pulled = self.pulled(slope, (*y, *self.fixed), a, attached)
                 self.parts.append(pulled[len(y) :])
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=False))
@@ -102,7 +102,7 @@ class CotangentField:
             y = new_leaves(y)
             t = t.detach()
             slope = self.f(t, y)
-            self.f.see(slope, t, y, marker)
+            self.f.collect_captured(slope, t, y, marker)
             return self.pulled(slope, self.fixed, a)
 
     def pulled(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.autocast import autocast_as_now
-from ..core.error_notes import noted
+from ..core.autocast import current_autocast
+from ..core.error_notes import add_note
 from ..core.vjp import local_vjp
 
 Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
@@ -54,7 +54,7 @@ class _Attach(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         fixed = len(inputs) - counts[1]
         ctx.pull, ctx.again, ctx.captured = pull, again, counts[0]
-        ctx.precision = autocast_as_now(outputs[0].device.type)
+        ctx.precision = current_autocast(outputs[0].device.type)
         ctx.save_for_backward(*inputs[:fixed])  # so that autograd notices inputs changed before the backward pass
         ctx.spare = [(x, x._version) for x in inputs[fixed:]]
         ctx.set_materialize_grads(False)
@@ -64,7 +64,7 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         inputs, spare = ctx.saved_tensors, [x for x, _ in ctx.spare]
         split = len(inputs) - ctx.captured
-        with ctx.precision(), noted("Batching rule not implemented", _ONE_BY_ONE):
+        with ctx.precision(), add_note("Batching rule not implemented", _ONE_BY_ONE):
             if ctx.again is not None and torch.is_grad_enabled():
                 bars = _differentiably(ctx.again, inputs[:split], (*inputs[split:], *spare), cotangents)
             else:

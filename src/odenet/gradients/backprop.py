@@ -6,7 +6,7 @@ from typing import final
 
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from .gradient import Gradient, Trajectory, plain
+from .gradient import Gradient, Trajectory, solve_plain
 
 
 @final
@@ -16,4 +16,4 @@ class Backprop(Gradient):
     name = "backprop"
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        return plain(p, request)
+        return solve_plain(p, request)

@@ -13,23 +13,23 @@ from torch import Tensor
 
 from ..control.controller import Controller
 from ..core.capture import graph_marker
-from ..core.leaves import Leaves, dot, new_leaves, rows, select, spread
-from ..core.norms import Tolerance, peak
-from ..core.scalars import Flag, where
+from ..core.leaves import Leaves, dot, expand_to, new_leaves, rows, select
+from ..core.norms import Tolerance, max_abs
+from ..core.scalars import MaskLike, where
 from ..core.status import Status
-from ..core.validate import number, shown, whole
+from ..core.validate import describe, integer, number
 from ..core.vector_field import VectorField
 from ..engine.callbacks import Callbacks
 from ..engine.dense_solution import Interpolation, evaluate_pieces
 from ..engine.diagnose import raise_failure
-from ..engine.integrate import Request, Solved, integrate
+from ..engine.integrate import NumericalSolution, Request, integrate
 from ..engine.loop import Outcome
+from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
-from ..engine.recorders import Record
-from ..methods.method import Bars, Method
-from .adjoint_field import CotangentField
+from ..methods.method import Cotangents, Method
+from .adjoint_field import AdjointField
 from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, plain, refuse_random
+from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
 from .quadrature import quadrature
 from .step_graph import divided
 from .taped_solve import once_more
@@ -69,14 +69,14 @@ class ContinuousAdjoint(Gradient):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
         if self.max_steps is not None:
-            whole("max_steps of the backward solve", self.max_steps, most=2**62)
+            integer("max_steps of the backward solve", self.max_steps, most=2**62)
         for name, kinds, what in (
             ("method", (str, Method), "a name or a Method"),
             ("controller", Controller, "a Controller"),
             ("callbacks", Callbacks, "a Callbacks"),
         ):
             if (given := getattr(self, name)) is not None and not isinstance(given, kinds):
-                raise TypeError(f"{name} of the backward solve must be {what}; got {shown(given)}")
+                raise TypeError(f"{name} of the backward solve must be {what}; got {describe(given)}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
         other = copy.copy(self)
@@ -91,25 +91,27 @@ class ContinuousAdjoint(Gradient):
         if callable(self.norm):
             controller = copy.copy(controller)
             controller.norm = cast(Any, self.norm)
-        return method.interpolated("own"), controller  # the quadrature runs along it, and lines would cost its order
+        return method.with_dense_output(
+            "own"
+        ), controller  # the quadrature runs along it, and lines would cost its order
 
     def tolerances(self, q: Problem, a: Leaves, count: int) -> tuple[Tolerance, Tolerance]:
         """Of the backward solve of q from the cotangents a: for each of its `count` leaves, y's (if any), then a's."""
         rtol = [*q.rtol] * (count // len(a)) if self.rtol is None else [self.rtol] * count
         if self.atol is not None:
             return rtol, [self.atol] * count
-        top = peak(a, q.batched)  # the largest entry of a, of each lane; one where a is zero
+        top = max_abs(a, q.batched)  # the largest entry of a, of each lane; one where a is zero
         top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-        units = [float(top) if q.on_host else spread(top, x) for x in a]
+        units = [float(top) if q.on_host else expand_to(top, x) for x in a]
         return rtol, [*q.atol[: count - len(a)], *(x * unit for x, unit in zip(q.atol, units, strict=True))]
 
     @abstractmethod
-    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
+    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         """Solve, and say what takes the backward pass, given the captured tensors."""
 
     def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, request)
+            return solve_plain(p, request)
         q = p.detached()
         with torch.no_grad():
             solved, backward = self.forwards(q, request)
@@ -125,8 +127,8 @@ class _Attaching:
     """Makes states of a forward solve of p, of which q is a detached copy, functions of all inputs."""
 
     def __init__(
-        self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: Solved,
-        backward: Callable[[Leaves], Backward], used: Sequence[Tensor], spare: Sequence[Tensor],
+        self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
+        backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], spare: Sequence[Tensor],
     ) -> None:  # fmt: skip
         self.how, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
         self.used, self.spare, self.stats = used, spare, Stats.of(solved.outcome)
@@ -179,10 +181,10 @@ class _Attaching:
         return tuple(y[place] for y in ys)
 
 
-class Backward:
+class AdjointSolve:
     """One backward pass: from output time to output time, adding its cotangent at each."""
 
-    def __init__(self, how: ContinuousAdjoint, q: Problem, field: CotangentField) -> None:
+    def __init__(self, how: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
         self.how, self.q, self.field = how, q, field
         method, controller = how.backward_solver(q)
         self.options: dict[str, Any] = {
@@ -211,7 +213,7 @@ class Backward:
         direction = q.direction.unsqueeze(-1)
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
         beyond = (ts - reached.unsqueeze(-1)) * direction > 0
-        self.asked: Flag = True
+        self.asked: MaskLike = True
         if batched:  # a sample that nobody asks for has no backward solve: it stands at its start
             self.asked = asked = _asked(cotangents, ts)
             reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
@@ -238,7 +240,7 @@ class Backward:
                 self._go(where(self.asked, low, self.here))
         return (*self.a, self.ts_bar if times_needed else None, *self.quadrature.total())
 
-    def _output(self, i: int, lanes: Flag) -> None:
+    def _output(self, i: int, lanes: MaskLike) -> None:
         """Go back to output i and take its cotangent up."""
         self._go(where(lanes, self.ts[..., i], self.here))
         if self.ys is not None:
@@ -254,14 +256,14 @@ class Backward:
             self.ts_bar[..., i] += self._rate(bar, lanes)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
 
-    def _through_save(self, i: int, lanes: Flag, given: Bars) -> Leaves:
+    def _through_save(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
         """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
         f, y = self.field.f, new_leaves(self.y)
         with torch.enable_grad():
             marker = graph_marker()
             t = self.here.detach().requires_grad_()
-            kept = f.saved(t, y)
-            f.see(kept, t, y, marker)
+            kept = f.save_output(t, y)
+            f.collect_captured(kept, t, y, marker)
             *found, by_t = self.field.pulled(kept, (*self.field.fixed, *y, t), given)
         if self.times_needed and by_t is not None:
             self.ts_bar[..., i] += by_t
@@ -269,7 +271,7 @@ class Backward:
         self.quadrature.add(found[:m])
         return _filled(divided(lanes, found[m:])[0], self.y)
 
-    def _rate(self, a: Leaves, lanes: Flag) -> Tensor:
+    def _rate(self, a: Leaves, lanes: MaskLike) -> Tensor:
         """a^T f where the pass stands, zero for the other lanes."""
         rate = dot(a, self.field.f(self.here, self.y), self.q.batched)
         return where(lanes, rate, torch.zeros_like(rate))
@@ -284,7 +286,7 @@ class Backward:
         rtol, atol = self.how.tolerances(self.q, self.a, len(state))
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
         request = Request(callbacks=self.how.callbacks)
-        solved = integrate(p, request, Record(p), (self.quadrature,))
+        solved = integrate(p, request, OutputRecorder(p), (self.quadrature,))
         raise_failure(p, solved.outcome, backward=self.how.name)
         self.nfe = self.nfe + solved.outcome.nfe
         self.y, self.a = self.field.pair(end, solved.y1)

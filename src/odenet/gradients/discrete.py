@@ -14,17 +14,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, spread_over
+from ..core.leaves import Leaves, expand_over
 from ..engine.integrate import Request
 from ..engine.problem import Problem
-from ..methods.method import Bars, StagewiseMethod, StepInput
-from .backward_pass import Sweep
+from ..methods.method import Cotangents, StagewiseMethod, StepInput
+from .backward_pass import BackwardPass
 from .batch_segments import Start
-from .gradient import Gradient, Trajectory, direct, plain
+from .gradient import Gradient, Trajectory, direct, solve_plain
 from .memory_budget import slots_within, whole_bytes
-from .state_store import Checkpoints, EveryState, KeptGraphs, States
-from .step_graph import Evaluations, Local, attached_step
-from .taped_solve import Taken, taped
+from .state_store import AllStates, Checkpoints, StateStore, StepGraphs
+from .step_graph import EvaluationGraphs, StepGraph, attached_step
+from .taped_solve import TapedSolve, solve_with_tape
 
 
 @final
@@ -50,43 +50,45 @@ class Discrete(Gradient):
 
     def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, request)
+            return solve_plain(p, request)
         slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
         if slots is None:
-            states, graphs = EveryState(), KeptGraphs()
+            states, graphs = AllStates(), StepGraphs()
         else:
             slots = min(slots, p.max_steps)
             states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
 
-        def pull(taken: Taken, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-            return StepSweep(taken, states).run(cotangents)
+        def pull(taken: TapedSolve, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            return TapeBackwardPass(taken, states).run(cotangents)
 
-        found = taped(p, request, states, graphs, pull)
+        found = solve_with_tape(p, request, states, graphs, pull)
         if slots is not None:
             found.stats["checkpoints"] = slots
         return found
 
 
 @final
-class StepSweep(Sweep):
+class TapeBackwardPass(BackwardPass):
     """Takes each step again from the start that `states` gives."""
 
-    def __init__(self, taken: Taken, states: States) -> None:
+    def __init__(self, taken: TapedSolve, states: StateStore) -> None:
         super().__init__(taken, taken.q.method)
         self.states = states
 
-    def local(self, n: int) -> Local:
-        e, _ = self.taking(n)
+    def step_graph(self, n: int) -> StepGraph:
+        e, _ = self.samples_of(n)
         return attached_step(self.q, e, self.times_needed, *self._from(n))
 
-    def pulled(self, method: StagewiseMethod, n: int, y_bar: Bars, carry_bar: Bars) -> tuple[Bars, Bars]:
-        q, (e, _) = self.q, self.taking(n)
+    def step_vjp(
+        self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
+    ) -> tuple[Cotangents, Cotangents]:
+        q, (e, _) = self.q, self.samples_of(n)
         y, carry = self._from(n)
         time0, time1 = e.ends(q)
-        f = Evaluations(e.field(q, time0, time1))
-        with q.f.drawing_from(e.draws.get("step")):
+        f = EvaluationGraphs(e.field(q, time0, time1))
+        with q.f.with_random_states(e.random_states.get("step")):
             method.step(StepInput(f, time0, time1, y, carry))
-        return method.pull(spread_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
+        return method.vjp(expand_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
     def _from(self, n: int) -> Start:
         return self.start_of(n, self.states.start(n, self.forwards, self.restart))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, select
-from ..core.scalars import Number
+from ..core.scalars import ScalarLike
 from ..core.status import Status
 from ..engine.problem import Problem
 from .gradient import COUNTS, Trajectory, direct
 
 
-def unfailed(p: Problem, status: Number) -> Tensor | None:
+def succeeded(p: Problem, status: ScalarLike) -> Tensor | None:
     """The samples that came to an end of theirs, (B,); None where all did, or where there are no samples."""
     if not p.batched or p.traced:
         return None
@@ -27,17 +27,17 @@ def unfailed(p: Problem, status: Number) -> Tensor | None:
     return None if bool(good.all()) else good
 
 
-def held(good: Tensor, y: Leaves) -> Leaves:
+def detach_failed(good: Tensor, y: Leaves) -> Leaves:
     """y with the rows of samples that failed detached."""
     return select(good, y, tuple(x.detach() for x in y))
 
 
-def frozen(p: Problem, found: Trajectory) -> Trajectory:
+def freeze_failed(p: Problem, found: Trajectory) -> Trajectory:
     """The trajectory with failed samples as constants."""
-    good = unfailed(p, found.outcome.state.status)
+    good = succeeded(p, found.outcome.state.status)
     if good is None or not torch.is_grad_enabled():
         return found
-    return found.changed(lambda y: held(good, y))
+    return found.changed(lambda y: detach_failed(good, y))
 
 
 def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:
@@ -45,13 +45,13 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
 
     again: that solve.
     """
-    good = unfailed(p, found.outcome.state.status)
+    good = succeeded(p, found.outcome.state.status)
     asked = not direct() and any(x.requires_grad for x in (*found.ys, *found.y1))
     if good is None or not asked or not bool(good.any()):
-        return frozen(p, found)
+        return freeze_failed(p, found)
     drew = found.field or p.f
     p = _standing(p, found, good)
-    with drew.drawing_from(drew.start_states):  # an f that draws random numbers draws those that it drew
+    with drew.with_random_states(drew.initial_random_states):  # an f that draws random numbers draws those that it drew
         others = again(p)
     others.stats.update({k: found.stats[k] for k in COUNTS})
     pieces = None if found.pieces is None else found.pieces.detached()
@@ -79,9 +79,9 @@ def _standing(p: Problem, found: Trajectory, good: Tensor) -> Problem:
     index, drew = torch.arange(len(good), device=good.device), found.field or p.f
     rows = torch.where(good | (found.outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
     f = p.f.with_args(p.f.differentiable_args)
-    with torch.no_grad(), drew.drawing_from(drew.start_states):
+    with torch.no_grad(), drew.with_random_states(drew.initial_random_states):
         f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
-    f = f.narrowed(rows) or f
+    f = f.subset(rows) or f
     f.checked = False  # the solve to come is to see what it uses
     mask, start, jumps = good[:, None], p.ts.detach()[..., :1][rows], p.stops.jumps
     times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
-from ..core.error_notes import noted
+from ..core.error_notes import add_note
 from ..core.leaves import Leaves, new_leaves
-from ..core.scalars import Flag
-from ..engine.advance import Move
+from ..core.scalars import MaskLike
+from ..engine.dense_recorder import flat_piece
 from ..engine.integrate import Request, integrate
 from ..engine.observer import Observer
+from ..engine.output_recorder import OutputBuffer, OutputRecorder, first_outputs, saved_outputs
 from ..engine.problem import Problem
-from ..engine.recorders import Collected, Record, first_outputs, inside, piece
-from ..engine.tape import Entry, GraphKeeper, Tape
+from ..engine.step_attempt import StepAttempt
+from ..engine.tape import GraphStore, Tape, TapeStep
 from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, plain, refuse_random
+from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
 from .step_graph import attached_step
 from .tangents import Directions
 from .taped_solve import flat, once_more, unpacked
@@ -47,13 +48,13 @@ class Forward(Gradient):
 
     def run(self, p: Problem, request: Request) -> Trajectory:
         if direct():
-            return plain(p, request)
+            return solve_plain(p, request)
         q = replace(p.detached(), compact=False)  # the tangents are those of all samples
         with torch.no_grad():
-            record = Record(q)
-            tape = Tape(record, None, EveryGraph(), p.times_move)
+            record = OutputRecorder(q)
+            tape = Tape(record, None, AllGraphs(), p.times_differentiable)
             carried = Sensitivities(q, p, tape, request.dense)
-            solved = integrate(q, request, record, (tape, carried), tape.attempt)
+            solved = integrate(q, request, record, (tape, carried), tape.try_step)
             carried.begin()
         stats, n = Stats.of(solved.outcome), len(p.y0)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
@@ -80,13 +81,13 @@ class Forward(Gradient):
 
 
 @final
-class EveryGraph(GraphKeeper):
+class AllGraphs(GraphStore):
     """Wants every step recorded, and keeps none."""
 
     def wants_graph(self, p: Problem) -> bool:
         return True
 
-    def keep(self, n: int, move: Move) -> None:
+    def store(self, n: int, attempt: StepAttempt) -> None:
         pass
 
 
@@ -96,11 +97,11 @@ class Sensitivities(Observer):
 
     def __init__(self, q: Problem, p: Problem, tape: Tape, dense: bool) -> None:
         self.q, self.p, self.tape, self.dense = q, p, tape, dense
-        self.times_needed = p.times_move
+        self.times_needed = p.times_differentiable
         self.marker = graph_marker()
         self.begun = False
         self.touched: set[int] = set()  # ids of tensors that some step was found to use
-        self.outputs = Collected()
+        self.outputs = OutputBuffer()
         self.pieces: list[Leaves] = []
 
     def begin(self) -> None:
@@ -120,50 +121,50 @@ class Sensitivities(Observer):
         self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():
-            with q.f.drawing_from(q.f.start_states):
+            with q.f.with_random_states(q.f.initial_random_states):
                 carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
-        self.outputs.keep(rows, tuple(x.transpose(0, 1) for x in found[: len(first)]))
+        self.outputs.append(rows, tuple(x.transpose(0, 1) for x in found[: len(first)]))
         self.carry = found[len(first) :]
 
-    def see(self, move: Move) -> None:
+    def observe(self, attempt: StepAttempt) -> None:
         if not self.tape.entries:
             return
         self.begin()
         e, q, n = self.tape.entries.pop(), self.q, len(self.y)
-        calls, known = q.f.calls, move.known_polynomial
+        calls, known = q.f.calls, attempt.known_polynomial
         with torch.enable_grad():
-            move, carry1 = self._attached(e, move)
+            attempt, carry1 = self._attached(e, attempt)
             times = q.ts.detach().requires_grad_(self.times_needed)
-            given = e.given
-            inner = () if given is None else inside(move, times[given.rows], given.lane)
-            parts = piece(move) if self.dense else ()
+            given = e.outputs
+            inner = () if given is None else saved_outputs(attempt, times[given.rows], given.lane)
+            parts = flat_piece(attempt) if self.dense else ()
             time1 = self._end(e)
             found = self._jvp(
-                (*move.step.y, *carry1, *inner, *parts),
-                (*move.y, *move.carry, move.time0, move.time1, times),
+                (*attempt.step.y, *carry1, *inner, *parts),
+                (*attempt.y, *attempt.carry, attempt.time0, attempt.time1, times),
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
         if self.tape.dropped:
             # the lanes that took the step are not charged for what those did that rejected it
-            q.f.calls = calls + (0 if known else move.polynomial_calls)
+            q.f.calls = calls + (0 if known else attempt.polynomial_calls)
         m = n + len(carry1)
         if given is not None:
-            self.outputs.keep(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + len(inner)]))
+            self.outputs.append(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + len(inner)]))
         if self.dense:
             self.pieces.append(tuple(found[m + len(inner) :]))
         self.y = [_select(e.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]
         self.carry = [_select(e.accept, a, b) for a, b in zip(found[n:m], self.carry, strict=True)]
         self.time = _select(e.accept, time1, self.time)
 
-    def _attached(self, e: Entry, move: Move) -> tuple[Move, Leaves]:
+    def _attached(self, e: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
         """The move and the carry after it, attached to leaves; taken again where it was not recorded whole."""
-        if move.graph is not None:
-            return replace(move, step=move.graph), move.graph.carry
-        local = attached_step(self.q, e, self.times_needed, move.y, move.carry)
-        return local.move, local.carry1
+        if attempt.graph is not None:
+            return replace(attempt, step=attempt.graph), attempt.graph.carry
+        local = attached_step(self.q, e, self.times_needed, attempt.y, attempt.carry)
+        return local.attempt, local.carry1
 
-    def _end(self, e: Entry) -> Tensor:
+    def _end(self, e: TapeStep) -> Tensor:
         """Tangent of the step's end: that of a stop where it hit one, else that of its start."""
         if self.q.on_host:
             if e.hit and e.stop < 0:  # the time of an event is a constant
@@ -173,14 +174,14 @@ class Sensitivities(Observer):
         there = torch.where(e.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
         return torch.where(e.hit, there, self.time)
 
-    @noted("derivative for", _TWICE)
+    @add_note("derivative for", _TWICE)
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:
         """Tangents (P, ...) of `values`, from those of `inputs` and of what all steps share."""
         out = [v.new_zeros(self.directions.count, *v.shape) for v in values]
         live = [i for i, v in enumerate(values) if v.requires_grad]
         attached = tuple(values[i] for i in live)
         if self.q.f.captured is not None:
-            self.q.f.captured.see(attached, (*inputs, *self.fixed), self.marker)
+            self.q.f.captured.collect(attached, (*inputs, *self.fixed), self.marker)
         asked = [
             (x, t)
             for x, t in zip((*inputs, *self.fixed), (*tangents, *self.fixed_seeds), strict=True)
@@ -207,7 +208,7 @@ class Sensitivities(Observer):
     def tangents(self) -> list[Tensor]:
         """(P, ...) for each output: ys, y1, and the flat pieces with `dense`. Per sample (P, B, ...)."""
         axis = 1 + self.q.batched
-        ys = [x.movedim(axis, 0) for x in self.outputs.whole(self.q.ts, 0.0)]
+        ys = [x.movedim(axis, 0) for x in self.outputs.assemble(self.q.ts, 0.0)]
         if not self.dense:
             return [*ys, *self.y]
         start = [self.time, self.time, *self.y, *(torch.zeros_like(x) for x in self.y)]
@@ -216,7 +217,7 @@ class Sensitivities(Observer):
         return [*ys, *self.y, *flat]
 
 
-def _select(accept: Flag, a: Tensor, b: Tensor) -> Tensor:
+def _select(accept: MaskLike, a: Tensor, b: Tensor) -> Tensor:
     """Lane by lane, where lanes are the second axis."""
     if accept is True:
         return a

@@ -14,18 +14,19 @@ from typing import final
 from torch import Tensor
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, spread
+from ..core.leaves import Leaves, expand_to
 from ..core.scalars import where
-from ..engine.advance import Move
+from ..engine.dense_recorder import DenseRecorder, PiecewisePolynomial, flat_piece, stack_pieces
 from ..engine.dense_solution import evaluate_pieces
-from ..engine.integrate import Request, Solved, integrate
+from ..engine.integrate import NumericalSolution, Request, integrate
+from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
-from ..engine.recorders import Everywhere, Pieces, Record, piece, stacked
-from ..engine.tape import Entry, Keeper, Tape
+from ..engine.step_attempt import StepAttempt
+from ..engine.tape import StepStore, Tape, TapeStep
 from ..errors import unknown_name
-from .adjoint_field import CotangentField
-from .batch_segments import Part, Start, fewer
-from .continuous_adjoint import Backward, ContinuousAdjoint
+from .adjoint_field import AdjointField
+from .batch_segments import BatchSegment, Start, take_start
+from .continuous_adjoint import AdjointSolve, ContinuousAdjoint
 
 
 @final
@@ -52,34 +53,34 @@ class GaussAdjoint(ContinuousAdjoint):
         if isinstance(count, bool) or not isinstance(count, int) or count < 2:
             raise ValueError(f"checkpoints must be an int of at least 2; got {count!r}")
 
-    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        record = Record(q)
+    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        record = OutputRecorder(q)
         if self.interpolate == "dense":
-            everywhere = Everywhere()
+            everywhere = DenseRecorder()
             solved = integrate(q, request, record, (everywhere,))
-            path = Path(q)
+            path = StoredSolution(q)
             path.enter(everywhere.parts)
-            return solved, lambda captured: Backward(self, q, CotangentField(q.f, captured, path))
-        starts = SpacedStarts(self.checkpoints)
+            return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, path))
+        starts = SpacedStates(self.checkpoints)
         tape = Tape(record, starts)
         solved = integrate(q, request, record, (tape,))
         entries = tape.entries
-        return solved, lambda captured: BySegments(self, q, captured, starts, entries)
+        return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, entries)
 
 
-class Path:
+class StoredSolution:
     """y(t) on the pieces at hand."""
 
     def __init__(self, q: Problem) -> None:
         self.q, self.leaves = q, len(q.y0)
         self.parts: list[Leaves] = []
-        self.stacked: Pieces | None = None
+        self.stacked: PiecewisePolynomial | None = None
         self.ends: list[float] = []
 
     def enter(self, parts: list[Leaves]) -> None:
         self.parts, self.stacked = parts, None
         if self.q.batched:
-            self.stacked = stacked(parts, self.leaves) if parts else None
+            self.stacked = stack_pieces(parts, self.leaves) if parts else None
         else:
             self.sign = float(self.q.direction)
             self.ends = [float(part[1]) * self.sign for part in parts]
@@ -90,35 +91,35 @@ class Path:
             values = evaluate_pieces(self.stacked, t[:, None], direction, True, lanes)
             return tuple(x[:, 0] for x in values)
         flat = self.parts[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
-        piece = Pieces.from_flat(flat, self.leaves)
+        piece = PiecewisePolynomial.from_flat(flat, self.leaves)
         theta = (t - piece.start) / (piece.end - piece.start)
-        return evaluate(piece.y, piece.coefficients, tuple(spread(theta, y) for y in piece.y))
+        return evaluate(piece.y, piece.coefficients, tuple(expand_to(theta, y) for y in piece.y))
 
 
 @final
-class SpacedStarts(Keeper):
+class SpacedStates(StepStore):
     """The start of every `stride`-th step; the stride doubles when there are more than `most`."""
 
     def __init__(self, most: int) -> None:
         self.most, self.stride = most, 1
         self.held: list[Start] = []
 
-    def keep(self, n: int, move: Move) -> None:
+    def store(self, n: int, attempt: StepAttempt) -> None:
         if n % self.stride == 0 and len(self.held) == self.most:
             self.held, self.stride = self.held[::2], 2 * self.stride
         if n % self.stride == 0:
-            self.held.append((move.y, move.carry))
+            self.held.append((attempt.y, attempt.carry))
 
 
-class BySegments(Backward):
+class SegmentedAdjointSolve(AdjointSolve):
     """Takes the steps from each checkpoint again, for their polynomials, and goes back along them."""
 
     def __init__(
-        self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStarts, entries: list[Entry]
+        self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStates, entries: list[TapeStep]
     ) -> None:
-        self.path = Path(q)
-        super().__init__(how, q, CotangentField(q.f, captured, self.path))
-        self.starts, self.entries, self.whole = starts, entries, Part(q)
+        self.path = StoredSolution(q)
+        super().__init__(how, q, AdjointField(q.f, captured, self.path))
+        self.starts, self.entries, self.whole = starts, entries, BatchSegment(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
         for k in reversed(range(len(self.starts.held))):
@@ -128,18 +129,18 @@ class BySegments(Backward):
             yield where(self.asked, self._start_of(self.entries[first]), start)
         yield start
 
-    def _start_of(self, e: Entry) -> Tensor:
+    def _start_of(self, e: TapeStep) -> Tensor:
         """Where a step starts; where the solution ends for samples that had left the batch."""
-        return e.problem.samples.put(self.reached, e.ends(self.q)[0])
+        return e.problem.samples.scatter_into(self.reached, e.ends(self.q)[0])
 
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
         parts: list[Leaves] = []
         part, samples = self.whole, self.entries[first].problem.samples
         for e in self.entries[first : first + self.starts.stride]:
-            start, samples = fewer(start, samples, e.problem.samples), e.problem.samples
+            start, samples = take_start(start, samples, e.problem.samples), e.problem.samples
             if part.q.samples.index is not samples.index:
-                part = Part(e.problem)
-            move, start = part.again(e, start)
-            parts.append(piece(move))
+                part = BatchSegment(e.problem)
+            attempt, start = part.replay(e, start)
+            parts.append(flat_piece(attempt))
             self.nfe = part.charge(self.nfe, e.accept)
         return parts

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, forward_mode
-from ..core.serialization import constants, described
+from ..core.serialization import constants, settings_repr
 from ..core.torch_func import outlasting, transforming, vmapping
 from ..core.vector_field import VectorField
-from ..engine.dense_solution import Interpolation, Stretches
+from ..engine.dense_solution import Interpolation, JoinedInterpolation
 from ..engine.integrate import Request, integrate
 from ..engine.loop import Outcome
+from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
-from ..engine.recorders import Record
-from ..engine.vmapped import Lanewise
+from ..engine.vmapped import VmapRecorder
 from ..errors import CaptureError
 from ..methods.method import StagewiseMethod
 
@@ -92,11 +92,11 @@ class Trajectory:
     dense: Callable[[Tensor], Leaves] | None
     outcome: Outcome
     stats: Stats
-    pieces: Interpolation | Stretches | None = None
+    pieces: Interpolation | JoinedInterpolation | None = None
     field: VectorField | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.dense, (Interpolation, Stretches)) and self.pieces is None:
+        if isinstance(self.dense, (Interpolation, JoinedInterpolation)) and self.pieces is None:
             self.pieces = self.dense
 
     def changed(self, change: Callable[[Leaves], Leaves]) -> Trajectory:
@@ -112,7 +112,7 @@ class Gradient(ABC):
     name: str
 
     def __repr__(self) -> str:
-        return described(self)
+        return settings_repr(self)
 
     @abstractmethod
     def run(self, p: Problem, request: Request) -> Trajectory: ...
@@ -127,12 +127,12 @@ def direct() -> bool:
     return not torch.is_grad_enabled() or forward_mode() or transforming()
 
 
-def plain(p: Problem, request: Request) -> Trajectory:
+def solve_plain(p: Problem, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
-    smooth = p.method.smooth()
+    smooth = p.method.twice_differentiable()
     if smooth is not p.method:
         p = replace(p, method=smooth)
-    solved = integrate(p, request, Lanewise(p) if p.traced else Record(p))
+    solved = integrate(p, request, VmapRecorder(p) if p.traced else OutputRecorder(p))
     dense = Interpolation.of(p, solved.pieces)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
 
@@ -152,6 +152,6 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     )
 
 
-def added(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+def add_counts(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of cotangents, of which there may be none yet on either side."""
     return [b if a is None else a if b is None else a + b for a, b in zip_longest(totals, parts)]

@@ -15,7 +15,7 @@ from ..core.torch_func import functorch, unwrapped
 
 
 @final
-class Weighed(saved_tensors_hooks):
+class GraphSize(saved_tensors_hooks):
     """Notes how many bytes autograd saves inside."""
 
     def __init__(self) -> None:

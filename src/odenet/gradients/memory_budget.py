@@ -48,5 +48,5 @@ def slots_within(memory: int, p: Problem) -> int:
             f"memory of {memory} bytes holds no state of {held} bytes: give more, or use gradient='reversible' or "
             "'adjoint', which hold none"
         )
-    room = 4 * state * (p.method.stages + 1)
+    room = 4 * state * (p.method.num_stages + 1)
     return max(1, (memory - room) // held)

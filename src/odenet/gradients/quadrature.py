@@ -7,17 +7,17 @@ from typing import cast, final
 import torch
 
 from ..control.controller import Controller
-from ..control.stop_times import StopTimes
+from ..control.stop_times import StopRule
 from ..core.dense import evaluate
-from ..core.leaves import select, spread
-from ..core.scalars import some, where
-from ..engine.advance import Move
+from ..core.leaves import expand_to, select
+from ..core.scalars import any_true, where
 from ..engine.batch_index import ALL
 from ..engine.observer import Observer
+from ..engine.step_attempt import StepAttempt
 from ..methods.explicit import ExplicitRK
-from ..methods.method import Bars, Method
-from .adjoint_field import CotangentField
-from .batch_segments import Shared
+from ..methods.method import Cotangents, Method
+from .adjoint_field import AdjointField
+from .batch_segments import ParameterGrads
 
 # Gauss-Legendre nodes and weights on [0, 1]; n of them integrate polynomials up to degree 2n - 1 exactly.
 _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -36,9 +36,9 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
     return _GAUSS[min(4, (order + 1) // 2)]
 
 
-def quadrature(field: CotangentField, method: Method, controller: Controller, batched: bool) -> Integral:
+def quadrature(field: AdjointField, method: Method, controller: Controller, batched: bool) -> Integral:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
-    rule = StopTimes.of(controller)
+    rule = StopRule.of(controller)
     plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
     if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
         return StageSum(field, method)
@@ -48,15 +48,15 @@ def quadrature(field: CotangentField, method: Method, controller: Controller, ba
 class Integral(Observer):
     """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
 
-    def __init__(self, field: CotangentField) -> None:
-        self.field, self.shared = field, Shared(len(field.fixed))
+    def __init__(self, field: AdjointField) -> None:
+        self.field, self.shared = field, ParameterGrads(len(field.fixed))
 
-    def total(self) -> Bars:
+    def total(self) -> Cotangents:
         """For each of the field's fixed tensors."""
         self.shared.enter(self.field.f, ALL)
         return self.shared.total
 
-    def add(self, parts: Bars) -> None:
+    def add(self, parts: Cotangents) -> None:
         """Cotangents that belong to no step."""
         self.shared.enter(self.field.f, ALL)
         self.shared.add(parts)
@@ -70,17 +70,17 @@ class StageSum(Integral):
     that are made anyway, where `Quadrature` makes its own.
     """
 
-    def __init__(self, field: CotangentField, method: ExplicitRK) -> None:
+    def __init__(self, field: AdjointField, method: ExplicitRK) -> None:
         super().__init__(field)
         self.weights = method.tableau.b
         field.parts = [] if field.fixed else None
 
-    def see(self, move: Move) -> None:
+    def observe(self, attempt: StepAttempt) -> None:
         parts, totals = self.field.parts, self.shared.total
         if parts is None:
             return
         self.field.parts = []
-        if not move.accept:
+        if not attempt.accept:
             return
         for weight, part in zip(self.weights, parts, strict=True):
             live = [(j, g) for j, g in enumerate(part) if g is not None]
@@ -92,32 +92,32 @@ class StageSum(Integral):
                 sums.append(total)
             if sums and weight != 0.0:  # the backward solve runs against time
                 grads = [g for _, g in live]
-                torch._foreach_add_(sums, grads, alpha=weight * (move.t0 - move.t1))  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_add_(sums, grads, alpha=weight * (attempt.t0 - attempt.t1))  # pyright: ignore[reportPrivateImportUsage]
 
 
 @final
 class Quadrature(Integral):
     """The integral by evaluations of its own, on each step's dense output."""
 
-    def __init__(self, field: CotangentField, order: int) -> None:
+    def __init__(self, field: AdjointField, order: int) -> None:
         super().__init__(field)
         self.nodes, self.weights = nodes_and_weights(order)
 
-    def see(self, move: Move) -> None:
+    def observe(self, attempt: StepAttempt) -> None:
         if not self.field.fixed:
             return
-        field = cast(CotangentField, move.problem.f)
-        self.shared.enter(field.f, move.problem.samples)
-        accept = move.accept
-        if not some(accept):
+        field = cast(AdjointField, attempt.problem.f)
+        self.shared.enter(field.f, attempt.problem.samples)
+        accept = attempt.accept
+        if not any_true(accept):
             return
-        length = move.time1 - move.time0
+        length = attempt.time1 - attempt.time0
         for node, weight in zip(self.nodes, self.weights, strict=True):
-            theta = tuple(spread(torch.full_like(length, node), x) for x in move.y)
-            state = select(accept, evaluate(move.y, move.polynomial(), theta), move.y)
-            time = where(accept, move.time0 + node * length, move.time0)
+            theta = tuple(expand_to(torch.full_like(length, node), x) for x in attempt.y)
+            state = select(accept, evaluate(attempt.y, attempt.polynomial(), theta), attempt.y)
+            time = where(accept, attempt.time0 + node * length, attempt.time0)
             y, a = field.pair(time, state)
             # the backward solve runs against time: its dt is negative, and the integral runs from t0 to t1
-            weighted = tuple(x * spread(-weight * length, x) for x in a)
+            weighted = tuple(x * expand_to(-weight * length, x) for x in a)
             weighted = select(accept, weighted, tuple(torch.zeros_like(x) for x in weighted))
             self.shared.add(field.towards_fixed(time, y, weighted))

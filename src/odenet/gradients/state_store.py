@@ -9,18 +9,18 @@ from typing import final
 
 from torch import Tensor
 
-from ..core.capture import Captured, Nodes, graph_marker
+from ..core.capture import CapturedTensors, Nodes, graph_marker
 from ..core.leaf_function import leaves_autograd
 from ..core.leaves import Leaves, constants
-from ..engine.advance import Move, State
 from ..engine.batch_index import ALL
 from ..engine.problem import Problem
-from ..engine.tape import Entry, GraphKeeper, Keeper
-from .batch_segments import Start, fewer
+from ..engine.step_attempt import State, StepAttempt
+from ..engine.tape import GraphStore, StepStore, TapeStep
+from .batch_segments import Start, take_start
 from .checkpoint_schedule import OnlineSchedule, split
-from .graph_size import Weighed, saved
+from .graph_size import GraphSize, saved
 from .memory_budget import nbytes
-from .step_graph import Local
+from .step_graph import StepGraph
 
 Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
 Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
@@ -32,7 +32,7 @@ GRAPH_BYTES = 256 * 2**20
 BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
 
 
-class States(Keeper):
+class StateStore(StepStore):
     """Gives the starts of the steps back in reverse order."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class States(Keeper):
 
 
 @final
-class KeptGraphs(GraphKeeper):
+class StepGraphs(GraphStore):
     """Keeps the graphs of the first steps up to GRAPH_BYTES; such a step need not be taken again.
 
     Steps of a joint solve that follow one another stay attached: one call of autograd then pulls through all of them.
@@ -53,13 +53,13 @@ class KeptGraphs(GraphKeeper):
     def __init__(self) -> None:
         self.left = GRAPH_BYTES
         self.marker = graph_marker()
-        self.moves: dict[int, Move] = {}
+        self.attempts: dict[int, StepAttempt] = {}
         self.joined: set[int] = set()  # steps attached to the one before
         self.length = 0  # of the last steps that are attached to one another
-        self.last: Move | None = None  # the last step, where its graph is kept
+        self.last: StepAttempt | None = None  # the last step, where its graph is kept
         self.size: int | None = None
         self.asked = True
-        self.weighed: Weighed | None = None
+        self.weighed: GraphSize | None = None
         self.hooks = True  # a step is weighed by hooks for what autograd saves
         self.first: tuple[Tensor, Leaves, Leaves] | None = None  # t, y, and the carry at ts[0] where f gives it
 
@@ -74,7 +74,7 @@ class KeptGraphs(GraphKeeper):
             self.first = t, y, slope
 
         if p.method.carry_is_slope:
-            p.f.on_first, p.f.by_time = keep, by_time
+            p.f.on_first_call, p.f.by_time = keep, by_time
 
     def wants_graph(self, p: Problem) -> bool:
         captured = p.f.captured
@@ -85,7 +85,7 @@ class KeptGraphs(GraphKeeper):
     def recording(self, p: Problem) -> AbstractContextManager[object]:
         if self.size is not None:
             return nullcontext()
-        self.weighed = Weighed()
+        self.weighed = GraphSize()
         return self.weighed if self.hooks else nullcontext()
 
     def goes_on_after(self, error: RuntimeError) -> bool:
@@ -103,16 +103,16 @@ class KeptGraphs(GraphKeeper):
             return super().start(s)
         return last.graph.y, last.graph.carry
 
-    def keep(self, n: int, move: Move) -> None:
+    def store(self, n: int, attempt: StepAttempt) -> None:
         before, self.last = self.last, None
-        if move.graph is None:
+        if attempt.graph is None:
             return
         if self.weighed is not None:
-            for leaves in (move.y + move.carry + move.graph.y + move.graph.carry, *move.graph.stages):
+            for leaves in (attempt.y + attempt.carry + attempt.graph.y + attempt.graph.carry, *attempt.graph.stages):
                 self.weighed.add(leaves)
             if not self.hooks:
-                self.weighed.add(saved((*move.graph.y, *move.graph.carry), self.marker))
-            f = move.problem.f
+                self.weighed.add(saved((*attempt.graph.y, *attempt.graph.carry), self.marker))
+            f = attempt.problem.f
             known = (*f.differentiable_args, *(f.captured.tensors if f.captured else ()))
             self.size, self.weighed = self.weighed.bytes_beside(known), None
             if self.size > self.left:
@@ -120,53 +120,53 @@ class KeptGraphs(GraphKeeper):
         assert self.size is not None
         if self.size <= self.left:
             self.left -= self.size
-            move.told = None  # its cache is not to be kept
-            self.moves[n] = self.last = move
-            attached = before is not None and before.graph is not None and move.y is before.graph.y
+            attempt.step_input = None  # its cache is not to be kept
+            self.attempts[n] = self.last = attempt
+            attached = before is not None and before.graph is not None and attempt.y is before.graph.y
             self.length = self.length + 1 if attached else 1
             if attached:
                 self.joined.add(n)
 
-    def take(self, n: int) -> list[Local]:
+    def take(self, n: int) -> list[StepGraph]:
         """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""
-        chain: list[Local] = []
+        chain: list[StepGraph] = []
         self.last = None
-        while (move := self.moves.pop(n, None)) is not None and move.graph is not None:
-            move.step, move.graph = move.graph, None
-            chain.append(Local(move, move.step.carry))
+        while (attempt := self.attempts.pop(n, None)) is not None and attempt.graph is not None:
+            attempt.step, attempt.graph = attempt.graph, None
+            chain.append(StepGraph(attempt, attempt.step.carry))
             if n not in self.joined:
                 break
             n -= 1
         return chain
 
-    def seen_by(self, captured: Captured | None, chain: Sequence[Local], args: Leaves, seen: Nodes) -> None:
+    def seen_by(self, captured: CapturedTensors | None, chain: Sequence[StepGraph], args: Leaves, seen: Nodes) -> None:
         """The check of what f closes over, for kept steps: their nodes are of the thread of the forward pass."""
         if captured is None:
             return
         made: list[Tensor] = []
         inputs = list(args)
         for local in chain:
-            move, step = local.move, local.move.step
-            inputs += (*move.y, *move.carry, move.time0, move.time1)
-            made += (x for leaves in (step.y, local.carry1, *step.stages, *move.known_polynomial) for x in leaves)
-        captured.see(made, inputs, self.marker, seen)
+            attempt, step = local.attempt, local.attempt.step
+            inputs += (*attempt.y, *attempt.carry, attempt.time0, attempt.time1)
+            made += (x for leaves in (step.y, local.carry1, *step.stages, *attempt.known_polynomial) for x in leaves)
+        captured.collect(made, inputs, self.marker, seen)
 
 
 @final
-class EveryState(States):
+class AllStates(StateStore):
     """The start of every step."""
 
     def __init__(self) -> None:
         self.starts: list[Start] = []
 
-    def keep(self, n: int, move: Move) -> None:
-        self.starts.append((constants(move.y), constants(move.carry)))
+    def store(self, n: int, attempt: StepAttempt) -> None:
+        self.starts.append((constants(attempt.y), constants(attempt.carry)))
 
     def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
         return self.starts[n]
 
 
-class Shelf:
+class StateBuffer:
     """Room for at most `places` copies of a state, side by side in large blocks.
 
     Side by side, since what is kept for long among what comes and goes would leave holes that nothing fits into.
@@ -192,30 +192,30 @@ class Shelf:
 
 
 @final
-class Checkpoints(States):
+class Checkpoints(StateStore):
     """At most `slots` states (that at ts[0] is one); a start between two of them comes from taking the steps again."""
 
     def __init__(self, slots: int, method_carries: bool) -> None:
         self.slots, self.method_carries = slots, method_carries
-        self.shelf = Shelf(slots)
+        self.shelf = StateBuffer(slots)
         self.schedule = OnlineSchedule(slots)
         self.held: dict[int, tuple[Start, Leaves]] = {}  # and their places on the shelf
 
     @staticmethod
-    def at_start(slots: int, p: Problem, entries: list[Entry]) -> Checkpoints:
+    def at_start(slots: int, p: Problem, entries: list[TapeStep]) -> Checkpoints:
         """With the initial state alone, for a method whose carry does not depend on f."""
         states = Checkpoints(slots, method_carries=True)
         start = p.y0, p.method.init(p.f, p.ts[..., 0], p.y0)
-        states._hold(0, *fewer(start, ALL, entries[0].problem.samples))
+        states._hold(0, *take_start(start, ALL, entries[0].problem.samples))
         return states
 
-    def keep(self, n: int, move: Move) -> None:
+    def store(self, n: int, attempt: StepAttempt) -> None:
         wanted, dropped = self.schedule.offer(n)
         if dropped is not None:
             self._drop(dropped)
-        self.method_carries = self.method_carries or move.problem.f.random  # it would be evaluated to other numbers
+        self.method_carries = self.method_carries or attempt.problem.f.random  # it would be evaluated to other numbers
         if wanted:
-            self._hold(n, move.y, move.carry)
+            self._hold(n, attempt.y, attempt.carry)
 
     def _hold(self, n: int, y: Leaves, carry: Leaves) -> None:
         kept, place = self.shelf.put((*y, *(carry if self.method_carries else ())))

@@ -9,26 +9,27 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, new_leaves, select
-from ..core.scalars import Flag
-from ..engine.advance import Move, after_step
+from ..core.scalars import MaskLike
+from ..engine.advance import next_carry
 from ..engine.problem import Problem
-from ..engine.tape import Entry
-from ..methods.method import Bars, Field, Stage
+from ..engine.step_attempt import StepAttempt
+from ..engine.tape import TapeStep
+from ..methods.method import Cotangents, Field, Stage
 
 
 @dataclass
-class Local:
-    """One step, differentiable: `move` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
+class StepGraph:
+    """One step, differentiable: `attempt` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
 
-    ends_bar: cotangents of time0 and time1 that do not come through `move`.
+    ends_bar: cotangents of time0 and time1 that do not come through `attempt`.
     """
 
-    move: Move
+    attempt: StepAttempt
     carry1: Leaves
     ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
-def leaf_ends(q: Problem, e: Entry, times_needed: bool) -> tuple[Tensor, Tensor]:
+def leaf_ends(q: Problem, e: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
     """Both ends of a step, as leaves where their gradients are wanted."""
     time0, time1 = e.ends(q)
     if times_needed:
@@ -37,15 +38,15 @@ def leaf_ends(q: Problem, e: Entry, times_needed: bool) -> tuple[Tensor, Tensor]
     return time0, time1
 
 
-def attached_step(q: Problem, e: Entry, times_needed: bool, y: Leaves, carry: Leaves) -> Local:
+def attached_step(q: Problem, e: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
     """The step taken again, from leaves."""
     time0, time1 = leaf_ends(q, e, times_needed)
-    move = e.again(q, time0, time1, new_leaves(y), new_leaves(carry))
-    return Local(move, after_step(q, time1, move.step, e.jumps))
+    attempt = e.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
+    return StepGraph(attempt, next_carry(q, time1, attempt.step, e.jumps))
 
 
 @final
-class Evaluations:
+class EvaluationGraphs:
     """A field that remembers its evaluations, each recorded by autograd from leaves; what it returns is detached.
 
     So each has a graph of its own; what joins them to a step is pulled through by the method.
@@ -63,7 +64,7 @@ class Evaluations:
         return tuple(k.detach() for k in slope)
 
 
-def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
+def divided(accept: MaskLike, bars: Cotangents) -> tuple[Cotangents, Cotangents]:
     """Cotangents of the lanes that took the step, and those that pass the others by."""
     if accept is True:
         return bars, []
@@ -73,5 +74,5 @@ def divided(accept: Flag, bars: Bars) -> tuple[Bars, Bars]:
     return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
 
 
-class PoisonedError(Exception):
+class NonFiniteGraphError(Exception):
     """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""

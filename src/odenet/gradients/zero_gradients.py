@@ -13,25 +13,25 @@ from torch import Tensor
 
 from ..core.distributed_guard import in_processes
 from ..core.leaves import Leaves
-from ..core.reachable import reached
-from ..core.scalars import some
+from ..core.reachable import find_reachable
+from ..core.scalars import any_true
 from ..engine.problem import Problem
-from .failed_samples import unfailed
+from .failed_samples import succeeded
 from .gradient import Trajectory, direct
 
 
-def with_zeros(p: Problem, found: Trajectory) -> Trajectory:
+def ensure_zero_grads(p: Problem, found: Trajectory) -> Trajectory:
     """`found`, with zeros for what f uses and all leaves that it reaches, if no step was accepted or all failed."""
     accepted = found.outcome.accepted
     if direct() or p.traced:
         return found
-    good = unfailed(p, found.outcome.state.status)
+    good = succeeded(p, found.outcome.state.status)
     constant = good is not None and not bool(good.any())
-    if not constant and some(accepted > 0):
+    if not constant and any_true(accepted > 0):
         return found
     asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
     asked |= {id(x): x for x in p.f.differentiable_args}
-    asked |= {key: x for key, (_, x) in reached(p.f.parts[0]).leaves.items()}
+    asked |= {key: x for key, (_, x) in find_reachable(p.f.parts[0]).leaves.items()}
     if in_processes():  # FullyShardedDataParallel hands f views of what it shards: those are found by their use
         q = p.detached()
         with torch.no_grad():

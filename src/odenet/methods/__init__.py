@@ -22,7 +22,7 @@ from .adams import Adams
 from .explicit import ExplicitRK
 from .implicit import ImplicitRK
 from .implicit_tableau import ImplicitTableau
-from .method import Cache, Counts, Method, Step, StepInput, Tolerances, Wish
+from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
 from .tableau import Tableau
 
 _EXPLICIT = (
@@ -69,8 +69,8 @@ __all__ = [
     "Method",
     "Step",
     "StepInput",
+    "StepSizeHint",
     "StepStatus",
     "Tableau",
     "Tolerances",
-    "Wish",
 ]

@@ -20,8 +20,19 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
-from ..core.leaves import Leaves, along, cast, differentiable, real_dtype, rows, scale, select, spread, spread_over
-from ..core.scalars import coarse
+from ..core.leaves import (
+    Leaves,
+    add_scaled,
+    cast,
+    differentiable,
+    expand_over,
+    expand_to,
+    real_dtype,
+    rows,
+    scale,
+    select,
+)
+from ..core.scalars import round_to_float32
 from ..errors import unknown_name, warn
 from .butcher5 import TABLEAU as BUTCHER5
 from .dopri8 import TABLEAU as DOPRI8
@@ -90,7 +101,7 @@ class Adams(Method):
             float(atol),
         )
         self.name, self.order = "implicit_adams" if implicit else "explicit_adams", max_order
-        self.stages = 3 if implicit else 1
+        self.num_stages = 3 if implicit else 1
         self.terms = max(max_order - implicit, 1)  # of the predictor
         self.remembered = self.terms - 1
         # A local error h^order in the few first steps leaves the order of the whole; past 9 it is the constant that
@@ -123,7 +134,7 @@ class Adams(Method):
             for earlier in stack.unbind(axis):
                 phi.append(phi[-1] - earlier)
             stacked = torch.stack(phi, axis)
-            starred.append(stacked * spread(beta, stacked))
+            starred.append(stacked * expand_to(beta, stacked))
         starred = tuple(starred)
         still = h == 0  # lanes of a batch that have ended: either way gives them nothing
         used = self._terms_used(y, starred, h, g, count)
@@ -164,7 +175,7 @@ class Adams(Method):
         zero = tuple(torch.zeros_like(x) for x in y)
         parts += [zero] * (3 - n)
         rise = tuple(b - a for a, b in zip(y, step.y, strict=True))
-        slope = scale(spread_over(h, y), at.f(t1, step.y))
+        slope = scale(expand_over(h, y), at.f(t1, step.y))
         for d, part in enumerate(parts, 1):
             rise = tuple(a - b for a, b in zip(rise, part, strict=True))
             slope = tuple(a - d * b for a, b in zip(slope, part, strict=True))
@@ -198,10 +209,10 @@ class Adams(Method):
         weights = torch.where(index < used.unsqueeze(-1), (g - last.unsqueeze(-1)) * h.unsqueeze(-1), 0.0)
         rest = _combined(weights[..., : self.terms], starred)
         base = tuple(x + s for x, s in zip(y, rest, strict=True))
-        weight = spread_over(last * h, y)
+        weight = expand_over(last * h, y)
         if self.implicit:
             return self._corrected(f, t0, t1, predicted, base, weight)
-        corrected = select(helped, along(base, weight, f(t1, predicted)), predicted)
+        corrected = select(helped, add_scaled(base, weight, f(t1, predicted)), predicted)
         return (*corrected, torch.zeros_like(h))
 
     def _corrected(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
@@ -214,7 +225,7 @@ class Adams(Method):
         for done in range(self.max_iters):
             if done + 1 >= _SLOW:
                 slow = torch.where(open_lanes, 1.0, slow)
-            new = along(base, weight, f(t1, y))
+            new = add_scaled(base, weight, f(t1, y))
             with torch.no_grad():
                 close = torch.ones_like(open_lanes)
                 for a, b in zip(new, y, strict=True):
@@ -258,7 +269,7 @@ class Adams(Method):
             largest = (stack.abs() / unit).unsqueeze(-1).flatten(h.ndim + 1).amax(-1)
             size = torch.maximum(size, cast(largest, size.dtype))
             noise = max(noise, _EPS_OF_NOISE * torch.finfo(x.dtype).eps / rtol)
-        size = coarse(size * (g[..., : self.terms] * h.unsqueeze(-1)).abs())
+        size = round_to_float32(size * (g[..., : self.terms] * h.unsqueeze(-1)).abs())
         first, second, later = size[..., :-2], size[..., 1:-1], size[..., 2:]
         falls = (later <= _FALLS * torch.maximum(first, second)) | (later <= noise)
         taken = 2 + falls.to(torch.int8).cumprod(-1).sum(-1)
@@ -320,7 +331,7 @@ def _combined(weights: Tensor, stacks: Leaves) -> Leaves:
     """
     axis, out = weights.ndim - 1, []
     for stack in stacks:
-        terms = zip(reversed(spread(weights, stack).unbind(axis)), reversed(stack.unbind(axis)), strict=True)
+        terms = zip(reversed(expand_to(weights, stack).unbind(axis)), reversed(stack.unbind(axis)), strict=True)
         weight, term = next(terms)
         total = weight * term
         for weight, term in terms:

@@ -12,18 +12,18 @@ from torch import Tensor
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import (
     Leaves,
-    apart,
-    arithmetic,
+    add_increment,
+    being_recorded,
     cast,
-    moved,
+    expand_over,
     real_dtype,
-    recorded,
     scale,
-    spread_over,
-    weighted,
+    sum_kind,
+    unfused_sums,
+    weighted_sum,
     widened,
 )
-from .method import Bars, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
+from .method import Cotangents, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
 from .tableau import Tableau
 
 _LARGE = (
@@ -35,12 +35,12 @@ _LARGE = (
 class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
 
-    branchless = True
+    traceable = True
     plans = True
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
-        self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
+        self.name, self.order, self.num_stages = tableau.name, tableau.order, tableau.stages
         # dense weights so large cancel each other: float32 rounds away from their sums as much as these are
         self.cancels = max((abs(w) for row in tableau.dense or () for w in row), default=0.0) > _LARGE
         embedded = tableau.embedded_order
@@ -55,7 +55,7 @@ class ExplicitRK(StagewiseMethod):
     def step(self, at: StepInput) -> Step:
         nodes, length = self.tableau.c[1:] if at.carry else self.tableau.c, at.t1 - at.t0
         times = _nodes(nodes, at.t0, at.t1, length, getattr(at.f, "time_dtype", None))
-        return self._stepped(at.f, spread_over(length, at.y), times, at.y, at.carry)
+        return self._stepped(at.f, expand_over(length, at.y), times, at.y, at.carry)
 
     def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
         length = t1 - t0
@@ -72,53 +72,55 @@ class ExplicitRK(StagewiseMethod):
         return self._stepped(f, dt, times[1:] if carry else times, y, carry)
 
     def _stepped(self, f: Field, dt: Leaves, times: list[Tensor], y: Leaves, carry: Leaves) -> Step:
-        table, kind = self.tableau, arithmetic()
+        table, kind = self.tableau, sum_kind()
         slopes = self._slopes(f, times, y, dt, carry, kind)
-        y1 = moved(y, dt, table.b[: len(slopes)], slopes, kind)
+        y1 = add_increment(y, dt, table.b[: len(slopes)], slopes, kind)
         if table.fsal:
             slopes.append(f(times[-1], y1))
         return Step(y1, slopes[-1] if table.fsal else (), self._kept(slopes))
 
     def increment(self, at: StepInput) -> tuple[Leaves, tuple[Leaves, ...]]:
         length = at.t1 - at.t0
-        dt, times = spread_over(length, at.y), _nodes(
+        dt, times = expand_over(length, at.y), _nodes(
             self.tableau.c, at.t0, at.t1, length, getattr(at.f, "time_dtype", None)
         )  # fmt: skip
-        slopes = self._slopes(at.f, times, at.y, dt, (), arithmetic())
-        return scale(dt, weighted(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
+        slopes = self._slopes(at.f, times, at.y, dt, (), sum_kind())
+        return scale(dt, weighted_sum(self.tableau.b[: len(slopes)], slopes)), self._kept(slopes)
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
         weights = self.tableau.error
         if weights is None:
             return None
-        return scale(spread_over(at.t1 - at.t0, at.y), weighted(weights, self._whole(at, step)))
+        return scale(expand_over(at.t1 - at.t0, at.y), weighted_sum(weights, self._whole(at, step)))
 
     @property
-    def stability(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def stability_interval(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0.0 if self.tableau.error is None else self.tableau.real_stability
 
     def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
         table = self.tableau
-        if table.error is None or len(step.stages) != self.stages:
+        if table.error is None or len(step.stages) != self.num_stages:
             return None
-        return weighted(table.error, step.stages), weighted(table.error_of_states, step.stages)
+        return weighted_sum(table.error, step.stages), weighted_sum(table.error_of_states, step.stages)
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         table, length, y = self.tableau, at.t1 - at.t0, at.y
-        dt = spread_over(length, y)
+        dt = expand_over(length, y)
         if table.dense is None:
             slope = step.carry or at.f(at.t1, step.y)
             return hermite(dt, y, step.y, step.stages[0], slope)
         slopes = self._whole(at, step)
         for t, row in zip(_nodes(table.extra_c, at.t0, at.t1, length), table.extra_a, strict=True):
-            slopes.append(at.f(t, moved(y, dt, row, slopes)))
+            slopes.append(at.f(t, add_increment(y, dt, row, slopes)))
         if not self.cancels:
-            return tuple(scale(dt, weighted(column, slopes)) for column in zip(*table.dense, strict=True))
+            return tuple(scale(dt, weighted_sum(column, slopes)) for column in zip(*table.dense, strict=True))
         wide = [tuple(widened(x) for x in slope) for slope in slopes]
-        columns = (weighted(column, wide) for column in zip(*table.dense, strict=True))
+        columns = (weighted_sum(column, wide) for column in zip(*table.dense, strict=True))
         return tuple(scale(dt, tuple(cast(c, x.dtype) for c, x in zip(column, y, strict=True))) for column in columns)
 
-    def pull(self, dt: Leaves, stages: list[Stage], y_bar: Bars, carry_bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+    def vjp(
+        self, dt: Leaves, stages: list[Stage], y_bar: Cotangents, carry_bar: Cotangents, vjp: Vjp
+    ) -> tuple[Cotangents, Cotangents]:
         """The adjoint of the method's own sums. Hairer, Lubich & Wanner, Geometric Numerical Integration, IX.9."""
         if self.tableau.fsal:
             at, slope = stages.pop()
@@ -128,17 +130,17 @@ class ExplicitRK(StagewiseMethod):
         back, first = self._pull(dt, stages, y_bar, vjp)
         return _joined(y_bar, back), first
 
-    def pull_increment(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> Bars:
+    def vjp_increment(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> Cotangents:
         return self._pull(dt, stages, bar, vjp)[0]
 
-    def _pull(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+    def _pull(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> tuple[Cotangents, Cotangents]:
         """The cotangents of y, and of the first slope where that was carried here and not evaluated."""
         table = self.tableau
         count = table.stages - table.fsal
         carried = count - len(stages)
-        pulled: list[Bars] = []  # those of the states of the later stages, the last first
+        pulled: list[Cotangents] = []  # those of the states of the later stages, the last first
 
-        def slope_bar(i: int) -> Bars:
+        def slope_bar(i: int) -> Cotangents:
             later = [row[i] for row in table.a[count - 1 : i : -1]]
             return [
                 _sum([(table.b[i], b), *zip(later, bars, strict=True)], h)
@@ -149,7 +151,7 @@ class ExplicitRK(StagewiseMethod):
             at, slope = stages.pop()
             pulled.append(vjp(slope, slope_bar(i), at))
             del at, slope
-        back: Bars = [None] * len(bar)
+        back: Cotangents = [None] * len(bar)
         for others in pulled:
             back = _joined(back, others)
         return back, slope_bar(0) if carried else []
@@ -160,11 +162,11 @@ class ExplicitRK(StagewiseMethod):
         times: of the evaluations, the first of which is not made where it was carried here.
         """
         table = self.tableau
-        count = self.stages - table.fsal
+        count = self.num_stages - table.fsal
         later = iter(times)
         slopes = [carry or f(next(later), y)]
         for row in table.a[1:count]:
-            slopes.append(f(next(later), moved(y, dt, row, slopes, kind)))
+            slopes.append(f(next(later), add_increment(y, dt, row, slopes, kind)))
         return slopes
 
     def _kept(self, slopes: list[Leaves]) -> tuple[Leaves, ...]:
@@ -175,7 +177,7 @@ class ExplicitRK(StagewiseMethod):
     def _whole(self, at: StepInput, step: Step) -> list[Leaves]:
         """All slopes of a step, also of one that was taken as an increment."""
         slopes = list(step.stages)
-        if len(slopes) < self.stages:
+        if len(slopes) < self.num_stages:
             slopes.append(at.f(at.t1, step.y))
         return slopes
 
@@ -184,14 +186,14 @@ def _sum(terms: Sequence[tuple[float, Tensor | None]], dt: Tensor) -> Tensor | N
     total: Tensor | None = None
     for c, bar in terms:
         if c != 0.0 and bar is not None:
-            if total is None or apart():
+            if total is None or unfused_sums():
                 total = bar * c if total is None else total + bar * c
             else:
                 total.add_(bar, alpha=c)
     return None if total is None else total.mul_(dt)
 
 
-def _joined(some: Bars, others: Bars) -> Bars:
+def _joined(some: Cotangents, others: Cotangents) -> Cotangents:
     return [b if a is None else a if b is None else a + b for a, b in zip(some, others, strict=True)]
 
 
@@ -203,7 +205,7 @@ def _nodes(
     dtype: that of f's time, which `f` would cast each of them to by itself. None: that of t0.
     """
     between: Iterator[Tensor] = iter(())
-    if torch.compiler.is_compiling() or recorded():  # the compiler fuses these
+    if torch.compiler.is_compiling() or being_recorded():  # the compiler fuses these
         times = [t0 + length * x for x in c if 0.0 < x < 1.0]
         between = iter(times if dtype is None else [cast(t, dtype) for t in times])
     elif (fractions := _inner(c, t0.dtype, t0.device)) is not None:

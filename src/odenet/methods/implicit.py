@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, forward_mode, moved, spread_over
+from ..core.leaves import Leaves, add_increment, expand_over, forward_mode
 from ..core.status import StepStatus
 from .implicit_tableau import ImplicitTableau
 from .jacobian_check import jacobian_fault
@@ -18,7 +18,7 @@ from .newton import attached, newton
 from .simplified_newton import Simplified, empty, told
 from .spectrum import rows_of, spectrum
 from .stage_equations import Equations
-from .state_matrix import Rows
+from .state_matrix import StateMatrix
 
 _CUBIC = 3  # powers of the Hermite polynomial
 
@@ -46,8 +46,8 @@ class ImplicitRK(Method):
         if isinstance(max_iters, bool) or not isinstance(max_iters, int) or max_iters < 1:
             raise ValueError(f"max_iters must be an int of at least 1; got {max_iters!r}")
         self.tableau, self.max_iters = tableau, max_iters
-        self.name, self.order, self.stages = tableau.name, tableau.order, tableau.stages
-        self.error_order, self.ahead = tableau.error_order, max(0.0, max(tableau.c) - 1.0)
+        self.name, self.order, self.num_stages = tableau.name, tableau.order, tableau.stages
+        self.error_order, self.lookahead = tableau.error_order, max(0.0, max(tableau.c) - 1.0)
         # of the stages that have to be found: they have one diagonal, or are one block
         block = next(b for b in reversed(tableau.blocks) if len(b) > 1 or tableau.a[b[0]][b[0]] != 0.0)
         self.block = rows_of(tableau.a, block)
@@ -55,7 +55,7 @@ class ImplicitRK(Method):
     def __repr__(self) -> str:
         return f"ImplicitRK({self.name})"
 
-    def controlled(self, adaptive: bool) -> ImplicitRK:
+    def for_control(self, adaptive: bool) -> ImplicitRK:
         other = copy.copy(self)
         other.carries = adaptive and self.tableau.stiffly_accurate
         other.carry_is_slope, other.iterates = not other.carries, adaptive
@@ -64,25 +64,25 @@ class ImplicitRK(Method):
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         return f(t, y) if self.carries else ()
 
-    def smooth(self) -> ImplicitRK:
+    def twice_differentiable(self) -> ImplicitRK:
         other = copy.copy(self)
         other.derivatives = 2
         return other
 
-    def why_unsolved(self, cache: Cache, sample: int | None) -> str:
+    def failure_reason(self, cache: Cache, sample: int | None) -> str:
         return told(cache, sample)
 
     def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
         return jacobian_fault(f, t, y, sample) if self.error_order is not None else None
 
-    def remember(self, t: Tensor, y: Leaves) -> Cache:
+    def init_cache(self, t: Tensor, y: Leaves) -> Cache:
         if self.error_order is None or not self.iterates:
             return ()
         dense = self.tableau.dense
         return tuple(
             empty(
                 t,
-                Rows(y, t.ndim == 1),
+                StateMatrix(y, t.ndim == 1),
                 spectrum(self.block),
                 0 if self.tableau.predictor else len(dense[0]) if dense else _CUBIC,
             )
@@ -90,7 +90,7 @@ class ImplicitRK(Method):
 
     def step(self, at: StepInput) -> Step:
         f, t0, t1, y = at.f, at.t0, at.t1, at.y
-        table, rows = self.tableau, Rows(y, t0.ndim == 1)
+        table, rows = self.tableau, StateMatrix(y, t0.ndim == 1)
         times = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in table.c]
         dt = (t1 - t0).to(rows.dtype).reshape(-1, 1)
         start, recording = rows.join(y), torch.is_grad_enabled() or forward_mode()
@@ -123,7 +123,7 @@ class ImplicitRK(Method):
             if recording:
                 x = attached(equations, x, self.derivatives)
             slopes.extend(x.unbind(1))
-        y1 = moved(y, spread_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes])
+        y1 = add_increment(y, expand_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes])
         stages, end = ((torch.stack(slopes, 1),), (first,)), rows.part(slopes[-1]) if self.carries else ()
         if quick is None:
             made = jacobians.reshape(t0.shape)
@@ -151,7 +151,7 @@ class ImplicitRK(Method):
         table = self.tableau
         if table.error is None:
             return None
-        rows, ((found,), (first,)) = Rows(at.y, at.t0.ndim == 1), step.stages
+        rows, ((found,), (first,)) = StateMatrix(at.y, at.t0.ndim == 1), step.stages
         dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
         dt = dt * table.caution
         raw = self._partial(torch.zeros_like(first), dt, table.error, list(found.detach().unbind(1)))
@@ -165,12 +165,12 @@ class ImplicitRK(Method):
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         return self._polynomial(at, step)[0]
 
-    def counted(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
-        return self._polynomial(at, step) if self.interpolation == "own" else super().counted(at, step)
+    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        return self._polynomial(at, step) if self.interpolation == "own" else super().counted_dense(at, step)
 
     def _polynomial(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
         (found,), (first,) = step.stages
-        rows, slopes = Rows(at.y, at.t0.ndim == 1), list(found.unbind(1))
+        rows, slopes = StateMatrix(at.y, at.t0.ndim == 1), list(found.unbind(1))
         dt, counts = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), None
         if self.tableau.extra_c:
             more, counts = self._extra(at, step, rows, slopes)
@@ -180,7 +180,9 @@ class ImplicitRK(Method):
         parts = self._coefficients(dt, rows.join(at.y), rows.join(step.y), first, slopes)
         return tuple(rows.part(x) for x in parts), counts
 
-    def _extra(self, at: StepInput, step: Step, rows: Rows, slopes: list[Tensor]) -> tuple[list[Tensor], Counts | None]:
+    def _extra(
+        self, at: StepInput, step: Step, rows: StateMatrix, slopes: list[Tensor]
+    ) -> tuple[list[Tensor], Counts | None]:
         """Slopes of the stages that only dense output needs. One that is not found stays at its guess."""
         table, start, quick = self.tableau, rows.join(at.y), None
         dt, zero, one = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), torch.zeros_like(start), 1.0

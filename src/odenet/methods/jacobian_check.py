@@ -9,7 +9,7 @@ from ..core.leaves import Leaves
 from ..core.norms import all_finite
 from .method import Field
 from .stage_equations import DENSE, jacobian
-from .state_matrix import Rows
+from .state_matrix import StateMatrix
 
 _WRONG = 0.1  # relative difference of two derivatives along one direction that rounding and curvature do not explain
 
@@ -20,7 +20,7 @@ def jacobian_fault(f: Field, time: Tensor, state: Leaves, sample: int | None) ->
     The derivative along a random direction, by central differences, beside J times that direction. Two lengths of
     difference have to agree, else f is not smooth here and nothing is said.
     """
-    rows = Rows(state, time.ndim == 1)
+    rows = StateMatrix(state, time.ndim == 1)
     given = getattr(f, "jacobian", None) is not None
     if not all_finite(state, False) or (rows.width > DENSE and not given):
         return None

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
-from ..core.leaves import Leaves, spread_over
+from ..core.leaves import Leaves, expand_over
 from ..core.norms import Tolerance
-from ..core.scalars import Flag, Number
+from ..core.scalars import MaskLike, ScalarLike
 from ..errors import unknown_name
 
 Field = Callable[[Tensor, Leaves], Leaves]
-Bars = list[Tensor | None]
+Cotangents = list[Tensor | None]
 """Cotangents, leaf by leaf; None: zero."""
 Stage = tuple[Leaves, Leaves]
 """An evaluation of f: the state, as leaves of a graph, and the slope that came out of it."""
-Vjp = Callable[[Leaves, Bars, Leaves], Bars]
+Vjp = Callable[[Leaves, Cotangents, Leaves], Cotangents]
 """Slopes and their cotangents -> cotangents of the states they were evaluated at."""
 
 
@@ -61,19 +61,19 @@ class StepInput(NamedTuple):
     carry: Leaves = ()
     cache: Cache = ()
     tolerances: Tolerances | None = None
-    rejected: Flag = False
+    rejected: MaskLike = False
     running: Tensor | None = None
 
 
-class Wish(NamedTuple):
+class StepSizeHint(NamedTuple):
     """What step size a method asks for.
 
     most: the next step is at most so many times as long as the error allows, at most 1. hold: keep the size rather than
     change it by little, as what belongs to this size can be used again.
     """
 
-    most: Number
-    hold: Flag
+    max_step: ScalarLike
+    hold: MaskLike
 
 
 class Counts(NamedTuple):
@@ -106,7 +106,7 @@ class Step(NamedTuple):
     cache: Cache = ()
     status: Tensor | None = None
     order: Tensor | None = None
-    wish: Wish | None = None
+    step_hint: StepSizeHint | None = None
     counts: Counts | None = None
 
 
@@ -122,14 +122,16 @@ class Method(ABC):
     name: str
     order: int
     error_order: int | None
-    stages: int = 1  # evaluations of f in a step, about
+    num_stages: int = 1  # evaluations of f in a step, about
     carry_is_slope: bool = True
     interpolation: str = "own"
-    stability: float = 0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
-    ahead: float = 0.0  # how far past its end a step evaluates f, in its length
+    stability_interval: float = (
+        0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
+    )
+    lookahead: float = 0.0  # how far past its end a step evaluates f, in its length
     parts: tuple[str, ...] = ()  # of an f that is `Terms`, which the steps evaluate as `at.f.part(name)`
     predictive: bool = False  # what its steps cost depends on their size: see control/predictive.py
-    branchless: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
+    traceable: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
     plans: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
 
@@ -137,7 +139,7 @@ class Method(ABC):
         """The carry at the start (t, y)."""
         return ()
 
-    def remember(self, t: Tensor, y: Leaves) -> Cache:
+    def init_cache(self, t: Tensor, y: Leaves) -> Cache:
         """The cache of a first step from (t, y), and of a first one after a jump."""
         return ()
 
@@ -179,9 +181,9 @@ class Method(ABC):
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         """The method's own dense output of an accepted step; it may evaluate f again."""
         slopes = at.f(at.t0, at.y), at.f(at.t1, step.y)
-        return hermite(spread_over(at.t1 - at.t0, at.y), at.y, step.y, *slopes)
+        return hermite(expand_over(at.t1 - at.t0, at.y), at.y, step.y, *slopes)
 
-    def why_unsolved(self, cache: Cache, sample: int | None) -> str:
+    def failure_reason(self, cache: Cache, sample: int | None) -> str:
         """What is known of the last attempts of a sample whose equations could not be solved; a part of a message."""
         return ""
 
@@ -189,16 +191,16 @@ class Method(ABC):
         """Cause and cure, where a solve failed at (t, y) and df/dy as the method has it is not that of f."""
         return None
 
-    def controlled(self, adaptive: bool) -> Method:
+    def for_control(self, adaptive: bool) -> Method:
         """The method of a solve whose steps an error chooses, or does not."""
         return self
 
-    def smooth(self) -> Method:
+    def twice_differentiable(self) -> Method:
         """The same method with steps that give second derivatives too, where its own give only first ones."""
         return self
 
     @final
-    def interpolated(self, by: str) -> Method:
+    def with_dense_output(self, by: str) -> Method:
         """The same method with another dense output: "own", "linear" between the ends of a step, or "cubic" Hermite."""
         if by not in ("own", "linear", "cubic"):
             raise unknown_name("interpolation", by, ("own", "linear", "cubic"))
@@ -213,10 +215,10 @@ class Method(ABC):
             return (tuple(b - a for a, b in zip(at.y, step.y, strict=True)),)
         if self.interpolation == "cubic":
             slope = step.carry if self.carry_is_slope and step.carry else at.f(at.t1, step.y)
-            return hermite(spread_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
+            return hermite(expand_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
         return self.polynomial(at, step)
 
-    def counted(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
         """`dense`, and what it took of each sample. None: each evaluation was for all samples."""
         return self.dense(at, step), None
 
@@ -225,7 +227,9 @@ class StagewiseMethod(Method):
     """A method that pulls cotangents through its own sums, given what pulls them through its evaluations of f."""
 
     @abstractmethod
-    def pull(self, dt: Leaves, stages: list[Stage], y_bar: Bars, carry_bar: Bars, vjp: Vjp) -> tuple[Bars, Bars]:
+    def vjp(
+        self, dt: Leaves, stages: list[Stage], y_bar: Cotangents, carry_bar: Cotangents, vjp: Vjp
+    ) -> tuple[Cotangents, Cotangents]:
         """Cotangents of y and the carry after a step -> before it, from its evaluations of f, in their order.
 
         dt: spread over the leaves. stages: emptied on the way. Called without grad mode, and there is no graph of what
@@ -233,5 +237,5 @@ class StagewiseMethod(Method):
         """
 
     @abstractmethod
-    def pull_increment(self, dt: Leaves, stages: list[Stage], bar: Bars, vjp: Vjp) -> Bars:
+    def vjp_increment(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> Cotangents:
         """The same for `increment`: its cotangent -> that of y."""

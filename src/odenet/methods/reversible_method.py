@@ -33,19 +33,19 @@ class ReversibleMethod(Method):
     def __init__(self, base: Method, coupling: float = 0.99) -> None:
         if not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1]; got {coupling!r}")
-        base = base.controlled(False)
+        base = base.for_control(False)
         if not base.carry_is_slope:
             raise ValueError(f"a reversible method needs a one-step method as its base; {base.name!r} carries a state")
         self.base, self.coupling = base, float(coupling)
         self.name, self.order, self.error_order = f"reversible {base.name}", base.order, base.error_order
-        self.stages = 2 * base.stages
-        self.branchless = base.branchless
+        self.num_stages = 2 * base.num_stages
+        self.traceable = base.traceable
 
     def __repr__(self) -> str:
         return f"ReversibleMethod({self.base.name}, coupling={self.coupling})"
 
-    def smooth(self) -> ReversibleMethod:
-        return ReversibleMethod(self.base.smooth(), self.coupling)
+    def twice_differentiable(self) -> ReversibleMethod:
+        return ReversibleMethod(self.base.twice_differentiable(), self.coupling)
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         wide = tuple(widened(x) for x in y)
@@ -56,9 +56,9 @@ class ReversibleMethod(Method):
 
     def step(self, at: StepInput) -> Step:
         wide, z = halves(at.carry)
-        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, narrowed(z, at.y)))
+        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, to_float32(z, at.y)))
         wide1 = self.joined(wide, z, rise)
-        y1 = narrowed(wide1, at.y)
+        y1 = to_float32(wide1, at.y)
         back, _ = self.base.increment(StepInput(at.f, at.t1, at.t0, y1))
         z1 = tuple(a - b for a, b in zip(z, back, strict=True))
         return Step(y1, (*wide1, *z1), packed(z, rise, stages))
@@ -89,7 +89,7 @@ def halves(carry: Leaves) -> tuple[Leaves, Leaves]:
     return carry[:n], carry[n:]
 
 
-def narrowed(x: Leaves, like: Leaves) -> Leaves:
+def to_float32(x: Leaves, like: Leaves) -> Leaves:
     return tuple(a.to(b.dtype) for a, b in zip(x, like, strict=True))
 
 
@@ -101,5 +101,5 @@ def packed(z: Leaves, rise: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves,
 def unpacked(step: Step, like: Leaves) -> tuple[Leaves, Step]:
     """The base method's step, and what it starts from."""
     z, rise, *stages = step.stages
-    z = narrowed(z, like)
+    z = to_float32(z, like)
     return z, Step(tuple(a + k for a, k in zip(z, rise, strict=True)), (), tuple(stages))

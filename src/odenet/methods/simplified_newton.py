@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..core.leaves import Leaves
 from ..core.norms import tolerance_scale
-from ..core.scalars import coarse
+from ..core.scalars import round_to_float32
 from ..core.status import StepStatus
-from .method import Cache, Counts, StepInput, Tolerances, Wish
+from .method import Cache, Counts, StepInput, StepSizeHint, Tolerances
 from .spectrum import Spectrum
 from .stage_equations import Equations, Krylov, few_enough, jacobian
-from .state_matrix import Rows
+from .state_matrix import StateMatrix
 
 ITERATIONS = 6  # at most, for the stages of a block. SciPy's Radau has as many
 _SLOW = 1e-3  # a contraction beyond this, after more than two iterations, asks for a new Jacobian
@@ -55,7 +55,7 @@ _DT, _BEFORE, _TRIED, _STALE, _FRESH, _FAILURES, _RATE = range(7)
 # of the last iteration
 
 
-def empty(t: Tensor, rows: Rows, spectrum: Spectrum, powers: int) -> Memory:
+def empty(t: Tensor, rows: StateMatrix, spectrum: Spectrum, powers: int) -> Memory:
     """Before the first step."""
     count, width, like = rows.count, rows.width, t.new_zeros((), dtype=rows.dtype)
     edge = width if few_enough(count, width, len(spectrum)) else 0
@@ -89,7 +89,7 @@ def told(cache: Cache, sample: int | None) -> str:
 class Simplified:
     """The stages of one attempt; made anew for each."""
 
-    def __init__(self, at: StepInput, rows: Rows, spectrum: Spectrum) -> None:
+    def __init__(self, at: StepInput, rows: StateMatrix, spectrum: Spectrum) -> None:
         assert at.tolerances is not None
         self.f, self.rows, self.spectrum = at.f, rows, spectrum
         self.t0, self.dt = at.t0.detach(), (at.t1 - at.t0).detach().to(rows.dtype).reshape(-1, 1)
@@ -200,12 +200,12 @@ class Simplified:
             self.calls, self.within = self.calls + going * x.shape[1], self.within + x.shape[1]
             used = used + going
             update = self._solved(residual)
-            size = coarse(self.size(equations.shift(update)))
+            size = round_to_float32(self.size(equations.shift(update)))
             finite = torch.isfinite(size)
             self.status = torch.where(going & ~finite, int(StepStatus.NON_FINITE), self.status)
             arrived = size == 0
             if k:
-                rate = torch.where(going, coarse(size / last), rate)
+                rate = torch.where(going, round_to_float32(size / last), rate)
                 arrived = arrived | (rate > _STILL) & (size <= self._noise(equations))
                 hopeless = (rate >= 1.0) | (rate ** (ITERATIONS - k) / (1.0 - rate) * size > self.limit)
                 going, rate = going & (arrived | ~hopeless), torch.where(arrived, 0.0, rate)
@@ -266,7 +266,7 @@ class Simplified:
 
     def _noise(self, equations: Equations) -> Tensor:
         """What rounding leaves of an update, in units of the tolerance, at most: (B,)."""
-        return coarse(self.size(self._rounding(equations)[:, None])).clamp(max=_ROUNDED)
+        return round_to_float32(self.size(self._rounding(equations)[:, None])).clamp(max=_ROUNDED)
 
     def _solved(self, b: Tensor) -> Tensor:
         """M^-1 b, (B, m, n)."""
@@ -289,7 +289,7 @@ class Simplified:
             return self.linear.solve([[self.spectrum.real]], raw[:, None], _LINEAR)[:, 0]
         return self.spectrum.filtered(self.memory.factors, self.memory.pivots, raw)
 
-    def finished(self, polynomial: Tensor) -> tuple[Cache, Tensor, Wish, Counts]:
+    def finished(self, polynomial: Tensor) -> tuple[Cache, Tensor, StepSizeHint, Counts]:
         """The cache, status, wish and counts of the attempt. polynomial: its dense output, (B, D, n)."""
         numbers, ok = self.numbers, self.status == int(StepStatus.OK)
         before = torch.where(self.rejected[:, None, None], self.memory.before, self.memory.tried)
@@ -301,7 +301,7 @@ class Simplified:
         most = torch.where(ok, most, torch.where(numbers[:, _FAILURES] >= _GIVE_UP, 0.0, _SHRINK))
         hold = ok & (numbers[:, _STALE] == 0) & (not self.matrix_free)
         shape = self.t0.shape
-        wish = Wish(most.reshape(shape).to(self.t0.dtype), hold.reshape(shape))
+        wish = StepSizeHint(most.reshape(shape).to(self.t0.dtype), hold.reshape(shape))
         memory = self.memory._replace(numbers=numbers, before=before, tried=polynomial)
         return tuple(memory), self.status.reshape(shape), wish, self.counts()
 
@@ -310,7 +310,7 @@ class Simplified:
         return Counts(jacobians, factorised, calls, self.within)
 
 
-def _scale(rows: Rows, y: Leaves, tolerances: Tolerances) -> Tensor:
+def _scale(rows: StateMatrix, y: Leaves, tolerances: Tolerances) -> Tensor:
     """atol + rtol |y|, (B, n)."""
     scale = tolerance_scale(y, tolerances.rtol, tolerances.atol)
     whole = tuple(torch.complex(s, s) if y.is_complex() else s for s, y in zip(scale, y, strict=True))

@@ -18,7 +18,7 @@ from ..core.leaf_function import leaves_autograd
 from ..core.leaves import forward_mode
 from .gmres import gmres
 from .method import Field
-from .state_matrix import Rows
+from .state_matrix import StateMatrix
 
 _FEW = 12  # Jacobians of up to so many rows are computed row by row, larger ones as one batched product
 MOST = 2**26  # entries of Jacobians and their factors, of all samples together
@@ -30,7 +30,7 @@ class Equations:
     """X = F(X). times: of the stages. base: what stage i starts from, (B, n) each. dt: (B, 1). a: the m x m block."""
 
     f: Field
-    rows: Rows
+    rows: StateMatrix
     times: list[Tensor]
     base: list[Tensor]
     dt: Tensor
@@ -233,7 +233,7 @@ def few_enough(count: int, width: int, systems: int) -> bool:
     return width <= DENSE and count * width * width * (1 + 2 * systems) <= MOST
 
 
-def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor, constant: bool = False) -> Tensor:
+def jacobian(f: Field, rows: StateMatrix, t: Tensor, y: Tensor, constant: bool = False) -> Tensor:
     """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one.
 
     Differentiable in grad mode, as the steps of a Rosenbrock method are made of it, but where it is to be a `constant`.
@@ -259,7 +259,7 @@ def jacobian(f: Field, rows: Rows, t: Tensor, y: Tensor, constant: bool = False)
 class Krylov:
     """Systems I - dt a (x) J with J at one state, by products with J alone."""
 
-    def __init__(self, f: Field, rows: Rows, t: Tensor, y: Tensor, dt: Tensor) -> None:
+    def __init__(self, f: Field, rows: StateMatrix, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.dt = dt
         with torch.enable_grad():
             self.state = y.detach().requires_grad_()

@@ -11,7 +11,7 @@ from ..core.leaves import Leaves, real_dtype
 
 
 @final
-class Rows:
+class StateMatrix:
     """Between leaves and rows. A complex number counts as two; rows have the widest real dtype of the leaves."""
 
     def __init__(self, like: Leaves, batched: bool) -> None:

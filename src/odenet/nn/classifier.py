@@ -9,7 +9,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ..core.validate import named, whole
+from ..core.validate import integer, one_of
 from ..gradients import Adjoint, Backprop
 from .fields import ConvField, group_norm
 from .layer import NeuralODE
@@ -71,7 +71,7 @@ def classifier(
     kind: "resnet" (`depth` residual blocks), "rknet" (gradient="backprop") or "odenet" (gradient="adjoint").
     With 64 channels on 28x28 images the down-sampling leaves 64 maps of 6x6. solve_options go to `odenet.solve`.
     """
-    named("kind", kind, KINDS)
+    one_of("kind", kind, KINDS)
     sizes = {
         "in_channels": in_channels,
         "image_size": image_size,
@@ -80,7 +80,7 @@ def classifier(
         "depth": depth,
     }
     for name, size in sizes.items():
-        whole(name, size)
+        integer(name, size)
     block: nn.Module
     if kind == "resnet":
         block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))

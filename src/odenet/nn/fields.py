@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..core.validate import flag, named, shown, whole
+from ..core.validate import boolean, describe, integer, one_of
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_module(name: str) -> nn.Module:
-    return ACTIVATIONS[named("activation", name, ACTIVATIONS)]()
+    return ACTIVATIONS[one_of("activation", name, ACTIVATIONS)]()
 
 
 @final
@@ -35,10 +35,10 @@ class MLPField(nn.Module):
 
     def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), activation: str = "tanh", time: bool = True) -> None:
         super().__init__()
-        dim, time = whole("dim", dim), flag("time", time)
+        dim, time = integer("dim", dim), boolean("time", time)
         if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
-            raise TypeError(f"hidden must be a sequence of widths, such as (64, 64); got {shown(hidden)}")
-        widths = [dim + time, *(whole("hidden", width) for width in hidden)]
+            raise TypeError(f"hidden must be a sequence of widths, such as (64, 64); got {describe(hidden)}")
+        widths = [dim + time, *(integer("hidden", width) for width in hidden)]
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), activation_module(activation)]
@@ -97,8 +97,8 @@ class ConvField(nn.Module):
         time: bool = True,
     ) -> None:
         super().__init__()
-        channels, time = whole("channels", channels), flag("time", time)
-        hidden = channels if hidden is None else whole("hidden", hidden)
+        channels, time = integer("channels", channels), boolean("time", time)
+        hidden = channels if hidden is None else integer("hidden", hidden)
         self.norm1, self.norm2 = group_norm(channels, groups), group_norm(hidden, groups)
         self.norm3 = group_norm(channels, groups)
         self.conv1, self.conv2 = TimeConv2d(channels, hidden, time), TimeConv2d(hidden, channels, time)
@@ -117,6 +117,6 @@ def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
     """
     if groups is None:
         groups = max(g for g in range(1, min(32, max(1, channels // 2)) + 1) if channels % g == 0)
-    if channels % whole("groups", groups):
+    if channels % integer("groups", groups):
         raise ValueError(f"groups must divide channels; got groups={groups}, channels={channels}")
     return nn.GroupNorm(groups, channels)

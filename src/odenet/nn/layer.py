@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..api import traced_solve
 from ..api.solve import Solver, solve
-from ..core.leaves import flatten, real_dtype, tree_map
+from ..core.leaves import real_dtype
+from ..core.pytrees import flatten, tree_map
 from ..core.torch_func import outlasting
-from ..core.validate import function, number, shown, whole
+from ..core.validate import describe, function, integer, number
 from ..core.validate import times as real_times
 from ..tracing.dynamo_entry import exporting
 
@@ -83,7 +84,7 @@ def _as_tensor(times: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 def _times(ts: Any) -> tuple[float, ...]:
     if isinstance(ts, (str, bytes, dict)) or not hasattr(ts, "__iter__") or (isinstance(ts, Tensor) and ts.ndim == 0):
-        raise TypeError(f"ts must be a sequence of times, from start to end; got {shown(ts)}")
+        raise TypeError(f"ts must be a sequence of times, from start to end; got {describe(ts)}")
     times = tuple(number("ts", t) for t in ts)
     if len(times) < 2:
         raise ValueError(f"ts must hold at least two times, from start to end; got {times}")
@@ -101,7 +102,7 @@ class Augmented(nn.Module):
     def __init__(self, layer: nn.Module, extra: int, dim: int = 1) -> None:
         super().__init__()
         function("layer", layer, "layer(y0, ts, args)")
-        extra, dim = whole("extra", extra), whole("dim", dim, -64, 63)
+        extra, dim = integer("extra", extra), integer("dim", dim, -64, 63)
         self.layer, self.extra, self.dim = layer, extra, dim
 
     def forward(self, y0: Tensor, ts: Any = None, args: tuple[Any, ...] = ()) -> Tensor:

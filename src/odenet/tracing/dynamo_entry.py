@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
-from ..core.torch_func import nested
+from ..core.torch_func import inside_transform
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +54,7 @@ def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]]
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             # the loop operator knows no transforms: a vmap that is compiled breaks the graph too
-            if torch.compiler.is_compiling() and not nested():
+            if torch.compiler.is_compiling() and not inside_transform():
                 found = inside(*args, **kwargs)
                 if found is not None:
                     return found

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, dot, flatten, spread, spread_over, unflatten
-from ..engine.advance import Move
+from ..core.leaves import Leaves, dot, expand_over, expand_to
+from ..core.pytrees import flatten, unflatten
 from ..engine.problem import Problem
+from ..engine.step_attempt import StepAttempt
 from ..gradients.adjoint import Adjoint
 from ..gradients.quadrature import nodes_and_weights
-from .traced_field import PlainField, own
-from .while_loop import End, find
+from .traced_field import TracedField, own
+from .while_loop import TracedEnd, traced_loop
 
 
 class _Setting:
@@ -35,7 +36,7 @@ class _Setting:
         own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
         return (*(self.args[i] for i in self.wanted), *(own[k] for k in self.names))
 
-    def field(self, tensors: Sequence[Tensor]) -> PlainField:
+    def field(self, tensors: Sequence[Tensor]) -> TracedField:
         """The field with `tensors` in their places."""
         args = list(self.args)
         for i, x in zip(self.wanted, tensors, strict=False):
@@ -49,10 +50,10 @@ class _Setting:
                 copies = {k: own(x) for k, x in params.items()}  # see `with_own_tensors`
                 return torch.func.functional_call(module, copies, (t, y, *rest))
 
-        return cast(PlainField, self.p.f).with_function(f, given)
+        return cast(TracedField, self.p.f).with_function(f, given)
 
 
-def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, End]:
+def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, TracedEnd]:
     """y1, ys and how the forward solve ended."""
     setting, n = _Setting(p, how, f, args), len(p.y0)
     tensors = setting.tensors()
@@ -65,7 +66,7 @@ def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ..
             "gradient='discrete'."
         )
     out = _Adjoint.apply(setting, *p.y0, p.ts, *tensors)
-    return tuple(out[n : 2 * n]), tuple(out[:n]), End(*out[2 * n :])
+    return tuple(out[n : 2 * n]), tuple(out[:n]), TracedEnd(*out[2 * n :])
 
 
 class _Adjoint(torch.autograd.Function):
@@ -75,7 +76,7 @@ class _Adjoint(torch.autograd.Function):
         y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
         field: Any = setting.field(tensors)
         stops = p.stops.rule.within(ts, p.direction)
-        found = find(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
+        found = traced_loop(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
         y1, end = found.end.unless_failed(found.at.state.y), found.end
         ctx.setting = setting
         ctx.save_for_backward(ts, *found.ys, *tensors)
@@ -107,7 +108,7 @@ def _pull(
         ts_bar[j] = dot(here, field(ts[j], y), False)
         a = tuple(x + b for x, b in zip(a, bar, strict=True))
         p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
-        found = find(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
+        found = traced_loop(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
         a, totals = found.end.unless_failed(found.at.state.y[n:]), found.extra
     first = tuple(x[0] for x in ys)
     ts_bar[0] = -dot(a, field(ts[0], first), False)
@@ -115,15 +116,15 @@ def _pull(
     return (*a, torch.stack(ts_bar).to(ts.dtype), *totals)
 
 
-class _Both(PlainField):
+class _Both(TracedField):
     """d/dt (y, a) = (f(t, y), -(df/dy)^T a)."""
 
-    def __init__(self, field: PlainField, n: int) -> None:
+    def __init__(self, field: TracedField, n: int) -> None:
         self.field, self.n = field, n
         self.dtypes = (*field.dtypes, *field.dtypes)
 
-    def __call__(self, t: Tensor, state: Leaves, nudge: Tensor | None = None) -> Leaves:
-        slope, pull = cast(Any, torch.func.vjp(lambda *y: self.field(t, y, nudge), *state[: self.n]))
+    def __call__(self, t: Tensor, state: Leaves, side: Tensor | None = None) -> Leaves:
+        slope, pull = cast(Any, torch.func.vjp(lambda *y: self.field(t, y, side), *state[: self.n]))
         return (*slope, *(-x for x in pull(tuple(state[self.n :]))))
 
 
@@ -135,23 +136,23 @@ def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -
     return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
 
 
-def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[Move, Leaves], Leaves]:
+def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[StepAttempt, Leaves], Leaves]:
     """Adds the integral of a^T df/dtheta over an accepted step; time runs backwards, so with the other sign."""
     n = len(p.y0) // 2
     nodes, weights = nodes_and_weights(p.method.order)
 
-    def more(move: Move, totals: Leaves) -> Leaves:
+    def more(attempt: StepAttempt, totals: Leaves) -> Leaves:
         if not tensors:
             return totals
-        length = move.time1 - move.time0
-        polynomial = move.polynomial()
+        length = attempt.time1 - attempt.time0
+        polynomial = attempt.polynomial()
         for node, weight in zip(nodes, weights, strict=True):
-            state = evaluate(move.y, polynomial, spread_over(torch.full_like(length, node), move.y))
-            time = move.time0 + node * length
+            state = evaluate(attempt.y, polynomial, expand_over(torch.full_like(length, node), attempt.y))
+            time = attempt.time0 + node * length
             _, pull = cast(Any, torch.func.vjp(lambda *x, t=time, y=state: s.field(x)(t, y[:n]), *tensors))
             found = pull(tuple(state[n:]))
             totals = tuple(
-                total + torch.where(move.accept, -weight * spread(length, g) * g, 0.0)
+                total + torch.where(attempt.accept, -weight * expand_to(length, g) * g, 0.0)
                 for total, g in zip(totals, found, strict=True)
             )
         return totals

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.leaves import Leaves, cast, flatten, flatten_like, unflatten
+from ..core.leaves import Leaves, cast
+from ..core.pytrees import flatten, flatten_like, unflatten
 
 
 def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +36,7 @@ def own(x: Tensor) -> Tensor:
     return x.reshape(-1).clone().view(x.shape) if x.is_contiguous() else x.clone()
 
 
-class PlainField:
+class TracedField:
     """A `VectorField` without memory: what it did to itself would be a side effect inside an operator's graph."""
 
     calls = 0
@@ -54,7 +55,7 @@ class PlainField:
     ) -> None:
         self._f, self._spec, self.dtypes, self.time_dtype, self._args = f, flatten(y0)[1], dtypes, time_dtype, args
 
-    def with_function(self, f: Callable[..., Any], args: tuple[Any, ...]) -> PlainField:
+    def with_function(self, f: Callable[..., Any], args: tuple[Any, ...]) -> TracedField:
         """The same with another function and other args."""
         other = copy.copy(self)
         other._f, other._args = f, args
@@ -64,10 +65,10 @@ class PlainField:
         """The state in the caller's structure and dtypes."""
         return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
 
-    def __call__(self, t: Tensor, y: Leaves, nudge: Tensor | None = None) -> Leaves:
+    def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
         t = cast(t, self.time_dtype)
-        if nudge is not None:
-            infinite = torch.where(nudge == 0, t, nudge.to(t.dtype) * torch.inf)
+        if side is not None:
+            infinite = torch.where(side == 0, t, side.to(t.dtype) * torch.inf)
             t = t + (torch.nextafter(t, infinite) - t).detach()
         out, spec = flatten_like(self._f(t, self.pack(y), *self._args), self._spec)
         if spec != self._spec:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..core.dense import evaluate
-from ..core.leaves import Leaves, spread_over
+from ..core.leaves import Leaves, expand_over
 from ..engine.problem import Problem
 from ..methods.method import StepInput
 
@@ -20,7 +20,7 @@ def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] 
     rule = p.stops.rule
     if control.adaptive or not rule.fixed or rule.perturb:
         return None
-    size = float(control.first(1.0))
+    size = float(control.initial_step(1.0))
     sign = -1.0 if times[-1] < times[0] else 1.0
     steps: list[tuple[float, float]] = []
     t = times[0]
@@ -38,16 +38,16 @@ def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] 
 def unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, float]]) -> tuple[Leaves, Leaves]:
     """y1 and ys."""
     sign = -1.0 if times[-1] < times[0] else 1.0
-    clock = p.ts[0]
-    y, carry = p.y0, p.method.init(p.f, clock, p.y0)
+    tracker = p.ts[0]
+    y, carry = p.y0, p.method.init(p.f, tracker, p.y0)
     rows: list[Leaves] = [y for t in times if t == times[0]]
     for t0, t1 in steps:
-        at = StepInput(p.f, torch.full_like(clock, t0), torch.full_like(clock, t1), y, carry)
+        at = StepInput(p.f, torch.full_like(tracker, t0), torch.full_like(tracker, t1), y, carry)
         step = p.method.step(at)
         reached = [t for t in times if (t - t0) * sign > 0.0 and (t - t1) * sign <= 0.0]
         coefficients = p.method.dense(at, step) if any(t != t1 for t in reached) else ()
         for t in reached:
-            theta = spread_over(torch.full_like(clock, (t - t0) / (t1 - t0)), y)
+            theta = expand_over(torch.full_like(tracker, (t - t0) / (t1 - t0)), y)
             rows.append(step.y if t == t1 else evaluate(y, coefficients, theta))
         y, carry = step.y, step.carry
     return y, tuple(torch.stack(list(x)) for x in zip(*rows, strict=True))

@@ -15,20 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, flatten, tree_map, unflatten
-from ..core.scalars import Flag
+from ..core.leaves import Leaves
+from ..core.pytrees import flatten, tree_map, unflatten
+from ..core.scalars import MaskLike
 from ..core.status import Status
-from ..engine.advance import Clock, Move, State, after_step, attempt, settle
+from ..engine.advance import accept_or_reject, next_carry, try_step
 from ..engine.loop import start
-from ..engine.one_sided import nudged
-from ..engine.output_rule import blank, due, filled
+from ..engine.one_sided import one_sided_field
+from ..engine.output_rule import blank_outputs, due, fill_outputs
 from ..engine.problem import Problem
+from ..engine.step_attempt import State, StepAttempt
+from ..engine.stop_tracker import StopTracker
 from ..methods.method import StepInput
 
 _RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(Status.MAX_STEPS)
 
 
-class Counted(NamedTuple):
+class LoopState(NamedTuple):
     """A state, and how many attempts and accepted steps led there."""
 
     state: State
@@ -36,21 +39,21 @@ class Counted(NamedTuple):
     accepted: Tensor
 
     @staticmethod
-    def start(p: Problem, clock: Clock) -> Counted:
-        s = start(p, clock)
-        return Counted(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
+    def start(p: Problem, tracker: StopTracker) -> LoopState:
+        s = start(p, tracker)
+        return LoopState(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
 
-    def turn(self, p: Problem, clock: Clock, most: int | Tensor) -> tuple[Counted, Move]:
+    def turn(self, p: Problem, tracker: StopTracker, most: int | Tensor) -> tuple[LoopState, StepAttempt]:
         """One attempt, settled and counted: what every loop in a graph repeats. most: max_steps."""
         s = self.state
-        move, decision = attempt(p, clock, s)
-        attempts, accepted = self.attempts + (s.status == _RUNNING), self.accepted + move.accept
-        s = settle(p, clock, s, move, decision)
+        attempt, decision = try_step(p, tracker, s)
+        attempts, accepted = self.attempts + (s.status == _RUNNING), self.accepted + attempt.accept
+        s = accept_or_reject(p, tracker, s, attempt, decision)
         spent = (s.status == _RUNNING) & (attempts >= most)
-        return Counted(s._replace(status=torch.where(spent, _MAX_STEPS, s.status)), attempts, accepted), move
+        return LoopState(s._replace(status=torch.where(spent, _MAX_STEPS, s.status)), attempts, accepted), attempt
 
 
-class End(NamedTuple):
+class TracedEnd(NamedTuple):
     """Where a solve ended, and how."""
 
     t: Tensor
@@ -63,25 +66,25 @@ class End(NamedTuple):
         return tuple(torch.where(self.status == _SUCCESS, x, torch.nan) for x in y)
 
 
-class Found(NamedTuple):
+class TracedSolution(NamedTuple):
     """A solve without a graph.
 
     at: how it ended. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
     or () likewise; `at.accepted` of them hold. extra: what `more` summed up.
     """
 
-    at: Counted
+    at: LoopState
     ys: Leaves
     ends: Leaves
     extra: Leaves
 
     @property
-    def end(self) -> End:
+    def end(self) -> TracedEnd:
         s = self.at.state
-        return End(s.t, s.status, self.at.accepted, self.at.attempts - self.at.accepted)
+        return TracedEnd(s.t, s.status, self.at.accepted, self.at.attempts - self.at.accepted)
 
 
-More = Callable[[Move, Leaves], Leaves]
+More = Callable[[StepAttempt, Leaves], Leaves]
 """Adds to the leaves what an attempt brings."""
 
 
@@ -108,20 +111,20 @@ def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any
     return tree(while_loop(lambda *x: go(tree(x)), body, tuple(leaves[i].clone() for i in places)))
 
 
-def find(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> Found:
+def traced_loop(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> TracedSolution:
     """Solve p, traced and detached."""
     p = _apart(p)
-    clock = Clock(p)
+    tracker = StopTracker(p)
     tape = (p.ts[:1].repeat(p.max_steps),) if ends else ()
 
-    def turn(s: Found) -> Found:
+    def turn(s: TracedSolution) -> TracedSolution:
         # a rejected attempt writes what the next one overwrites
-        at, move = s.at.turn(p, clock, p.max_steps)
-        ys = filled(p, move, due(p, move), s.ys) if outputs else ()
-        tape = tuple(x.scatter(0, s.at.accepted.view(1), move.t1.view(1)) for x in s.ends)
-        return Found(at, ys, tape, more(move, s.extra) if more is not None else ())
+        at, attempt = s.at.turn(p, tracker, p.max_steps)
+        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if outputs else ()
+        tape = tuple(x.scatter(0, s.at.accepted.view(1), attempt.t1.view(1)) for x in s.ends)
+        return TracedSolution(at, ys, tape, more(attempt, s.extra) if more is not None else ())
 
-    first = Found(Counted.start(p, clock), blank(p, None) if outputs else (), tape, extra)
+    first = TracedSolution(LoopState.start(p, tracker), blank_outputs(p, None) if outputs else (), tape, extra)
     return repeated(lambda s: s.at.state.status == _RUNNING, turn, first)
 
 
@@ -132,11 +135,11 @@ def _apart(p: Problem) -> Problem:
     return replace(p, ts=p.ts.clone(), stops=stops)
 
 
-def plan(p: Problem) -> Problem:
+def record_plan(p: Problem) -> Problem:
     """A problem without a state, whose steps are those of p where no error decides them."""
     control = copy.copy(p.controller)
     control.finite = False
-    nothing: Any = lambda t, y, nudge=None: ()  # noqa: E731
+    nothing: Any = lambda t, y, side=None: ()  # noqa: E731
     return replace(p, f=nothing, y0=(), controller=control)
 
 
@@ -145,13 +148,13 @@ class _Taken(NamedTuple):
 
     steps: Tensor
     time: Tensor
-    jumped: Flag
+    jumped: MaskLike
     y: Leaves
     carry: Leaves
     ys: Leaves
 
 
-def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
+def differentiable_steps(p: Problem, found: TracedSolution) -> tuple[Leaves, Leaves]:
     """y1 and ys of the steps that `found` has, by a loop that is differentiated."""
     p = _apart(p)
     (ends,), jumps = found.ends, p.stops.jumps
@@ -164,15 +167,15 @@ def take(p: Problem, found: Found) -> tuple[Leaves, Leaves]:
     def turn(s: _Taken) -> _Taken:
         t1 = ends.gather(0, s.steps.view(1)).view(())
         jump = False if jumps is None else (jumps & (p.stops.times == t1)).any()
-        f = nudged(p, s.time, t1, s.jumped, jump)
+        f = one_sided_field(p, s.time, t1, s.jumped, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
-        move = Move(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
-        ys = filled(p, move, due(p, move), s.ys) if s.ys else ()
-        carry = tuple(x.clone() for x in after_step(p, t1, step, jump))  # f may give back a part of its y
+        attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
+        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if s.ys else ()
+        carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may give back a part of its y
         return _Taken(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 
     carry = p.method.init(p.f, p.ts[0], p.y0)
-    moving = _differentiated((p.y0, carry, blank(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
+    moving = _differentiated((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
     jumped = False if jumps is None else ~yes
     last = repeated(go, turn, _Taken(torch.zeros_like(found.at.accepted), p.ts[0], jumped, *moving))
     y1 = found.end.unless_failed(last.y)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.leaves import Leaves
-from ...core.validate import shown
+from ...core.validate import describe
 from ...gradients import Adjoint
 from . import solver_callbacks as watchers
 from .adjoint_norms import handle_adjoint_norm_, joined, of_vector
@@ -101,10 +101,10 @@ def _parameters(func: Any, given: Iterable[Tensor] | None, options: dict[str, An
     try:
         params = tuple(find_parameters(func) if given is None else given)
     except TypeError:
-        raise TypeError(f"adjoint_params must be parameters, in a tuple or list; got {shown(given)}") from None
+        raise TypeError(f"adjoint_params must be parameters, in a tuple or list; got {describe(given)}") from None
     for x in params:
         if not isinstance(x, Tensor):
-            raise TypeError(f"adjoint_params must be tensors; got {shown(x)}")
+            raise TypeError(f"adjoint_params must be tensors; got {describe(x)}")
     wanted = tuple(x for x in params if x.requires_grad)
     if len(wanted) < len(params) and callable((options or {}).get("norm")):
         warnings.warn(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.leaves import Leaves
 from ...core.segment_ends import jumps
-from ...core.validate import flag, function, shown
+from ...core.validate import boolean, describe, function
 from ...events.event_time import with_event_time
 from .inputs import Inputs
 from .plain_call import odeint
@@ -41,9 +41,9 @@ def odeint_event(
     """
     function("odeint_interface", odeint_interface, "odeint(func, y0, t, ...)")
     function("event_fn", event_fn, "event_fn(t, y)")
-    flag("reverse_time", reverse_time)
+    boolean("reverse_time", reverse_time)
     if not isinstance(t0, Tensor) or t0.numel() != 1 or not t0.is_floating_point():
-        raise TypeError(f"t0 must be a floating point tensor of one time; got {shown(t0)}")
+        raise TypeError(f"t0 must be a floating point tensor of one time; got {describe(t0)}")
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)

@@ -125,7 +125,9 @@ class ByMethod(FixedGridODESolver):
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
         f0 = evaluated(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
-        if self.method.stages == 1 and isinstance(self.method, ExplicitRK):  # Euler's, to which what follows comes down
+        if self.method.num_stages == 1 and isinstance(
+            self.method, ExplicitRK
+        ):  # Euler's, to which what follows comes down
             return (dt if dt.dtype == y0.dtype else dt.to(y0.abs().dtype)) * f0, f0
         first = [f0]  # what every method evaluates first
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.leaves import real_dtype
-from ...core.validate import function, shown
+from ...core.validate import describe, function
 
 State = Tensor | tuple[Tensor, ...]
 _FEW = 64
@@ -97,7 +97,7 @@ class Inputs:
 def _state(y0: Any) -> State:
     for x in y0 if isinstance(y0, tuple) else (y0,):
         if isinstance(x, Tensor) and (x.is_meta or x.dtype.itemsize == 1 or x.layout is not torch.strided):
-            raise TypeError(f"y0 must be dense, of floating point, and hold its values; got {shown(x)}")
+            raise TypeError(f"y0 must be dense, of floating point, and hold its values; got {describe(x)}")
     if isinstance(y0, Tensor):
         return y0
     if not isinstance(y0, tuple):
@@ -140,16 +140,16 @@ def tensor(name: str, given: Any) -> Tensor:
     try:
         out = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
-        raise TypeError(f"{name} must be a number or a tensor; got {shown(given)}: {error}") from None
+        raise TypeError(f"{name} must be a number or a tensor; got {describe(given)}: {error}") from None
     if out.is_meta or out.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor that holds its values; got {shown(given)}")
+        raise TypeError(f"{name} must be a dense tensor that holds its values; got {describe(given)}")
     return out
 
 
 def chosen(name: str, given: Any) -> dict[str, Any]:
     """A dictionary of options, of the caller's own."""
     if given is not None and not isinstance(given, dict):
-        raise TypeError(f"{name} must be a dictionary of options, or None; got {shown(given)}")
+        raise TypeError(f"{name} must be a dictionary of options, or None; got {describe(given)}")
     return dict(given or {})
 
 

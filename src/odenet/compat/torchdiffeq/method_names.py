@@ -90,7 +90,7 @@ class Settings:
         interp = options.get("interp", "linear")
         if interp not in ("linear", "cubic"):
             raise unknown_name("interp", str(interp), ("linear", "cubic"))
-        return Settings(name, options, method.interpolated(interp), _fixed(options, inputs), _MOST)
+        return Settings(name, options, method.with_dense_output(interp), _fixed(options, inputs), _MOST)
 
 
 def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
@@ -203,4 +203,4 @@ def _by_client(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
         return Settings(name, options, METHODS["dopri5"], PID(), _MOST, kind)
     method = ByStepFunction.of(name, kind, options, inputs)
     control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
-    return Settings(name, options, method.interpolated(getattr(method.solver, "interp", "linear")), control, _MOST)
+    return Settings(name, options, method.with_dense_output(getattr(method.solver, "interp", "linear")), control, _MOST)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...control.first_step import hairer
+from ...control.first_step import initial_step_size
 from ...events.chebyshev import nodes
-from ...events.roots import Sought, first_roots
+from ...events.roots import RootQuery, first_roots
 from .adjoint_norms import _flat_to_shape
 
 
@@ -47,7 +47,7 @@ def _select_initial_step(
     slope = func(t0, y0) if f0 is None else f0
     tolerances = ([x] for x in (rtol, atol))
     span = torch.full_like(t0, 1e18, dtype=torch.float64)
-    return hairer(
+    return initial_step_size(
         lambda t, y: (func(t, y[0]),), t0, span, (y0,), (slope,), order, *tolerances,
         norm=lambda leaves: torch.as_tensor(norm(leaves[0])),
     ).to(t0.dtype)  # fmt: skip
@@ -247,7 +247,7 @@ def find_event(interp_fn: Any, sign0: Tensor, t0: Tensor, t1: Tensor, event_fn: 
 
     zero = torch.zeros(1, dtype=torch.float64)
     samples = zero.new_tensor([[value(x) for x in nodes()]])
-    where = float(first_roots(values, samples, Sought(zero, zero + float(sign0), zero, zero == 0)).where)
+    where = float(first_roots(values, samples, RootQuery(zero, zero + float(sign0), zero, zero == 0)).where)
     t = t1 if math.isinf(where) else t0 + where * (t1 - t0)
     return t, interp_fn(t)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...api.solution import Solution
 from ...api.solve import solve
 from ...core.leaves import forward_mode
-from ...core.torch_func import nested
+from ...core.torch_func import inside_transform
 from ...engine.callbacks import Callbacks
 from ...errors import CaptureError
 from ...events.event import Event
@@ -95,7 +95,7 @@ def _by_steps(inputs: Inputs, settings: Settings) -> bool:
         return False
     if t.requires_grad or y0.is_inference() or t.is_inference() or torch.is_inference_mode_enabled():
         return False
-    return not (nested() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
+    return not (inside_transform() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
 
 
 def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:

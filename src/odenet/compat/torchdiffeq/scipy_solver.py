@@ -11,14 +11,14 @@ import torch
 from ...core.leaves import Leaves
 from ...core.status import Status
 from ...engine.advance import State
-from ...engine.integrate import Request, Solved
+from ...engine.integrate import NumericalSolution, Request
 from ...engine.loop import Outcome
 from ...engine.problem import Problem
 from ...gradients import Adjoint, ContinuousAdjoint
-from ...gradients.adjoint_field import CotangentField
-from ...gradients.continuous_adjoint import Backward
+from ...gradients.adjoint_field import AdjointField
+from ...gradients.continuous_adjoint import AdjointSolve
 from ...gradients.gradient import Stats, Trajectory, direct
-from ...methods.state_matrix import Rows
+from ...methods.state_matrix import StateMatrix
 
 
 @final
@@ -39,15 +39,15 @@ class SciPy(ContinuousAdjoint):
             return Trajectory(found.ys, found.y1, None, found.outcome, Stats.of(found.outcome))
         return super().run(p, request)
 
-    def forwards(self, q: Problem, request: Request) -> tuple[Solved, Callable[[Leaves], Backward]]:
-        return self._solved(q), lambda captured: Backward(Adjoint(**vars_of(self)), q, CotangentField(q.f, captured))
+    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        return self._solved(q), lambda captured: AdjointSolve(Adjoint(**vars_of(self)), q, AdjointField(q.f, captured))
 
-    def _solved(self, q: Problem) -> Solved:
+    def _solved(self, q: Problem) -> NumericalSolution:
         try:
             from scipy.integrate import solve_ivp
         except ImportError:
             raise ImportError("method='scipy_solver' needs SciPy: pip install scipy") from None
-        rows = Rows(q.y0, False)
+        rows = StateMatrix(q.y0, False)
         before = q.f.calls
 
         def f(t: float, y: np.ndarray) -> np.ndarray:
@@ -68,10 +68,10 @@ class SciPy(ContinuousAdjoint):
         ys = rows.part(values[:, None])
         y1 = tuple(y[-1] for y in ys)
         state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS))
-        return Solved(ys, y1, None, Outcome(state, q.f.calls - before, len(found.t) - 1, 0))
+        return NumericalSolution(ys, y1, None, Outcome(state, q.f.calls - before, len(found.t) - 1, 0))
 
     @staticmethod
-    def _flat(tol: Any, y0: Leaves, rows: Rows) -> float | np.ndarray:
+    def _flat(tol: Any, y0: Leaves, rows: StateMatrix) -> float | np.ndarray:
         """One number where it is one (the implicit solvers take no more for rtol), else an array."""
         if all(isinstance(x, float) for x in tol) and len(set(tol)) == 1:
             return tol[0]
