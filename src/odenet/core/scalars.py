@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import torch_func
 
-# float | Tensor and bool | Tensor: a union could not say that all lanes of one solve are of the same kind.
-ScalarLike = Any
-MaskLike = Any
+ScalarLike = float | Tensor
+"""A number of each sequence of steps: of the host in a joint solve, a (B,) tensor per sample."""
+
+MaskLike = bool | Tensor
+"""The same for a truth value."""
 
 
 def where(mask: MaskLike, yes: ScalarLike, no: ScalarLike) -> ScalarLike:
