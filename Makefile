@@ -11,14 +11,17 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint distribution bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## create .venv with the library, its training extra and the development tools
 
-setup-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
+setup-distribution: $(READY) ## build sdist and wheel, and run the README on the wheel alone in an empty environment
+	@$(BIN)/python tools/check_distribution.py
+
+bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { \
@@ -64,6 +67,9 @@ lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml
+
+distribution: $(READY) ## build sdist and wheel, and run the README on the wheel alone in an empty environment
+	@$(BIN)/python tools/check_distribution.py
 
 bench: $(BENCH_READY) ## measure the gradients, and other libraries beside this one; results in benchmarks/results
 	$(BIN)/odenet bench gradients --out benchmarks/results

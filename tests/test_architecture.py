@@ -240,3 +240,27 @@ def test_import_is_light():
         f"`import odenet` takes {seconds:.2f} s on top of torch, more than {SLOWEST_IMPORT} s; "
         f"it adds {len(modules)} modules: python -X importtime -c 'import torch, odenet' names the slow one"
     )
+
+
+_ALONE = """
+import importlib, sys, warnings
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+warnings.simplefilter("ignore")  # of PyTorch, which does without NumPy
+for name in {modules}:
+    importlib.import_module(name)
+"""
+
+
+def test_the_library_needs_torch_alone():
+    """Every module but those of the command line imports where no other package is installed, NumPy neither."""
+    refused = HEAVY | {"numpy"}
+    modules = [name for name in FILES if _layer(name) not in ("train", "bench") and not name.endswith("__main__")]
+    code = _ALONE.format(refused=sorted(refused), modules=modules)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert out.returncode == 0, out.stderr[-2000:]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
 from ...core.leaves import Leaves
 from ...core.status import Status
-from ...engine.advance import State
 from ...engine.integrate import NumericalSolution, Request
 from ...engine.loop import Outcome
 from ...engine.problem import Problem
+from ...engine.step_attempt import State
 from ...gradients import Adjoint, ContinuousAdjoint
 from ...gradients.adjoint_field import AdjointField
 from ...gradients.continuous_adjoint import AdjointSolve
 from ...gradients.gradient import Stats, Trajectory, direct
 from ...methods.state_matrix import StateMatrix
+
+if TYPE_CHECKING:
+    import numpy as np  # comes with SciPy: this module is imported where neither is installed
 
 
 @final
@@ -52,11 +54,11 @@ class SciPy(ContinuousAdjoint):
 
         def f(t: float, y: np.ndarray) -> np.ndarray:
             state = rows.part(torch.as_tensor(y, dtype=rows.dtype, device=q.ts.device)[None])
-            return rows.join(q.f(q.ts.new_tensor(t), state))[0].cpu().numpy().astype(np.float64)
+            return rows.join(q.f(q.ts.new_tensor(t), state))[0].cpu().double().numpy()
 
         rtol, atol = (self._flat(tol, q.y0, rows) for tol in (q.rtol, q.atol))
         ts = q.ts.cpu().numpy()
-        start = rows.join(q.y0)[0].cpu().numpy().astype(np.float64)
+        start = rows.join(q.y0)[0].cpu().double().numpy()
         # min_step is LSODA's alone, and the others warn of it
         limits = {k: v for k, v in self.limits.items() if k == "max_step" or self.solver == "LSODA"}
         found: Any = solve_ivp(f, (ts[0], ts[-1]), start, self.solver, ts, rtol=rtol, atol=atol, **limits)
@@ -79,7 +81,7 @@ class SciPy(ContinuousAdjoint):
             torch.as_tensor(x, dtype=torch.float64).expand(y.shape).to(y.device) for x, y in zip(tol, y0, strict=True)
         ]
         pairs = tuple(torch.complex(x, x) if y.is_complex() else x for x, y in zip(full, y0, strict=True))
-        return rows.join(pairs)[0].cpu().numpy().astype(np.float64)
+        return rows.join(pairs)[0].cpu().double().numpy()
 
 
 def vars_of(how: ContinuousAdjoint) -> dict[str, Any]:
