@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.gradients import sweep
+from odenet.gradients import backward_pass
 from odenet.gradients.checkpoint_schedule import optimal_recomputation
 from odenet.gradients.memory_budget import whole_bytes
 from odenet.methods import METHODS, ExplicitRK
@@ -105,7 +105,7 @@ def test_stages_give_what_one_graph_gives(
     options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if adaptive else {"step": 0.02}
 
     def found(limit: int) -> tuple[Tensor, ...]:
-        monkeypatch.setattr(sweep, "BY_STAGES", limit)
+        monkeypatch.setattr(backward_pass, "BY_STAGES", limit)
         generator = torch.Generator().manual_seed(0)
         y0 = [torch.randn(2, 3, dtype=d, generator=generator).requires_grad_() for d in (D, torch.complex128)]
         A = torch.randn(3, 3, dtype=D, generator=generator).requires_grad_()
