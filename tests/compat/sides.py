@@ -104,7 +104,7 @@ class Step:
         return torch.where(t < 0.5, 1.0, 10.0).to(y.dtype) * torch.ones_like(y)
 
 
-class EventFunctions:
+class Watched:
     """A right-hand side with all three callbacks, which write down what they are given."""
 
     def __init__(self, f: Callable[..., Any]) -> None:

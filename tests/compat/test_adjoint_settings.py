@@ -69,7 +69,7 @@ def test_func_without_module(ode: Any, as_module: bool) -> None:
         close(a, b, 2e-5)
 
 
-class LoopState(Riccati):
+class Counted(Riccati):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
@@ -81,7 +81,7 @@ class LoopState(Riccati):
 
 def backwards(ode: Any, **options: Any) -> tuple[int, tuple[Tensor, ...]]:
     """How often func is asked in the backward pass, and the gradients."""
-    f = LoopState()
+    f = Counted()
     y0, t = inputs(f, reverse=False)
     t = t.detach()
     ys = ode.odeint_adjoint(f, y0, t, **({"rtol": TOL, "atol": TOL} | options))

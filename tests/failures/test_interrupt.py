@@ -28,7 +28,7 @@ from gradient_settings import GRADIENTS
 from odenet.compiled import build, capture, collecting, plans, turns
 
 
-class LoopState(nn.Module):
+class Counted(nn.Module):
     """An elementwise field with parameters that raises KeyboardInterrupt at one of its calls."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class LoopState(nn.Module):
         self.calls, self.at = 0, n
 
 
-def results(f: LoopState, gradient: Any, **options: Any) -> list[Tensor]:
+def results(f: Counted, gradient: Any, **options: Any) -> list[Tensor]:
     """A solve and its gradients, which are not accumulated anywhere."""
     y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 0.1]], dtype=D, requires_grad=True)
     sol = odenet.solve(f, y0, [0.0, 0.7, 1.5], gradient=gradient, rtol=1e-3, atol=1e-5, **options)
@@ -61,7 +61,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_at_every_call_of_f(gradient: str, per_sample: bool) -> None:
     """Forward and backward; the next solve, and the next backward pass over the same solution, give the same bits."""
-    f, how = LoopState(), GRADIENTS[gradient]
+    f, how = Counted(), GRADIENTS[gradient]
     expected = results(f, how, per_sample=per_sample)
     count = f.calls
     assert count >= 20
@@ -113,7 +113,7 @@ def after(seconds: float) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that meets a finalizer is lost
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_at_any_moment(gradient: str) -> None:
-    f, how, interrupted = LoopState(), GRADIENTS[gradient], 0
+    f, how, interrupted = Counted(), GRADIENTS[gradient], 0
     expected = results(f, how, per_sample=True)
     for k in range(12):
         start = time.process_time()
@@ -131,7 +131,7 @@ def test_at_any_moment(gradient: str) -> None:
 def test_gradients_of_a_module_are_there_or_not() -> None:
     """A step of training: those of the field come all at once, at the end of the backward solve."""
     for n in itertools.count(1):
-        f, y0 = LoopState(), torch.ones(3, 2, dtype=D)
+        f, y0 = Counted(), torch.ones(3, 2, dtype=D)
         sol = odenet.solve(f, y0, [0.0, 1.0], gradient="adjoint", rtol=1e-3)
         f.interrupted_at(n)
         try:
@@ -161,7 +161,7 @@ def test_ctrl_c_waits_for_an_import(request: pytest.FixtureRequest) -> None:
 
 def test_progress_bar_is_closed() -> None:
     tqdm = pytest.importorskip("tqdm").tqdm
-    f = LoopState()
+    f = Counted()
     f.interrupted_at(10)
     with pytest.raises(KeyboardInterrupt):
         odenet.solve(f, torch.ones(2, dtype=D), [0.0, 5.0], progress=True)

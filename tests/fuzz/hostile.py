@@ -161,7 +161,7 @@ def decay(t: Tensor, y: Any, *args: Any) -> Any:
     return unflatten([-x for x in leaves], spec)
 
 
-class TapeStep(NamedTuple):
+class Entry(NamedTuple):
     """What is called, with which arguments that a call may replace. called by other names in messages: `names`."""
 
     call: Callable[..., Any]
@@ -251,8 +251,8 @@ def _report(**changes: Any) -> Any:
     odenet.gradient_report(*positional, **given)
 
 
-ENTRIES: dict[str, TapeStep] = {
-    "solve": TapeStep(
+ENTRIES: dict[str, Entry] = {
+    "solve": Entry(
         _solve,
         (
             *("f", "y0", "ts", "args", "method", "rtol", "atol", "step", "controller", "gradient", "per_sample"),
@@ -261,35 +261,35 @@ ENTRIES: dict[str, TapeStep] = {
         # a y0 or a ts of another shape may first show in what must fit it, and the other way round
         {"per_sample": ("per_sample",), "step": ("step", "controller"), "controller": ("controller", "step")},
     ),
-    "PID": TapeStep(
+    "PID": Entry(
         _with(odenet.PID, "controller", {}),
         (
             *("pcoeff", "icoeff", "dcoeff", "safety", "factor_min", "factor_max", "min_step", "max_step"),
             *("first_step", "step_ts", "jump_ts", "norm"),
         ),
     ),
-    "ConstantStep": TapeStep(
+    "ConstantStep": Entry(
         _with(odenet.ConstantStep, "controller", {"step": 0.1}),
         ("step", "every_output", "step_ts", "jump_ts", "perturb", "finite"),
     ),
-    "Grid": TapeStep(_with(odenet.Grid, "controller", {"times": [0.25, 0.5, 0.75]}, method="rk4"),
+    "Grid": Entry(_with(odenet.Grid, "controller", {"times": [0.25, 0.5, 0.75]}, method="rk4"),
                   ("times", "perturb", "finite"), {"times": ("times", "step_ts")}),
-    "Discrete": TapeStep(_with(odenet.Discrete, "gradient", {}), ("checkpoints", "memory")),
-    "Adjoint": TapeStep(
+    "Discrete": Entry(_with(odenet.Discrete, "gradient", {}), ("checkpoints", "memory")),
+    "Adjoint": Entry(
         _with(odenet.Adjoint, "gradient", {}),
         ("rtol", "atol", "method", "norm", "controller", "max_steps", "callbacks"),
     ),
-    "GaussAdjoint": TapeStep(
+    "GaussAdjoint": Entry(
         _with(odenet.GaussAdjoint, "gradient", {}),
         ("rtol", "atol", "method", "norm", "controller", "max_steps", "callbacks"),
     ),
-    "Reversible": TapeStep(_with(odenet.Reversible, "gradient", {}), ("coupling",)),
-    "Callbacks": TapeStep(_with(odenet.Callbacks, "callbacks", {}), ("step", "accept", "reject")),
-    "Solution": TapeStep(_dense, ("t",)),
-    "Solution per sample": TapeStep(_dense_rows, ("t",)),
-    "odeint": TapeStep(_odeint("odeint"), ("func", "y0", "t", "rtol", "atol", "method", "options"),
+    "Reversible": Entry(_with(odenet.Reversible, "gradient", {}), ("coupling",)),
+    "Callbacks": Entry(_with(odenet.Callbacks, "callbacks", {}), ("step", "accept", "reject")),
+    "Solution": Entry(_dense, ("t",)),
+    "Solution per sample": Entry(_dense_rows, ("t",)),
+    "odeint": Entry(_odeint("odeint"), ("func", "y0", "t", "rtol", "atol", "method", "options"),
                     {"func": ("func", "f")}),
-    "odeint_adjoint": TapeStep(
+    "odeint_adjoint": Entry(
         _odeint("odeint_adjoint"),
         (
             *("func", "y0", "t", "rtol", "atol", "method", "options", "adjoint_rtol", "adjoint_atol"),
@@ -297,20 +297,20 @@ ENTRIES: dict[str, TapeStep] = {
         ),
         {"func": ("func", "f")},
     ),
-    "odeint_event": TapeStep(_odeint("odeint_event"), ("func", "y0", "t0", "event_fn", "odeint_interface", "reverse_time"),
+    "odeint_event": Entry(_odeint("odeint_event"), ("func", "y0", "t0", "event_fn", "odeint_interface", "reverse_time"),
                           {"t0": ("t0", "t"), "func": ("func", "f"), "event_fn": ("event_fn", "event function")}),
-    "odeint_dense": TapeStep(_odeint("odeint_dense"), ("func", "y0", "t0", "t1", "rtol", "atol", "method", "options"),
+    "odeint_dense": Entry(_odeint("odeint_dense"), ("func", "y0", "t0", "t1", "rtol", "atol", "method", "options"),
                           {"t0": ("t0", "t"), "t1": ("t1", "t"), "func": ("func", "f")}),
-    "NeuralODE": TapeStep(_layer, ("field", "own_ts", "y0", "ts", "args", "rtol", "gradient", "method"),
+    "NeuralODE": Entry(_layer, ("field", "own_ts", "y0", "ts", "args", "rtol", "gradient", "method"),
                        {"field": ("field", "f"), "own_ts": ("ts",)}),
-    "MLPField": TapeStep(_module(nn.MLPField, {"dim": 2}, lambda: torch.ones(3, 2)),
+    "MLPField": Entry(_module(nn.MLPField, {"dim": 2}, lambda: torch.ones(3, 2)),
                       ("dim", "hidden", "activation", "time")),
-    "ConvField": TapeStep(_module(nn.ConvField, {"channels": 4}, lambda: torch.ones(2, 4, 3, 3)),
+    "ConvField": Entry(_module(nn.ConvField, {"channels": 4}, lambda: torch.ones(2, 4, 3, 3)),
                        ("channels", "hidden", "groups", "activation", "time")),
-    "Augmented": TapeStep(
+    "Augmented": Entry(
         lambda **changes: nn.Augmented(**{"layer": nn.NeuralODE(decay), "extra": 1, "dim": 1} | changes)(Y0),
         ("layer", "extra", "dim"),
     ),
-    "classifier": TapeStep(_classifier, ("kind", "in_channels", "image_size", "classes", "channels", "depth")),
-    "gradient_report": TapeStep(_report, ("f", "y0", "ts", "loss", "gradients", "repeats", "args")),
+    "classifier": Entry(_classifier, ("kind", "in_channels", "image_size", "classes", "channels", "depth")),
+    "gradient_report": Entry(_report, ("f", "y0", "ts", "loss", "gradients", "repeats", "args")),
 }  # fmt: skip

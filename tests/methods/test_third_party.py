@@ -208,14 +208,14 @@ class TestRemembering(MethodContract):
     def test_the_cache_survives_rejections(self) -> None:
         asked = []
 
-        class EventFunctions(Remembering):
+        class Watched(Remembering):
             def step(self, at: StepInput) -> Step:
                 step = super().step(at)
                 asked.append(int(step.cache[0]))
                 return step
 
         odenet.solve(
-            lambda t, y: -y, torch.ones(2), [0.0, 0.5], method=EventFunctions(), controller=Scripted(0.1, (1, 2)),
+            lambda t, y: -y, torch.ones(2), [0.0, 0.5], method=Watched(), controller=Scripted(0.1, (1, 2)),
             gradient="backprop",
         )  # fmt: skip
         assert asked == list(range(1, 8))
