@@ -38,7 +38,7 @@ def test_predictive_by_the_book() -> None:
 
 
 def test_settings_as_documented() -> None:
-    assert StopRule.of(odenet.ConstantStep(0.1, perturb=True)).perturb is True
+    assert StopRule.from_controller(odenet.ConstantStep(0.1, perturb=True)).perturb is True
     with pytest.raises(TypeError, match=r"^perturb must"):
         odenet.ConstantStep(0.1, perturb="no")  # pyright: ignore[reportArgumentType]
     for control in (odenet.PID(), odenet.Predictive()):

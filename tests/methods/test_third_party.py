@@ -19,9 +19,9 @@ from odenet.control.controller import Attempt, ControllerState
 from odenet.control.error_control import ErrorControl
 from odenet.core.leaves import Leaves, add_scaled, expand_over
 from odenet.methods import METHODS, Method, Step
+from odenet.methods.matrix_layout import MatrixLayout
 from odenet.methods.method import Cache, StepInput
 from odenet.methods.stage_equations import jacobian
-from odenet.methods.state_matrix import StateMatrix
 
 D = torch.float64
 
@@ -76,14 +76,14 @@ class ROS2(Method):
     name, order, error_order = "ros2", 2, None
 
     def step(self, at: StepInput) -> Step:
-        rows = StateMatrix(at.y, at.t0.ndim == 1)
-        y, h = rows.join(at.y), (at.t1 - at.t0).reshape(-1, 1)
+        rows = MatrixLayout(at.y, at.t0.ndim == 1)
+        y, h = rows.to_matrix(at.y), (at.t1 - at.t0).reshape(-1, 1)
         system = torch.eye(rows.width, dtype=rows.dtype) - (1 + 0.5**0.5) * h[..., None] * jacobian(
             at.f, rows, at.t0, y
         )
-        k1 = torch.linalg.solve(system, rows.join(at.f(at.t0, at.y)))
-        k2 = torch.linalg.solve(system, rows.join(at.f(at.t1, rows.part(y + h * k1))) - 2 * k1)
-        return Step(rows.part(y + h * (3 * k1 + k2) / 2))
+        k1 = torch.linalg.solve(system, rows.to_matrix(at.f(at.t0, at.y)))
+        k2 = torch.linalg.solve(system, rows.to_matrix(at.f(at.t1, rows.to_leaves(y + h * k1))) - 2 * k1)
+        return Step(rows.to_leaves(y + h * (3 * k1 + k2) / 2))
 
 
 class Remembering(Method):

@@ -212,7 +212,7 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
             raise TypeError(f"step must be one positive number; got {describe(step)}")
         return ConstantStep(number("step", step.detach() if isinstance(step, Tensor) else step))
     if given is None:
-        given = Predictive() if solver.predictive else PID()
+        given = Predictive() if solver.predictive_control else PID()
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
     if solver.lookahead and (given.jump_ts is not None or given.perturb):

@@ -140,9 +140,9 @@ class Options:
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:
         """The layout of y0 and ts, and the leaves of y0; TypeError or ValueError where one of them is wrong."""
         leaves, spec = flatten(y0)
-        rule = StopRule.of(self.controller)
+        rule = StopRule.from_controller(self.controller)
         # whether the layout depends on nothing but looks and times
-        lasts = rule.fixed and is_real(self.rtol) and is_real(self.atol)
+        lasts = rule.ts_only and is_real(self.rtol) and is_real(self.atol)
         times = _comparable(ts, rule) if lasts and not (inside_transform() or torch.compiler.is_compiling()) else None
         if times is not None:
             for known in self.layouts:
@@ -160,7 +160,7 @@ class Options:
         direction = direction_of(precise)
         made = Layout(
             spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
-            rule.within(precise, direction), direction, relative, positive_atol(absolute, working),
+            rule.stop_times(precise, direction), direction, relative, positive_atol(absolute, working),
         )  # fmt: skip
         if times is not None and not torch.is_inference_mode_enabled():
             made.looks = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)

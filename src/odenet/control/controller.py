@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
         """The factor of the next step size, as the method wishes."""
         if self.step_hint is None:
             return factor
-        most = self.step_hint.max_step
+        most = self.step_hint.factor
         # of what was not solved no error is known: the method says how much shorter, or else the controller
         factor = where(isfinite(self.ratio), factor * most, where(most < 1.0, most, factor))
         return where(accept & self.step_hint.hold & (factor < _LITTLE), 1.0, factor)
@@ -90,7 +90,7 @@ class Controller(PortableSettings, ABC):
     def initial_step(self, h: ScalarLike) -> ScalarLike:
         """The first step size, from the engine's guess h."""
 
-    def unconditional(self) -> Decision | None:
+    def constant_decision(self) -> Decision | None:
         """The decision on any step of a joint solve that ends in finite values, where that is always the same."""
         return None
 

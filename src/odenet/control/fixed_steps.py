@@ -24,7 +24,7 @@ class UncontrolledSteps(Controller):
     def initial_step(self, h: ScalarLike) -> ScalarLike:
         return h * 0.0 + self.step
 
-    def unconditional(self) -> Decision | None:
+    def constant_decision(self) -> Decision | None:
         return Decision(True, self.step, (), False)
 
     def decide(self, attempt: Attempt, state: ControllerState) -> Decision:

@@ -48,7 +48,7 @@ class StopTimes:
         return tuple(self.times.detach().tolist())
 
     @cached_property
-    def last(self) -> tuple[int, ...]:
+    def last_coincident(self) -> tuple[int, ...]:
         """For each of them the last one at the same time."""
         times, last = self.on_host, list(range(len(self.on_host)))
         for i in range(len(times) - 2, -1, -1):
@@ -73,29 +73,29 @@ class StopRule(NamedTuple):
     stretch: float = 1.01
 
     @staticmethod
-    def of(settings: Any) -> StopRule:
+    def from_controller(settings: Any) -> StopRule:
         """Those that a controller was told."""
         s = settings
         return StopRule(s.every_output, s.step_ts, s.jump_ts, s.perturb, s.stretch)
 
     @property
-    def fixed(self) -> bool:
+    def ts_only(self) -> bool:
         """Whether there are none beside those of ts."""
         return self.step_ts is None and self.jump_ts is None
 
-    def made_of(self, ts: Tensor) -> StopRule:
+    def resolve(self, ts: Tensor) -> StopRule:
         """The same, with times in place of the callables that make them of ts."""
         made = {name: _made(name, getattr(self, name), ts) for name in ("step_ts", "jump_ts")}
-        return self if self.fixed else self._replace(**made)
+        return self if self.ts_only else self._replace(**made)
 
-    def within(self, ts: Tensor, direction: Tensor) -> StopTimes:
+    def stop_times(self, ts: Tensor, direction: Tensor) -> StopTimes:
         """The stops of a solve at ts, (T,) or (B, T). direction: its signs, a lane."""
         inner = ts[..., 1:] if self.every_output else ts[..., -1:]
-        if self.fixed:
+        if self.ts_only:
             return StopTimes(inner, None, self)
         times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
         sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-        rule = self.made_of(ts)
+        rule = self.resolve(ts)
         for fixed, jump in ((rule.step_ts, False), (rule.jump_ts, True)):
             if fixed is None:
                 continue

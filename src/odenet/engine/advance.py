@@ -98,7 +98,7 @@ def _try_planned(
         attempt.steps += len(more)
         return attempt, tracker.always
     _, t1, hit, stop, time1, span = planned
-    step = p.method.planned(p.f, span, s.y, s.carry)
+    step = p.method.planned_step(p.f, span, s.y, s.carry)
     decision = _unconditional(p, tracker, step) or controller_decision(
         p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step
     )
@@ -112,7 +112,7 @@ def _take_planned(p: Problem, s: State, steps: Sequence[PlannedStep]) -> Step | 
     step = Step(s.y, s.carry)
     try:
         for planned in steps:
-            step = p.method.planned(p.f, planned.span, step.y, step.carry)
+            step = p.method.planned_step(p.f, planned.span, step.y, step.carry)
     except Exception:  # of an f that does not bear what is not finite: it comes again, or the true reason before it
         return None
     return step if not p.controller.finite or finite_on_host(step.y) else None
@@ -136,7 +136,7 @@ def controller_decision(p: Problem, at: StepInput, s: State, t1: ScalarLike, ste
         if step.order is not None:
             order = same_kind(step.order, s.t)
         if wish is not None:
-            wish = wish._replace(max_step=same_kind(wish.max_step, s.t), hold=same_kind(wish.hold, s.t))
+            wish = wish._replace(factor=same_kind(wish.factor, s.t), hold=same_kind(wish.hold, s.t))
         return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.controller_state)
 
 

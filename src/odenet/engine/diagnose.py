@@ -119,7 +119,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         return
     status, sample = Status(int(codes[failed[0]])), failed[0] if p.batched else None
     kind, cause, hint = _ERRORS[status]
-    implicit = p.method.predictive
+    implicit = p.method.predictive_control
     stiff = (
         ", a fast oscillation, or the rounding of a stiff f: use float64"
         if implicit
@@ -142,7 +142,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 
     blamed = backward is None and status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
-    wrong = p.method.wrong_jacobian(p.f, s.time.detach(), constants(s.y), sample) if blamed else None
+    wrong = p.method.diagnose_jacobian(p.f, s.time.detach(), constants(s.y), sample) if blamed else None
     if wrong is not None:
         cause, hint = f"{cause}; {wrong[0]}", wrong[1]
     t, dt = _of(s.t, sample), _attempted(p, s, sample)

@@ -67,7 +67,7 @@ class Problem:
     ) -> Problem:
         """rule: None: as the controller was told."""
         direction = direction_of(ts)
-        stops = (rule or StopRule.of(controller)).within(ts, direction)
+        stops = (rule or StopRule.from_controller(controller)).stop_times(ts, direction)
         rest["atol"] = positive_atol(rest["atol"], y0)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest

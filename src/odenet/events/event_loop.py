@@ -60,7 +60,7 @@ class EventLoop:
     ) -> None:
         self.p, self.run, self.judge, self.request = p, run, judge, request
         self.watched = EventFunctions(events, p, args)
-        self.rule = p.stops.rule.made_of(p.ts)
+        self.rule = p.stops.rule.resolve(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
         self.counts = torch.zeros((count, len(events)), dtype=torch.int64, device=device)
@@ -253,7 +253,7 @@ class EventLoop:
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
         direction = direction_of(ts)
-        stops = self.rule.within(ts, direction)
+        stops = self.rule.stop_times(ts, direction)
         built = replace(p, y0=y, ts=ts, stops=stops, direction=direction, attempts_before=spent)
         start = ts.detach()[..., 0]
         return built.with_segment_ends(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)

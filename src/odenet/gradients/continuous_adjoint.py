@@ -164,7 +164,7 @@ class _Attaching:
     def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The states from other inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
-        stops = p.stops.rule.within(inputs[n], p.direction)
+        stops = p.stops.rule.stop_times(inputs[n], p.direction)
         return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
 
     def query(self, t: Tensor) -> Leaves:

@@ -1,7 +1,13 @@
 """Methods by name."""
 
 from ..core.status import StepStatus
-from . import (
+from .adams import Adams
+from .explicit import ExplicitRK
+from .implicit import ImplicitRK
+from .implicit_tableau import ImplicitTableau
+from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
+from .tableau import Tableau
+from .tableaus import (
     bosh3,
     dirk,
     dopri5,
@@ -18,12 +24,6 @@ from . import (
     rk4,
     tsit5,
 )
-from .adams import Adams
-from .explicit import ExplicitRK
-from .implicit import ImplicitRK
-from .implicit_tableau import ImplicitTableau
-from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
-from .tableau import Tableau
 
 _EXPLICIT = (
     euler.TABLEAU,

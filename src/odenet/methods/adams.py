@@ -34,11 +34,11 @@ from ..core.leaves import (
 )
 from ..core.scalars import round_to_float32
 from ..errors import unknown_name, warn
-from .butcher5 import TABLEAU as BUTCHER5
-from .dopri8 import TABLEAU as DOPRI8
 from .explicit import ExplicitRK
 from .method import Field, Method, Step, StepInput
-from .rk4 import RK4_38
+from .tableaus.butcher5 import TABLEAU as BUTCHER5
+from .tableaus.dopri8 import TABLEAU as DOPRI8
+from .tableaus.rk4 import RK4_38
 
 MAX_ORDER = 12
 _EPS_OF_NOISE = 8.0  # a term of less than this many units in the last place of y is not worth a lower order

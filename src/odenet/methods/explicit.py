@@ -23,7 +23,7 @@ from ..core.leaves import (
     weighted_sum,
     widened,
 )
-from .method import Cotangents, Field, Span, Stage, StagewiseMethod, Step, StepInput, Vjp
+from .method import Cotangents, Field, Stage, StagewiseMethod, Step, StepInput, StepPlan, Vjp
 from .tableau import Tableau
 
 _LARGE = (
@@ -36,7 +36,7 @@ class ExplicitRK(StagewiseMethod):
     """An explicit Runge-Kutta method given by its tableau. Hairer, Norsett & Wanner I, (II.1.8) and II.4."""
 
     traceable = True
-    plans = True
+    can_plan_steps = True
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -57,7 +57,7 @@ class ExplicitRK(StagewiseMethod):
         times = _nodes(nodes, at.t0, at.t1, length, getattr(at.f, "time_dtype", None))
         return self._stepped(at.f, expand_over(length, at.y), times, at.y, at.carry)
 
-    def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
+    def plan_steps(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[StepPlan]:
         length = t1 - t0
         times = zip(*(t.unbind() for t in _nodes(self.tableau.c, t0, t1, length, dtype)), strict=True)
         kinds: dict[torch.dtype, tuple[Tensor, ...]] = {}
@@ -67,7 +67,7 @@ class ExplicitRK(StagewiseMethod):
         lengths = zip(*(kinds[real_dtype(x.dtype)] for x in y), strict=True)
         return ((dt, list(at)) for dt, at in zip(lengths, times, strict=True))
 
-    def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
+    def planned_step(self, f: Field, span: StepPlan, y: Leaves, carry: Leaves) -> Step:
         dt, times = span
         return self._stepped(f, dt, times[1:] if carry else times, y, carry)
 
@@ -97,7 +97,7 @@ class ExplicitRK(StagewiseMethod):
     def stability_interval(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0.0 if self.tableau.error is None else self.tableau.real_stability
 
-    def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
+    def stiffness_pair(self, step: Step) -> tuple[Leaves, Leaves] | None:
         table = self.tableau
         if table.error is None or len(step.stages) != self.num_stages:
             return None
@@ -130,8 +130,8 @@ class ExplicitRK(StagewiseMethod):
         back, first = self._pull(dt, stages, y_bar, vjp)
         return _joined(y_bar, back), first
 
-    def vjp_increment(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> Cotangents:
-        return self._pull(dt, stages, bar, vjp)[0]
+    def vjp_increment(self, dt: Leaves, stages: list[Stage], increment_bar: Cotangents, vjp: Vjp) -> Cotangents:
+        return self._pull(dt, stages, increment_bar, vjp)[0]
 
     def _pull(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> tuple[Cotangents, Cotangents]:
         """The cotangents of y, and of the first slope where that was carried here and not evaluated."""

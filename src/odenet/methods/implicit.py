@@ -11,14 +11,14 @@ from torch import Tensor
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, add_increment, expand_over, forward_mode
 from ..core.status import StepStatus
+from .block_eigensystem import block_eigensystem, submatrix
 from .implicit_tableau import ImplicitTableau
 from .jacobian_check import jacobian_fault
+from .matrix_layout import MatrixLayout
 from .method import Cache, Counts, Field, Method, Step, StepInput
 from .newton import attached, newton
 from .simplified_newton import Simplified, empty, told
-from .spectrum import rows_of, spectrum
 from .stage_equations import Equations
-from .state_matrix import StateMatrix
 
 _CUBIC = 3  # powers of the Hermite polynomial
 
@@ -36,7 +36,7 @@ class ImplicitRK(Method):
     """
 
     derivatives = 1
-    predictive = True
+    predictive_control = True
     # The slope at the end of a step, as its equations have it, is that at the start of the next: evaluated there, f
     # would show the error that an iteration has left, times the stiffness.
     carries = False
@@ -50,7 +50,7 @@ class ImplicitRK(Method):
         self.error_order, self.lookahead = tableau.error_order, max(0.0, max(tableau.c) - 1.0)
         # of the stages that have to be found: they have one diagonal, or are one block
         block = next(b for b in reversed(tableau.blocks) if len(b) > 1 or tableau.a[b[0]][b[0]] != 0.0)
-        self.block = rows_of(tableau.a, block)
+        self.block = submatrix(tableau.a, block)
 
     def __repr__(self) -> str:
         return f"ImplicitRK({self.name})"
@@ -72,7 +72,7 @@ class ImplicitRK(Method):
     def failure_reason(self, cache: Cache, sample: int | None) -> str:
         return told(cache, sample)
 
-    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+    def diagnose_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
         return jacobian_fault(f, t, y, sample) if self.error_order is not None else None
 
     def init_cache(self, t: Tensor, y: Leaves) -> Cache:
@@ -82,35 +82,35 @@ class ImplicitRK(Method):
         return tuple(
             empty(
                 t,
-                StateMatrix(y, t.ndim == 1),
-                spectrum(self.block),
+                MatrixLayout(y, t.ndim == 1),
+                block_eigensystem(self.block),
                 0 if self.tableau.predictor else len(dense[0]) if dense else _CUBIC,
             )
         )
 
     def step(self, at: StepInput) -> Step:
         f, t0, t1, y = at.f, at.t0, at.t1, at.y
-        table, rows = self.tableau, StateMatrix(y, t0.ndim == 1)
+        table, rows = self.tableau, MatrixLayout(y, t0.ndim == 1)
         times = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in table.c]
         dt = (t1 - t0).to(rows.dtype).reshape(-1, 1)
-        start, recording = rows.join(y), torch.is_grad_enabled() or forward_mode()
+        start, recording = rows.to_matrix(y), torch.is_grad_enabled() or forward_mode()
         iterating = at.tolerances is not None and at.cache
-        quick = Simplified(at, rows, spectrum(self.block)) if iterating else None
+        quick = Simplified(at, rows, block_eigensystem(self.block)) if iterating else None
         # the first stage of some, and where the iteration of all the others begins
-        first = rows.join(at.carry or f(t0, y))
+        first = rows.to_matrix(at.carry or f(t0, y))
         if quick is not None:
             with torch.no_grad():
                 quick.prepare()
         slopes: list[Tensor] = []
-        jacobians = torch.zeros(rows.count, dtype=torch.int64, device=start.device)
+        jacobians = torch.zeros(rows.num_samples, dtype=torch.int64, device=start.device)
         singular = jacobians != 0
         for block in table.blocks:
             i = block[0]
             base = [self._partial(start, dt, table.a[k], slopes) for k in block]
             if len(block) == 1 and table.a[i][i] == 0.0:
-                slopes.append(first if table.c[i] == 0.0 else rows.join(f(times[i], rows.part(base[0]))))
+                slopes.append(first if table.c[i] == 0.0 else rows.to_matrix(f(times[i], rows.to_leaves(base[0]))))
                 continue
-            equations = Equations(f, rows, [times[k] for k in block], base, dt, rows_of(table.a, block))
+            equations = Equations(f, rows, [times[k] for k in block], base, dt, submatrix(table.a, block))
             nodes = [table.c[k] for k in block]
             if quick is None:
                 guess = torch.stack([first] * len(nodes), 1).detach()
@@ -123,14 +123,14 @@ class ImplicitRK(Method):
             if recording:
                 x = attached(equations, x, self.derivatives)
             slopes.extend(x.unbind(1))
-        y1 = add_increment(y, expand_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes])
-        stages, end = ((torch.stack(slopes, 1),), (first,)), rows.part(slopes[-1]) if self.carries else ()
+        y1 = add_increment(y, expand_over(t1 - t0, y), table.b, [rows.to_leaves(k) for k in slopes])
+        stages, end = ((torch.stack(slopes, 1),), (first,)), rows.to_leaves(slopes[-1]) if self.carries else ()
         if quick is None:
             made = jacobians.reshape(t0.shape)
             codes = torch.where(singular, int(StepStatus.SINGULAR), int(StepStatus.OK)).reshape(t0.shape)
             return Step(y1, end, stages, status=codes if bool(singular.any()) else None, counts=Counts(made, made))
         with torch.no_grad():
-            polynomial = [] if table.predictor else self._coefficients(dt, start, rows.join(y1), first, slopes)
+            polynomial = [] if table.predictor else self._coefficients(dt, start, rows.to_matrix(y1), first, slopes)
             cache, status, wish, counts = quick.finished(
                 torch.stack(polynomial, 1).detach() if polynomial else quick.memory.tried
             )
@@ -151,43 +151,43 @@ class ImplicitRK(Method):
         table = self.tableau
         if table.error is None:
             return None
-        rows, ((found,), (first,)) = StateMatrix(at.y, at.t0.ndim == 1), step.stages
+        rows, ((found,), (first,)) = MatrixLayout(at.y, at.t0.ndim == 1), step.stages
         dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
         dt = dt * table.caution
         raw = self._partial(torch.zeros_like(first), dt, table.error, list(found.detach().unbind(1)))
         if table.start:
             raw = raw + dt * (table.start * first.detach())
         if at.tolerances is None or not step.cache:
-            return rows.part(raw)
-        quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
-        return rows.part(quick.smoothed(raw))
+            return rows.to_leaves(raw)
+        quick = Simplified(at._replace(cache=step.cache), rows, block_eigensystem(self.block))
+        return rows.to_leaves(quick.smoothed(raw))
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         return self._polynomial(at, step)[0]
 
-    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
-        return self._polynomial(at, step) if self.interpolation == "own" else super().counted_dense(at, step)
+    def dense_with_counts(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        return self._polynomial(at, step) if self.interpolation == "own" else super().dense_with_counts(at, step)
 
     def _polynomial(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
         (found,), (first,) = step.stages
-        rows, slopes = StateMatrix(at.y, at.t0.ndim == 1), list(found.unbind(1))
+        rows, slopes = MatrixLayout(at.y, at.t0.ndim == 1), list(found.unbind(1))
         dt, counts = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), None
         if self.tableau.extra_c:
             more, counts = self._extra(at, step, rows, slopes)
             slopes += more
         elif self.tableau.dense is None and not self.tableau.stiffly_accurate:
-            slopes.append(rows.join(at.f(at.t1, step.y)))
-        parts = self._coefficients(dt, rows.join(at.y), rows.join(step.y), first, slopes)
-        return tuple(rows.part(x) for x in parts), counts
+            slopes.append(rows.to_matrix(at.f(at.t1, step.y)))
+        parts = self._coefficients(dt, rows.to_matrix(at.y), rows.to_matrix(step.y), first, slopes)
+        return tuple(rows.to_leaves(x) for x in parts), counts
 
     def _extra(
-        self, at: StepInput, step: Step, rows: StateMatrix, slopes: list[Tensor]
+        self, at: StepInput, step: Step, rows: MatrixLayout, slopes: list[Tensor]
     ) -> tuple[list[Tensor], Counts | None]:
         """Slopes of the stages that only dense output needs. One that is not found stays at its guess."""
-        table, start, quick = self.tableau, rows.join(at.y), None
+        table, start, quick = self.tableau, rows.to_matrix(at.y), None
         dt, zero, one = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), torch.zeros_like(start), 1.0
         if at.tolerances is not None and step.cache:
-            quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
+            quick = Simplified(at._replace(cache=step.cache), rows, block_eigensystem(self.block))
             quick.resume(step.status)
         out: list[Tensor] = []
         for node, row, weights in zip(table.extra_c, table.extra_a, table.extra_predictor, strict=True):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..core.leaves import Leaves
 from ..core.norms import all_finite
+from .matrix_layout import MatrixLayout
 from .method import Field
 from .stage_equations import DENSE, jacobian
-from .state_matrix import StateMatrix
 
 _WRONG = 0.1  # relative difference of two derivatives along one direction that rounding and curvature do not explain
 
@@ -20,14 +20,14 @@ def jacobian_fault(f: Field, time: Tensor, state: Leaves, sample: int | None) ->
     The derivative along a random direction, by central differences, beside J times that direction. Two lengths of
     difference have to agree, else f is not smooth here and nothing is said.
     """
-    rows = StateMatrix(state, time.ndim == 1)
+    rows = MatrixLayout(state, time.ndim == 1)
     given = getattr(f, "jacobian", None) is not None
     if not all_finite(state, False) or (rows.width > DENSE and not given):
         return None
-    lane, y = sample or 0, rows.join(state)
+    lane, y = sample or 0, rows.to_matrix(state)
     found = jacobian(f, rows, time, y)[lane]
     if not bool(torch.isfinite(found).all()):
-        if not bool(all_finite(f(time, rows.part(y)), False)):
+        if not bool(all_finite(f(time, rows.to_leaves(y)), False)):
             return None
         return (
             f"{_whose(given)} holds NaN or infinity here, where f is finite",
@@ -39,7 +39,7 @@ def jacobian_fault(f: Field, time: Tensor, state: Leaves, sample: int | None) ->
     size = y.abs().amax().clamp(min=1e-3) * torch.finfo(y.dtype).eps ** (1 / 3)
 
     def slope(length: Tensor) -> Tensor:
-        ends = [rows.join(f(time, rows.part(y + sign * length * signs)))[lane] for sign in (1, -1)]
+        ends = [rows.to_matrix(f(time, rows.to_leaves(y + sign * length * signs)))[lane] for sign in (1, -1)]
         return (ends[0] - ends[1]) / (2 * length)
 
     true, longer, claimed = slope(size), slope(4 * size), found @ signs

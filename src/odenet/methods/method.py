@@ -25,7 +25,7 @@ Vjp = Callable[[Leaves, Cotangents, Leaves], Cotangents]
 """Slopes and their cotangents -> cotangents of the states they were evaluated at."""
 
 
-Span = tuple[Leaves, list[Tensor]]
+StepPlan = tuple[Leaves, list[Tensor]]
 """The length of a step spread over the leaves, and the times of its evaluations in the dtype of f's time."""
 
 
@@ -72,7 +72,7 @@ class StepSizeHint(NamedTuple):
     change it by little, as what belongs to this size can be used again.
     """
 
-    max_step: ScalarLike
+    factor: ScalarLike
     hold: MaskLike
 
 
@@ -86,7 +86,7 @@ class Counts(NamedTuple):
     njev: Tensor
     nlu: Tensor
     nfe: Tensor | int = 0
-    within: int = 0
+    counted_calls: int = 0
 
 
 class Step(NamedTuple):
@@ -130,10 +130,10 @@ class Method(ABC):
     )
     lookahead: float = 0.0  # how far past its end a step evaluates f, in its length
     parts: tuple[str, ...] = ()  # of an f that is `Terms`, which the steps evaluate as `at.f.part(name)`
-    predictive: bool = False  # what its steps cost depends on their size: see control/predictive.py
+    predictive_control: bool = False  # what its steps cost depends on their size: see control/predictive.py
     traceable: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
 
-    plans: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
+    can_plan_steps: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
         """The carry at the start (t, y)."""
@@ -147,11 +147,11 @@ class Method(ABC):
     def step(self, at: StepInput) -> Step:
         """One attempt from t0 to t1."""
 
-    def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
+    def plan_steps(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[StepPlan]:
         """Of each step from t0 to t1, both (n,), what `planned` takes."""
         raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
 
-    def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
+    def planned_step(self, f: Field, span: StepPlan, y: Leaves, carry: Leaves) -> Step:
         """`step`, given its times: the same to the last bit."""
         raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
 
@@ -171,7 +171,7 @@ class Method(ABC):
         """
         return None
 
-    def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
+    def stiffness_pair(self, step: Step) -> tuple[Leaves, Leaves] | None:
         """Of a step with all its stages: (E, D) with E = dt J D for a linear f, largest in the fastest modes.
 
         None where stages are missing, or there is no error estimate. See engine/stiffness.py.
@@ -187,7 +187,7 @@ class Method(ABC):
         """What is known of the last attempts of a sample whose equations could not be solved; a part of a message."""
         return ""
 
-    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+    def diagnose_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
         """Cause and cure, where a solve failed at (t, y) and df/dy as the method has it is not that of f."""
         return None
 
@@ -218,7 +218,7 @@ class Method(ABC):
             return hermite(expand_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
         return self.polynomial(at, step)
 
-    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+    def dense_with_counts(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
         """`dense`, and what it took of each sample. None: each evaluation was for all samples."""
         return self.dense(at, step), None
 
@@ -237,5 +237,5 @@ class StagewiseMethod(Method):
         """
 
     @abstractmethod
-    def vjp_increment(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> Cotangents:
+    def vjp_increment(self, dt: Leaves, stages: list[Stage], increment_bar: Cotangents, vjp: Vjp) -> Cotangents:
         """The same for `increment`: its cotangent -> that of y."""

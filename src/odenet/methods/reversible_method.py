@@ -55,51 +55,51 @@ class ReversibleMethod(Method):
         return carry
 
     def step(self, at: StepInput) -> Step:
-        wide, z = halves(at.carry)
-        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, to_float32(z, at.y)))
-        wide1 = self.joined(wide, z, rise)
-        y1 = to_float32(wide1, at.y)
+        wide, z = split_carry(at.carry)
+        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, cast_like(z, at.y)))
+        wide1 = self.couple(wide, z, rise)
+        y1 = cast_like(wide1, at.y)
         back, _ = self.base.increment(StepInput(at.f, at.t1, at.t0, y1))
         z1 = tuple(a - b for a, b in zip(z, back, strict=True))
-        return Step(y1, (*wide1, *z1), packed(z, rise, stages))
+        return Step(y1, (*wide1, *z1), pack_stages(z, rise, stages))
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
-        z, inner = unpacked(step, at.y)
+        z, inner = unpack_stages(step, at.y)
         return self.base.error(at._replace(y=z), inner)
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
         """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
-        z, inner = unpacked(step, at.y)
+        z, inner = unpack_stages(step, at.y)
         first, *rest = self.base.dense(at._replace(y=z), inner)
         less = 1.0 - self.coupling
         return (tuple(c - less * (a - b) for c, a, b in zip(first, at.y, z, strict=True)), *rest)
 
-    def joined(self, y: Leaves, z: Leaves, rise: Leaves) -> Leaves:
+    def couple(self, y: Leaves, z: Leaves, rise: Leaves) -> Leaves:
         """y1 = l y + (1 - l) z + Psi_h(t0, z), where `rise` is the last."""
         return tuple((a - b).mul_(self.coupling).add_(b).add_(k) for a, b, k in zip(y, z, rise, strict=True))
 
-    def parted(self, y1: Leaves, z: Leaves, rise: Leaves) -> Leaves:
+    def uncouple(self, y1: Leaves, z: Leaves, rise: Leaves) -> Leaves:
         """y: the inverse of `joined`."""
         return tuple((a - k).sub_(b).div_(self.coupling).add_(b) for a, b, k in zip(y1, z, rise, strict=True))
 
 
-def halves(carry: Leaves) -> tuple[Leaves, Leaves]:
+def split_carry(carry: Leaves) -> tuple[Leaves, Leaves]:
     """y and z."""
     n = len(carry) // 2
     return carry[:n], carry[n:]
 
 
-def to_float32(x: Leaves, like: Leaves) -> Leaves:
+def cast_like(x: Leaves, like: Leaves) -> Leaves:
     return tuple(a.to(b.dtype) for a, b in zip(x, like, strict=True))
 
 
-def packed(z: Leaves, rise: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves, ...]:
+def pack_stages(z: Leaves, rise: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves, ...]:
     """What error estimate and dense output are made of, as `Step.stages`."""
     return (z, rise, *stages)
 
 
-def unpacked(step: Step, like: Leaves) -> tuple[Leaves, Step]:
+def unpack_stages(step: Step, like: Leaves) -> tuple[Leaves, Step]:
     """The base method's step, and what it starts from."""
     z, rise, *stages = step.stages
-    z = to_float32(z, like)
+    z = cast_like(z, like)
     return z, Step(tuple(a + k for a, k in zip(z, rise, strict=True)), (), tuple(stages))

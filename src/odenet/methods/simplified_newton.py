@@ -17,10 +17,10 @@ from ..core.leaves import Leaves
 from ..core.norms import tolerance_scale
 from ..core.scalars import round_to_float32
 from ..core.status import StepStatus
+from .block_eigensystem import BlockEigensystem
+from .matrix_layout import MatrixLayout
 from .method import Cache, Counts, StepInput, StepSizeHint, Tolerances
-from .spectrum import Spectrum
 from .stage_equations import Equations, Krylov, few_enough, jacobian
-from .state_matrix import StateMatrix
 
 ITERATIONS = 6  # at most, for the stages of a block. SciPy's Radau has as many
 _SLOW = 1e-3  # a contraction beyond this, after more than two iterations, asks for a new Jacobian
@@ -55,9 +55,9 @@ _DT, _BEFORE, _TRIED, _STALE, _FRESH, _FAILURES, _RATE = range(7)
 # of the last iteration
 
 
-def empty(t: Tensor, rows: StateMatrix, spectrum: Spectrum, powers: int) -> Memory:
+def empty(t: Tensor, rows: MatrixLayout, spectrum: BlockEigensystem, powers: int) -> Memory:
     """Before the first step."""
-    count, width, like = rows.count, rows.width, t.new_zeros((), dtype=rows.dtype)
+    count, width, like = rows.num_samples, rows.width, t.new_zeros((), dtype=rows.dtype)
     edge = width if few_enough(count, width, len(spectrum)) else 0
     numbers = like.new_zeros(count, 7)
     numbers[:, _STALE] = 1.0
@@ -89,21 +89,21 @@ def told(cache: Cache, sample: int | None) -> str:
 class Simplified:
     """The stages of one attempt; made anew for each."""
 
-    def __init__(self, at: StepInput, rows: StateMatrix, spectrum: Spectrum) -> None:
+    def __init__(self, at: StepInput, rows: MatrixLayout, spectrum: BlockEigensystem) -> None:
         assert at.tolerances is not None
         self.f, self.rows, self.spectrum = at.f, rows, spectrum
         self.t0, self.dt = at.t0.detach(), (at.t1 - at.t0).detach().to(rows.dtype).reshape(-1, 1)
         self.y = tuple(y.detach() for y in at.y)
-        self.start = rows.join(self.y)
+        self.start = rows.to_matrix(self.y)
         self.memory = Memory(*at.cache)
         self.numbers = self.memory.numbers.clone()
         self.norm, self.scale = at.tolerances.norm, _scale(rows, self.y, at.tolerances)
         self.limit = _limit(at.tolerances, self.start.dtype)
-        self.rejected = torch.as_tensor(at.rejected, device=self.start.device).expand(rows.count)
+        self.rejected = torch.as_tensor(at.rejected, device=self.start.device).expand(rows.num_samples)
         self.numbers[:, _FRESH] *= self.rejected  # else the step starts elsewhere
         self.running = torch.ones_like(self.rejected) if at.running is None else at.running
         self.matrix_free = not self.memory.jacobian.numel()
-        zero = torch.zeros(rows.count, dtype=torch.int64, device=self.start.device)
+        zero = torch.zeros(rows.num_samples, dtype=torch.int64, device=self.start.device)
         self.calls, self.jacobians, self.factorised, self.within = zero, zero, zero, 0
         self.iterations, self.status = zero, torch.full_like(zero, int(StepStatus.OK))
         self.linear: Krylov | None = None
@@ -234,7 +234,7 @@ class Simplified:
         going = going & self._unproven(equations, self.left, torch.zeros_like(x))
         if not bool(going.any()):
             return
-        end = self.rows.join(self.f(equations.times[-1], self.rows.part(equations.states(x)[-1])))
+        end = self.rows.to_matrix(self.f(equations.times[-1], self.rows.to_leaves(equations.states(x)[-1])))
         self.calls, self.within = self.calls + going, self.within + 1
         residual = torch.zeros_like(x)
         residual[:, -1] = x[:, -1] - end
@@ -279,7 +279,7 @@ class Simplified:
         scaled = x / self.scale[:, None]
         if self.norm is None:
             return torch.linalg.vector_norm(scaled, dim=(1, 2)) / (x.shape[1] * x.shape[2]) ** 0.5
-        each = [torch.as_tensor(self.norm(self.rows.part(k))).reshape(-1) for k in scaled.unbind(1)]
+        each = [torch.as_tensor(self.norm(self.rows.to_leaves(k))).reshape(-1) for k in scaled.unbind(1)]
         return torch.stack(each).amax(0).to(x.dtype)
 
     def smoothed(self, raw: Tensor) -> Tensor:
@@ -310,11 +310,11 @@ class Simplified:
         return Counts(jacobians, factorised, calls, self.within)
 
 
-def _scale(rows: StateMatrix, y: Leaves, tolerances: Tolerances) -> Tensor:
+def _scale(rows: MatrixLayout, y: Leaves, tolerances: Tolerances) -> Tensor:
     """atol + rtol |y|, (B, n)."""
     scale = tolerance_scale(y, tolerances.rtol, tolerances.atol)
     whole = tuple(torch.complex(s, s) if y.is_complex() else s for s, y in zip(scale, y, strict=True))
-    return rows.join(whole)
+    return rows.to_matrix(whole)
 
 
 def _limit(tolerances: Tolerances, dtype: torch.dtype) -> float:

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from ..core.leaf_function import leaves_autograd
 from ..core.leaves import forward_mode
 from .gmres import gmres
+from .matrix_layout import MatrixLayout
 from .method import Field
-from .state_matrix import StateMatrix
 
 _FEW = 12  # Jacobians of up to so many rows are computed row by row, larger ones as one batched product
 MOST = 2**26  # entries of Jacobians and their factors, of all samples together
@@ -30,7 +30,7 @@ class Equations:
     """X = F(X). times: of the stages. base: what stage i starts from, (B, n) each. dt: (B, 1). a: the m x m block."""
 
     f: Field
-    rows: StateMatrix
+    rows: MatrixLayout
     times: list[Tensor]
     base: list[Tensor]
     dt: Tensor
@@ -67,7 +67,7 @@ class Equations:
         return out
 
     def slopes(self, states: Sequence[Tensor]) -> list[Tensor]:
-        return [self.rows.join(self.f(t, self.rows.part(y))) for t, y in zip(self.times, states, strict=True)]
+        return [self.rows.to_matrix(self.f(t, self.rows.to_leaves(y))) for t, y in zip(self.times, states, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.stack(self.slopes(self.states(x)), 1)
@@ -233,37 +233,37 @@ def few_enough(count: int, width: int, systems: int) -> bool:
     return width <= DENSE and count * width * width * (1 + 2 * systems) <= MOST
 
 
-def jacobian(f: Field, rows: StateMatrix, t: Tensor, y: Tensor, constant: bool = False) -> Tensor:
+def jacobian(f: Field, rows: MatrixLayout, t: Tensor, y: Tensor, constant: bool = False) -> Tensor:
     """df/dy, (B, n, n), at (t, y) with y in rows; by the caller's function where there is one.
 
     Differentiable in grad mode, as the steps of a Rosenbrock method are made of it, but where it is to be a `constant`.
     """
     given = getattr(f, "jacobian", None)
     if given is not None:
-        found = given(t, rows.part(y))
+        found = given(t, rows.to_leaves(y))
         found = found if found.layout == torch.strided else found.to_dense()
-        return found.reshape(rows.count, rows.width, rows.width).to(y)
+        return found.reshape(rows.num_samples, rows.width, rows.width).to(y)
     attached = not constant and (torch.is_grad_enabled() or forward_mode())
     with torch.inference_mode(False), torch.enable_grad():
         state = y if attached and y.requires_grad else (y if attached else y.detach().clone()).requires_grad_()
         try:
-            slope = rows.join(f(t.clone(), rows.part(state)))
+            slope = rows.to_matrix(f(t.clone(), rows.to_leaves(state)))
         except RuntimeError as error:
             if leaves_autograd(error):
                 error.add_note("An implicit method needs df/dy, which autograd does not find of this f: give jacobian=")
             raise
         (found,) = _jacobians([state], [slope], attached)
-    return y.new_zeros(rows.count, rows.width, rows.width) if found is None else found.transpose(0, 1)
+    return y.new_zeros(rows.num_samples, rows.width, rows.width) if found is None else found.transpose(0, 1)
 
 
 class Krylov:
     """Systems I - dt a (x) J with J at one state, by products with J alone."""
 
-    def __init__(self, f: Field, rows: StateMatrix, t: Tensor, y: Tensor, dt: Tensor) -> None:
+    def __init__(self, f: Field, rows: MatrixLayout, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.dt = dt
         with torch.enable_grad():
             self.state = y.detach().requires_grad_()
-            slope = rows.join(f(t, rows.part(self.state)))
+            slope = rows.to_matrix(f(t, rows.to_leaves(self.state)))
             self.w = torch.zeros_like(slope, requires_grad=True)
             self.back = pulled([self.state], [slope], [self.w], create_graph=True)[0]
 

@@ -154,17 +154,17 @@ class Tableau:
         raise ValueError(f"tableau {self.name!r}: {rule}, {found}")
 
 
-StateMatrix = tuple[tuple[float, ...], ...]
+_Matrix = tuple[tuple[float, ...], ...]
 
 
 @lru_cache(maxsize=64)
-def _of_states(a: StateMatrix, error: tuple[float, ...]) -> tuple[float, ...]:
+def _of_states(a: _Matrix, error: tuple[float, ...]) -> tuple[float, ...]:
     pairs = list(zip(error, a, strict=True))
     return tuple(math.fsum(e * row[j] for e, row in pairs if j < len(row)) for j in range(len(a)))
 
 
 @lru_cache(maxsize=64)
-def _real_stability(a: StateMatrix, b: tuple[float, ...]) -> float:
+def _real_stability(a: _Matrix, b: tuple[float, ...]) -> float:
     for n in range(1, 10_000):
         z, states = -0.01 * n, list[float]()  # of y' = y and steps of z, from one
         for row in a:

@@ -5,7 +5,7 @@ Source: C. A. Kennedy, M. H. Carpenter, Diagonally implicit Runge-Kutta methods 
 library's own: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau, refined
+from ..implicit_tableau import ImplicitTableau, refined
 
 _ESDIRK54 = ImplicitTableau(
     name="esdirk54",

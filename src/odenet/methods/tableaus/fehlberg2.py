@@ -5,7 +5,7 @@ estimate is b - b_hat with b_hat = (1/256, 255/256, 0). Fehlberg's last stage is
 advancing with order 2 it is not the first of the next step.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="fehlberg2",

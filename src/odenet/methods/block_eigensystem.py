@@ -17,7 +17,7 @@ Block = tuple[tuple[float, ...], ...]
 
 
 @final
-class Spectrum:
+class BlockEigensystem:
     """The eigenvalues that are kept, and the way to their systems and back. real: a real eigenvalue."""
 
     def __init__(self, block: Block) -> None:
@@ -68,11 +68,11 @@ class Spectrum:
 
 
 @lru_cache(maxsize=64)
-def spectrum(block: Block) -> Spectrum:
+def block_eigensystem(block: Block) -> BlockEigensystem:
     with torch.inference_mode(False):  # tensors made in that mode could not be used outside it
-        return Spectrum(block)
+        return BlockEigensystem(block)
 
 
-def rows_of(a: Sequence[Sequence[float]], block: Sequence[int]) -> Block:
+def submatrix(a: Sequence[Sequence[float]], block: Sequence[int]) -> Block:
     """The square part of `a` that belongs to these stages."""
     return tuple(tuple(a[i][j] for j in block) for i in block)

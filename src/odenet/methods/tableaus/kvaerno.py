@@ -4,7 +4,7 @@ Source: A. Kvaerno, Singly diagonally implicit Runge-Kutta methods with an expli
 the coefficients as in SUNDIALS. Dense output and predictors of the stages are this library's own: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau, refined
+from ..implicit_tableau import ImplicitTableau, refined
 
 KVAERNO3 = ImplicitTableau(
     name="kvaerno3",

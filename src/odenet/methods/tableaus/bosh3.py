@@ -4,7 +4,7 @@ Source: P. Bogacki, L. F. Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. M
 embedded weights are b_hat = (7/24, 1/4, 1/3, 1/8). The interpolant is cubic Hermite, as in the paper: no `dense`.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (2 / 9, 1 / 3, 4 / 9, 0.0)
 

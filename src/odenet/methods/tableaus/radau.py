@@ -7,7 +7,7 @@ it is the implicit Euler method.
 
 from math import sqrt
 
-from .implicit_tableau import ImplicitTableau, collocation
+from ..implicit_tableau import ImplicitTableau, collocation
 
 _6 = sqrt(6)
 

@@ -4,7 +4,7 @@ Source: A. Ralston, Runge-Kutta methods with minimum error bounds, Math. Comp. 1
 methods of order 2, the one with the least bound on its truncation error. The estimate is b - b_hat with b_hat = (1, 0).
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="ralston",

@@ -8,7 +8,7 @@ the differences sum to 2/66 instead of zero, and no condition of order 1 to 4 ho
 do, to 1e-15 (tests/methods/test_tableau.py).
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (
     0.09646076681806523,

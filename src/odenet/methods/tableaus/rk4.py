@@ -4,7 +4,7 @@ Source: W. Kutta, Beitrag zur naeherungsweisen Integration totaler Differentialg
 435-453; Hairer, Norsett & Wanner I, table II.1.2.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 RK4 = Tableau(
     name="rk4",

@@ -8,7 +8,7 @@ Analysis and implementation of TR-BDF2, Appl. Numer. Math. 20 (1996), 21-37 (L-s
 
 from math import sqrt
 
-from .implicit_tableau import ImplicitTableau
+from ..implicit_tableau import ImplicitTableau
 
 _G = 1 - sqrt(2) / 2
 _W = sqrt(2) / 4

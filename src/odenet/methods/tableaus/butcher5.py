@@ -6,7 +6,7 @@ long for the problem, where methods of order 5 made for pairs lose it.
 Source: J. C. Butcher, On Runge-Kutta processes of high order, J. Austral. Math. Soc. 4 (1964), 179-194.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="butcher5",

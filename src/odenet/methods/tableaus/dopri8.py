@@ -9,7 +9,7 @@ library, as the paper gives none, by tools/derive_dopri8_dense.py, which prints 
 order 8 have the norm 2.9e-6 over the step, a tenth of those of b_hat, by which the step is accepted.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (
     14005451 / 335480064,

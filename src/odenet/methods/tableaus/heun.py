@@ -5,7 +5,7 @@ Veraenderlichen, Z. Math. Phys. 45 (1900), 23-38; Hairer, Norsett & Wanner I, ta
 b - b_hat with b_hat = (1, 0), the Euler step.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 HEUN = Tableau(
     name="heun",
