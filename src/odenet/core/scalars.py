@@ -63,7 +63,7 @@ def logical_not(x: MaskLike) -> MaskLike:
     return ~x if isinstance(x, Tensor) else not x
 
 
-def same_kind(x: ScalarLike, like: ScalarLike) -> ScalarLike:
+def convert_like(x: ScalarLike, like: ScalarLike) -> ScalarLike:
     """The lane x, held as `like` is: by the host, or as a tensor, numbers in its dtype."""
     if isinstance(like, Tensor):
         return x.to(like.dtype) if x.is_floating_point() else x
