@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves, add_scaled, expand_over
 from ..core.norms import Tolerance, all_finite, max_abs, norm_dtype, rms, rms_on_host, tolerance_scale
-from ..core.scalars import ScalarLike, convert_like, isfinite, maximum, minimum, round_to_float32, where
+from ..core.scalars import ScalarLike, convert_like, isfinite, mask_like, maximum, minimum, round_to_float32, where
 from ..methods.method import Field
 from .controller import Norm, apply_norm
 
@@ -69,7 +69,7 @@ def initial_step_size(
     h = minimum(
         maximum(_coarse(h) * unit, 8 * _EPS * abs(convert_like(t0, span))), abs(span)
     )  # lost beside t0 otherwise
-    finite = isfinite(d0 + d1) if ample and norm is None else convert_like(all_finite((*y0, *f0), batched), span)
+    finite = isfinite(d0 + d1) if ample and norm is None else mask_like(all_finite((*y0, *f0), batched), span)
     return where(finite, h, math.nan)
 
 
