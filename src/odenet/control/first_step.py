@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, add_scaled, expand_over
-from ..core.norms import Tolerance, all_finite, in_double, max_abs, rms, rms_on_host, tolerance_scale
-from ..core.scalars import ScalarLike, isfinite, maximum, minimum, round_to_float32, same_kind, where
+from ..core.norms import Tolerance, all_finite, max_abs, norm_dtype, rms, rms_on_host, tolerance_scale
+from ..core.scalars import ScalarLike, convert_like, isfinite, mask_like, maximum, minimum, round_to_float32, where
 from ..methods.method import Field
 from .controller import Norm, apply_norm
 
@@ -35,15 +35,15 @@ def initial_step_size(
     batched = t0.ndim == 1
     scale = _scale(y0, rtol, atol, batched)
     # quotients of float32 and their squares are numbers in float64; of float64 maybe neither is one
-    ample = all(torch.finfo(in_double(s)).bits > torch.finfo(s.dtype).bits for s in scale)
-    widths = [s.to(in_double(s)) for s in scale]
+    ample = all(torch.finfo(norm_dtype(s)).bits > torch.finfo(s.dtype).bits for s in scale)
+    widths = [s.to(norm_dtype(s)) for s in scale]
 
     def size(x: Leaves) -> ScalarLike:
         if norm is not None:
-            return same_kind(torch.as_tensor(apply_norm(norm, tuple(map(torch.div, x, scale)))).to(t0), span)
+            return convert_like(torch.as_tensor(apply_norm(norm, tuple(map(torch.div, x, scale)))).to(t0), span)
         scaled = tuple([(a.abs() if a.is_complex() else a) / s for a, s in zip(x, widths, strict=True)])
         if not ample:
-            return same_kind(_careful_rms(scaled, batched), span)
+            return convert_like(_careful_rms(scaled, batched), span)
         return rms(scaled, batched).to(span.dtype) if isinstance(span, Tensor) else rms_on_host(scaled)
 
     length = abs(span)
@@ -66,8 +66,10 @@ def initial_step_size(
     # f1 beyond a singularity says nothing of the step; h0 stands then
     h1 = where(isfinite(d1) & isfinite(d2), where(top <= 1e-15, flat, steep), h0)
     h = minimum(minimum(100 * h0, h1), length)
-    h = minimum(maximum(_coarse(h) * unit, 8 * _EPS * abs(same_kind(t0, span))), abs(span))  # lost beside t0 otherwise
-    finite = isfinite(d0 + d1) if ample and norm is None else same_kind(all_finite((*y0, *f0), batched), span)
+    h = minimum(
+        maximum(_coarse(h) * unit, 8 * _EPS * abs(convert_like(t0, span))), abs(span)
+    )  # lost beside t0 otherwise
+    finite = isfinite(d0 + d1) if ample and norm is None else mask_like(all_finite((*y0, *f0), batched), span)
     return where(finite, h, math.nan)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control.controller import Attempt, Decision, apply_norm
 from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
-from ..core.scalars import MaskLike, ScalarLike, any_true, same_kind, where
+from ..core.scalars import MaskLike, ScalarLike, any_true, convert_like, mask_like, where
 from ..core.status import Status, StepStatus
 from ..methods.method import Cache, Step, StepInput
 from .one_sided import one_sided_field
@@ -132,11 +132,11 @@ def controller_decision(p: Problem, at: StepInput, s: State, t1: ScalarLike, ste
         error = p.method.error(at, step) if control.adaptive else None
         ratio = error_ratio(p, s.y, step.y, error)
         if step.status is not None:
-            ratio = where(same_kind(step.status == StepStatus.OK, s.t), ratio, math.inf)
+            ratio = where(mask_like(step.status == StepStatus.OK, s.t), ratio, math.inf)
         if step.order is not None:
-            order = same_kind(step.order, s.t)
+            order = convert_like(step.order, s.t)
         if wish is not None:
-            wish = wish._replace(factor=same_kind(wish.factor, s.t), hold=same_kind(wish.hold, s.t))
+            wish = wish._replace(factor=convert_like(wish.factor, s.t), hold=mask_like(wish.hold, s.t))
         return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.controller_state)
 
 

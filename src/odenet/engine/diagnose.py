@@ -8,7 +8,7 @@ from ..core.leaves import Leaves, add_scaled, constants, expand_over, real_dtype
 from ..core.norms import all_finite, max_abs
 from ..core.scalars import ScalarLike
 from ..core.status import Status
-from ..core.torch_func import any_true, plain_view, unwrapped, vmapping
+from ..core.torch_func import any_true, outside_transforms, unwrapped, vmapping
 from ..errors import (
     BlowUpError,
     MaxStepsError,
@@ -226,7 +226,7 @@ def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tup
 def _raise_vmapped(p: Problem, s: State) -> None:
     """The same where lanes are vmapped: the first that failed, in the order in which they lie in memory."""
     lanes = torch.stack([x.detach().to(s.time.dtype) for x in (s.status, s.time, s.h * p.direction)], -1)
-    with plain_view():
+    with outside_transforms():
         found = unwrapped(lanes).reshape(-1, 3).tolist()
     failed = [i for i, lane in enumerate(found) if int(lane[0]) != Status.SUCCESS]
     if not failed:

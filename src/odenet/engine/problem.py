@@ -81,7 +81,7 @@ class Problem:
         ts = self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
         edges = SegmentEnds(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
-        return replace(self, f=self.f.within(edges))
+        return replace(self, f=self.f.on_segment(edges))
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""

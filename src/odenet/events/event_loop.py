@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, rows, select
+from ..core.leaves import Leaves, flatten_samples, select
 from ..core.pytrees import tree_map
 from ..core.scalars import MaskLike, where
 from ..core.status import Status
@@ -230,13 +230,16 @@ class EventLoop:
         jump = torch.zeros_like(lanes)
         for a, b in zip(p.f(time, y), after(time, y), strict=True):
             apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
-            jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
+            jump = jump | (flatten_samples(apart).any(1) if self.p.batched else apart.any())
         return lanes & jump
 
     def _onwards(self, found: FoundEvents, there: Leaves, y: Leaves) -> Leaves:
         """What leads from the states after events just past them; nothing where a reset has led elsewhere."""
         still = tuple(torch.zeros_like(x) for x in found.onwards)
-        same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
+        same = [
+            (flatten_samples(a == b).all(1) if self.p.batched else (a == b).all())
+            for a, b in zip(there, y, strict=True)
+        ]
         same = torch.stack(same).all(0)
         return select(self.flag(same), found.onwards, still)
 

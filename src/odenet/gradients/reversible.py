@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, expand_over, new_leaves, select
+from ..core.leaves import Leaves, as_graph_inputs, expand_over, select
 from ..core.norms import max_abs, rms, tolerance_scale
 from ..core.torch_func import largest
 from ..core.validate import number
@@ -154,13 +154,13 @@ class UndoBackwardPass(BackwardPass):
         f = e.field(self.q, time0, time1)
         ends_bar = self._other(e, f, time0, time1)
         # then y1 = l y + (1 - l) z + rise(z)
-        z = new_leaves(cast_like(self.z, self.q.y0))
+        z = as_graph_inputs(cast_like(self.z, self.q.y0))
         rise, stages = method.base.increment(StepInput(f, time0, time1, z))
         y0 = method.uncouple(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
-        y = new_leaves(cast_like(self.y, self.q.y0))
+        y = as_graph_inputs(cast_like(self.y, self.q.y0))
         joined = method.couple(y, z, rise)
-        unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
+        unused = as_graph_inputs(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
         attempt = e.attempt(self.q, time0, time1, y, (*unused, *z), Step(joined, (), pack_stages(z, rise, stages)))
         return StepGraph(attempt, (*joined, *z), ends_bar)
 
@@ -195,7 +195,7 @@ class UndoBackwardPass(BackwardPass):
         Gives the cotangents of its ends.
         """
         method, n, z_bar = self.method, len(self.y), self.carry_bar[len(self.z) :]
-        free = new_leaves(cast_like(self.y, self.q.y0))
+        free = as_graph_inputs(cast_like(self.y, self.q.y0))
         back, _ = method.base.increment(StepInput(f, time1, time0, free))
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)

@@ -27,8 +27,8 @@ from ..core.leaves import (
     differentiable,
     expand_over,
     expand_to,
+    flatten_samples,
     real_dtype,
-    rows,
     scale,
     select,
 )
@@ -230,14 +230,14 @@ class Adams(Method):
                 close = torch.ones_like(open_lanes)
                 for a, b in zip(new, y, strict=True):
                     within = (a - b).abs() <= self.atol + self._rtol(b) * a.abs()
-                    close = close & (rows(within).all(1) if t1.ndim else within.all())
+                    close = close & (flatten_samples(within).all(1) if t1.ndim else within.all())
             y = select(open_lanes, new, y) if t1.ndim else new
             open_lanes = open_lanes & ~close
             if not bool(open_lanes.any()):
                 return (*y, slow)
         for x in y:  # what is not finite ends the solve with an error of its own
             finite = torch.isfinite(x.detach())
-            open_lanes = open_lanes & (rows(finite).all(1) if t1.ndim else finite.all())
+            open_lanes = open_lanes & (flatten_samples(finite).all(1) if t1.ndim else finite.all())
         if bool(open_lanes.any()):
             t = float(t1.detach()[open_lanes][0])
             warn(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..core.leaf_function import leaves_autograd
+from ..core.leaf_function import bypasses_autograd
 from ..core.leaves import forward_mode
 from .gmres import gmres
 from .matrix_layout import MatrixLayout
@@ -249,7 +249,7 @@ def jacobian(f: Field, rows: MatrixLayout, t: Tensor, y: Tensor, constant: bool 
         try:
             slope = rows.to_matrix(f(t.clone(), rows.to_leaves(state)))
         except RuntimeError as error:
-            if leaves_autograd(error):
+            if bypasses_autograd(error):
                 error.add_note("An implicit method needs df/dy, which autograd does not find of this f: give jacobian=")
             raise
         (found,) = _jacobians([state], [slope], attached)
