@@ -12,7 +12,7 @@ from torch import Tensor
 
 import odenet
 from method_suite import MethodSuite
-from odenet.methods import METHODS, ImplicitRK, stages
+from odenet.methods import METHODS, ImplicitRK, linear_solvers
 
 D = torch.float64
 
@@ -47,7 +47,7 @@ class ImplicitSuite(MethodSuite):
     def test_gradients(self, per_sample: bool, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the implicit function theorem, with a matrix and without one: as central differences."""
         if not dense:
-            monkeypatch.setattr(stages, "DENSE", 0)
+            monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         generator = torch.Generator().manual_seed(0)
         y0, W = torch.randn(2, 3, dtype=D, generator=generator), torch.randn(3, 3, dtype=D, generator=generator)
         ts = torch.tensor([0.0, 0.15, 0.3], dtype=D)
@@ -83,7 +83,7 @@ class ImplicitSuite(MethodSuite):
         W = torch.randn(3, 3, dtype=D, generator=torch.Generator().manual_seed(2))
         given = {"args": (W,), "method": self.name, "step": 0.1}
         whole = odenet.solve(coupled, y0, [0.0, 1.0], **given).y1
-        monkeypatch.setattr(stages, "DENSE", 0)
+        monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         torch.testing.assert_close(odenet.solve(coupled, y0, [0.0, 1.0], **given).y1, whole, rtol=1e-12, atol=1e-13)
 
     def test_too_few_iterations_warn(self) -> None:
@@ -181,7 +181,7 @@ class AdaptiveImplicitSuite(ImplicitSuite):
 
         given: dict[str, Any] = {"method": self.name, "rtol": 1e-6, "atol": 1e-9}
         whole = odenet.solve(f, y0, [0.0, 0.5], **given)
-        monkeypatch.setattr(stages, "DENSE", 0)
+        monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         free = odenet.solve(f, y0, [0.0, 0.5], **given)
         torch.testing.assert_close(free.y1, whole.y1, rtol=1e-4, atol=1e-6)
         assert free.stats.nlu == 0 < whole.stats.nlu

@@ -12,22 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for every import mode of pytes
 
 from rooted_trees import density, elementary_weights, trees
 
-from odenet.methods import (
-    METHODS,
-    ExplicitRK,
-    ImplicitRK,
-    ImplicitTableau,
-    bosh3,
-    butcher5,
-    dopri5,
-    dopri8,
-    euler,
-    heun,
-    ralston,
-    rk4,
-    tsit5,
-)
+from odenet.methods import METHODS, ExplicitRK, ImplicitRK, ImplicitTableau
 from odenet.methods.tableau import Tableau
+from odenet.methods.tableaus import bosh3, butcher5, dopri5, dopri8, euler, heun, ralston, rk4, tsit5
 
 TABLEAUS = (
     *(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK)),
