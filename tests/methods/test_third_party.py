@@ -19,9 +19,9 @@ from odenet.control.controller import Attempt, ControllerState
 from odenet.control.error_control import ErrorControl
 from odenet.core.leaves import Leaves, add_scaled, expand_over
 from odenet.methods import METHODS, Method, Step
+from odenet.methods.jacobian import jacobian
 from odenet.methods.matrix_layout import MatrixLayout
 from odenet.methods.method import Cache, StepInput
-from odenet.methods.stage_equations import jacobian
 
 D = torch.float64
 

@@ -1,4 +1,4 @@
-"""A state as one real matrix (B, n), a row for each sample (B = 1 for a joint solve), for linear algebra."""
+"""The state as one real matrix (B, n), with one row per sample (B = 1 in a joint solve), for linear algebra."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ..core.leaves import Leaves, real_dtype
 
 @final
 class MatrixLayout:
-    """Between leaves and rows. A complex number counts as two; rows have the widest real dtype of the leaves."""
+    """Converts leaves to a matrix and back. A complex number is two entries; the dtype is the widest real one.
+
+    like: leaves of the state. batched: their dimension 0 is the batch. num_samples: B. width: n.
+    """
 
     def __init__(self, like: Leaves, batched: bool) -> None:
         self.shapes = [x.shape for x in like]
@@ -29,17 +32,17 @@ class MatrixLayout:
 
     def to_matrix(self, leaves: Leaves) -> Tensor:
         """Leaves (*lead, *shape) -> (*lead, B, n)."""
-        parts = []
+        blocks: list[Tensor] = []
         for x, shape in zip(leaves, self.shapes, strict=True):
             lead = x.shape[: x.ndim - len(shape)]
             real = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-            parts.append(real.reshape((*lead, self.num_samples, -1)).to(self.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            blocks.append(real.reshape((*lead, self.num_samples, -1)).to(self.dtype))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
 
-    def to_leaves(self, rows: Tensor) -> Leaves:
+    def to_leaves(self, matrix: Tensor) -> Leaves:
         """(*lead, B, n) -> leaves (*lead, *shape)."""
-        lead, leaves = rows.shape[:-2], []
-        for x, shape, dtype in zip(rows.split(self.leaf_sizes, -1), self.shapes, self.dtypes, strict=True):
+        lead, leaves = matrix.shape[:-2], []
+        for x, shape, dtype in zip(matrix.split(self.leaf_sizes, -1), self.shapes, self.dtypes, strict=True):
             if dtype.is_complex:
                 x = torch.view_as_complex(x.to(real_dtype(dtype)).reshape((*lead, *shape, 2)).contiguous())
             leaves.append(x.reshape((*lead, *shape)).to(dtype))
