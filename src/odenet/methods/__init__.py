@@ -1,4 +1,12 @@
-"""Methods by name."""
+"""The methods for one step: their contract (`Method`), and the built-in ones by name (`METHODS`).
+
+method: the contract.
+explicit, tableau: explicit Runge-Kutta methods. tableaus: the coefficients of all Runge-Kutta methods.
+implicit, implicit_tableau: implicit Runge-Kutta methods. Their equations: stage_equations, jacobian, matrix_layout.
+    Solved to round-off: newton; to the tolerance: simplified_newton, newton_cache. Linear systems: linear_solvers,
+    block_eigensystem, gmres. A wrong Jacobian: jacobian_check.
+adams, adams_coefficients: linear multistep methods. reversible_method: the method of `Reversible`.
+"""
 
 from ..core.status import StepStatus
 from .adams import Adams

@@ -1,8 +1,8 @@
-"""An ESDIRK pair of order 5(4) of Kennedy and Carpenter: L-stable, stage order 2, nothing evaluated outside a step.
+"""An ESDIRK pair of order 5(4) of Kennedy and Carpenter: L-stable, stage order 2, all nodes in [0, 1].
 
 Source: C. A. Kennedy, M. H. Carpenter, Diagonally implicit Runge-Kutta methods for stiff ODEs, Appl. Numer. Math. 146
-(2019), 221-244, ESDIRK5(4)7L[2]SA2; the coefficients as in SUNDIALS. Dense output and predictors of the stages are this
-library's own: docs/methods.md.
+(2019), 221-244, ESDIRK5(4)7L[2]SA2; the coefficients as in SUNDIALS. Dense output and stage predictors are
+derived for this library: docs/methods.md.
 """
 
 from ..implicit_tableau import ImplicitTableau, refined

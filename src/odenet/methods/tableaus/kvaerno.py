@@ -1,7 +1,7 @@
 """ESDIRK methods of A. Kvaerno, with an explicit first stage and an embedded estimate; L-stable, of stage order 2.
 
 Source: A. Kvaerno, Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT 44 (2004), 489-502;
-the coefficients as in SUNDIALS. Dense output and predictors of the stages are this library's own: docs/methods.md.
+the coefficients as in SUNDIALS. Dense output and stage predictors are derived for this library: docs/methods.md.
 """
 
 from ..implicit_tableau import ImplicitTableau, refined

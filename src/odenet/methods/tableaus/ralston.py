@@ -1,7 +1,8 @@
-"""Ralston's method of order 2 with embedded Euler: 2(1), two stages.
+"""Ralston's method of order 2 with embedded Euler step: 2(1), two stages.
 
-Source: A. Ralston, Runge-Kutta methods with minimum error bounds, Math. Comp. 16 (1962), 431-437: of the two-stage
-methods of order 2, the one with the least bound on its truncation error. The estimate is b - b_hat with b_hat = (1, 0).
+Source: A. Ralston, Runge-Kutta methods with minimum error bounds, Math. Comp. 16 (1962), 431-437: the
+two-stage method of order 2 with the least bound on its truncation error. The error estimate is b - b_hat with
+b_hat = (1, 0).
 """
 
 from ..tableau import Tableau
