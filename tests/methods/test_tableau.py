@@ -1,4 +1,4 @@
-"""Order conditions of every tableau, orders as measured, and what a malformed tableau is told."""
+"""Order conditions of every tableau, measured orders, and the errors of a malformed tableau."""
 
 import dataclasses
 import math
@@ -144,7 +144,7 @@ def exact(t):
 
 
 def attempt(tableau: Tableau, t: float, dt: float, y: np.ndarray) -> np.ndarray:
-    """All slopes of a step, the extra ones too."""
+    """The slopes of all stages of a step, with the extra stages."""
     a, slopes = stage_matrix(tableau), []
     for row in a:
         done = row[: len(slopes)]
@@ -301,7 +301,7 @@ def test_the_embedded_formula_of_an_esdirk_has_its_order(tableau):
     [("trbdf2", 2, 2), ("kvaerno3", 3, 2), ("kvaerno5", 4, 4), ("esdirk54", 4, 4), ("radauIIA5", 3, 3)],
 )
 def test_implicit_dense_output_has_its_order(name, order, degree):
-    """For every theta; and where a mode is infinitely stiff it follows slow solutions that are polynomials.
+    """For every theta; with an infinitely stiff mode it is exact for slow solutions that are polynomials.
 
     There all stages are on the slow solution, whatever the slope at the start is, and their slopes follow from them.
     """
@@ -329,7 +329,7 @@ def test_implicit_dense_output_has_its_order(name, order, degree):
 
 @pytest.mark.parametrize("tableau", STIFF, ids=lambda t: t.name)
 def test_predictors_are_exact_for_lines(tableau):
-    """A guess of a stage by those before it: exact where the slope grows steadily, once there are two of them."""
+    """The guess of a stage by the stages before it is exact where the slope is linear in t, from the third stage on."""
     if tableau.predictor is None:
         return
     for i, row in enumerate(tableau.predictor):
