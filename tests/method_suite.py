@@ -47,7 +47,7 @@ class MethodSuite:
         "nfe",
         "accepted",
         "rejected",
-    )  # that do not depend on the other samples of the batch
+    )  # independent of the rest of the batch
 
     @property
     def adaptive(self) -> bool:

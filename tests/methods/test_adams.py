@@ -388,7 +388,7 @@ def test_names() -> None:
 
 
 def test_a_short_start_is_cheap() -> None:
-    """Explicit: 4 per step for three steps, 2 for three more, then 1. Implicit: 6, 6, 4, then those of the iteration."""
+    """Explicit: 4 in each of three steps, 2 in three more, then 1. Implicit: 6, 6, 4, then by iteration."""
     for steps, most in ((1, 4), (2, 8), (3, 12), (4, 14), (6, 18), (7, 19), (10, 22), (20, 32), (100, 112)):
         sol = odenet.solve(forced, START, [0.0, 0.02 * steps], method=Adams(start="short"), step=0.02)
         assert sol.stats.nfe == most
