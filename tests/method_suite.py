@@ -43,11 +43,7 @@ class MethodSuite:
     steps: ClassVar[tuple[float, ...]] = (0.1, 0.05, 0.025, 0.0125)
     overrun: ClassVar[float] = 30.0  # limit of the error of a solve, in tolerances
     beyond: ClassVar[float] = 0.0  # how far past its end a step evaluates f, in its length
-    counts: ClassVar[tuple[str, ...]] = (
-        "nfe",
-        "accepted",
-        "rejected",
-    )  # independent of the rest of the batch
+    counts: ClassVar[tuple[str, ...]] = ("nfe", "accepted", "rejected")  # independent of the batch
 
     @property
     def adaptive(self) -> bool:
