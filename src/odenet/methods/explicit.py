@@ -96,7 +96,8 @@ class ExplicitRK(StagewiseMethod):
         return scale(expand_over(at.t1 - at.t0, at.y), weighted_sum(weights, self._all_slopes(at, step)))
 
     @property
-    def stability_interval(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    # computed on first use: it takes milliseconds, and only `Stiffness` reads it
+    def stability_interval(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride] read-only
         return 0.0 if self.tableau.error is None else self.tableau.real_stability
 
     def stiffness_pair(self, step: Step) -> tuple[Leaves, Leaves] | None:
