@@ -61,16 +61,14 @@ def stage_jacobians(
             )  # fmt: skip
         except RuntimeError:  # vmap does not support an operation of f; any other error is raised again below
             pass
-    rowwise = [
+    rowwise: list[Sequence[Tensor | None]] = [
         torch.autograd.grad(
             with_graph, states, [b[i] for b in bars], retain_graph=True, allow_unused=True, create_graph=create_graph
         )
         for i in range(len(identity))
     ]
-    return [_stack(rows) for rows in zip(*rowwise, strict=True)]
-
-
-def _stack(rows: Sequence[Tensor | None]) -> Tensor | None:
-    """The rows of one Jacobian, (B, n) each, as a tensor (n, B, n); a row that is None is zero. None: all are."""
-    like = next((row for row in rows if row is not None), None)
-    return None if like is None else torch.stack([torch.zeros_like(like) if row is None else row for row in rows])
+    # a row is None where f does not depend on the state: then all rows of that stage are
+    return [
+        None if rows[0] is None else torch.stack([row for row in rows if row is not None])
+        for rows in zip(*rowwise, strict=True)
+    ]
