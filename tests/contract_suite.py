@@ -1,4 +1,4 @@
-"""What the engine asks of any method and any controller: suites for whoever writes one to inherit."""
+"""The requirements of the engine on every method and controller: suites to inherit for a new one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def nonlinear(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
 
 
 class MethodContract:
-    """method: an instance. field, start: an f with parts, and its states (B, ...), where the method needs them.
+    """Tests of a method against the step contract.
 
-    options: of the solves, such as a step. exact: gradients that are exact for the numerical solution.
+    method: an instance. field, start: an f, with parts where the method needs them, and initial states (B, ...).
+    options: of each solve, such as a step. exact: gradients that are exact for the numerical solution.
     """
 
     method: Method
@@ -44,7 +45,7 @@ class MethodContract:
         return y if isinstance(y, Tensor) else torch.cat([x.reshape(x.shape[0], -1) for x in y], -1)
 
     def test_samples_are_as_alone(self) -> None:
-        """Of other lengths, so that some leave the batch before others; to the bit, in either direction of time."""
+        """Bit for bit, over intervals of different lengths and directions: samples finish one after the other."""
         ts = torch.tensor([[0.0, 0.3, 0.31], [1.0, 0.2, -0.5], [0.0, 2.0, 2.9]], dtype=D)
         k = torch.tensor([[1.1], [0.7], [1.9]], dtype=D)
         both = self.solve(self.start, ts, k, per_sample=True)
@@ -56,7 +57,7 @@ class MethodContract:
                 assert int(alone.stats[name][0]) == int(both.stats[name][i])
 
     def test_there_and_back(self) -> None:
-        """Backwards in time from the end, to the start again but for the error."""
+        """Forward in time, then backward from the end: the start again, up to the error."""
         k = torch.tensor(1.0, dtype=D)
         options = {"step": 0.001} if "step" in self.options else {}
         there = self.solve(self.start, [0.0, 0.5], k, **options)
@@ -82,7 +83,7 @@ class MethodContract:
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
     def test_exact_gradients_are_central_differences(self) -> None:
-        """Along one direction of all inputs; what a step takes for a constant that is none, autograd would not see."""
+        """Along one direction of all inputs: autograd alone would not notice an input wrongly treated as a constant."""
         ts, generator = torch.tensor([0.0, 0.3, 0.5], dtype=D), torch.Generator().manual_seed(0)
         k = torch.tensor([[1.1], [0.7], [1.9]], dtype=D)
         inputs = [k, *([self.start] if isinstance(self.start, Tensor) else self.start)]
@@ -100,8 +101,8 @@ class MethodContract:
             found = sum(float((g * w).sum()) for g, w in zip(grads, ways, strict=True))
             assert found == pytest.approx(float(up - down) / 2e-5, rel=1e-7)
 
-    def test_a_rejection_leaves_no_trace_but_in_the_cache(self) -> None:
-        """An attempt that is rejected, and tried again with the same size, gives what it would have given."""
+    def test_a_rejection_changes_only_the_cache(self) -> None:
+        """An attempt that is rejected and repeated with the same size gives the same step."""
         k = torch.tensor(1.0, dtype=D)
         plain = self.solve(self.start, [0.0, 0.5], k, step=None, controller=Scripted(0.1, ()))
         twice = self.solve(self.start, [0.0, 0.5], k, step=None, controller=Scripted(0.1, (1, 3, 4)))
@@ -109,7 +110,7 @@ class MethodContract:
         torch.testing.assert_close(self.flat(twice.y1), self.flat(plain.y1), rtol=1e-8, atol=1e-10)
 
     def test_compile_gives_the_same(self) -> None:
-        """By a library, or eagerly with one warning that says why."""
+        """Compiled, or eager with one warning that gives the reason."""
         k = torch.tensor(1.0, dtype=D)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "compile=True")
@@ -119,7 +120,7 @@ class MethodContract:
 
 
 class Scripted(Controller):
-    """Steps of one size; rejects the attempts whose numbers are given."""
+    """Steps of size h; rejects the attempts whose indices are in `reject`."""
 
     adaptive, every_output, stretch = False, False, 1.0
 
@@ -139,25 +140,25 @@ class Scripted(Controller):
 
 
 class ControllerContract:
-    """controller: one that an error estimate decides for."""
+    """Tests of a controller that uses error estimates. controller: an instance."""
 
     controller: Controller
     ratios = (0.0, 1e-12, 1e-3, 0.5, 1.0, 1.1, 30.0, 1e30, math.inf)
 
     @pytest.mark.parametrize("rejected", [False, True])
-    def test_lanes_are_as_numbers(self, rejected: bool) -> None:
+    def test_tensors_are_as_floats(self, rejected: bool) -> None:
         c = self.controller
         for ratio in self.ratios:
             one = c.decide(Attempt(0.1, ratio, 4, None, rejected), c.init_state(0.1))
-            lane = torch.full((2,), 0.1, dtype=D)
+            h = torch.full((2,), 0.1, dtype=D)
             flags = torch.full((2,), rejected)
-            many = c.decide(Attempt(lane, torch.full((2,), ratio, dtype=D), 4, None, flags), c.init_state(lane))
+            many = c.decide(Attempt(h, torch.full((2,), ratio, dtype=D), 4, None, flags), c.init_state(h))
             assert many.accept.tolist() == [one.accept] * 2
             assert many.h.tolist() == pytest.approx([one.h] * 2, rel=1e-6)
             assert many.failed.tolist() == [one.failed] * 2
 
     def test_what_is_accepted(self) -> None:
-        """What is within the tolerance; a rejected step shrinks, and what is not finite is rejected."""
+        """Steps within the tolerance; a rejected step shrinks, and a step that is not finite is rejected."""
         c = self.controller
         for ratio in self.ratios:
             decision = c.decide(Attempt(0.1, ratio, 4), c.init_state(0.1))
@@ -165,7 +166,7 @@ class ControllerContract:
             assert decision.accept or decision.h < 0.1
 
     def test_no_step_grows_after_a_rejection(self) -> None:
-        """Hairer, Norsett & Wanner, II.4: neither in numbers nor in lanes, and it may again one step later."""
+        """Hairer, Norsett & Wanner I, II.4; one step later it may grow."""
         c = self.controller
         after = c.decide(Attempt(0.1, 1e-8, 4, None, True), c.init_state(0.1))
         assert after.accept and after.h <= 0.1

@@ -168,7 +168,7 @@ class GradientSuite:
         gc.disable()
         try:
             with PeakMemory() as memory:
-                memory.leave_out([w, *kept])
+                memory.exclude([w, *kept])
                 y0 = torch.ones(4, 100, dtype=D, requires_grad=True)
                 sol = solver(y0, [0.0, 0.4, 1.0])
                 if backward:

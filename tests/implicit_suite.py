@@ -1,4 +1,4 @@
-"""What every implicit method must show beside `MethodSuite`."""
+"""The requirements on every implicit method, in addition to those of `MethodSuite`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import odenet
 from method_suite import MethodSuite
-from odenet.methods import METHODS, ImplicitRK, stage_equations
+from odenet.methods import METHODS, ImplicitRK, linear_solvers
 
 D = torch.float64
 
@@ -30,7 +30,7 @@ def coupled(t: Tensor, y: Tensor, W: Tensor) -> Tensor:
 
 
 class ImplicitSuite(MethodSuite):
-    counts = ("accepted", "rejected")  # a sample is evaluated while another one iterates
+    counts = ("accepted", "rejected")  # nfe is not: f is evaluated for all samples while one iterates
 
     def options(self, tol: float = 1e-6) -> dict[str, Any]:
         return {"step": 0.05}
@@ -45,9 +45,9 @@ class ImplicitSuite(MethodSuite):
     @pytest.mark.parametrize("dense", [True, False])
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_gradients(self, per_sample: bool, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By the implicit function theorem, with a matrix and without one: as central differences."""
+        """By the implicit function theorem, with a factorised matrix and matrix-free: equal to central differences."""
         if not dense:
-            monkeypatch.setattr(stage_equations, "DENSE", 0)
+            monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         generator = torch.Generator().manual_seed(0)
         y0, W = torch.randn(2, 3, dtype=D, generator=generator), torch.randn(3, 3, dtype=D, generator=generator)
         ts = torch.tensor([0.0, 0.15, 0.3], dtype=D)
@@ -78,12 +78,12 @@ class ImplicitSuite(MethodSuite):
                 (W,),
             )
 
-    def test_without_a_matrix_the_solution_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_matrix_free_solution_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         y0 = torch.randn(4, 3, dtype=D, generator=torch.Generator().manual_seed(1))
         W = torch.randn(3, 3, dtype=D, generator=torch.Generator().manual_seed(2))
         given = {"args": (W,), "method": self.name, "step": 0.1}
         whole = odenet.solve(coupled, y0, [0.0, 1.0], **given).y1
-        monkeypatch.setattr(stage_equations, "DENSE", 0)
+        monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         torch.testing.assert_close(odenet.solve(coupled, y0, [0.0, 1.0], **given).y1, whole, rtol=1e-12, atol=1e-13)
 
     def test_too_few_iterations_warn(self) -> None:
@@ -102,7 +102,7 @@ class ImplicitSuite(MethodSuite):
 
 
 class AdaptiveImplicitSuite(ImplicitSuite):
-    """The same methods where an error chooses the steps, and what they must show then."""
+    """The requirements on the same methods with error control."""
 
     counts = ("nfe", "accepted", "rejected", "njev", "nlu")
 
@@ -111,7 +111,7 @@ class AdaptiveImplicitSuite(ImplicitSuite):
 
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_stiff_with_tolerances(self, per_sample: bool) -> None:
-        """Few steps over a rate of 1e6; with per_sample one of 1e-3, 1e6 and 1e9 beside it."""
+        """Few steps with a rate of 1e6; with per_sample, rates of 1e6, 1e-3 and 1e9 in one batch."""
         k = torch.tensor([1e6, 1e-3, 1e9] if per_sample else 1e6, dtype=D)
         y0, exact = torch.ones(3, 2, dtype=D) if per_sample else torch.ones(2, dtype=D), math.cos(10.0)
 
@@ -129,7 +129,7 @@ class AdaptiveImplicitSuite(ImplicitSuite):
         "gradient", ["discrete", "backprop", odenet.Discrete(checkpoints=3), "forward", "gauss"], ids=str
     )
     def test_gradients_with_tolerances(self, gradient: object, per_sample: bool) -> None:
-        """Those of a solve at tight tolerances, by any gradient: of a nonlinear stiff system, to its parameters too."""
+        """Close to those at tight tolerances, for a nonlinear stiff system and its parameters."""
         k = torch.tensor([[3.0, 400.0], [2.0, 90.0]], dtype=D)[: 1 + per_sample].squeeze(0).requires_grad_()
         y0 = torch.tensor([[1.0, 0.5], [0.7, 1.2]], dtype=D)[: 1 + per_sample].squeeze(0).requires_grad_()
 
@@ -150,10 +150,10 @@ class AdaptiveImplicitSuite(ImplicitSuite):
             assert float((a - b).norm() / b.norm()) < loose
 
     def test_a_sample_that_cannot_be_solved_ends_alone(self) -> None:
-        """With its own error, which says how; its neighbours are to the bit what they are without it."""
+        """With an error that says why; the other samples are bit for bit as without it."""
 
         def f(t: Tensor, y: Tensor, bad: Tensor) -> Tensor:
-            # a bad sample is at once where its slope turns over: no step of ordinary length satisfies its equations
+            # the slope of a bad sample jumps near its start: no step of ordinary length satisfies its equations
             return torch.where(bad, -1e9 * torch.where(y > 0.5, 1.0, -1.0), -y * y)
 
         y0 = torch.tensor([[1.0], [0.5], [1.2]], dtype=D)
@@ -170,8 +170,8 @@ class AdaptiveImplicitSuite(ImplicitSuite):
         ):
             odenet.solve(f, y0, [0.0, 1.0], args=(bad,), **given)
 
-    def test_large_states_go_without_a_matrix(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The heat equation on a grid, with a matrix and without."""
+    def test_large_states_are_solved_matrix_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The heat equation on a grid, with a factorised matrix and matrix-free."""
         n = 40
         y0 = torch.sin(torch.linspace(0, math.pi, n, dtype=D))
 
@@ -181,7 +181,7 @@ class AdaptiveImplicitSuite(ImplicitSuite):
 
         given: dict[str, Any] = {"method": self.name, "rtol": 1e-6, "atol": 1e-9}
         whole = odenet.solve(f, y0, [0.0, 0.5], **given)
-        monkeypatch.setattr(stage_equations, "DENSE", 0)
+        monkeypatch.setattr(linear_solvers, "MAX_DENSE", 0)
         free = odenet.solve(f, y0, [0.0, 0.5], **given)
         torch.testing.assert_close(free.y1, whole.y1, rtol=1e-4, atol=1e-6)
         assert free.stats.nlu == 0 < whole.stats.nlu

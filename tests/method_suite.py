@@ -1,4 +1,4 @@
-"""What every method must show; a new one subclasses `MethodSuite` with its name and order."""
+"""The requirements on every built-in method; a new one subclasses `MethodSuite` with its name and order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reference(y0: Tensor, t1: float, t0: float = 0.0) -> np.ndarray:
 
 
 def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
-    """Elementwise; `rate` goes with its sample."""
+    """Elementwise; `rate` has a row for each sample."""
     time = t.reshape(t.shape + (1,) * (y.ndim - t.ndim)) if t.ndim else t
     return (-rate * y * y.abs() + time.to(rate.dtype) * rate).to(y.dtype)
 
@@ -41,9 +41,9 @@ class MethodSuite:
     name: ClassVar[str]
     order: ClassVar[int]
     steps: ClassVar[tuple[float, ...]] = (0.1, 0.05, 0.025, 0.0125)
-    overrun: ClassVar[float] = 30.0  # how many tolerances a solve may be off
+    overrun: ClassVar[float] = 30.0  # limit of the error of a solve, in tolerances
     beyond: ClassVar[float] = 0.0  # how far past its end a step evaluates f, in its length
-    counts: ClassVar[tuple[str, ...]] = ("nfe", "accepted", "rejected")  # that a sample has beside others as alone
+    counts: ClassVar[tuple[str, ...]] = ("nfe", "accepted", "rejected")  # independent of the batch
 
     @property
     def adaptive(self) -> bool:
@@ -69,7 +69,7 @@ class MethodSuite:
         assert slope == pytest.approx(self.order, abs=0.3), errors
 
     def test_order_float32(self) -> None:
-        """Above the rounding of float32 the error falls at least like the order says, or has reached rounding."""
+        """Above float32 round-off the error falls at least as the order says."""
         coarse, fine = self.errors(torch.float32, (0.25, 0.125))
         assert fine < 4e-6 or math.log2(coarse / fine) > self.order - 0.5
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from odenet.methods.gmres import gmres
-from odenet.methods.state_matrix import StateMatrix
+from odenet.methods.matrix_layout import MatrixLayout
 
 D = torch.float64
 
@@ -12,15 +12,15 @@ D = torch.float64
 @pytest.mark.parametrize("batched", [False, True])
 def test_rows_and_back(batched: bool) -> None:
     y = (torch.randn(4, 2, dtype=D), torch.randn(4, dtype=torch.complex64), torch.randn(4, 3, 1))
-    rows = StateMatrix(y, batched)
-    whole = rows.join(y)
+    rows = MatrixLayout(y, batched)
+    whole = rows.to_matrix(y)
     assert whole.shape == ((4, 7) if batched else (1, 28)) and whole.dtype == D and rows.width == whole.shape[1]
-    for a, b in zip(rows.part(whole), y, strict=True):
+    for a, b in zip(rows.to_leaves(whole), y, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
     stacked = tuple(torch.stack([x, 2 * x]) for x in y)
-    lead = rows.join(stacked)
+    lead = rows.to_matrix(stacked)
     assert lead.shape == (2, *whole.shape) and torch.equal(lead[1], 2 * whole)
-    assert all(torch.equal(a, b) for a, b in zip(rows.part(lead), stacked, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rows.to_leaves(lead), stacked, strict=True))
 
 
 @pytest.mark.parametrize(("n", "subspace"), [(8, 60), (40, 10), (1, 60)])

@@ -1,4 +1,4 @@
-"""Derive the dense output of order 7 of RK8(7)13M that src/odenet/methods/dopri8.py holds, and print its numbers.
+"""Derive the dense output of order 7 of RK8(7)13M in src/odenet/methods/tableaus/dopri8.py, and print its numbers.
 
     python tools/derive_dopri8_dense.py        # needs mpmath; ten seconds; prints the same digits on every run
 
@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "methods")]
 
 from rooted_trees import Tree, density, elementary_weights, trees, vertices  # noqa: E402
 
-from odenet.methods.dopri8 import TABLEAU  # noqa: E402
+from odenet.methods.tableaus.dopri8 import TABLEAU  # noqa: E402
 
 mp.dps = 40
 TOLERANCE = mp.mpf("1e-12")  # the tableau is rounded to 1e-16; the smallest singular value that counts is 1e-6

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import odenet
 from odenet.methods import METHODS
-from odenet.methods.reversible_method import ReversibleMethod, halves
+from odenet.methods.reversible_method import ReversibleMethod, split_carry
 
 D = torch.float64
 OUT = Path(__file__).parent.parent / "docs" / "gradients.png"
@@ -44,11 +44,11 @@ def coupling_errors(coupling: float, steps: int = 1000) -> tuple[float, float]:
     for a, b in pairwise(ends):
         step = method.step(f, a, b, y, carry)
         y, carry = step.y, step.carry
-    y, z = halves(carry)
+    y, z = split_carry(carry)
     apart = float((y[0] - z[0]).abs() / y[0].abs())
     for b, a in pairwise(reversed(ends)):
         z = tuple(u + v for u, v in zip(z, method.base.increment(f, b, a, y)[0], strict=True))
-        y = method.parted(y, z, method.base.increment(f, a, b, z)[0])
+        y = method.uncouple(y, z, method.base.increment(f, a, b, z)[0])
     return apart, float((y[0] - 1).abs())
 
 

@@ -11,7 +11,7 @@ import time
 import torch
 
 import odenet
-from odenet.methods import stages
+from odenet.methods import linear_solvers
 
 SIZES = (100, 300, 500, 1000)
 STIFFNESS = (1.0, 100.0)
@@ -19,7 +19,7 @@ REPEATS = 1
 
 
 def seconds(n: int, stiffness: float, limit: int) -> float:
-    stages.DENSE = limit
+    linear_solvers.MAX_DENSE = limit
     generator = torch.Generator().manual_seed(0)
     W = (torch.randn(n, n, dtype=torch.float64, generator=generator) / n**0.5).requires_grad_()
     rates = torch.logspace(0, torch.log10(torch.tensor(10 * stiffness)).item(), n, dtype=torch.float64)

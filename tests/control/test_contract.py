@@ -1,4 +1,4 @@
-"""The library's own controllers by the contract, predictive control by its formula, and what callables make of ts."""
+"""The built-in controllers against the contract; predictive control by its formula; callables from ts to times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TestPredictive(ControllerContract):
 
 
 def test_predictive_by_the_book() -> None:
-    """Hairer & Wanner II, (IV.8.24) and (IV.8.25): of errors r at steps h, the shorter of both proposals."""
+    """Hairer & Wanner II, (IV.8.24) and (IV.8.25): the smaller one of both step sizes."""
     control = odenet.Predictive(safety=1.0)
     for last_h, h, last_r, r, order in ((0.1, 0.15, 0.2, 0.5, 4), (0.2, 0.1, 0.01, 0.3, 6), (0.1, 0.1, 0.9, 0.1, 4)):
         first = control.decide(Attempt(last_h, last_r, order), control.init_state(last_h))
@@ -38,7 +38,7 @@ def test_predictive_by_the_book() -> None:
 
 
 def test_settings_as_documented() -> None:
-    assert StopRule.of(odenet.ConstantStep(0.1, perturb=True)).perturb is True
+    assert StopRule.from_controller(odenet.ConstantStep(0.1, perturb=True)).perturb is True
     with pytest.raises(TypeError, match=r"^perturb must"):
         odenet.ConstantStep(0.1, perturb="no")  # pyright: ignore[reportArgumentType]
     for control in (odenet.PID(), odenet.Predictive()):
@@ -52,7 +52,7 @@ def test_settings_as_documented() -> None:
 @pytest.mark.parametrize("ts", [[0.0, 0.4, 1.0], [1.0, 0.6, 0.0]], ids=["up", "down"])
 @pytest.mark.parametrize("name", ["step_ts", "jump_ts"])
 def test_times_made_of_ts(name: str, ts: list[float]) -> None:
-    """They are made in ts' own terms, from either end, and end a step where they lie within."""
+    """The callable gets ts; times inside the interval end a step, in both directions of time."""
     seen: list[Any] = []
 
     def made(given: torch.Tensor) -> torch.Tensor:
@@ -72,8 +72,8 @@ def test_times_made_of_ts(name: str, ts: list[float]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("span", [5e-30, 5.0, -5.0, 5e30])
 @pytest.mark.parametrize("large", [False, True])
-def test_first_step_by_the_host_and_in_lanes(span: float, dtype: torch.dtype, large: bool) -> None:
-    """Alike, also for states whose squares overflow; a span beyond 1e20, or below its inverse, is the unit of time."""
+def test_first_step_of_floats_and_tensors(span: float, dtype: torch.dtype, large: bool) -> None:
+    """Equal, also where squares overflow; a span above 1e20, or below its inverse, is the unit of time."""
     size = 1.0 if not large else 1e15 if dtype == torch.float32 else 1e200
     y0 = (size * torch.tensor([1.0, -2.0], dtype=dtype),)
 

@@ -1,4 +1,4 @@
-"""Step-size control: the PID's formula and limits, times that must be hit, jumps, and the first step."""
+"""Step-size control: the PID's formula and limits, stop times, jumps, and the first step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def attempts(f: Callable[..., Tensor], ts: list[float], controller: Any, **optio
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_formula(kind: str) -> None:
-    """The next step is Soderlind's product of the last three errors, and the same on numbers and on lanes."""
+    """The next step is Soderlind's product of the last three errors, for floats and for tensors."""
     p, i, d = SETTINGS[kind]
     control, k, ratios = PID(p, i, d), 4, (0.9, 0.4, 0.7, 0.2)
     state, lanes = control.init_state(0.1), control.init_state(torch.full((2,), 0.1, dtype=D))
@@ -79,7 +79,7 @@ def test_formula(kind: str) -> None:
 
 
 def test_factor_limits() -> None:
-    """A step grows and shrinks by the given factors at the most, and a rejected one shrinks."""
+    """A step grows and shrinks within factor_min and factor_max, and a rejected one shrinks."""
     control = PID(factor_min=0.5, factor_max=3.0)
     state = control.init_state(0.1)
     assert control.decide(Attempt(0.1, 0.0, 5), state).h == pytest.approx(0.3)
@@ -168,7 +168,7 @@ def test_a_method_that_looks_ahead_takes_no_jumps() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("method", [*ADAPTIVE, "rk4", "midpoint", "euler"])
 def test_jump(method: str, backwards: bool, per_sample: bool) -> None:
-    """A piecewise constant f is solved exactly, and f is asked on either side of the jump, never at it."""
+    """A piecewise constant f is solved exactly; f is evaluated on either side of the jump, never at it."""
     times: list[float] = []
 
     def f(t: Tensor, y: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def test_bad_constant_step(step: float) -> None:
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("ts", [[0.0, 1e-9], [5.0, 5.0 - 1e-3], [0.0, 1e-14], [1e6, 1e6 + 1e-7]])
 def test_first_step_stays_inside(ts: list[float], method: str) -> None:
-    """Hairer's guess asks f once more: never past the end, however short the interval."""
+    """Hairer's guess evaluates f once more: never beyond the end, for any length of the interval."""
     times: list[float] = []
 
     def f(t: Tensor, y: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ def test_first_step_stays_inside(ts: list[float], method: str) -> None:
 
 
 def test_first_step_size() -> None:
-    """It scales with the problem's time, stays in the span, and does not depend on the lanes beside."""
+    """It scales with the time of the problem, is within the span, and does not depend on the rest of the batch."""
 
     def guess(rates: list[float], span: float) -> Tensor:
         rate = torch.tensor(rates, dtype=D)[:, None]
@@ -333,7 +333,7 @@ def test_first_step_by_the_book(case: str, order: int, tolerance: tuple[float, f
 
 
 def test_first_step_where_scale_is_zero() -> None:
-    """A component whose tolerance is zero counts as one of 1e-12, not as nothing."""
+    """A component with tolerance zero is scaled by 1e-12, and not ignored."""
     y0, t0, f = torch.tensor([0.0, 1.0], dtype=D), torch.zeros((), dtype=D), lambda t, y: torch.ones_like(y)
     expected = by_the_book(f, 0.0, 5.0, y0, 3, 1e-3, 0.0)
     mine = initial_step_size(lambda t, x: (f(t, x[0]),), t0, t0 + 5, (y0,), (f(t0, y0),), 3, [1e-3], [0.0])
@@ -341,7 +341,7 @@ def test_first_step_where_scale_is_zero() -> None:
 
 
 def test_first_step_asks_once_and_by_its_norm() -> None:
-    """One evaluation, an Euler step of the first guess away; a norm of the caller's own is used for all three sizes."""
+    """One evaluation, an Euler step of the first guess away; the caller's norm is used in all three norms."""
     asked: list[tuple[float, float]] = []
 
     def f(t: Tensor, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -397,7 +397,7 @@ def test_grid_as_made() -> None:
     ],
 )
 def test_bad_times(name: str, given: Any, error: type[Exception], rest: str) -> None:
-    """The error names the argument, at each of those that take times."""
+    """The error names the argument, for each argument that takes times."""
     makers: list[Callable[..., Any]] = [Grid] if name == "times" else [PID, lambda **k: ConstantStep(0.1, **k)]
     for make in makers:
         with pytest.raises(error, match=f"^{name} {rest.format(name=name)}"):
@@ -436,7 +436,7 @@ def test_a_rejected_step_is_forgotten() -> None:
 
 @pytest.mark.parametrize("span", [2.0, 0.0])
 def test_first_step_of_float32_states_is_in_times_dtype(span: float) -> None:
-    """Also for an interval of no length, where it is zero and not NaN."""
+    """Also for an interval of zero length, where it is zero and not NaN."""
     y0, t0 = torch.ones(2, dtype=torch.float32), torch.zeros((), dtype=D)
     mine = initial_step_size(lambda t, x: (-x[0],), t0, t0 + span, (y0,), (-y0,), 3, [1e-3], [1e-3])
     assert mine.dtype == D and float(mine) >= 0.0 and (float(mine) == 0.0) == (span == 0.0)

@@ -1,4 +1,4 @@
-"""Rooted trees and the order conditions that they stand for (Hairer, Norsett & Wanner I, section II.2)."""
+"""Rooted trees and their order conditions (Hairer, Norsett & Wanner I, section II.2)."""
 
 from collections.abc import Iterator
 from functools import cache

@@ -44,7 +44,7 @@ def test_order(implicit: bool, order: int) -> None:
 @pytest.mark.parametrize("order", range(2, 9))
 @KINDS
 def test_order_where_outputs_cut_steps(implicit: bool, order: int) -> None:
-    """Steps of many lengths: coefficients come from the times that were."""
+    """Steps of many lengths: the coefficients come from the times of the steps."""
     steps = (1 / 32, 1 / 48, 1 / 64) if order > 6 else (1 / 32, 1 / 64, 1 / 128)
     errors = []
     ts = [0.0, 0.213, 0.517, 0.5231, 0.71, 0.7101, 1.0]
@@ -57,7 +57,7 @@ def test_order_where_outputs_cut_steps(implicit: bool, order: int) -> None:
 
 @KINDS
 def test_full_order_where_steps_are_short(implicit: bool) -> None:
-    """Also where the slope, or one of its derivatives, goes through zero, and where nothing moves."""
+    """Also where the slope, or one of its derivatives, crosses zero, and where the state is constant."""
     sol = odenet.solve(
         lambda t, y: torch.cos(t) + 0 * y, torch.zeros(1, dtype=D), [0.0, 10.0], method=Adams(8, implicit), step=0.05
     )
@@ -87,7 +87,7 @@ TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=D)
     ],
 )
 def test_long_steps(max_order: int, matrix: Tensor, end: float, step: float, bound: float) -> None:
-    """The explicit method stays as near as one of low order, where a fixed high order is unstable.
+    """The explicit method is as accurate as one of low order where a fixed high order is unstable.
 
     torchdiffeq's explicit_adams ends between 1e8 and 1e140 times the solution here.
     """
@@ -114,7 +114,7 @@ def test_where_a_fixed_order_diverges() -> None:
 
 @KINDS
 def test_evaluations(implicit: bool) -> None:
-    """One a step after the start, and one more an iteration; never outside the times."""
+    """One per step after the start, and one more per iteration; never outside the interval."""
     times: list[float] = []
 
     def f(t: Tensor, y: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def test_dtypes(implicit: bool, dtype: torch.dtype) -> None:
 
 @KINDS
 def test_leaves_of_several_kinds(implicit: bool) -> None:
-    """A number, complex and single precision side by side."""
+    """A scalar, a complex and a single-precision leaf in one state."""
     y0 = {
         "a": torch.tensor(1.0, dtype=D),
         "b": torch.ones(2, 1, dtype=torch.complex64),
@@ -160,7 +160,7 @@ def test_leaves_of_several_kinds(implicit: bool) -> None:
 @KINDS
 @pytest.mark.filterwarnings("ignore:implicit_adams")
 def test_per_sample_is_as_alone(implicit: bool, max_order: int, dtype: torch.dtype) -> None:
-    """Bit for bit; a sample that has ended or converged changes nothing and is not changed."""
+    """Bit for bit; a sample that has finished or converged does not change, and does not affect others."""
     generator = torch.Generator().manual_seed(0)
     y0 = torch.randn(5, 3, generator=generator).to(dtype)
     rate = (torch.rand(5, 1, generator=generator) * 8 + 0.1).to(y0.abs().dtype)
@@ -179,7 +179,7 @@ def test_per_sample_is_as_alone(implicit: bool, max_order: int, dtype: torch.dty
 
 
 def test_dense_output() -> None:
-    """Of the order of the method, with f's slope at the ends of steps, also while the history is being filled."""
+    """Of the order of the method, with f's slope at the ends of steps, also while the history is short."""
     t = torch.tensor([0.005, 0.033, 0.512, 0.777, 0.99], dtype=D)
     exact = torch.stack([torch.as_tensor(reference(START, float(x))) for x in t])
     for implicit in (False, True):
@@ -283,7 +283,7 @@ def test_gradients_against_central_differences(implicit: bool, order: int, per_s
 
 @KINDS
 def test_step_differentiates_with_respect_to_everything(implicit: bool) -> None:
-    """Reverse mode against differences, from a full history and from none; and twice."""
+    """First and second derivatives against differences, with a full history and with none."""
     method = tight(4, implicit)
 
     def f(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -305,12 +305,12 @@ def test_step_differentiates_with_respect_to_everything(implicit: bool) -> None:
             assert torch.autograd.gradgradcheck(lambda *x: step(*x)[0].sum(), inputs)
         found = method.step(StepInput(f, t, t1, state, carry))
         state, carry, t = found.y, found.carry, t1
-    assert float(carry[-1]) == method.remembered
+    assert float(carry[-1]) == method.history_size
 
 
 @KINDS
 def test_steps_of_no_length(implicit: bool) -> None:
-    """A lane that stands still beside one that starts and one that has its history: nothing but zeros, no NaN."""
+    """A sample with steps of zero length, one at its start and one with a history: zero gradients, no NaN."""
     method = Adams(4, implicit)
 
     def f(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -368,8 +368,8 @@ def test_needs_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_order": 0}, ValueError, "max_order must be 1 to 12; got 0"),
-        ({"max_order": 13}, ValueError, "max_order must be 1 to 12; got 13"),
+        ({"max_order": 0}, ValueError, "max_order must be at least 1; got 0"),
+        ({"max_order": 13}, ValueError, "max_order must be at most 12; got int 13"),
         ({"max_order": 2.0}, TypeError, "max_order must be an int; got float"),
         ({"max_iters": 0}, ValueError, "max_iters must be at least 1; got 0"),
         ({"rtol": -1.0}, ValueError, "rtol and atol must not be negative"),
@@ -388,7 +388,7 @@ def test_names() -> None:
 
 
 def test_a_short_start_is_cheap() -> None:
-    """Explicit: 4 a step for three steps, 2 for three more, then 1. Implicit: 6, 6, 4, then as the iteration takes."""
+    """Explicit: 4 in each of three steps, 2 in three more, then 1. Implicit: 6, 6, 4, then by iteration."""
     for steps, most in ((1, 4), (2, 8), (3, 12), (4, 14), (6, 18), (7, 19), (10, 22), (20, 32), (100, 112)):
         sol = odenet.solve(forced, START, [0.0, 0.02 * steps], method=Adams(start="short"), step=0.02)
         assert sol.stats.nfe == most
@@ -402,7 +402,7 @@ def test_a_short_start_is_cheap() -> None:
 @pytest.mark.parametrize("order", [4, 5, 8, 12])
 @KINDS
 def test_order_of_a_short_start(implicit: bool, order: int) -> None:
-    """Its first steps leave errors of order 5, and later ones are smaller, of steps that outputs cut as well."""
+    """The errors of its first steps are of order 5, and later ones are smaller, also with outputs between steps."""
     method, ts = Adams(order, implicit, max_iters=12, rtol=1e-13, atol=1e-14, start="short"), [0.0, 0.213, 0.5231, 1.0]
     exact = torch.stack([START, *(torch.as_tensor(reference(START, t)) for t in ts[1:])])
     steps, errors = (1 / 32, 1 / 64, 1 / 128), []
@@ -416,7 +416,7 @@ def test_order_of_a_short_start(implicit: bool, order: int) -> None:
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "forward"])
 @KINDS
 def test_gradients_of_a_short_start(implicit: bool, gradient: str) -> None:
-    """Of the numerical solution, so those of finite differences; samples on their own times do not see each other."""
+    """Those of the numerical solution, equal to finite differences; samples with different times are independent."""
     method = Adams(6, implicit, max_iters=30, rtol=1e-13, atol=1e-14, start="short")
     ts = torch.tensor([[0.0, 0.5], [0.0, 1.1]], dtype=D)
 

@@ -1,4 +1,4 @@
-"""Every method of the name table inherits the suite."""
+"""Every method in `METHODS` inherits the suite."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Order conditions of every tableau, orders as measured, and what a malformed tableau is told."""
+"""Order conditions of every tableau, measured orders, and the errors of a malformed tableau."""
 
 import dataclasses
 import math
@@ -12,22 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for every import mode of pytes
 
 from rooted_trees import density, elementary_weights, trees
 
-from odenet.methods import (
-    METHODS,
-    ExplicitRK,
-    ImplicitRK,
-    ImplicitTableau,
-    bosh3,
-    butcher5,
-    dopri5,
-    dopri8,
-    euler,
-    heun,
-    ralston,
-    rk4,
-    tsit5,
-)
+from odenet.methods import METHODS, ExplicitRK, ImplicitRK, ImplicitTableau
 from odenet.methods.tableau import Tableau
+from odenet.methods.tableaus import bosh3, butcher5, dopri5, dopri8, euler, heun, ralston, rk4, tsit5
 
 TABLEAUS = (
     *(method.tableau for method in METHODS.values() if isinstance(method, ExplicitRK)),
@@ -157,7 +144,7 @@ def exact(t):
 
 
 def attempt(tableau: Tableau, t: float, dt: float, y: np.ndarray) -> np.ndarray:
-    """All slopes of a step, the extra ones too."""
+    """The slopes of all stages of a step, with the extra stages."""
     a, slopes = stage_matrix(tableau), []
     for row in a:
         done = row[: len(slopes)]
@@ -314,7 +301,7 @@ def test_the_embedded_formula_of_an_esdirk_has_its_order(tableau):
     [("trbdf2", 2, 2), ("kvaerno3", 3, 2), ("kvaerno5", 4, 4), ("esdirk54", 4, 4), ("radauIIA5", 3, 3)],
 )
 def test_implicit_dense_output_has_its_order(name, order, degree):
-    """For every theta; and where a mode is infinitely stiff it follows slow solutions that are polynomials.
+    """For every theta; with an infinitely stiff mode it is exact for slow solutions that are polynomials.
 
     There all stages are on the slow solution, whatever the slope at the start is, and their slopes follow from them.
     """
@@ -342,7 +329,7 @@ def test_implicit_dense_output_has_its_order(name, order, degree):
 
 @pytest.mark.parametrize("tableau", STIFF, ids=lambda t: t.name)
 def test_predictors_are_exact_for_lines(tableau):
-    """A guess of a stage by those before it: exact where the slope grows steadily, once there are two of them."""
+    """The guess of a stage by the stages before it is exact where the slope is linear in t, from the third stage on."""
     if tableau.predictor is None:
         return
     for i, row in enumerate(tableau.predictor):

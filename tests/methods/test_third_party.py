@@ -1,4 +1,4 @@
-"""Methods as anybody may write them, against the step contract alone: Euler-Maruyama and symplectic Euler.
+"""Third-party methods that use the step contract alone: Euler-Maruyama and symplectic Euler.
 
 Each has the order that theory gives it, and exact gradients in every mode that has them.
 """
@@ -19,9 +19,9 @@ from odenet.control.controller import Attempt, ControllerState
 from odenet.control.error_control import ErrorControl
 from odenet.core.leaves import Leaves, add_scaled, expand_over
 from odenet.methods import METHODS, Method, Step
+from odenet.methods.jacobian import jacobian
+from odenet.methods.matrix_layout import MatrixLayout
 from odenet.methods.method import Cache, StepInput
-from odenet.methods.stage_equations import jacobian
-from odenet.methods.state_matrix import StateMatrix
 
 D = torch.float64
 
@@ -38,7 +38,7 @@ class SymplecticEuler(Method):
 
 
 class Noisy(odenet.Terms):
-    """dy = drift dt + diffusion dW, with a Wiener process that is given; called, it is the drift alone."""
+    """dy = drift dt + diffusion dW for a given Wiener process; a call gives the drift alone."""
 
     parts = ("drift", "diffusion")
 
@@ -76,14 +76,14 @@ class ROS2(Method):
     name, order, error_order = "ros2", 2, None
 
     def step(self, at: StepInput) -> Step:
-        rows = StateMatrix(at.y, at.t0.ndim == 1)
-        y, h = rows.join(at.y), (at.t1 - at.t0).reshape(-1, 1)
+        rows = MatrixLayout(at.y, at.t0.ndim == 1)
+        y, h = rows.to_matrix(at.y), (at.t1 - at.t0).reshape(-1, 1)
         system = torch.eye(rows.width, dtype=rows.dtype) - (1 + 0.5**0.5) * h[..., None] * jacobian(
             at.f, rows, at.t0, y
         )
-        k1 = torch.linalg.solve(system, rows.join(at.f(at.t0, at.y)))
-        k2 = torch.linalg.solve(system, rows.join(at.f(at.t1, rows.part(y + h * k1))) - 2 * k1)
-        return Step(rows.part(y + h * (3 * k1 + k2) / 2))
+        k1 = torch.linalg.solve(system, rows.to_matrix(at.f(at.t0, at.y)))
+        k2 = torch.linalg.solve(system, rows.to_matrix(at.f(at.t1, rows.to_leaves(y + h * k1))) - 2 * k1)
+        return Step(rows.to_leaves(y + h * (3 * k1 + k2) / 2))
 
 
 class Remembering(Method):
@@ -114,7 +114,7 @@ class TestSymplecticEuler(MethodContract):
     exact: ClassVar = (*MethodContract.exact, odenet.Discrete(memory="1MiB"))
 
     def test_order_and_energy(self) -> None:
-        """First order; over 8,000 steps the energy stays where Euler's method would have left it long ago."""
+        """First order; the energy stays bounded over 8,000 steps, where that of Euler's method grows."""
         k, steps, errors = torch.tensor(2.0, dtype=D), (0.04, 0.02, 0.01), []
         exact = odenet.solve(PENDULUM, self.start, [0.0, 3.0], args=(k,), method="dopri8", rtol=1e-12, atol=1e-12).y1
         for h in steps:
@@ -139,14 +139,14 @@ N = 1024
 
 
 def wiener(paths: int, seed: int) -> Any:
-    """A path on a grid of N steps over [0, 1], at whose times alone it is asked for."""
+    """A path on a grid of N steps over [0, 1], evaluated at the times of the grid only."""
     moves = torch.randn(N, paths, dtype=D, generator=torch.Generator().manual_seed(seed)) / N**0.5
     whole = torch.cat([torch.zeros(1, paths, dtype=D), moves.cumsum(0)])
     return lambda t: whole[(t.detach() * N).round().long()]
 
 
 class TestEulerMaruyama:
-    """Geometric Brownian motion, whose solution is known: y0 exp((m - s^2 / 2) t + s W(t))."""
+    """Geometric Brownian motion, with the solution y0 exp((m - s^2 / 2) t + s W(t))."""
 
     FIELD = Noisy(lambda t, y, m, s: m * y, lambda t, y, m, s: s * y)
 
@@ -163,7 +163,7 @@ class TestEulerMaruyama:
         assert np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(0.5, abs=0.1)
 
     def test_weak_order_one(self) -> None:
-        """Of the mean, with what noise the same paths leave in the exact mean taken off."""
+        """Of the mean, less the error of the exact mean over the same paths."""
         path, paths = wiener(40_000, 1), 40_000
         m, s = torch.tensor(1.0, dtype=D), torch.tensor(0.3, dtype=D)
         exact = torch.exp(m - s * s / 2 + s * path(torch.tensor(1.0))).mean()
@@ -237,7 +237,7 @@ class TestESDIRK(MethodContract):
 
 
 def test_a_controller_of_ones_own() -> None:
-    """Half the step after an error above the tolerance, the same after one below a tenth, else as PID has it."""
+    """Half the step after an error above the tolerance, the same after one below a tenth, else as PID."""
 
     class Halving(ErrorControl):
         def init_state(self, h: Any) -> ControllerState:

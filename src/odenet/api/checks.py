@@ -24,7 +24,7 @@ from ..events.event import Event
 from ..gradients import GRADIENTS, Gradient
 from ..methods import METHODS, Adams, ExplicitRK, ImplicitRK, Method
 
-FAILURES = ("raise", "return")  # what on_failure can be
+ON_FAILURE = ("raise", "return")  # what on_failure can be
 FEW = 64  # times that are looked at quicker in Python
 _OTHERS_NAMES = {  # of SciPy, torchdiffeq and diffrax, where the nearest of ours by spelling would be another method
     **{"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "adaptive_heun": "heun", "heun2": "heun"},
@@ -212,7 +212,7 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
             raise TypeError(f"step must be one positive number; got {describe(step)}")
         return ConstantStep(number("step", step.detach() if isinstance(step, Tensor) else step))
     if given is None:
-        given = Predictive() if solver.predictive else PID()
+        given = Predictive() if solver.predictive_control else PID()
     if not isinstance(given, Controller):
         raise TypeError(f"controller must be a Controller instance such as PID() or ConstantStep(0.1); got {given!r}")
     if solver.lookahead and (given.jump_ts is not None or given.perturb):
@@ -231,7 +231,7 @@ def controller(given: Any, step: Any, solver: Method) -> Controller:
     return given
 
 
-def parts(f: Any, solver: Method) -> None:
+def terms(f: Any, solver: Method) -> None:
     """Whether f has the parts that the method evaluates."""
     if not solver.parts:
         return
@@ -243,7 +243,7 @@ def parts(f: Any, solver: Method) -> None:
         )
 
 
-def stops(control: Controller, ts: Tensor) -> None:
+def stop_times(control: Controller, ts: Tensor) -> None:
     """The controller's step_ts and jump_ts against the samples of ts."""
     for name in ("step_ts", "jump_ts"):
         given = getattr(control, name)
@@ -264,7 +264,7 @@ def constant_stops(control: Controller, gradient: str) -> None:
             )
 
 
-def reachable(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
+def positive_tolerance(rtol: Tolerance, atol: Tolerance, control: Controller) -> None:
     """Refuse to choose steps by an error of zero."""
     if control.adaptive and not any(isinstance(x, Tensor) or x > 0 for x in (*rtol, *atol)):
         raise ValueError("rtol and atol are both 0: no step has an error that small; give one of them a positive value")
@@ -295,7 +295,7 @@ def observers(callbacks: Any, progress: Any) -> None:
         raise TypeError(f"progress must be True, False or a callable (fraction, stats); got {progress!r}")
 
 
-def plain_tolerance(name: str, given: Any) -> None:
+def tolerance_option(name: str, given: Any) -> None:
     """A tolerance as far as it can be told without y0."""
     if given is None or isinstance(given, (bool, str)):
         raise TypeError(f"{name} must be a number, or have y0's structure; got {given!r}")

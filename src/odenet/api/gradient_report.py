@@ -152,7 +152,7 @@ def _row(
             case.differentiate(how)
             seconds.append(time.perf_counter() - start)
         with PeakMemory() as memory:
-            memory.leave_out(case.inputs)
+            memory.exclude(case.inputs)
             case.differentiate(how)
     note = "; ".join(dict.fromkeys(str(w.message) for w in caught))
     errors = _error(grads, reference), _error(grads, true)

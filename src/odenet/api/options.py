@@ -52,25 +52,25 @@ class Layout:
     direction: Tensor
     rtol: Tolerance
     atol: Tolerance
-    looks: tuple[Any, ...] = ()
-    times: tuple[Any, ...] = ()
+    leaf_specs: tuple[Any, ...] = ()
+    times_key: tuple[Any, ...] = ()
     versions: tuple[int, int] = (0, 0)
-    origin: weakref.ref[Tensor] | None = None
+    ts_ref: weakref.ref[Tensor] | None = None
 
-    def fits(self, leaves: Sequence[Any], spec: Spec, times: tuple[Any, ...]) -> bool:
+    def matches(self, leaves: Sequence[Any], spec: Spec, times: tuple[Any, ...]) -> bool:
         """Whether it is that of these leaves and times."""
-        if times != self.times or spec != self.spec or (self.ts._version, self.precise._version) != self.versions:
+        if times != self.times_key or spec != self.spec or (self.ts._version, self.precise._version) != self.versions:
             return False
-        if self.origin is not None and self.origin() is None:
+        if self.ts_ref is not None and self.ts_ref() is None:
             return False  # another tensor may have its place by now
-        for x, look in zip(leaves, self.looks, strict=True):
+        for x, look in zip(leaves, self.leaf_specs, strict=True):
             if type(x) is not look[0] or x.shape != look[1] or x.dtype is not look[2] or x.device != look[3]:
                 return False
             if x.layout is not torch.strided or x.is_inference():
                 return False
         return True
 
-    def own_ts(self) -> Tensor:
+    def copy_ts(self) -> Tensor:
         """ts for the caller, who may change them: a tensor that nobody else has, unless a graph leads to it."""
         return self.ts if self.ts.requires_grad else self.ts.clone()
 
@@ -123,14 +123,14 @@ class Options:
         """Raise TypeError or ValueError for what is wrong whatever y0 and ts are."""
         compile, events = boolean("compile", compile), checks.events(event)
         per_sample, dense = boolean("per_sample", per_sample), boolean("dense", dense)
-        one_of("on_failure", on_failure, checks.FAILURES)
+        one_of("on_failure", on_failure, checks.ON_FAILURE)
         checks.observers(callbacks, progress)
         solver = checks.method(method)
         control = checks.controller(controller, step, solver)
         how = checks.gradient(gradient)
         solver = solver.for_control(control.adaptive)
         for name, value in (("rtol", rtol), ("atol", atol)):
-            checks.plain_tolerance(name, value)
+            checks.tolerance_option(name, value)
         return Options(
             solver, control, _with_method(how, control, solver), rtol, atol, checks.max_steps(max_steps), per_sample,
             dense, compile, on_failure == "raise", events, progress, callbacks, checks.function_or_none("save", save),
@@ -140,33 +140,33 @@ class Options:
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:
         """The layout of y0 and ts, and the leaves of y0; TypeError or ValueError where one of them is wrong."""
         leaves, spec = flatten(y0)
-        rule = StopRule.of(self.controller)
+        rule = StopRule.from_controller(self.controller)
         # whether the layout depends on nothing but looks and times
-        lasts = rule.fixed and is_real(self.rtol) and is_real(self.atol)
+        lasts = rule.ts_only and is_real(self.rtol) and is_real(self.atol)
         times = _comparable(ts, rule) if lasts and not (inside_transform() or torch.compiler.is_compiling()) else None
         if times is not None:
             for known in self.layouts:
-                if known.fits(leaves, spec, times):
+                if known.matches(leaves, spec, times):
                     return known, leaves
         names, checked = checks.state(y0, self.per_sample)
         given = checks.times(ts, self.per_sample, checks.narrowest(checked))
-        checks.stops(self.controller, given)
+        checks.stop_times(self.controller, given)
         working = in_working_precision(checked)
         relative, absolute = (
             checks.tolerance(name, x, y0, working) for name, x in (("rtol", self.rtol), ("atol", self.atol))
         )
-        checks.reachable(relative, absolute, self.controller)
+        checks.positive_tolerance(relative, absolute, self.controller)
         precise = given.to(torch.float32 if given.device.type == "mps" else torch.float64)
         direction = direction_of(precise)
         made = Layout(
             spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
-            rule.within(precise, direction), direction, relative, positive_atol(absolute, working),
+            rule.stop_times(precise, direction), direction, relative, positive_atol(absolute, working),
         )  # fmt: skip
         if times is not None and not torch.is_inference_mode_enabled():
-            made.looks = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
+            made.leaf_specs = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
             if all(x is y for x, y in zip(leaves, checked, strict=True)) and not given.is_inference():
-                made.times, made.versions = times, (given._version, precise._version)
-                made.origin = weakref.ref(ts) if isinstance(ts, Tensor) else None
+                made.times_key, made.versions = times, (given._version, precise._version)
+                made.ts_ref = weakref.ref(ts) if isinstance(ts, Tensor) else None
                 self.layouts = [made, *self.layouts[: _LAYOUTS - 1]]
         return made, checked
 
@@ -187,7 +187,7 @@ def _known(*given: Any) -> Options:
     return Options.of(*given)
 
 
-def options_of(*given: Any) -> Options:
+def checked_options(*given: Any) -> Options:
     """The options, in the order of `Options.of`; plain values are looked up once."""
     return _known(*given) if set(map(type, given)) <= _PLAIN else Options.of(*given)
 

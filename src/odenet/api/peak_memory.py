@@ -31,7 +31,7 @@ class PeakMemory(TorchDispatchMode):
                 self._follow(x.untyped_storage())
         return out
 
-    def leave_out(self, known: Iterable[Tensor]) -> None:
+    def exclude(self, known: Iterable[Tensor]) -> None:
         """Tensors from outside, which an alias made inside would bring in."""
         for x in known:
             self._live[x.untyped_storage()._cdata] = weakref.ref(x.untyped_storage())

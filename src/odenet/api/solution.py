@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves
-from ..core.serialization import constants
+from ..core.serialization import detach_tree
 from ..core.status import Status
 from ..core.torch_func import any_true
 from ..core.validate import times
 from ..engine.dense_solution import Interpolation, JoinedInterpolation
 from ..engine.step_recorder import Steps
 from ..gradients.gradient import Stats
-from .solution_summary import line, lines
+from .solution_summary import one_line, several_lines
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,16 +91,16 @@ class Solution:
         return self._pack(leaves)
 
     def __repr__(self) -> str:
-        return line(self)
+        return one_line(self)
 
     def __str__(self) -> str:
         """What was solved, to which time, in how many steps, and how it ended."""
-        return lines(self, self._about)
+        return several_lines(self, self._about)
 
     def __getstate__(self) -> dict[str, Any]:
         own = dict(vars(self))
         for name in ("ts", "ys", "y1", "t1", "status", "_limits", "steps"):
-            own[name] = constants(own[name])
+            own[name] = detach_tree(own[name])
         pieces = None if self._pieces is None else self._pieces.detached()
         return own | {"_dense": pieces, "_pieces": pieces}
 

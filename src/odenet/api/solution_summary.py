@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.pytrees import flatten_with_names
 from ..core.status import Status
-from ..core.torch_func import plain_view, unwrapped
+from ..core.torch_func import outside_transforms, unwrapped
 
 if TYPE_CHECKING:
     from .solution import Solution
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _MOST = 4  # leaves of a state that are told one by one
 
 
-def line(x: Solution) -> str:
+def one_line(x: Solution) -> str:
     """In one line."""
     parts = [_state(x.y1), f"t {_times(x)}", _status(x.status), f"{_range(x.stats['accepted'])} steps"]
     return f"Solution({', '.join(parts)})"
 
 
-def lines(x: Solution, about: str) -> str:
+def several_lines(x: Solution, about: str) -> str:
     """In a few lines."""
     samples = f" for {len(x.t1)} samples" if x.t1.ndim == 1 else ""
     counts = {k: _range(x.stats[k]) for k in ("accepted", "rejected", "nfe", "backward_nfe")}
@@ -73,5 +73,5 @@ def _values(x: Any) -> list[float]:
     """All of them as numbers; of what is vmapped too."""
     if not isinstance(x, Tensor):
         return [x]
-    with plain_view():
+    with outside_transforms():
         return unwrapped(x).detach().reshape(-1).tolist()

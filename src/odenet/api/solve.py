@@ -14,7 +14,7 @@ from torch import Tensor
 from ..compiled import compiled_or_none
 from ..control import Controller
 from ..core.autocast import without_autocast_cache
-from ..core.leaves import Leaves, differentiable, in_working_precision, own_view, select
+from ..core.leaves import Leaves, differentiable, in_working_precision, select, separate_view
 from ..core.pytrees import Structure, tree_map
 from ..core.save_function import SaveFunction
 from ..core.status import Status
@@ -36,7 +36,7 @@ from ..gradients.zero_gradients import ensure_zero_grads
 from ..methods import Method
 from ..tracing.dynamo_entry import outside_graphs
 from . import checks, traced_solve, transform_limits
-from .options import Layout, Options, options_of
+from .options import Layout, Options, checked_options
 from .progress_bar import bar
 from .solution import Solution
 
@@ -117,7 +117,7 @@ def solve(
     >>> bool((sol.y1 - torch.exp(torch.tensor(-1.0))).abs().max() < 1e-6)
     True
     """
-    options = options_of(
+    options = checked_options(
         method, rtol, atol, step, controller, gradient, per_sample, event, dense, compile, max_steps, on_failure,
         progress, callbacks, save, save_steps, jacobian,
     )  # fmt: skip
@@ -142,7 +142,7 @@ class Solver:
     def __init__(self, f: Callable[..., Any], **options: Any) -> None:
         checks.function(f)
         self.f, self.options = f, options
-        self._checked = checked(options)
+        self._checked = options_from_keywords(options)
 
     @property
     def layouts(self) -> Sequence[Layout]:
@@ -154,7 +154,7 @@ class Solver:
             return solve(self.f, y0, ts, args=args, **self.options)
         return _solve(self.f, y0, ts, args, self._checked)
 
-    def stands_for(self, f: Any, options: dict[str, Any]) -> bool:
+    def matches(self, f: Any, options: dict[str, Any]) -> bool:
         """Whether it was made of these very objects."""
         same = self.f is f and self.options.keys() == options.keys()
         return same and all(v is options[k] for k, v in self.options.items())
@@ -167,7 +167,7 @@ class Solver:
         return partial(Solver, **self.options), (self.f,)
 
 
-def checked(options: dict[str, Any]) -> Options:
+def options_from_keywords(options: dict[str, Any]) -> Options:
     """Options of `solve` by name, in the form that solves take them; raises for a wrong one."""
     checks.known_options(options, OPTIONS)
     return Options.of(**options)
@@ -175,10 +175,10 @@ def checked(options: dict[str, Any]) -> Options:
 
 def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> Solution:
     checks.function(f)
-    checks.parts(f, o.method)
+    checks.terms(f, o.method)
     layout, leaves = o.layout(y0, ts)
-    working = tuple([own_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
-    given = () if type(args) is tuple and not args else tree_map(own_view, checks.arguments(args))
+    working = tuple([separate_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
+    given = () if type(args) is tuple and not args else tree_map(separate_view, checks.arguments(args))
     field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
     field.save = None if o.save is None else SaveFunction(o.save, o.per_sample)
     field.user_jacobian = checks.jacobian(o.jacobian, working, o.method)
@@ -234,7 +234,7 @@ def _solution(
     o: Options,
     steps: StepRecorder | None,
 ) -> Solution:
-    final, save, ts = found.outcome.state, p.f.save, layout.own_ts()
+    final, save, ts = found.outcome.state, p.f.save, layout.copy_ts()
     pack = Structure(layout.spec, layout.dtypes)  # not the field's own, which would keep f alive
     shown = pack if save is None else save.pack
     return Solution(
@@ -250,7 +250,7 @@ def _solution(
         pack,
         (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
         found.pieces,
-        f"{_name(p.f.parts[0])} by {p.method.name}",
+        f"{_name(p.f.user_call[0])} by {p.method.name}",
         None if steps is None else steps.taken(p, shown, ts.dtype),
     )
 

@@ -78,7 +78,7 @@ def solve(
         return None
     y1, ys, end = found
     kept = None if o.save is None else SaveFunction(o.save, False)
-    shown = field.pack(ys) if kept is None else kept.pack(kept.of_all(given_ts, ys, field.pack, tuple(args)))
+    shown = field.pack(ys) if kept is None else kept.pack(kept.over_times(given_ts, ys, field.pack, tuple(args)))
     t1 = torch.where(end.status == int(Status.SUCCESS), given_ts[-1], end.t.detach().to(given_ts.dtype))
     return Solution(given_ts, shown, field.pack(y1), t1, _stats(p, end), end.status)
 

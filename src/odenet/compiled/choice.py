@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..core.leaves import new_leaves
+from ..core.leaves import as_graph_inputs
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.gradient import Gradient, Trajectory
@@ -47,7 +47,7 @@ def refuse_slower(graph: FieldGraph, p: Problem, how: Gradient, others: Sequence
 def _judge(p: Problem, how: Gradient, others: Sequence[Tensor], compiled: Way, chance: float) -> str | None:
     """chance: how much slower compiled code may seem on a busy machine where it is not."""
     recording = torch.is_grad_enabled()
-    y0 = new_leaves(p.y0) if recording else p.y0
+    y0 = as_graph_inputs(p.y0) if recording else p.y0
     q = replace(p, y0=y0)
     wanted = [*y0, *(x for x in others if x.requires_grad)]
 

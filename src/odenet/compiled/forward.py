@@ -99,7 +99,7 @@ class _Forth:
     def _problem(self, x: Inputs) -> Problem:
         plan = self.plan
         f = as_if_pulled(plan, self.graph) if plan.keeps else self.graph
-        stops = StopTimes(x.stops, None, StopRule.of(plan.controller))
+        stops = StopTimes(x.stops, None, StopRule.from_controller(plan.controller))
         return Problem(
             field_of(plan, f, x.others), all_by_rows(x.y0), x.ts, stops, x.direction, plan.method,
             plan.controller, x.rtol, x.atol, plan.batched, 0, traced=True,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, new_leaves, select
+from ..core.leaves import Leaves, as_graph_inputs, select
 from ..engine.dense_recorder import PiecewisePolynomial
 from ..engine.output_rule import blank_outputs, outputs_within, times_of
 from ..engine.problem import Problem
@@ -103,7 +103,7 @@ class Outputs:
         n, steps = self.n, None
         flat = () if self.steps is None else self.steps.flat()
         with torch.enable_grad():
-            given = new_leaves((*self.p.y0, *self.end, *flat[2:]))
+            given = as_graph_inputs((*self.p.y0, *self.end, *flat[2:]))
             if flat:
                 steps = PiecewisePolynomial.from_flat((*flat[:2], *given[2 * n :]), n)
             ys = self._values(given[:n], given[n : 2 * n], steps)

@@ -66,7 +66,7 @@ def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
     """f of this problem as a graph, and the tensors it uses beside t and y."""
     t = cast(p.ts.detach()[..., 0], p.f.time_dtype)
     y = tuple(cast(x.detach(), d) for x, d in zip(p.y0, p.f.dtypes, strict=True))  # objects that nobody else holds
-    graph, others = capture(*p.f.parts, t, y)
+    graph, others = capture(*p.f.user_call, t, y)
     if any(x.device != t.device for x in others):
         raise NotCompilableError("f uses tensors of another device than the state's")
     return graph, others

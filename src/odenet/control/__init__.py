@@ -1,4 +1,4 @@
-"""Step-size control: constant steps, a grid, PID, predictive control, and the first step."""
+"""Step-size control: constant steps, a grid, PID and predictive control; the first step; stop times."""
 
 from .controller import Controller
 from .fixed_steps import ConstantStep, Grid

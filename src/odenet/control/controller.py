@@ -1,9 +1,8 @@
-"""Controller: accepts or rejects an attempted step and proposes the next step size."""
+"""Controller: accepts or rejects a step attempt, and proposes the next step size."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,29 +10,31 @@ from torch import Tensor
 from ..core.leaves import Leaves
 from ..core.scalars import MaskLike, ScalarLike, isfinite, where
 from ..core.serialization import PortableSettings
-from ..methods.method import StepSizeHint
+from ..methods.method import Norm, StepSizeHint
 from .stop_times import Times
 
-_LITTLE = 1.2  # growth that is not worth new factors of a matrix. Hairer & Wanner II, IV.8
+_MIN_GROWTH = 1.2  # a smaller growth does not pay for new factors of a matrix. Hairer & Wanner II, IV.8
 
 ControllerState = tuple[ScalarLike, ...]
-Norm = Callable[[Leaves], Tensor]
 
 
 def apply_norm(norm: Norm, leaves: Leaves) -> Tensor | float:
-    """The norm of the leaves, which has to be a number."""
+    """norm(leaves). Raises TypeError where the result is neither a number nor a tensor."""
     out = norm(leaves)
     if not isinstance(out, (Tensor, float, int)):
-        raise TypeError(f"norm must return a number, or a tensor of one (with per_sample of one a sample); got {out!r}")
+        raise TypeError(f"norm must return a number, or a tensor of one (with per_sample, of shape (B,)); got {out!r}")
     return out
 
 
 class Attempt(NamedTuple):
-    """What a controller decides on, in lanes (see core/scalars.py): positive numbers, or tensors of shape (B,).
+    """The step attempt that a controller decides on: floats in a joint solve, tensors (B,) per sample.
 
-    h: size of the step. ratio: its error in units of the tolerance; 0 without an estimate, and not finite where a value
-    was not, or the method could not solve its equations. order: k, where the error falls like h^k. wish: what the
-    method asks for. rejected: the attempt before was rejected.
+    h: size of the step, positive.
+    ratio: error over tolerance. 0 without an error estimate; not finite where the new state or its error is not, or
+        where the method could not solve its equations.
+    order: k, where the error falls like h^k.
+    step_hint: the step size that the method asks for.
+    rejected: True where the attempt before this one was rejected.
     """
 
     h: ScalarLike
@@ -42,22 +43,26 @@ class Attempt(NamedTuple):
     step_hint: StepSizeHint | None = None
     rejected: MaskLike = False
 
-    def max_factor(self, factor: float) -> ScalarLike:
-        """The largest factor of the next step size: right after a rejection 1. Hairer, Norsett & Wanner I, II.4."""
-        return where(self.rejected, 1.0, factor)
+    def max_factor(self, factor_max: float) -> ScalarLike:
+        """Upper limit of the step size factor: 1 right after a rejection. Hairer, Norsett & Wanner I, II.4."""
+        return where(self.rejected, 1.0, factor_max)
 
     def apply_hint(self, accept: MaskLike, factor: ScalarLike) -> ScalarLike:
-        """The factor of the next step size, as the method wishes."""
+        """The step size factor after the method's hint."""
         if self.step_hint is None:
             return factor
-        most = self.step_hint.max_step
-        # of what was not solved no error is known: the method says how much shorter, or else the controller
-        factor = where(isfinite(self.ratio), factor * most, where(most < 1.0, most, factor))
-        return where(accept & self.step_hint.hold & (factor < _LITTLE), 1.0, factor)
+        hint = self.step_hint.factor
+        # Without a solution there is no error: the method says by how much to shorten, or else the controller does.
+        factor = where(isfinite(self.ratio), factor * hint, where(hint < 1.0, hint, factor))
+        return where(accept & self.step_hint.hold & (factor < _MIN_GROWTH), 1.0, factor)
 
 
 class Decision(NamedTuple):
-    """accept: keep this step. h: size of the next attempt. memory: for the next decision. failed: give up."""
+    """What a controller decides: floats and bools in a joint solve, tensors (B,) per sample.
+
+    accept: the step is accepted. h: size of the next attempt. state: controller state for the next decision.
+    failed: the solve of this sample ends with an error.
+    """
 
     accept: MaskLike
     h: ScalarLike
@@ -66,11 +71,13 @@ class Decision(NamedTuple):
 
 
 class Controller(PortableSettings, ABC):
-    """Works on lanes (see core/scalars.py): h and ratio are positive numbers, or tensors of shape (B,).
+    """Step-size control, written once for floats (joint solve) and for tensors (B,) (per sample).
 
-    adaptive: asks the method for an error estimate and the engine for the first step.
-    finite: without an error estimate a step is accepted only where the new state is finite; else always, unseen.
-    every_output, step_ts, jump_ts, perturb, stretch: of the `StopRule` of a solve with it, which the engine keeps.
+    adaptive: the controller needs the method's error estimate, and the engine's guess of the first step.
+    norm: of the leaves of error / tolerance; None: RMS.
+    finite: without an error estimate, a step is accepted only where the new state is finite. False: always accepted,
+        and the state is never checked.
+    every_output, step_ts, jump_ts, perturb, stretch: see `StopRule`.
     """
 
     adaptive: bool
@@ -84,14 +91,14 @@ class Controller(PortableSettings, ABC):
 
     @abstractmethod
     def init_state(self, h: ScalarLike) -> ControllerState:
-        """What the first decision starts from; h gives the kind and shape of a lane."""
+        """Controller state for the first decision; its entries have the type, shape and dtype of h."""
 
     @abstractmethod
     def initial_step(self, h: ScalarLike) -> ScalarLike:
-        """The first step size, from the engine's guess h."""
+        """The first step size. h: the engine's guess."""
 
-    def unconditional(self) -> Decision | None:
-        """The decision on any step of a joint solve that ends in finite values, where that is always the same."""
+    def constant_decision(self) -> Decision | None:
+        """The decision on any step of a joint solve with a finite end. None: it depends on the attempt."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Step-size control by the error estimate: what PID and predictive control have in common."""
+"""Step-size control by the error estimate: the common base of PID and predictive control."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ..core.scalars import (
 )
 from ..core.serialization import settings_repr
 from ..core.validate import function, number
-from .controller import Attempt, Controller, ControllerState, Decision, Norm
+from ..methods.method import Norm
+from .controller import Attempt, Controller, ControllerState, Decision
 from .stop_times import Times, check_times
 
-_SMALLEST = 1e-10  # a ratio below this says "far within the tolerance"; dividing by it would overflow
+_MIN_RATIO = 1e-10  # error ratios are raised to this: all smaller ones are far within the tolerance, and 1/0 overflows
 
 
 class ErrorControl(Controller):
-    """Accepts a step whose error is within the tolerance, and chooses the next size by `factor`, limited.
+    """Accepts a step whose error is within the tolerance, and chooses the next size by `factor`, within limits.
 
-    safety, factor_min, factor_max: the next step is the present one times a factor in [factor_min, factor_max], with
-        `safety` in it. Right after a rejection no step grows.
+    safety, factor_min, factor_max: the next step is the present one times a factor in [factor_min, factor_max], which
+        includes `safety`. Right after a rejection no step grows.
     min_step, max_step: limits of the step size, in the unit of time. A step of at most min_step is accepted whatever
-        its error, unless a value is not finite.
-    first_step: size of the first attempt; by default Hairer's guess.
-    step_ts: times that end a step. jump_ts: the same, and f (or its derivative) jumps there: it is evaluated just
-        before for the step that ends there, and anew just after. Both: times, or a callable from ts to times.
-    norm: callable that takes the leaves of error / tolerance and gives a number (a lane with per_sample); default RMS.
+        its error, unless the new state or its error is not finite.
+    first_step: size of the first attempt; default: Hairer's guess (`initial_step_size`).
+    step_ts: times that end a step. jump_ts: the same, at jumps of f or of a derivative of f: f is evaluated just before
+        the time for the step that ends there, and again just after it. Both: times, or a callable from ts to times.
+    norm: callable from the leaves of error / tolerance to a number (with per_sample, a tensor (B,)); default: RMS.
     """
 
     adaptive = True
@@ -55,8 +56,8 @@ class ErrorControl(Controller):
     ) -> None:
         self.safety, self.factor_min = number("safety", safety), number("factor_min", factor_min)
         self.factor_max, self.min_step, self.max_step = (
-            number(name, given)
-            for name, given in (("factor_max", factor_max), ("min_step", min_step), ("max_step", max_step))
+            number(name, value)
+            for name, value in (("factor_max", factor_max), ("min_step", min_step), ("max_step", max_step))
         )
         self.first_step = None if first_step is None else number("first_step", first_step)
         if norm is not None:
@@ -89,24 +90,24 @@ class ErrorControl(Controller):
         return clip(h, self.min_step, self.max_step)
 
     @abstractmethod
-    def factor(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ScalarLike:
-        """The next step size over this one, without safety and limits. r: the error, at least `_SMALLEST`."""
+    def factor(self, ratio: ScalarLike, attempt: Attempt, state: ControllerState) -> ScalarLike:
+        """The next step size over this one, before safety and limits. ratio: error over tolerance, >= 1e-10."""
 
     @abstractmethod
-    def next_state(self, r: ScalarLike, attempt: Attempt, state: ControllerState) -> ControllerState:
-        """The memory after this step, if it is accepted."""
+    def next_state(self, ratio: ScalarLike, attempt: Attempt, state: ControllerState) -> ControllerState:
+        """The controller state after this step; used where the step is accepted."""
 
     def decide(self, attempt: Attempt, state: ControllerState) -> Decision:
         h, finite = attempt.h, isfinite(attempt.ratio)
-        r = round_to_float32(maximum(where(finite, attempt.ratio, 1.0), _SMALLEST))
-        forced = h <= self.min_step
-        accept = finite & ((r <= 1.0) | forced)
-        factor = self.safety * self.factor(r, attempt, state)
+        ratio = round_to_float32(maximum(where(finite, attempt.ratio, 1.0), _MIN_RATIO))
+        at_minimum = h <= self.min_step
+        accept = finite & ((ratio <= 1.0) | at_minimum)
+        factor = self.safety * self.factor(ratio, attempt, state)
         factor = maximum(where(finite, round_to_float32(factor), self.factor_min), self.factor_min)
-        # A rejected step must shrink, also where the memory says otherwise.
-        most = self.factor_max if attempt.rejected is False else attempt.max_factor(self.factor_max)
-        factor = minimum(factor, where(accept, most, self.safety))
+        # a rejected step shrinks, even where earlier errors in the controller state ask for growth
+        upper = self.factor_max if attempt.rejected is False else attempt.max_factor(self.factor_max)
+        factor = minimum(factor, where(accept, upper, self.safety))
         factor = factor if attempt.step_hint is None else attempt.apply_hint(accept, factor)
-        after = self.next_state(r, attempt, state)
-        state = select_all(accept, after, state)
-        return Decision(accept, clip(h * factor, self.min_step, self.max_step), state, logical_not(finite) & forced)
+        accepted_state = self.next_state(ratio, attempt, state)
+        state = select_all(accept, accepted_state, state)
+        return Decision(accept, clip(h * factor, self.min_step, self.max_step), state, logical_not(finite) & at_minimum)

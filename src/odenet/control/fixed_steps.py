@@ -1,4 +1,4 @@
-"""Steps that no error decides: of constant size, or on a grid."""
+"""Steps without error control: of constant size, or on a grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .stop_times import Times, check_times
 
 
 class UncontrolledSteps(Controller):
-    """Accepts every step whose end is finite; attempts are of size `step`, or end at the next time to hit."""
+    """Accepts every step with a finite end. An attempt is of size `step`, or shorter where the next stop time is."""
 
     adaptive = False
     step: float
@@ -24,7 +24,7 @@ class UncontrolledSteps(Controller):
     def initial_step(self, h: ScalarLike) -> ScalarLike:
         return h * 0.0 + self.step
 
-    def unconditional(self) -> Decision | None:
+    def constant_decision(self) -> Decision | None:
         return Decision(True, self.step, (), False)
 
     def decide(self, attempt: Attempt, state: ControllerState) -> Decision:
@@ -36,8 +36,8 @@ class UncontrolledSteps(Controller):
 class ConstantStep(UncontrolledSteps):
     """Steps of size `step`, in the unit of time. The last one before each output time is shortened to end there.
 
-    every_output: False: only the last step is shortened, and outputs before the end are interpolated.
-    step_ts, jump_ts: further times that end a step; after a jump time f is evaluated anew. perturb, finite: see
+    every_output: False: only the last step of the solve is shortened, and outputs before its end are interpolated.
+    step_ts, jump_ts: further times that end a step; f is evaluated again after a jump time. perturb, finite: see
         `Controller`.
     """
 
@@ -59,9 +59,7 @@ class ConstantStep(UncontrolledSteps):
         check_times("step_ts", step_ts)
         check_times("jump_ts", jump_ts)
         if not 0.0 < self.step < float("inf"):
-            raise ValueError(
-                f"step must be a positive, finite size; got {step!r} (the direction of time comes from ts)"
-            )
+            raise ValueError(f"step must be positive and finite; got {step!r} (ts gives the direction of time)")
 
     def __repr__(self) -> str:
         return settings_repr(self)
@@ -71,13 +69,12 @@ class ConstantStep(UncontrolledSteps):
 class Grid(UncontrolledSteps):
     """One step from each time of a grid to the next.
 
-    times: the inner times of the grid (those outside ts do not count), or a callable that takes ts and gives them; they
-    may be attached to a graph. Outputs between them are interpolated. None: the grid is ts. perturb, finite: see
-    `Controller`.
+    times: the inner times of the grid (times outside ts are ignored), or a callable from ts to them; gradients reach
+    them. Outputs between them are interpolated. None: the grid is ts. perturb, finite: see `Controller`.
     """
 
     stretch = 1.0
-    step = sys.float_info.max  # longer than any, so that each attempt reaches the next time
+    step = sys.float_info.max  # longer than any interval, so that each attempt ends at the next stop time
 
     def __init__(self, times: Times | None = None, *, perturb: bool = False, finite: bool = True) -> None:
         check_times("times", times)

@@ -1,41 +1,45 @@
-"""Times that end a step."""
+"""Stop times: the times that end a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Times = Sequence[float] | Tensor | Callable[[Tensor], Tensor]
-"""Times given beforehand, or made of the output times ts of the solve at hand."""
+if TYPE_CHECKING:
+    from .controller import Controller
+
+Times = Sequence[float] | Tensor | Callable[[Tensor], Any]
+"""Times, or a callable from the output times ts of a solve to times. Its result is checked: it is the caller's code."""
 
 
-def check_times(name: str, given: Times | None) -> None:
-    """Raise for a `given` that is not finite times, (n,) or one row a sample (B, n)."""
-    if given is None or callable(given):
+def check_times(name: str, times: Times | None) -> None:
+    """Raise unless `times` are None, a callable, or finite times of shape (n,) or (B, n)."""
+    if times is None or callable(times):
         return
     try:
-        times = torch.as_tensor(given)
+        values = torch.as_tensor(times)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError):
-        raise TypeError(f"{name} must be a sequence or tensor of times; got {given!r}") from None
-    if times.ndim not in (1, 2):
-        raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {given!r}: write {name}=[...]")
-    if times.is_meta or times.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor that holds its values; got {given!r}")
-    if times.is_complex() or not bool(torch.isfinite(times.to(torch.float64)).all()):
-        raise ValueError(f"{name} must be real and finite; got {given!r}")
+        raise TypeError(f"{name} must be a sequence or tensor of times; got {times!r}") from None
+    if values.ndim not in (1, 2):
+        raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {times!r}: write {name}=[...]")
+    if values.is_meta or values.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor that holds its values; got {times!r}")
+    if values.is_complex() or not bool(torch.isfinite(values.to(torch.float64)).all()):
+        raise ValueError(f"{name} must be real and finite; got {times!r}")
 
 
 @dataclass(frozen=True)
 class StopTimes:
-    """Times that end a step of a solve at hand, in its order; the last is the end of the solve.
+    """The stop times of one solve, in its direction of time; the last one is the end of the solve.
 
-    times: (S,), or (B, S) per sample, attached to the caller's ts, step_ts and jump_ts. jumps: booleans of that shape,
-    True where f is to be evaluated anew, or None where there are none. rule: what they were made by.
+    times: (S,), or (B, S) per sample; differentiable with respect to ts, step_ts and jump_ts. jumps: booleans of that
+    shape, True where f is evaluated again after the stop, or None where f never jumps. rule: the `StopRule` that gave
+    them.
     """
 
     times: Tensor
@@ -44,12 +48,12 @@ class StopTimes:
 
     @cached_property
     def on_host(self) -> tuple[float, ...]:
-        """Those of a joint solve as numbers."""
+        """The times of a joint solve as floats."""
         return tuple(self.times.detach().tolist())
 
     @cached_property
-    def last(self) -> tuple[int, ...]:
-        """For each of them the last one at the same time."""
+    def last_coincident(self) -> tuple[int, ...]:
+        """For each stop of a joint solve, the index of the last stop at the same time."""
         times, last = self.on_host, list(range(len(self.on_host)))
         for i in range(len(times) - 2, -1, -1):
             if times[i] == times[i + 1]:
@@ -58,12 +62,12 @@ class StopTimes:
 
 
 class StopRule(NamedTuple):
-    """Which times end a step, whatever controls the steps between them.
+    """The rule that gives the stop times of a solve; independent of the size of the steps between them.
 
-    every_output: each time in ts does, not only the last. step_ts: further times. jump_ts: the same, and f (or its
-    derivative) jumps there: it is evaluated just before for the step that ends there, and anew just after. perturb: f
-    is evaluated just after the start of each step, and just before its end, as if it jumped at both. stretch: a step is
-    lengthened by up to this factor rather than leave a sliver before a time that must be hit.
+    every_output: each time in ts ends a step, not only the last. step_ts: further stop times. jump_ts: the same, at
+    jumps of f or of a derivative of f: f is evaluated just before the time for the step that ends there, and again just
+    after it. perturb: f is evaluated just after the start and just before the end of each step, as if it jumped at
+    both. stretch: factor by which a step may grow to end at the next stop time, against a sliver of a step before it.
     """
 
     every_output: bool = False
@@ -73,52 +77,55 @@ class StopRule(NamedTuple):
     stretch: float = 1.01
 
     @staticmethod
-    def of(settings: Any) -> StopRule:
-        """Those that a controller was told."""
-        s = settings
-        return StopRule(s.every_output, s.step_ts, s.jump_ts, s.perturb, s.stretch)
+    def from_controller(controller: Controller) -> StopRule:
+        c = controller
+        return StopRule(c.every_output, c.step_ts, c.jump_ts, c.perturb, c.stretch)
 
     @property
-    def fixed(self) -> bool:
-        """Whether there are none beside those of ts."""
+    def ts_only(self) -> bool:
+        """True where all stop times are in ts."""
         return self.step_ts is None and self.jump_ts is None
 
-    def made_of(self, ts: Tensor) -> StopRule:
-        """The same, with times in place of the callables that make them of ts."""
-        made = {name: _made(name, getattr(self, name), ts) for name in ("step_ts", "jump_ts")}
-        return self if self.fixed else self._replace(**made)
+    def resolve(self, ts: Tensor) -> StopRule:
+        """The same rule with callables replaced by the times that they give for ts."""
+        if self.ts_only:
+            return self
+        return self._replace(
+            step_ts=_resolve_times("step_ts", self.step_ts, ts), jump_ts=_resolve_times("jump_ts", self.jump_ts, ts)
+        )
 
-    def within(self, ts: Tensor, direction: Tensor) -> StopTimes:
-        """The stops of a solve at ts, (T,) or (B, T). direction: its signs, a lane."""
-        inner = ts[..., 1:] if self.every_output else ts[..., -1:]
-        if self.fixed:
-            return StopTimes(inner, None, self)
-        times, jumps = [inner], [torch.zeros_like(inner, dtype=torch.bool)]
+    def stop_times(self, ts: Tensor, direction: Tensor) -> StopTimes:
+        """The stop times of a solve with outputs at ts, (T,) or (B, T). direction: 1.0 or -1.0, () or (B,)."""
+        outputs = ts[..., 1:] if self.every_output else ts[..., -1:]
+        if self.ts_only:
+            return StopTimes(outputs, None, self)
+        times, jumps = [outputs], [torch.zeros_like(outputs, dtype=torch.bool)]
         sign = direction.unsqueeze(-1) if ts.ndim == 2 else direction
-        rule = self.made_of(ts)
-        for fixed, jump in ((rule.step_ts, False), (rule.jump_ts, True)):
-            if fixed is None:
+        rule = self.resolve(ts)
+        for given, jump in ((rule.step_ts, False), (rule.jump_ts, True)):
+            if given is None:
                 continue
-            fixed = torch.as_tensor(fixed, dtype=ts.dtype, device=ts.device)
-            fixed = fixed.expand(ts.shape[:-1] + fixed.shape[-1:])
-            within = ((fixed - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - fixed) * sign > 0)
-            times.append(torch.where(within, fixed, ts[..., -1:]))
-            jumps.append(within if jump else torch.zeros_like(within))
+            extra = torch.as_tensor(given, dtype=ts.dtype, device=ts.device)
+            extra = extra.expand(ts.shape[:-1] + extra.shape[-1:])
+            inside = ((extra - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - extra) * sign > 0)
+            times.append(torch.where(inside, extra, ts[..., -1:]))
+            jumps.append(inside if jump else torch.zeros_like(inside))
         all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)
         order = torch.argsort(all_times.detach() * sign, dim=-1, stable=True)
         all_times, all_jumps = all_times.gather(-1, order), all_jumps.gather(-1, order)
         if self.jump_ts is None:
             return StopTimes(all_times, None, self)
-        # times that coincide are hit once, so the jump is a property of the time
-        same = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
-        return StopTimes(all_times, (same & all_jumps.unsqueeze(-2)).any(-1), self)
+        # a step ends once at coincident stop times: each of them is a jump where one of them is
+        coincide = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
+        return StopTimes(all_times, (coincide & all_jumps.unsqueeze(-2)).any(-1), self)
 
 
-def _made(name: str, given: Times | None, ts: Tensor) -> Any:
-    if not callable(given):
-        return given
-    made = given(ts)
-    check_times(f"what {name} makes of ts", made)
-    if made is None:
+def _resolve_times(name: str, times: Times | None, ts: Tensor) -> Sequence[float] | Tensor | None:
+    """The times themselves, or those that a callable gives for ts. Raises TypeError where it returns None."""
+    if not callable(times):
+        return times
+    resolved = times(ts)
+    check_times(f"the result of {name}(ts)", resolved)
+    if resolved is None:
         raise TypeError(f"{name} must give times where it is callable; got None")
-    return torch.as_tensor(made, dtype=ts.dtype, device=ts.device)
+    return torch.as_tensor(resolved, dtype=ts.dtype, device=ts.device)

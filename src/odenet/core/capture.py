@@ -21,9 +21,9 @@ from ..errors import CaptureError
 from .leaves import Leaves
 from .pytrees import flatten
 from .reachable import Edge, Reachable, find_reachable
-from .vjp import accumulated_vjp, edge_of, local_vjp, unhooked
+from .vjp import accumulated_vjp, gradient_edge, local_vjp, without_hooks
 
-Nodes = set[Any]
+NodeSet = set[Any]
 """Nodes of autograd's graphs."""
 
 
@@ -97,8 +97,8 @@ class CapturedTensors:
     def __init__(self, f: Any) -> None:
         self._f = f
         self.used: list[Tensor] = []
-        self.spare: list[Tensor] = []
-        self.reach = Reachable()
+        self.unused: list[Tensor] = []
+        self.reachable = Reachable()
         self._leaves: set[int] = set()
         self._computed: dict[Edge, Tensor] = {}
         self._own: dict[int, weakref.ref[Tensor]] = {}
@@ -112,7 +112,7 @@ class CapturedTensors:
     @property
     def tensors(self) -> Leaves:
         """All of them: inputs of the solve."""
-        return (*self.used, *self.spare)
+        return (*self.used, *self.unused)
 
     @property
     def watching(self) -> bool:
@@ -123,26 +123,26 @@ class CapturedTensors:
     def closed(self) -> bool:
         return not self._open
 
-    def look_around(self, again: bool = True) -> None:
+    def update_reachable(self, again: bool = True) -> None:
         """Find what may be used later; `again` where f may reach something else than when it was last looked at."""
         if again:
-            self.reach = find_reachable(self._f)
-        for key, (_, x) in self.reach.leaves.items():
+            self.reachable = find_reachable(self._f)
+        for key, (_, x) in self.reachable.leaves.items():
             if key not in self._leaves and not self._is_own(x):
                 self._leaves.add(key)
                 # what is used inside a reentrant checkpoint, no graph shows
-                (self.used if self._reentrant else self.spare).append(x)
-        self._suspects = any(edge not in self._computed for edge in self.reach.computed)
+                (self.used if self._reentrant else self.unused).append(x)
+        self._suspects = any(edge not in self._computed for edge in self.reachable.computed)
 
     def close(self) -> None:
         """From now on a tensor not seen before is an error: its gradient could no longer be given."""
         if not self._open:
             return
         self._open = False
-        ends = {edge_of(x) for x in self.tensors}
+        ends = {gradient_edge(x) for x in self.tensors}
         self._chained = any(self._leads_on(x, ends) for x in self.used if x.grad_fn is not None)
 
-    def own(self, x: Tensor) -> None:
+    def exclude(self, x: Tensor) -> None:
         """x is a leaf that f made, or one of its arguments that f marked: no input of the solve."""
         self._own[id(x)] = weakref.ref(x)
 
@@ -189,12 +189,12 @@ class CapturedTensors:
             return local_vjp(outputs, inputs, bars, create_graph)
         hooked = [x for x in inputs if x._backward_hooks]
         if hooked:
-            with unhooked(hooked):
+            with without_hooks(hooked):
                 return self.vjp(outputs, inputs, bars, create_graph)
         return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
 
     def collect(
-        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None
+        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: NodeSet | None = None
     ) -> None:
         """Check that evaluations used nothing that is not known; until `close`, what f can reach becomes known.
 
@@ -203,7 +203,7 @@ class CapturedTensors:
         """
         leaves, computed = self._borders(outputs, inputs, marker, seen)
         if computed and self._open:
-            self.look_around()
+            self.update_reachable()
             computed = [edge for edge in computed if not self._reachable(edge)]
         if leaves:
             shape = tuple(leaves[0].shape)
@@ -211,55 +211,55 @@ class CapturedTensors:
         if computed:
             raise _error(f"a tensor computed outside f by {computed[0][0].name()}, of shape {_shape(*computed[0])}")
 
-    def first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable) -> bool:
+    def record_first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable) -> bool:
         """Take in what the first evaluation used; False where it has to be shown by its operands.
 
         before: what f could reach before it; a leaf that was not there may be made anew in each evaluation.
         """
         leaves, computed = self._borders(outputs, inputs, marker)
-        self.reach = found = find_reachable(self._f)
+        self.reachable = found = find_reachable(self._f)
         if any(id(x) not in before.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
             return False
         for x in leaves:
             self._use(x)
         for edge in computed:
             self._use(found.computed[edge][1])
-        self.look_around(again=False)
+        self.update_reachable(again=False)
         return True
 
-    def shown(self, outputs: Leaves, inputs: Iterable[Tensor], operands: OperandRecorder) -> None:
+    def record_operands(self, outputs: Leaves, inputs: Iterable[Tensor], operands: OperandRecorder) -> None:
         """Take in what an evaluation used that was shown by its operands."""
         leaves, computed = self._borders(outputs, inputs, operands.marker)
         for x in leaves:
             if operands.makes(x):
-                self.own(x)
+                self.exclude(x)
                 self.makes_leaves = True
             else:
                 self._use(x)
-        self.reach = find_reachable(self._f)
+        self.reachable = find_reachable(self._f)
         for edge in computed:
             x = operands.computed.get(edge)
-            if x is None and edge in self.reach.computed:
-                x = self.reach.computed[edge][1]
+            if x is None and edge in self.reachable.computed:
+                x = self.reachable.computed[edge][1]
             if x is None:
                 raise _error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(*edge)}")
             self._use(x)
-        self.look_around(again=False)
+        self.update_reachable(again=False)
 
     def uses_any(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> bool:
         """Whether an evaluation used any tensor that asks for a gradient, beside its inputs."""
         return any(self._borders(outputs, inputs, marker))
 
-    def made_by(self, operands: OperandRecorder, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
+    def exclude_made(self, operands: OperandRecorder, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
         """Leaves that f made in an evaluation."""
         for x in self._borders(outputs, inputs, operands.marker)[0]:
             if operands.makes(x):
-                self.own(x)
+                self.exclude(x)
 
     def _reachable(self, edge: Edge) -> bool:
-        if edge not in self.reach.computed:
+        if edge not in self.reachable.computed:
             return False
-        self._use(self.reach.computed[edge][1])
+        self._use(self.reachable.computed[edge][1])
         return True
 
     def _use(self, x: Tensor) -> None:
@@ -270,7 +270,7 @@ class CapturedTensors:
         self.used.append(x)
 
     def _borders(
-        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: Nodes | None = None
+        self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: NodeSet | None = None
     ) -> tuple[list[Tensor], list[Edge]]:
         """Leaves and edges at which the graph of an evaluation ends, but for inputs and what is known."""
         known, edges, given = set(self._leaves), set(self._computed), set()

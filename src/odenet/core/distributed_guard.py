@@ -26,7 +26,7 @@ _AVAILABLE = dist.is_available()
 
 def refuse_wrapped(f: Any) -> None:
     """Raise where f is a module that is, or has in it, one that talks to other processes."""
-    if not in_processes():
+    if not is_distributed():
         return
     if isinstance(f, nn.Module):
         for name, module in f.named_modules():
@@ -36,9 +36,9 @@ def refuse_wrapped(f: Any) -> None:
         _refuse(f.__self__, "")
 
 
-def no_wrapped() -> AbstractContextManager[None]:
+def refusing_wrapped_modules() -> AbstractContextManager[None]:
     """Raise where a module called in this context, in this thread, talks to other processes."""
-    return _no_wrapped() if in_processes() else nullcontext()
+    return _no_wrapped() if is_distributed() else nullcontext()
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _no_wrapped() -> Iterator[None]:
         handle.remove()
 
 
-def in_processes() -> bool:
+def is_distributed() -> bool:
     return _AVAILABLE and dist.is_initialized()
 
 

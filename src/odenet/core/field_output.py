@@ -12,7 +12,7 @@ from .leaves import Leaves
 from .pytrees import Spec, outline
 
 
-def fits(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
+def matches(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
     """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""
     for k, x, dtype in zip(out, y, dtypes, strict=True):
         if not isinstance(k, Tensor) or k.shape != x.shape or k.dtype is not dtype:
@@ -22,7 +22,7 @@ def fits(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool
     return True
 
 
-def what_f_was_given(
+def call_note(
     names: list[str], t: Tensor, y: Leaves, dtypes: tuple[torch.dtype, ...], more_args: int, error: Exception
 ) -> str:
     """The note of what f raised at its first evaluation."""
@@ -43,7 +43,7 @@ def what_f_was_given(
     return note
 
 
-def check_fit(
+def check_field_output(
     out: list[Any], spec: Spec, own: Spec, names: list[str], y: Leaves, dtypes: tuple[torch.dtype, ...]
 ) -> None:
     """Raise TypeError or ValueError where f's result, of structure `spec`, does not fit y, of structure `own`."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .field_output import check_fit, fits, what_f_was_given
+from .field_output import call_note, check_field_output, matches
 from .leaves import Leaves, versions
 from .pytrees import Spec, flatten, flatten_like, pack_leaves, unflatten
 
@@ -17,10 +17,10 @@ _ILL_FITTING = (TypeError, ValueError, RuntimeError, IndexError, KeyError, Attri
 
 
 _NO_ARGS = flatten(())[1]
-IN_PLACE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
+IN_PLACE_MESSAGE = "f changes its t or y in place, which are the solver's own: let it work on y.clone()"
 
 
-def leaves_autograd(error: RuntimeError) -> bool:
+def bypasses_autograd(error: RuntimeError) -> bool:
     """Whether f does what autograd cannot follow: by NumPy, or into a tensor that is there (out=)."""
     return "Can't call numpy()" in str(error) or "don't support automatic differentiation" in str(error)
 
@@ -66,7 +66,7 @@ class LeafFunction:
         return pack_leaves(leaves, self.dtypes, self._spec)
 
     @property
-    def parts(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
+    def user_call(self) -> tuple[Callable[..., Any], Spec, tuple[Any, ...]]:
         """The caller's f, the structure of y, and the further arguments of f."""
         return self._f, self._spec, self._given
 
@@ -80,12 +80,12 @@ class LeafFunction:
         flags = [x.requires_grad for x in given]
         out = self._call(t, y)
         if before != versions((t, *y)):
-            raise ValueError(IN_PLACE)
+            raise ValueError(IN_PLACE_MESSAGE)
         if flags != [x.requires_grad for x in given]:
             self._unmark(given, flags, 1 + len(y) if owns else 0)
         leaves, spec = ([out], self._spec) if self._bare and isinstance(out, Tensor) else flatten_like(out, self._spec)
-        if not self.checked or spec != self._spec or not fits(leaves, y, self.dtypes):
-            check_fit(leaves, spec, self._spec, self._names, y, self.dtypes)
+        if not self.checked or spec != self._spec or not matches(leaves, y, self.dtypes):
+            check_field_output(leaves, spec, self._spec, self._names, y, self.dtypes)
         self._refuse_buffer()
         self._last = [(weakref.ref(x), x._version) for x in leaves if not x.is_inference()]
         return tuple([k if k.dtype is x.dtype else k.to(x.dtype) for k, x in zip(leaves, y, strict=True)])
@@ -120,7 +120,7 @@ class LeafFunction:
             return self._f(t, self.pack(y), *self._given)
         except _ILL_FITTING as error:
             if "requires grad is being used in an in-place operation" in str(error):
-                raise ValueError(IN_PLACE) from error
+                raise ValueError(IN_PLACE_MESSAGE) from error
             if type(error) in _ILL_FITTING:  # a kind of its own is f's word to its caller
-                error.add_note(what_f_was_given(self._names, t, y, self.dtypes, len(self._given), error))
+                error.add_note(call_note(self._names, t, y, self.dtypes, len(self._given), error))
             raise

@@ -27,7 +27,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return _REAL.get(dtype, dtype)
 
 
-def own_view(x: Any) -> Any:
+def separate_view(x: Any) -> Any:
     """A tensor that asks for no gradient as a view whose flag is its own; anything else as it is."""
     if not isinstance(x, Tensor) or x.requires_grad:
         return x
@@ -75,12 +75,12 @@ def being_recorded() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def rows(leaf: Tensor) -> Tensor:
+def flatten_samples(leaf: Tensor) -> Tensor:
     """(B, n): all elements of each sample on one axis, also for a leaf of one number a sample."""
     return leaf.unsqueeze(-1).flatten(1)
 
 
-def new_leaves(x: Leaves) -> Leaves:
+def as_graph_inputs(x: Leaves) -> Leaves:
     """The same values as leaves of a graph to come."""
     return tuple([a.detach().requires_grad_() for a in x])
 
@@ -230,7 +230,7 @@ def dot(a: Leaves, b: Leaves, batched: bool) -> Tensor:
     total: Tensor | None = None
     for x, y in zip(a, b, strict=True):
         product = (x.conj() * y).real if x.is_complex() else x * y
-        part = rows(product).sum(1) if batched else product.sum()
+        part = flatten_samples(product).sum(1) if batched else product.sum()
         total = part if total is None else total + part
     assert total is not None  # solve refuses an empty state
     return total

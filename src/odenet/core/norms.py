@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .leaves import Leaves, rows
+from .leaves import Leaves, flatten_samples
 
 Tolerance = Sequence[float | Tensor]
 
@@ -36,23 +36,23 @@ def _norm(leaves: Leaves, batched: bool) -> tuple[Tensor, int]:
     count = 0
     for leaf in leaves:
         x = leaf.abs() if leaf.is_complex() else leaf
-        x = rows(x) if batched else x
-        part = torch.linalg.vector_norm(x, dim=1 if batched else None, dtype=in_double(x))
+        x = flatten_samples(x) if batched else x
+        part = torch.linalg.vector_norm(x, dim=1 if batched else None, dtype=norm_dtype(x))
         total = part if total is None else torch.hypot(total, part)
         count += leaf[0].numel() if batched and leaf.shape[0] else leaf.numel()
     assert total is not None  # solve refuses an empty state
     return total, count
 
 
-def in_double(x: Tensor) -> torch.dtype:
+def norm_dtype(x: Tensor) -> torch.dtype:
     """The real dtype that norms are computed in."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def max_abs(leaves: Leaves, batched: bool) -> Tensor:
     """The largest magnitude among all elements of all leaves (of each sample)."""
-    tops = [rows(x.abs()).amax(1) if batched else x.abs().amax() for x in leaves]
-    return torch.stack([x.to(in_double(x)) for x in tops]).amax(0)
+    tops = [flatten_samples(x.abs()).amax(1) if batched else x.abs().amax() for x in leaves]
+    return torch.stack([x.to(norm_dtype(x)) for x in tops]).amax(0)
 
 
 def tolerance_scale(y: Leaves, rtol: Tolerance, atol: Tolerance) -> Leaves:
@@ -68,7 +68,7 @@ def positive_atol(atol: Tolerance, y: Leaves) -> Tolerance:
 
 def all_finite(y: Leaves, batched: bool) -> Tensor:
     """Lane of booleans: every element finite."""
-    lanes = [rows(torch.isfinite(leaf)).all(1) if batched else torch.isfinite(leaf).all() for leaf in y]
+    lanes = [flatten_samples(torch.isfinite(leaf)).all(1) if batched else torch.isfinite(leaf).all() for leaf in y]
     return torch.stack(lanes).all(0)
 
 

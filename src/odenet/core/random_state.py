@@ -15,24 +15,24 @@ class Generators:
     """PyTorch's own generators, of the CPU and of a state's device, and those that f holds."""
 
     def __init__(self, device: torch.device, held: Sequence[torch.Generator] = ()) -> None:
-        self.device, self.held = device, tuple(held)
+        self.device, self.user_generators = device, tuple(held)
 
-    def states(self) -> GeneratorStates:
+    def get_states(self) -> GeneratorStates:
         found = [torch.get_rng_state()]
         if self.device.type == "cuda":
             found.append(torch.cuda.get_rng_state(self.device))
         elif self.device.type == "mps":
             found.append(torch.mps.get_rng_state())
-        return (*found, *(x.get_state() for x in self.held))
+        return (*found, *(x.get_state() for x in self.user_generators))
 
-    def set(self, states: GeneratorStates) -> None:
+    def set_states(self, states: GeneratorStates) -> None:
         first, *others = states
         torch.set_rng_state(first)
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(others.pop(0), self.device)
         elif self.device.type == "mps":
             torch.mps.set_rng_state(others.pop(0))
-        for generator, state in zip(self.held, others, strict=True):
+        for generator, state in zip(self.user_generators, others, strict=True):
             generator.set_state(state)
 
     @contextmanager
@@ -41,12 +41,12 @@ class Generators:
         if states is None:
             yield
             return
-        before = self.states()
-        self.set(states)
+        before = self.get_states()
+        self.set_states(states)
         try:
             yield
         finally:
-            self.set(before)
+            self.set_states(before)
 
 
 def same_states(a: GeneratorStates, b: GeneratorStates) -> bool:
@@ -70,12 +70,12 @@ class DrawsRandomNumbers:
 
     def random_states(self) -> GeneratorStates | None:
         """Those of the generators that f draws from, where it does."""
-        return self.generators.states() if self.random and self.generators is not None else None
+        return self.generators.get_states() if self.random and self.generators is not None else None
 
     def set_random_states(self, states: GeneratorStates | None) -> None:
         """f draws its next numbers from `states`."""
         if states is not None and self.generators is not None:
-            self.generators.set(states)
+            self.generators.set_states(states)
 
     def with_random_states(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
         """f draws the numbers here that it drew from `states`; None: where it draws none."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .leaves import Leaves, real_dtype, rows
+from .leaves import Leaves, flatten_samples, real_dtype
 
 _POWERS = 16  # of two, that rows are weighted with: even two rows far apart rarely have the same one
 _ASKED = 8  # rows of a gradient that look mixed, the most so first, which are asked once more
 
 
-def may_misfit(t: Tensor, y: Leaves) -> bool:
+def time_may_broadcast_wrongly(t: Tensor, y: Leaves) -> bool:
     """Whether t (B,) also broadcasts along another axis of y: a derivative by t then tells which it was.
 
     Elsewhere t asks for none: f may turn it into a number, or an array of NumPy.
@@ -103,7 +103,7 @@ def _bar(x: Tensor) -> Tensor:
 
 def _of_rows(x: Tensor) -> Tensor:
     """The largest entry of each row; zero for what is not finite."""
-    top = rows(x.abs()).amax(1) if x.ndim > 1 else x.abs()
+    top = flatten_samples(x.abs()).amax(1) if x.ndim > 1 else x.abs()
     return torch.where(torch.isfinite(top), top, 0.0)
 
 

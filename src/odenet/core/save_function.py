@@ -47,7 +47,7 @@ class SaveFunction:
         assert self._spec is not None  # the output at ts[0] came first
         return unflatten(list(leaves), self._spec)
 
-    def of_all(self, ts: Tensor, ys: Leaves, pack: Callable[[Leaves], Any], args: tuple[Any, ...]) -> Leaves:
+    def over_times(self, ts: Tensor, ys: Leaves, pack: Callable[[Leaves], Any], args: tuple[Any, ...]) -> Leaves:
         """What is kept of whole states ys at ts: (T,) and (T, ...), or (B, T) and (B, T, ...)."""
         axis = int(self.per_sample)
         columns = zip(ts.unbind(-1), *(y.unbind(axis) for y in ys), strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .leaves import Leaves, cast, rows, select
+from .leaves import Leaves, cast, flatten_samples, select
 from .torch_func import any_true
 
 _ALIKE = 8.0  # how far two changes of f, over the same distance, may differ where f does not jump
@@ -37,13 +37,13 @@ class SegmentEnds:
         self._rows: Tensor | None = None
         self._known = {"start"} if any_true(torch.isfinite(start)) else set[str]()  # the same for all parts of a batch
 
-    def of(self, rows: Tensor) -> SegmentEnds:
+    def subset(self, rows: Tensor) -> SegmentEnds:
         """Those of some of the samples at hand, which share what is set later."""
         other = copy.copy(self)
         other._rows = rows if self._rows is None else self._rows[rows]
         return other
 
-    def end_at(self, lanes: Tensor, time: Tensor, scale: Tensor, onwards: Leaves) -> None:
+    def set_end(self, lanes: Tensor, time: Tensor, scale: Tensor, onwards: Leaves) -> None:
         """The solve of these lanes of all, (L,), ends at `time`, an event; NaN: it does not."""
         if any_true(lanes & torch.isfinite(time)):
             self._known.add("end")
@@ -53,7 +53,7 @@ class SegmentEnds:
         for whole, x in zip(self._back, select(place, onwards, self._back), strict=True):
             whole.copy_(x)
 
-    def within(self, t: Tensor, y: Leaves, dtype: torch.dtype) -> tuple[Tensor, Leaves]:
+    def move_inside(self, t: Tensor, y: Leaves, dtype: torch.dtype) -> tuple[Tensor, Leaves]:
         """t in f's own dtype, and y, moved inside where they are at an edge."""
         if not self._known:
             return cast(t, dtype), y
@@ -65,7 +65,7 @@ class SegmentEnds:
         forth = torch.where(at_start, self._of(self._scale), 0.0)
         back = torch.where(at_end, self._of(self._end_scale), 0.0)
         most = self._of(self._most)
-        moved = ((forth - back) * units(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
+        moved = ((forth - back) * inward_offset(dtype)).clamp(min=-most, max=most) * self._of(self._direction)
         none = tuple(torch.zeros_like(x) for x in y)
         after = select(at_start, tuple(map(self._of, self._onwards)), none)
         before = select(at_end, tuple(map(self._of, self._back)), none)
@@ -76,7 +76,7 @@ class SegmentEnds:
         return x if self._rows is None else x[self._rows]
 
 
-def jumps(
+def jumps_across(
     f: Callable[[Tensor, Leaves], Leaves], t: Tensor, y: Leaves, here: Leaves, shift: Tensor, onwards: Leaves
 ) -> Tensor:
     """Whether f changes more across (t, y) than it does beside it: a lane. It takes two evaluations.
@@ -93,10 +93,10 @@ def jumps(
         noise = _NOISE * torch.finfo(a.dtype).eps * torch.maximum(a.abs(), c.abs())
         # of a smooth f both are about the same, be it a little less so for what bends
         apart = ~(torch.maximum(before, after) <= _ALIKE * torch.minimum(before, after) + noise)  # NaN: they are
-        found = found | (rows(apart).any(1) if t.ndim else apart.any())
+        found = found | (flatten_samples(apart).any(1) if t.ndim else apart.any())
     return found
 
 
-def units(dtype: torch.dtype) -> float:
+def inward_offset(dtype: torch.dtype) -> float:
     """How far inside, as a part of the size of the times: past the rounding of an event's time, and of f's own."""
     return 16 * torch.finfo(torch.float64).eps + 2 * torch.finfo(dtype).eps

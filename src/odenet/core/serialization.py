@@ -13,7 +13,7 @@ from torch import Tensor
 from .pytrees import tree_map
 
 
-def constant(x: Any) -> Any:
+def detach_leaf(x: Any) -> Any:
     """A tensor as a constant in memory of its own size, where it was a part of a larger one; anything else as it is."""
     if not isinstance(x, Tensor):
         return x
@@ -21,9 +21,9 @@ def constant(x: Any) -> Any:
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
-def constants(tree: Any) -> Any:
+def detach_tree(tree: Any) -> Any:
     """A pytree with its tensors as constants."""
-    return tree_map(constant, tree)
+    return tree_map(detach_leaf, tree)
 
 
 class PortableSettings:
@@ -33,7 +33,9 @@ class PortableSettings:
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: constant(v) if isinstance(v, Tensor) and v.grad_fn is not None else v for k, v in vars(self).items()}
+        return {
+            k: detach_leaf(v) if isinstance(v, Tensor) and v.grad_fn is not None else v for k, v in vars(self).items()
+        }
 
     def __copy__(self) -> Self:
         other = object.__new__(type(self))

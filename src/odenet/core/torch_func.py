@@ -37,12 +37,12 @@ def unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-def outlasting(x: Any) -> Any:
+def without_vmap(x: Any) -> Any:
     """A value that can be kept beyond `torch.func.vmap`: there that of all lanes."""
     return unwrapped(x) if isinstance(x, Tensor) and vmapping() else x
 
 
-def plain_view() -> AbstractContextManager[object]:
+def outside_transforms() -> AbstractContextManager[object]:
     """Where unwrapped tensors can be looked at: outside all transforms."""
     if not transforming():
         return nullcontext()
@@ -56,19 +56,19 @@ def all_true(flags: Tensor) -> bool:
     """Whether all are true, in whatever is vmapped too."""
     if torch.compiler.is_compiling():  # a value of the future; it is taken to be as it should
         return True
-    with plain_view():
+    with outside_transforms():
         return bool(unwrapped(flags).all())
 
 
 def any_true(flags: Tensor) -> bool:
     """Whether any is true, in whatever is vmapped too."""
-    with plain_view():
+    with outside_transforms():
         return bool(unwrapped(flags).any())
 
 
 def largest(x: Tensor) -> float:
     """The largest entry, of whatever is vmapped too."""
-    with plain_view():
+    with outside_transforms():
         return float(unwrapped(x).max())
 
 

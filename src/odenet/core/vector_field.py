@@ -13,14 +13,14 @@ from torch import Tensor
 
 from .batch_slicing import SlicedArgs, infer_sliced_args, take_rows
 from .capture import CapturedTensors, OperandRecorder, graph_marker
-from .distributed_guard import no_wrapped
-from .field_output import check_fit, check_jacobian
-from .leaf_function import IN_PLACE, LeafFunction, leaves_autograd
-from .leaves import Leaves, cast, constants, forward_mode, new_leaves
+from .distributed_guard import refusing_wrapped_modules
+from .field_output import check_field_output, check_jacobian
+from .leaf_function import IN_PLACE_MESSAGE, LeafFunction, bypasses_autograd
+from .leaves import Leaves, as_graph_inputs, cast, constants, forward_mode
 from .pytrees import flatten, flatten_with_names
 from .random_state import DrawsRandomNumbers, Generators, same_states
 from .reachable import find_reachable, generators
-from .sample_mixing import may_misfit, refuse_mixed_values, refuse_mixing
+from .sample_mixing import refuse_mixed_values, refuse_mixing, time_may_broadcast_wrongly
 from .save_function import SaveFunction
 from .segment_ends import SegmentEnds
 from .torch_func import transforming
@@ -34,7 +34,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     calls = 0
     captured: CapturedTensors | None = None
     on_first_call: Callable[[Tensor, Leaves, Leaves], object] | None = None  # gets t, y and the slope, attached
-    by_time = False  # a derivative by its time will be asked for
+    needs_time_derivative = False  # a derivative by its time will be asked for
     _grad_inside = False
     _usual = False  # nothing is left to find out: f is called on one tensor, and its result looked at
     _first_seen: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and the slope, until narrowed
@@ -94,7 +94,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         other._give([changed(x) for x in self._args])
         return other
 
-    def within(self, edges: SegmentEnds) -> VectorField:
+    def on_segment(self, edges: SegmentEnds) -> VectorField:
         """The same field, its count going on, seen from within a solve between events."""
         other = copy.copy(self)
         other.segment_ends = edges
@@ -114,7 +114,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
             return None
         other = copy.copy(self)
         other._give([take_rows(x, rows) if cut else x for x, cut in zip(self._args, self._cut, strict=True)])
-        other.segment_ends, other._look = None if self.segment_ends is None else self.segment_ends.of(rows), None
+        other.segment_ends, other._look = None if self.segment_ends is None else self.segment_ends.subset(rows), None
         return other
 
     @property
@@ -135,7 +135,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
     def detached(self) -> VectorField:
         """The same field with leaf copies of its differentiable args, ready to look for captured tensors."""
-        other = self.with_args(new_leaves(self.differentiable_args))
+        other = self.with_args(as_graph_inputs(self.differentiable_args))
         other.captured = CapturedTensors(self._f if self.save is None else (self._f, self.save.fn))
         return other
 
@@ -144,7 +144,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         if self.captured is None:
             return (), ()
         self.captured.close()
-        return tuple(self.captured.used), tuple(self.captured.spare)
+        return tuple(self.captured.used), tuple(self.captured.unused)
 
     def vjp(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
@@ -157,7 +157,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
         """dy/dt. `side` (+1, 0, -1, a lane) moves t to its next neighbour in f's own time dtype: see jump_ts."""
         if self.segment_ends is not None:
-            t, y = self.segment_ends.within(t, y, self.time_dtype)
+            t, y = self.segment_ends.move_inside(t, y, self.time_dtype)
         elif t.dtype is not self.time_dtype:
             t = t.to(self.time_dtype)
         if side is not None:
@@ -174,12 +174,12 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         except RuntimeError as error:
             return self._if_grad_was_missing(error, t, y)
         if before != (t._version, x._version):
-            raise ValueError(IN_PLACE)
+            raise ValueError(IN_PLACE_MESSAGE)
         if flags != (t.requires_grad, x.requires_grad) or (more and more != [a.requires_grad for a in self._tensors]):
             self._unmark((t, x, *self._tensors), (*flags, *(more or ())), 0)
         fits = isinstance(out, Tensor) and out.dtype is dtype and out.shape == x.shape and out.device == x.device
         if not fits or out.layout is not torch.strided:
-            check_fit(*flatten(out), self._spec, self._names, (x,), self.dtypes)
+            check_field_output(*flatten(out), self._spec, self._names, (x,), self.dtypes)
         ((ref, version),) = self._last
         if (last := ref()) is not None and last._version != version:
             self._refuse_buffer()
@@ -195,7 +195,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
             self._usual = self._is_usual(y[0])
             return out
         drawn = self.generators or Generators(y[0].device, [])
-        states, out = drawn.states(), self._later(t, y)
+        states, out = drawn.get_states(), self._later(t, y)
         with drawn.with_states(states):
             self._look_again(self._look, t, y, out)
         self._look = None  # a mixing f is refused again where this evaluation was only tried
@@ -227,11 +227,11 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         return self._bare and known and not (self._marks or self._grad_inside or y.is_inference())
 
     def _first(self, t: Tensor, y: Leaves) -> Leaves:
-        with no_wrapped():
+        with refusing_wrapped_modules():
             try:
                 out = self._plain_first(t, y) if self.captured is None else self._captured_first(self.captured, t, y)
             except RuntimeError as error:
-                if not leaves_autograd(error) or any(x.requires_grad for x in (t, *y)):
+                if not bypasses_autograd(error) or any(x.requires_grad for x in (t, *y)):
                     raise
                 out = self._evaluate(t, y)  # f leaves PyTorch, so what it is given must not ask for a gradient
         self.checked = True
@@ -248,7 +248,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
         def again(t: Tensor, y: Leaves) -> Leaves:
             self.set_random_states(states)
-            with no_wrapped():
+            with refusing_wrapped_modules():
                 return self._later(t, y)
 
         at, like = t.detach(), constants(y)
@@ -260,13 +260,13 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
             return self._evaluate(t, y)  # without grad mode mixing is looked for by values alone, which takes less time
         asking = any(x.requires_grad for x in (t, *y))
         marker = graph_marker()
-        t = t if t.requires_grad else t.detach().requires_grad_(may_misfit(t, y))
+        t = t if t.requires_grad else t.detach().requires_grad_(time_may_broadcast_wrongly(t, y))
         state = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
         out = self._evaluate(t, state)
         try:
             refuse_mixing(self._f, t, state, out)
         except ValueError:  # or f closes over what was made of y0, and so meets other rows behind its back
-            at, own = t.detach().requires_grad_(t.requires_grad), new_leaves(y)
+            at, own = t.detach().requires_grad_(t.requires_grad), as_graph_inputs(y)
             refuse_mixing(self._f, at, own, self._evaluate(at, own))
         asking = asking or CapturedTensors(self._f).uses_any(out, (t, *state), marker)
         return out if asking else constants(out)
@@ -277,22 +277,22 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         # those of f's own have to be known before it draws from them: their states are to be set again
         before = find_reachable(self._f)
         self.generators = Generators(y[0].device, generators(before, self._args))
-        self.first_states = self.generators.states()
+        self.first_states = self.generators.get_states()
         with torch.enable_grad():
             marker = graph_marker()
             if not recorded or not t.requires_grad:
-                t = t.detach().requires_grad_(may_misfit(t, y) or self.by_time)
-                captured.own(t)
-            y = y if recorded else new_leaves(y)
+                t = t.detach().requires_grad_(time_may_broadcast_wrongly(t, y) or self.needs_time_derivative)
+                captured.exclude(t)
+            y = y if recorded else as_graph_inputs(y)
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
-            self.random = not same_states(self.first_states, self.generators.states())
-            if not captured.first((*out, *self._kept(t, y)), inputs, marker, before):
+            self.random = not same_states(self.first_states, self.generators.get_states())
+            if not captured.record_first((*out, *self._kept(t, y)), inputs, marker, before):
                 self.calls += 1
                 with self.with_random_states(self.first_states), OperandRecorder(graph_marker()) as operands:
                     out = self._evaluate(t, y)
                     kept = self._kept(t, y)
-                captured.shown((*out, *kept), inputs, operands)
+                captured.record_operands((*out, *kept), inputs, operands)
             if t.ndim:
                 refuse_mixing(self._f, t, y, out)
         if recorded:
@@ -313,7 +313,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     def save_outputs(self, ts: Tensor, ys: Leaves) -> Leaves:
         """What is kept of the states ys at ts, with an axis for the times."""
         assert self.save is not None
-        return self.save.of_all(cast(ts, self.time_dtype), ys, self.pack, self._given)
+        return self.save.over_times(cast(ts, self.time_dtype), ys, self.pack, self._given)
 
     def _watched(self, captured: CapturedTensors, t: Tensor, y: Leaves) -> Leaves:
         """An evaluation of an f that may use what it has not used before, or that makes leaves of its own."""
@@ -321,10 +321,10 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         marker = graph_marker()
         with torch.enable_grad(), OperandRecorder(marker) if captured.makes_leaves else nullcontext() as seen:
             if not attached:
-                t, y = t.detach(), new_leaves(y)
+                t, y = t.detach(), as_graph_inputs(y)
             out = self._evaluate(t, y)
         if seen is not None:
-            captured.made_by(seen, out, (t, *y, *self.differentiable_args))
+            captured.exclude_made(seen, out, (t, *y, *self.differentiable_args))
         if captured.watching:
             self.collect_captured(out, t, y, marker)
         return out if attached else constants(out)
@@ -336,7 +336,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
     def _under_grad(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
-            out = self._evaluate(t.detach(), new_leaves(y))
+            out = self._evaluate(t.detach(), as_graph_inputs(y))
         return constants(out)
 
     def _give(self, args: list[Any]) -> None:
@@ -346,4 +346,4 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     def _marked(self, x: Tensor) -> None:
         self._usual = False
         if self.captured is not None:
-            self.captured.own(x)
+            self.captured.exclude(x)

@@ -21,14 +21,14 @@ from .reachable import Edge
 Node = Any
 
 
-def edge_of(x: Tensor) -> Edge:
+def gradient_edge(x: Tensor) -> Edge:
     """Where autograd hands the gradient of x over; x asks for one."""
     found = get_gradient_edge(x)
     return found.node, found.output_nr
 
 
 @contextmanager
-def unhooked(tensors: Sequence[Tensor]) -> Iterator[None]:
+def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Hooks of these tensors are not called: they are for a whole gradient, not for the parts that it is made of."""
     given: Iterator[Any] = (h for x in tensors for h in (x._backward_hooks, x._post_accumulate_grad_hooks))
     dicts = [h for h in given if h]
@@ -55,7 +55,7 @@ def accumulated_vjp(
     try:
         for x in leaves:
             x.grad = None
-        with unhooked(leaves):
+        with without_hooks(leaves):
             torch.autograd.backward(outputs, bars)
         return [x.grad if x.requires_grad else None for x in inputs]
     finally:
@@ -71,7 +71,7 @@ def local_vjp(
     As `torch.autograd.grad(outputs, inputs, bars, allow_unused=True, retain_graph=True)`, but that no gradient flows on
     from an input. Hooks of tensors between are not called.
     """
-    places = {edge_of(x): i for i, x in enumerate(inputs) if x.requires_grad}
+    places = {gradient_edge(x): i for i, x in enumerate(inputs) if x.requires_grad}
     found: list[Tensor | None] = [None] * len(inputs)
     waiting: dict[Node, list[Tensor | None]] = {}
     order, leads = _nodes(outputs, places)
@@ -90,7 +90,7 @@ def local_vjp(
         with torch.set_grad_enabled(create_graph):
             for x, bar in zip(outputs, bars, strict=True):
                 if x.requires_grad:
-                    hand(edge_of(x), bar)
+                    hand(gradient_edge(x), bar)
             for node in reversed(order):
                 given = waiting.pop(node, None)
                 if given is not None:
@@ -127,7 +127,7 @@ def _nodes(outputs: Sequence[Tensor], places: dict[Edge, int]) -> tuple[list[Nod
     leads: set[Node] = set()
     seen: set[Node] = set()
     for x in outputs:
-        if not x.requires_grad or edge_of(x) in places or x.grad_fn in seen:
+        if not x.requires_grad or gradient_edge(x) in places or x.grad_fn in seen:
             continue
         root: Node = x.grad_fn
         seen.add(root)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control.controller import Attempt, Decision, apply_norm
 from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
-from ..core.scalars import MaskLike, ScalarLike, any_true, same_kind, where
+from ..core.scalars import MaskLike, ScalarLike, any_true, convert_like, mask_like, where
 from ..core.status import Status, StepStatus
 from ..methods.method import Cache, Step, StepInput
 from .one_sided import one_sided_field
@@ -98,7 +98,7 @@ def _try_planned(
         attempt.steps += len(more)
         return attempt, tracker.always
     _, t1, hit, stop, time1, span = planned
-    step = p.method.planned(p.f, span, s.y, s.carry)
+    step = p.method.planned_step(p.f, span, s.y, s.carry)
     decision = _unconditional(p, tracker, step) or controller_decision(
         p, StepInput(p.f, s.time, time1, s.y, s.carry), s, t1, step
     )
@@ -112,7 +112,7 @@ def _take_planned(p: Problem, s: State, steps: Sequence[PlannedStep]) -> Step | 
     step = Step(s.y, s.carry)
     try:
         for planned in steps:
-            step = p.method.planned(p.f, planned.span, step.y, step.carry)
+            step = p.method.planned_step(p.f, planned.span, step.y, step.carry)
     except Exception:  # of an f that does not bear what is not finite: it comes again, or the true reason before it
         return None
     return step if not p.controller.finite or finite_on_host(step.y) else None
@@ -132,11 +132,11 @@ def controller_decision(p: Problem, at: StepInput, s: State, t1: ScalarLike, ste
         error = p.method.error(at, step) if control.adaptive else None
         ratio = error_ratio(p, s.y, step.y, error)
         if step.status is not None:
-            ratio = where(same_kind(step.status == StepStatus.OK, s.t), ratio, math.inf)
+            ratio = where(mask_like(step.status == StepStatus.OK, s.t), ratio, math.inf)
         if step.order is not None:
-            order = same_kind(step.order, s.t)
+            order = convert_like(step.order, s.t)
         if wish is not None:
-            wish = wish._replace(max_step=same_kind(wish.max_step, s.t), hold=same_kind(wish.hold, s.t))
+            wish = wish._replace(factor=convert_like(wish.factor, s.t), hold=mask_like(wish.hold, s.t))
         return control.decide(Attempt(abs(t1 - s.t), ratio, order, wish, s.rejected), s.controller_state)
 
 

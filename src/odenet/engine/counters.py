@@ -66,6 +66,6 @@ class Counters(NamedTuple):
             if p.on_host:
                 njev, nlu = njev + int(counts.njev), nlu + int(counts.nlu)
             else:
-                nfe = nfe + lanes * (counts.nfe - counts.within)
+                nfe = nfe + lanes * (counts.nfe - counts.counted_calls)
                 njev, nlu = njev + lanes * counts.njev, nlu + lanes * counts.nlu
         return Counters(nfe, self.accepted + accept, self.rejected + rejected, njev, nlu)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, expand_to, select
-from ..core.serialization import constant
+from ..core.serialization import detach_leaf
 from .dense_recorder import PiecewisePolynomial
 from .problem import Problem
 
@@ -63,8 +63,8 @@ class Interpolation:
         return evaluate_pieces(self.pieces, t, self.direction, self.batched)
 
     def detached(self) -> Self:
-        pieces = PiecewisePolynomial.from_flat([constant(x) for x in self.pieces.flat()], len(self.pieces.y))
-        return type(self)(pieces, constant(self.direction), self.batched)
+        pieces = PiecewisePolynomial.from_flat([detach_leaf(x) for x in self.pieces.flat()], len(self.pieces.y))
+        return type(self)(pieces, detach_leaf(self.direction), self.batched)
 
 
 @final
@@ -110,5 +110,5 @@ class JoinedInterpolation:
     def detached(self) -> Self:
         """Without a graph. Each part is then one that can be."""
         parts = [part.detached() for part in self.parts if isinstance(part, Interpolation)]
-        own = {name: constant(getattr(self, name)) for name in ("start", "end", "going", "direction")}
+        own = {name: detach_leaf(getattr(self, name)) for name in ("start", "end", "going", "direction")}
         return replace(self, parts=parts, **own)

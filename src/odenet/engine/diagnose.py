@@ -8,7 +8,7 @@ from ..core.leaves import Leaves, add_scaled, constants, expand_over, real_dtype
 from ..core.norms import all_finite, max_abs
 from ..core.scalars import ScalarLike
 from ..core.status import Status
-from ..core.torch_func import any_true, plain_view, unwrapped, vmapping
+from ..core.torch_func import any_true, outside_transforms, unwrapped, vmapping
 from ..errors import (
     BlowUpError,
     MaxStepsError,
@@ -119,7 +119,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         return
     status, sample = Status(int(codes[failed[0]])), failed[0] if p.batched else None
     kind, cause, hint = _ERRORS[status]
-    implicit = p.method.predictive
+    implicit = p.method.predictive_control
     stiff = (
         ", a fast oscillation, or the rounding of a stiff f: use float64"
         if implicit
@@ -142,7 +142,7 @@ def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, 
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 
     blamed = backward is None and status in (Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONLINEAR_FAILED)
-    wrong = p.method.wrong_jacobian(p.f, s.time.detach(), constants(s.y), sample) if blamed else None
+    wrong = p.method.diagnose_jacobian(p.f, s.time.detach(), constants(s.y), sample) if blamed else None
     if wrong is not None:
         cause, hint = f"{cause}; {wrong[0]}", wrong[1]
     t, dt = _of(s.t, sample), _attempted(p, s, sample)
@@ -226,7 +226,7 @@ def _not_finite(p: Problem, s: State, sample: int | None, backward: bool) -> tup
 def _raise_vmapped(p: Problem, s: State) -> None:
     """The same where lanes are vmapped: the first that failed, in the order in which they lie in memory."""
     lanes = torch.stack([x.detach().to(s.time.dtype) for x in (s.status, s.time, s.h * p.direction)], -1)
-    with plain_view():
+    with outside_transforms():
         found = unwrapped(lanes).reshape(-1, 3).tolist()
     failed = [i for i, lane in enumerate(found) if int(lane[0]) != Status.SUCCESS]
     if not failed:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..control.controller import Decision
 from ..control.first_step import initial_step_size
 from ..core.leaves import Leaves, constants, select, without_grad
-from ..core.scalars import MaskLike, ScalarLike, any_true, detach, full_like, isfinite, same_kind, where
+from ..core.scalars import MaskLike, ScalarLike, any_true, convert_like, detach, full_like, isfinite, where
 from ..core.status import Status
 from .advance import accept_or_reject, try_step
 from .compaction import BatchCompactor
@@ -68,7 +68,7 @@ def start(p: Problem, tracker: StopTracker) -> State:
     """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
     time = p.ts[..., 0]
     now = time.detach()
-    t = same_kind(now, tracker.sign)
+    t = convert_like(now, tracker.sign)
     stop = tracker.next_stop(t, 0 if p.on_host else torch.zeros_like(now, dtype=torch.int64))
     moving = stop < tracker.count
     idle = not p.traced and not any_true(moving)
@@ -92,7 +92,7 @@ def first_step_size(p: Problem, tracker: StopTracker, time: Tensor, stop: Scalar
     """The first step size: the controller's, from the engine's guess where it has none of its own."""
     control, h = p.controller, full_like(tracker.sign, 1.0)
     if guesses_first_step(p):
-        span = tracker.target(stop) - same_kind(time, tracker.sign)
+        span = tracker.target(stop) - convert_like(time, tracker.sign)
         y0 = constants(p.y0)
         f0 = constants(carry) if p.method.carry_is_slope else ()
         with without_grad():

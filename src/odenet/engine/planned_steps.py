@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import being_recorded
-from ..methods.method import Span
+from ..methods.method import StepPlan
 from .problem import Problem
 
 _FIRST, _MOST = 16, 1024  # so many at once, twice as many each time: a solve may end before
@@ -27,7 +27,7 @@ class PlannedStep(NamedTuple):
     hit: bool
     stop: int
     time1: Tensor
-    span: Span
+    span: StepPlan
 
 
 class StepPlanner:
@@ -50,7 +50,7 @@ class StepPlanner:
             return False
         if being_recorded() or torch.compiler.is_compiling():
             return False
-        return p.method.plans and not p.times_differentiable and p.ts.dtype == torch.float64
+        return p.method.can_plan_steps and not p.times_differentiable and p.ts.dtype == torch.float64
 
     def step(self, t: float, time: Tensor, h: float, stop: int) -> PlannedStep | None:
         """The step from t; None where it is not one of those that were foreseen, as after an event."""
@@ -96,7 +96,7 @@ class StepPlanner:
         self.many = min(2 * self.many, _MOST)
         times = torch.tensor([rows[0][0], *(row[1] for row in rows)], dtype=time.dtype, device=time.device)
         ends = times[1:]
-        spans = self.p.method.spans(times[:-1], ends, self.p.y0, getattr(self.p.f, "time_dtype", None))
+        spans = self.p.method.plan_steps(times[:-1], ends, self.p.y0, getattr(self.p.f, "time_dtype", None))
         self.steps = (PlannedStep(*row, end, span) for row, end, span in zip(rows, ends.unbind(), spans, strict=True))
 
     def _after(self, t: float, stop: int) -> int:

@@ -67,7 +67,7 @@ class Problem:
     ) -> Problem:
         """rule: None: as the controller was told."""
         direction = direction_of(ts)
-        stops = (rule or StopRule.of(controller)).within(ts, direction)
+        stops = (rule or StopRule.from_controller(controller)).stop_times(ts, direction)
         rest["atol"] = positive_atol(rest["atol"], y0)
         return Problem(
             f=f, y0=y0, ts=ts, stops=stops, direction=direction, controller=controller, batched=ts.ndim == 2, **rest
@@ -81,7 +81,7 @@ class Problem:
         ts = self.ts.detach()
         start = torch.full_like(ts[..., 0], torch.nan) if start is None else start
         edges = SegmentEnds(start, scale, ts[..., -1] - ts[..., 0], self.direction, onwards)
-        return replace(self, f=self.f.within(edges))
+        return replace(self, f=self.f.on_segment(edges))
 
     def detached(self) -> Problem:
         """The same problem with nothing attached to a graph, and a field that finds what it captures."""

@@ -118,7 +118,7 @@ class StepAttempt:
                 self.random_states["dense"] = p.f.random_states()
             grad = self.graph is not None or torch.is_grad_enabled()
             with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.with_random_states(again):
-                self._polynomial, self.polynomial_counts = p.method.counted_dense(self.input, step)
+                self._polynomial, self.polynomial_counts = p.method.dense_with_counts(self.input, step)
             self.polynomial_calls = p.f.calls - before
             self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
         return self._polynomial

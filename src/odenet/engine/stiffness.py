@@ -42,7 +42,7 @@ def at_the_bound(attempt: StepAttempt) -> Tensor:
     """Lanes of which an accepted step is about as long as the method is stable for; 0-d for a joint solve."""
     p = attempt.problem
     accept = torch.as_tensor(attempt.accept)
-    parts = p.method.stiff_part(attempt.step)
+    parts = p.method.stiffness_pair(attempt.step)
     if parts is None:
         return torch.zeros_like(accept)
     scale = tolerance_scale(tuple(y.detach() for y in attempt.y), p.rtol, p.atol)

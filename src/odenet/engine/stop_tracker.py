@@ -27,7 +27,7 @@ class StopTracker:
         self.count = self.times.shape[-1]
         self.last = self._last_of_equal()
         self.smooth = not p.stops.rule.perturb and p.stops.jumps is None  # f is evaluated at the times themselves
-        self.always = p.controller.unconditional() if p.on_host else None
+        self.always = p.controller.constant_decision() if p.on_host else None
         self.planner = (
             StepPlanner(p, self.host, self.last, self.sign)
             if self.host is not None and StepPlanner.possible(p)
@@ -77,7 +77,7 @@ class StopTracker:
             index = torch.arange(self.count, device=self.times.device)
             after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
             return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
-        return self.p.stops.last
+        return self.p.stops.last_coincident
 
     def target(self, stop: ScalarLike) -> ScalarLike:
         if self.host is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..control.controller import Decision
-from ..core.leaves import Leaves, constants, new_leaves
+from ..core.leaves import Leaves, as_graph_inputs, constants
 from ..core.scalars import MaskLike, ScalarLike, any_true, where
 from ..methods.method import Field, Step, StepInput
 from .advance import try_step
@@ -103,7 +103,7 @@ class GraphStore(StepStore):
 
     def start(self, s: State) -> tuple[Leaves, Leaves]:
         """What a step from s is attached to: leaves of its own for y and the carry."""
-        return new_leaves(s.y), new_leaves(s.carry)
+        return as_graph_inputs(s.y), as_graph_inputs(s.carry)
 
 
 @final
@@ -148,7 +148,7 @@ class Tape(Observer):
         tracker.leaf_times = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
             own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
-            y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
+            y, carry = (as_graph_inputs(s.y), as_graph_inputs(s.carry)) if own else self.graphs.start(s)
             time = s.time.detach().requires_grad_() if own else s.time
             attempt, decision = try_step(p, tracker, s._replace(y=y, carry=carry, time=time))
         tracker.leaf_times = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.batch_slicing import SlicedArgs, infer_sliced_args, take_rows
 from ..core.leaves import Leaves, cast, select
 from ..core.pytrees import flatten, flatten_like, tree_map, unflatten
-from ..core.serialization import constants
+from ..core.serialization import detach_tree
 from ..core.validate import boolean, describe
 from ..core.vector_field import VectorField
 from ..engine.batch_index import with_placeholder
@@ -88,7 +88,7 @@ class Hit(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and deepcopy: as constants."""
-        return Hit, tuple(constants(tuple(self)))
+        return Hit, tuple(detach_tree(tuple(self)))
 
     def __copy__(self) -> Hit:
         return Hit(*self)

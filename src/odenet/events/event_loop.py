@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, rows, select
+from ..core.leaves import Leaves, flatten_samples, select
 from ..core.pytrees import tree_map
 from ..core.scalars import MaskLike, where
 from ..core.status import Status
@@ -60,7 +60,7 @@ class EventLoop:
     ) -> None:
         self.p, self.run, self.judge, self.request = p, run, judge, request
         self.watched = EventFunctions(events, p, args)
-        self.rule = p.stops.rule.made_of(p.ts)
+        self.rule = p.stops.rule.resolve(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
         self.counts = torch.zeros((count, len(events)), dtype=torch.int64, device=device)
@@ -230,13 +230,16 @@ class EventLoop:
         jump = torch.zeros_like(lanes)
         for a, b in zip(p.f(time, y), after(time, y), strict=True):
             apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
-            jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
+            jump = jump | (flatten_samples(apart).any(1) if self.p.batched else apart.any())
         return lanes & jump
 
     def _onwards(self, found: FoundEvents, there: Leaves, y: Leaves) -> Leaves:
         """What leads from the states after events just past them; nothing where a reset has led elsewhere."""
         still = tuple(torch.zeros_like(x) for x in found.onwards)
-        same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
+        same = [
+            (flatten_samples(a == b).all(1) if self.p.batched else (a == b).all())
+            for a, b in zip(there, y, strict=True)
+        ]
         same = torch.stack(same).all(0)
         return select(self.flag(same), found.onwards, still)
 
@@ -253,7 +256,7 @@ class EventLoop:
         else:
             ts = torch.cat([time.reshape(1), p.ts[min(int(self.cursor), len(p.ts) - 1) :]])
         direction = direction_of(ts)
-        stops = self.rule.within(ts, direction)
+        stops = self.rule.stop_times(ts, direction)
         built = replace(p, y0=y, ts=ts, stops=stops, direction=direction, attempts_before=spent)
         start = ts.detach()[..., 0]
         return built.with_segment_ends(start, torch.maximum(start.abs(), before.ts.detach()[..., 0].abs()), onwards)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, add_scaled, dot, expand_over, new_leaves
+from ..core.leaves import Leaves, add_scaled, as_graph_inputs, dot, expand_over
 from ..core.scalars import MaskLike, where
 from ..gradients.attach import once
 
@@ -68,7 +68,7 @@ def _rate(value: Value, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
     """dg/dt along the solution. The value of a sample depends on that sample alone."""
     batched = time.ndim == 1
     with torch.enable_grad():
-        t, at = time.detach().requires_grad_(), new_leaves(y)
+        t, at = time.detach().requires_grad_(), as_graph_inputs(y)
         g = value(t, at)
         if not g.requires_grad:
             return torch.zeros_like(time)

@@ -132,7 +132,7 @@ class EventLocator:
     def _edge(self, lanes: Tensor, rows: Tensor, t: Tensor) -> None:
         whole, claim = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True), self.landing.claim
         t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
-        self.edges.end_at(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
+        self.edges.set_end(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
 
     def _judge(self, p: Problem, attempt: StepAttempt, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of steps that end where an event may be: those to be tried again, and those that have none after all."""

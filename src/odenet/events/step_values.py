@@ -12,7 +12,7 @@ from ..core.dense import Coefficients, evaluate, slope
 from ..core.leaves import Leaves, expand_over, select
 from ..core.norms import all_finite
 from ..core.scalars import MaskLike, ScalarLike
-from ..core.segment_ends import jumps, units
+from ..core.segment_ends import inward_offset, jumps_across
 from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from .chebyshev import node_points
@@ -74,8 +74,8 @@ class StepValues:
         """
         p, attempt = self.p, self.attempt
         before, (time, y) = p.f.calls, self.at(theta)
-        shift = units(p.f.time_dtype) * torch.maximum(attempt.time0.abs(), attempt.time1.abs()) * p.direction
-        found = jumps(p.f, time, y, p.f(time, y), shift, onwards).reshape(-1)
+        shift = inward_offset(p.f.time_dtype) * torch.maximum(attempt.time0.abs(), attempt.time1.abs()) * p.direction
+        found = jumps_across(p.f, time, y, p.f(time, y), shift, onwards).reshape(-1)
         attempt.claimed, attempt.claim_calls = (lanes if p.batched else True), p.f.calls - before
         return found
 

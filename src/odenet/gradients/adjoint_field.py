@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
-from ..core.leaves import Leaves, new_leaves
+from ..core.leaves import Leaves, as_graph_inputs
 from ..core.vector_field import VectorField
 
 
@@ -82,7 +82,7 @@ class AdjointField:
         attached = torch.is_grad_enabled()
         with torch.enable_grad():
             if not attached:
-                t, y = t.detach(), new_leaves(y)
+                t, y = t.detach(), as_graph_inputs(y)
             y = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
             marker = 0 if self.parts is None else graph_marker()
             slope = self.f(t, y, side)
@@ -99,7 +99,7 @@ class AdjointField:
         """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
         with torch.enable_grad():
             marker = graph_marker()
-            y = new_leaves(y)
+            y = as_graph_inputs(y)
             t = t.detach()
             slope = self.f(t, y)
             self.f.collect_captured(slope, t, y, marker)

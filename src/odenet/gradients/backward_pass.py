@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.capture import Nodes, graph_marker
-from ..core.leaves import Leaves, cast, new_leaves
+from ..core.capture import NodeSet, graph_marker
+from ..core.leaves import Leaves, as_graph_inputs, cast
 from ..core.scalars import MaskLike, any_true
 from ..engine.batch_index import BatchIndex, RowScatter
 from ..engine.dense_recorder import flat_piece
@@ -49,7 +49,7 @@ class BackwardPass(ABC):
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taken.stats["nfe"] * 0
         self.marker = 0
-        self.seen: Nodes = set()  # nodes of kept graphs
+        self.seen: NodeSet = set()  # nodes of kept graphs
         large = nbytes(q.y0) >= BY_STAGES
         self.stagewise = method if large and isinstance(method, StagewiseMethod) else None
 
@@ -271,7 +271,7 @@ class BackwardPass(ABC):
             self.graphs.first, self.marker = None, self.graphs.marker
         else:
             self.marker = graph_marker()
-            time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), new_leaves(q.y0)
+            time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), as_graph_inputs(q.y0)
             with q.f.with_random_states(q.f.initial_random_states):
                 carry = q.method.init(q.f, time, y)
         self._from_start(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
@@ -282,7 +282,7 @@ class BackwardPass(ABC):
             return
         q = self.q
         self.marker = graph_marker()
-        ts, y = q.ts.detach().requires_grad_(self.times_needed), new_leaves(q.y0)
+        ts, y = q.ts.detach().requires_grad_(self.times_needed), as_graph_inputs(q.y0)
         rows, firsts, _ = first_outputs(q, ts, y)
         bars = [None if b is None else b[rows] for b in self.ys_bar]
         self._from_start(firsts, bars, y, ts, self.ts_bar)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..control.controller import Controller
 from ..core.capture import graph_marker
-from ..core.leaves import Leaves, dot, expand_to, new_leaves, rows, select
+from ..core.leaves import Leaves, as_graph_inputs, dot, expand_to, flatten_samples, select
 from ..core.norms import Tolerance, max_abs
 from ..core.scalars import MaskLike, where
 from ..core.status import Status
@@ -164,7 +164,7 @@ class _Attaching:
     def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The states from other inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
-        stops = p.stops.rule.within(inputs[n], p.direction)
+        stops = p.stops.rule.stop_times(inputs[n], p.direction)
         return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
 
     def query(self, t: Tensor) -> Leaves:
@@ -258,7 +258,7 @@ class AdjointSolve:
 
     def _through_save(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
         """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
-        f, y = self.field.f, new_leaves(self.y)
+        f, y = self.field.f, as_graph_inputs(self.y)
         with torch.enable_grad():
             marker = graph_marker()
             t = self.here.detach().requires_grad_()
@@ -295,7 +295,7 @@ class AdjointSolve:
 def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
     """The samples that have a cotangent, (B,); all of them where none has."""
     everyone = torch.ones_like(ts[:, 0], dtype=torch.bool)
-    given = [rows(b != 0).any(1) for b in cotangents if b is not None]
+    given = [flatten_samples(b != 0).any(1) for b in cotangents if b is not None]
     asked = torch.stack(given).any(0) if given else everyone
     return asked if bool(asked.any()) else everyone
 

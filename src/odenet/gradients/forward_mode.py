@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.capture import graph_marker
 from ..core.error_notes import add_note
-from ..core.leaves import Leaves, new_leaves
+from ..core.leaves import Leaves, as_graph_inputs
 from ..core.scalars import MaskLike
 from ..engine.dense_recorder import flat_piece
 from ..engine.integrate import Request, integrate
@@ -111,7 +111,7 @@ class Sensitivities(Observer):
         self.begun, q, p, n = True, self.q, self.p, len(self.p.y0)
         with torch.enable_grad():
             ts = q.ts.detach().requires_grad_(self.times_needed)
-            y = new_leaves(q.y0)
+            y = as_graph_inputs(q.y0)
             rows, first, _ = first_outputs(q, ts, y)  # may be the first to evaluate f
         self.used, self.spare = q.f.capture()
         self.captured = (*self.used, *self.spare)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, forward_mode
-from ..core.serialization import constants, settings_repr
-from ..core.torch_func import outlasting, transforming, vmapping
+from ..core.serialization import detach_tree, settings_repr
+from ..core.torch_func import transforming, vmapping, without_vmap
 from ..core.vector_field import VectorField
 from ..engine.dense_solution import Interpolation, JoinedInterpolation
 from ..engine.integrate import Request, integrate
@@ -44,14 +44,14 @@ class Stats(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The counts alone, as constants: what a sum is of stays where it is."""
-        return Stats, (constants(dict(self)),)
+        return Stats, (detach_tree(dict(self)),)
 
     def __copy__(self) -> Stats:
         return Stats(self)
 
     def kept(self) -> Stats:
         """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
-        return Stats({k: outlasting(v) for k, v in self.items()}) if vmapping() else self
+        return Stats({k: without_vmap(v) for k, v in self.items()}) if vmapping() else self
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

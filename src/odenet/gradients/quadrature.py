@@ -38,7 +38,7 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def quadrature(field: AdjointField, method: Method, controller: Controller, batched: bool) -> Integral:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
-    rule = StopRule.of(controller)
+    rule = StopRule.from_controller(controller)
     plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
     if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
         return StageSum(field, method)

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, expand_over, new_leaves, select
+from ..core.leaves import Leaves, as_graph_inputs, expand_over, select
 from ..core.norms import max_abs, rms, tolerance_scale
 from ..core.torch_func import largest
 from ..core.validate import number
@@ -22,7 +22,7 @@ from ..engine.problem import Problem
 from ..engine.tape import TapeStep
 from ..errors import warn
 from ..methods.method import Cotangents, Field, StagewiseMethod, Step, StepInput
-from ..methods.reversible_method import ReversibleMethod, halves, packed, to_float32
+from ..methods.reversible_method import ReversibleMethod, cast_like, pack_stages, split_carry
 from .backward_pass import BackwardPass
 from .batch_segments import BatchSegment
 from .discrete import TapeBackwardPass
@@ -96,7 +96,7 @@ def checked(p: Problem, found: Trajectory) -> Trajectory:
     s = found.outcome.state
     if not s.carry:
         return found
-    apart = tuple((a - b).detach() for a, b in zip(*halves(s.carry), strict=True))
+    apart = tuple((a - b).detach() for a, b in zip(*split_carry(s.carry), strict=True))
     if p.controller.adaptive:
         scale = tolerance_scale(tuple(y.detach() for y in s.y), p.rtol, p.atol)
         size, limit = rms(tuple(a / b for a, b in zip(apart, scale, strict=True)), p.batched), _APART
@@ -127,7 +127,7 @@ class UndoBackwardPass(BackwardPass):
         super().__init__(taken, self.method.base)
         carry, taken.carry = taken.carry, None  # nobody else is to hold the end while this goes back
         carry = self._end() if carry is None else carry
-        self.y, self.z = halves(carry)
+        self.y, self.z = split_carry(carry)
         self.size = max_abs(self.y or self.q.y0, self.q.batched)  # a solve of no length has no carry
         self.others = RowScatter()
 
@@ -154,14 +154,14 @@ class UndoBackwardPass(BackwardPass):
         f = e.field(self.q, time0, time1)
         ends_bar = self._other(e, f, time0, time1)
         # then y1 = l y + (1 - l) z + rise(z)
-        z = new_leaves(to_float32(self.z, self.q.y0))
+        z = as_graph_inputs(cast_like(self.z, self.q.y0))
         rise, stages = method.base.increment(StepInput(f, time0, time1, z))
-        y0 = method.parted(self.y, self.z, tuple(x.detach() for x in rise))
+        y0 = method.uncouple(self.y, self.z, tuple(x.detach() for x in rise))
         self.y = select(e.accept, y0, self.y)
-        y = new_leaves(to_float32(self.y, self.q.y0))
-        joined = method.joined(y, z, rise)
-        unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
-        attempt = e.attempt(self.q, time0, time1, y, (*unused, *z), Step(joined, (), packed(z, rise, stages)))
+        y = as_graph_inputs(cast_like(self.y, self.q.y0))
+        joined = method.couple(y, z, rise)
+        unused = as_graph_inputs(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
+        attempt = e.attempt(self.q, time0, time1, y, (*unused, *z), Step(joined, (), pack_stages(z, rise, stages)))
         return StepGraph(attempt, (*joined, *z), ends_bar)
 
     def step_vjp(
@@ -174,15 +174,15 @@ class UndoBackwardPass(BackwardPass):
         y_bar = add_counts(y_bar, wide_bar)
         # z1 = z - back(y1)
         f = EvaluationGraphs(field)
-        back, _ = method.increment(StepInput(f, time1, time0, to_float32(self.y, like)))
+        back, _ = method.increment(StepInput(f, time1, time0, cast_like(self.y, like)))
         self.z = select(e.accept, tuple(z + b for z, b in zip(self.z, back, strict=True)), self.z)
         minus = [None if b is None else -b for b in z_bar]
         through = method.vjp_increment(expand_over(time0 - time1, like), f.stages, minus, self.vjp)
         y_bar = add_counts(y_bar, through)
         # y1 = l y + (1 - l) z + rise(z)
         f = EvaluationGraphs(field)
-        rise, _ = method.increment(StepInput(f, time0, time1, to_float32(self.z, like)))
-        self.y = select(e.accept, own.parted(self.y, self.z, rise), self.y)
+        rise, _ = method.increment(StepInput(f, time0, time1, cast_like(self.z, like)))
+        self.y = select(e.accept, own.uncouple(self.y, self.z, rise), self.y)
         through = method.vjp_increment(expand_over(time1 - time0, like), f.stages, y_bar, self.vjp)
         kept, given = (
             [None if b is None else b * factor for b in y_bar] for factor in (own.coupling, 1.0 - own.coupling)
@@ -195,7 +195,7 @@ class UndoBackwardPass(BackwardPass):
         Gives the cotangents of its ends.
         """
         method, n, z_bar = self.method, len(self.y), self.carry_bar[len(self.z) :]
-        free = new_leaves(to_float32(self.y, self.q.y0))
+        free = as_graph_inputs(cast_like(self.y, self.q.y0))
         back, _ = method.base.increment(StepInput(f, time1, time0, free))
         z0 = tuple(c + b.detach() for b, c in zip(back, self.z, strict=True))
         self.z = select(e.accept, z0, self.z)

@@ -9,8 +9,8 @@ from typing import final
 
 from torch import Tensor
 
-from ..core.capture import CapturedTensors, Nodes, graph_marker
-from ..core.leaf_function import leaves_autograd
+from ..core.capture import CapturedTensors, NodeSet, graph_marker
+from ..core.leaf_function import bypasses_autograd
 from ..core.leaves import Leaves, constants
 from ..engine.batch_index import ALL
 from ..engine.problem import Problem
@@ -74,7 +74,7 @@ class StepGraphs(GraphStore):
             self.first = t, y, slope
 
         if p.method.carry_is_slope:
-            p.f.on_first_call, p.f.by_time = keep, by_time
+            p.f.on_first_call, p.f.needs_time_derivative = keep, by_time
 
     def wants_graph(self, p: Problem) -> bool:
         captured = p.f.captured
@@ -89,7 +89,7 @@ class StepGraphs(GraphStore):
         return self.weighed if self.hooks else nullcontext()
 
     def goes_on_after(self, error: RuntimeError) -> bool:
-        if leaves_autograd(error) and not self.asked:
+        if bypasses_autograd(error) and not self.asked:
             self.left, self.size = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
             return True
         if self.weighed is None or not self.hooks or "saved tensor hooks" not in str(error):
@@ -139,7 +139,9 @@ class StepGraphs(GraphStore):
             n -= 1
         return chain
 
-    def seen_by(self, captured: CapturedTensors | None, chain: Sequence[StepGraph], args: Leaves, seen: Nodes) -> None:
+    def seen_by(
+        self, captured: CapturedTensors | None, chain: Sequence[StepGraph], args: Leaves, seen: NodeSet
+    ) -> None:
         """The check of what f closes over, for kept steps: their nodes are of the thread of the forward pass."""
         if captured is None:
             return

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core.leaves import Leaves, new_leaves, select
+from ..core.leaves import Leaves, as_graph_inputs, select
 from ..core.scalars import MaskLike
 from ..engine.advance import next_carry
 from ..engine.problem import Problem
@@ -41,7 +41,7 @@ def leaf_ends(q: Problem, e: TapeStep, times_needed: bool) -> tuple[Tensor, Tens
 def attached_step(q: Problem, e: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
     """The step taken again, from leaves."""
     time0, time1 = leaf_ends(q, e, times_needed)
-    attempt = e.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
+    attempt = e.replay(q, time0, time1, as_graph_inputs(y), as_graph_inputs(carry))
     return StepGraph(attempt, next_carry(q, time1, attempt.step, e.jumps))
 
 
@@ -58,7 +58,7 @@ class EvaluationGraphs:
 
     def __call__(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
-            y = new_leaves(y)
+            y = as_graph_inputs(y)
             slope = self.f(t, y)
         self.stages.append((y, slope))
         return tuple(k.detach() for k in slope)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.distributed_guard import in_processes
+from ..core.distributed_guard import is_distributed
 from ..core.leaves import Leaves
 from ..core.reachable import find_reachable
 from ..core.scalars import any_true
@@ -31,8 +31,8 @@ def ensure_zero_grads(p: Problem, found: Trajectory) -> Trajectory:
         return found
     asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
     asked |= {id(x): x for x in p.f.differentiable_args}
-    asked |= {key: x for key, (_, x) in find_reachable(p.f.parts[0]).leaves.items()}
-    if in_processes():  # FullyShardedDataParallel hands f views of what it shards: those are found by their use
+    asked |= {key: x for key, (_, x) in find_reachable(p.f.user_call[0]).leaves.items()}
+    if is_distributed():  # FullyShardedDataParallel hands f views of what it shards: those are found by their use
         q = p.detached()
         with torch.no_grad():
             q.f(q.ts[..., 0], q.y0)

@@ -1,7 +1,21 @@
-"""Methods by name."""
+"""The methods for one step: their contract (`Method`), and the built-in ones by name (`METHODS`).
+
+method: the contract.
+explicit, tableau: explicit Runge-Kutta methods. tableaus: the coefficients of all Runge-Kutta methods.
+implicit, implicit_tableau: implicit Runge-Kutta methods. Their equations: stage_equations, jacobian, matrix_layout.
+    Solved to round-off: newton; to the tolerance: simplified_newton, newton_cache. Linear systems: linear_solvers,
+    block_eigensystem, gmres. A wrong Jacobian: jacobian_check.
+adams, adams_coefficients: linear multistep methods. reversible_method: the method of `Reversible`.
+"""
 
 from ..core.status import StepStatus
-from . import (
+from .adams import Adams
+from .explicit import ExplicitRK
+from .implicit import ImplicitRK
+from .implicit_tableau import ImplicitTableau
+from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
+from .tableau import Tableau
+from .tableaus import (
     bosh3,
     dirk,
     dopri5,
@@ -18,12 +32,6 @@ from . import (
     rk4,
     tsit5,
 )
-from .adams import Adams
-from .explicit import ExplicitRK
-from .implicit import ImplicitRK
-from .implicit_tableau import ImplicitTableau
-from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
-from .tableau import Tableau
 
 _EXPLICIT = (
     euler.TABLEAU,

@@ -1,14 +1,15 @@
-"""The Adams family with variable steps: linear multistep methods that carry the slopes of the steps before.
+"""The Adams family with variable steps: linear multistep methods with a history of slopes.
 
-Hairer, Norsett & Wanner I, section III.5, "Variable step size Adams methods" (after Krogh and Gear): with
+Hairer, Norsett & Wanner I, section III.5, "Variable step size Adams methods" (after Krogh and Gear). With the modified
+divided differences of the slopes
 
-    phi_0(n) = f_n,   phi_{j+1}(n) = phi_j(n) - phi*_j(n-1),   phi*_j(n) = beta_j(n) phi_j(n)
+    phi_0(n) = f_n,   phi_{j+1}(n) = phi_j(n) - phi*_j(n-1),   phi*_j(n) = beta_j(n) phi_j(n),
 
-the modified divided differences of the slopes, k terms of them predict and one more corrects:
+the predictor uses k terms, and the corrector one more:
 
     p = y_n + h sum_{j<k} g_j phi*_j(n),     y_{n+1} = p + h g_k (f(t_{n+1}, y_{n+1}) - sum_{j<k} phi*_j(n)).
 
-The coefficients beta and g come from the times of the steps themselves, so that no two of these need be alike.
+The coefficients beta and g come from the times of the steps, which may have any lengths.
 """
 
 from __future__ import annotations
@@ -27,49 +28,48 @@ from ..core.leaves import (
     differentiable,
     expand_over,
     expand_to,
+    flatten_samples,
     real_dtype,
-    rows,
     scale,
     select,
 )
 from ..core.scalars import round_to_float32
+from ..core.validate import integer
 from ..errors import unknown_name, warn
-from .butcher5 import TABLEAU as BUTCHER5
-from .dopri8 import TABLEAU as DOPRI8
+from .adams_coefficients import adams_coefficients, combine, predictor_powers
 from .explicit import ExplicitRK
 from .method import Field, Method, Step, StepInput
-from .rk4 import RK4_38
+from .tableaus.butcher5 import TABLEAU as BUTCHER5
+from .tableaus.dopri8 import TABLEAU as DOPRI8
+from .tableaus.rk4 import RK4_38
 
 MAX_ORDER = 12
-_EPS_OF_NOISE = 8.0  # a term of less than this many units in the last place of y is not worth a lower order
-_FALLS = (
-    0.5  # by this factor terms must fall; with 1 errors have grown too far before that shows, and 1/4 costs accuracy
-)
-
-_SHORT = 3  # steps by Runge-Kutta in a short start: four slopes are then known, for a local error of h^5 as theirs is
-
-_SLOW = 4  # iterations of a corrector: one evaluation less than a Runge-Kutta step of order 5 takes
-_FEW = 6  # terms, below which that step is the more accurate one
+_ROUND_OFF = 8.0  # a term below this many units in the last place of y does not justify a lower order
+# Terms must fall by this factor. With 1, errors grow too far before the terms show it; 1/4 costs accuracy.
+_MAX_TERM_RATIO = 0.5
+_SHORT_START = 3  # Runge-Kutta steps in a short start: four known slopes give a local error of h^5, as these steps have
+_SLOW = 4  # corrector iterations: one evaluation less than a Runge-Kutta step of order 5
+_FEW_TERMS = 6  # with fewer terms than this, that Runge-Kutta step is the more accurate one
 
 
 @final
 class Adams(Method):
     """Adams-Bashforth ("explicit_adams"), or Adams-Moulton solved by functional iteration ("implicit_adams").
 
-    max_order: 1 to 12. An explicit step evaluates f once, an implicit one at least once more, max_iters times more at
-    the most: until an iteration changes no component by more than atol + rtol |y|. A step that is too long for the
-    order goes with fewer terms: see `_terms_used`.
+    max_order: 1 to 12. An explicit step evaluates f once. An implicit step evaluates it at least once more, and up to
+    max_iters times more: until an iteration changes every component by at most atol + rtol |y|. A step that is too long
+    for the order uses fewer terms: see `_terms_used`.
 
-    start: "full": the steps up to a full history are Runge-Kutta steps, of as high an order as the whole is to have.
-    "short": only three are, and the order rises from there by one a step: for solves of few steps. Explicit: 3/8-rule
-    steps, of four evaluations each, and the three steps after them are corrected once by the implicit formula, as
-    their own would leave more of an error than the three before; n > 5 steps take 12 + n evaluations. Implicit: two
-    steps of order 5 (Butcher's) and one by the 3/8 rule, 16 evaluations. What either leaves is of order 5, whatever
-    max_order. Where later the corrector is slow to converge, and the step so long that fewer than six terms fall, it is
-    a step of order 5 as well: six evaluations in place of five, for a smaller error.
+    start: "full": Runge-Kutta steps, of as high an order as the Adams steps, until the history is full.
+    "short": three Runge-Kutta steps, then one order more with each step: for solves of few steps. Explicit: steps by
+    the 3/8 rule with four evaluations each; the next three steps are corrected once by the implicit formula, as their
+    own error would exceed that of the first three; n > 5 steps take 12 + n evaluations. Implicit: two steps of order 5
+    (Butcher's) and one by the 3/8 rule, 16 evaluations. Both have an error of order 5, for every max_order. Where later
+    the corrector is slow and fewer than six terms fall, as the step is long, a step of order 5 replaces it: six
+    evaluations instead of five, for a smaller error.
 
-    carry: for each leaf its phi*_j of the last step, stacked behind the lane; 1.0 where the corrector was slow; the
-    times that the phi* belong to, the latest first; how many of them there are.
+    carry: for each leaf its phi*_j of the last step, stacked on an axis behind the batch; 1.0 where the corrector was
+    slow; the times of the history, the latest first; the number of its entries.
     """
 
     error_order = None
@@ -84,11 +84,7 @@ class Adams(Method):
         atol: float = 1e-9,
         start: str = "full",
     ) -> None:
-        for name, value, most in (("max_order", max_order, MAX_ORDER), ("max_iters", max_iters, None)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int; got {type(value).__name__} {value!r}")
-            if value < 1 or (most is not None and value > most):
-                raise ValueError(f"{name} must be {'at least 1' if most is None else f'1 to {most}'}; got {value}")
+        max_order, max_iters = integer("max_order", max_order, most=MAX_ORDER), integer("max_iters", max_iters)
         if not (rtol >= 0.0 and atol >= 0.0 and rtol + atol > 0.0):
             raise ValueError(f"rtol and atol must not be negative, nor both zero; got rtol={rtol!r}, atol={atol!r}")
         if start not in ("full", "short"):
@@ -102,144 +98,137 @@ class Adams(Method):
         )
         self.name, self.order = "implicit_adams" if implicit else "explicit_adams", max_order
         self.num_stages = 3 if implicit else 1
-        self.terms = max(max_order - implicit, 1)  # of the predictor
-        self.remembered = self.terms - 1
-        # A local error h^order in the few first steps leaves the order of the whole; past 9 it is the constant that
-        # tells, which of this tableau is far below that of an Adams method.
+        self.num_terms = max(max_order - implicit, 1)  # of the predictor
+        self.history_size = self.num_terms - 1
+        # A local error of h^order in the few starting steps preserves the order of the solve. Beyond order 9 the error
+        # constant decides: that of dopri8 is far below that of an Adams method.
         self.starter = ExplicitRK(RK4_38 if max_order <= 4 or start == "short" else DOPRI8)
-        self.first = ExplicitRK(BUTCHER5)  # of the first two steps of an implicit short start
-        self.begun = self.remembered if start == "full" else min(self.remembered, _SHORT)
-        self.helped = 0 if implicit or start == "full" else min(self.remembered, 2 * _SHORT)  # corrected up to here
+        self.first_starter = ExplicitRK(BUTCHER5)  # of the first two steps of an implicit short start
+        full, short = self.history_size, min(self.history_size, _SHORT_START)
+        self.num_start_steps = full if start == "full" else short
+        # explicit steps are corrected while the history is shorter than this
+        self.corrected_below = 0 if implicit or start == "full" else min(self.history_size, 2 * _SHORT_START)
 
     def __repr__(self) -> str:
         return f"Adams(max_order={self.order}, implicit={self.implicit})"
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        axis, n = t.ndim, self.remembered
+        axis, n = t.ndim, self.history_size
         stacks = tuple(x.new_zeros((*x.shape[:axis], n, *x.shape[axis:])) for x in y)
         return (*stacks, torch.zeros_like(t), t.new_zeros((*t.shape, n)), torch.zeros_like(t))
 
     def step(self, at: StepInput) -> Step:
         f, t0, t1, y = at.f, at.t0, at.t1, at.y
-        *before, slow, past, count = at.carry
+        *last_phi_star, slow, past_times, count = at.carry
         slow, count = slow.detach(), count.detach()
         if not (differentiable(t0) or differentiable(t1)):
-            past = past.detach()  # it then comes from the same constant times: no graph of the coefficients
+            past_times = past_times.detach()  # constant too: saves the graph of the coefficients
         h, axis = t1 - t0, t0.ndim
         slope = f(t0, y)
-        beta, g = _coefficients(t0, t1, past, count, self.terms)
-        starred = []
-        for first, stack in zip(slope, before, strict=True):
-            phi = [first]
-            for earlier in stack.unbind(axis):
-                phi.append(phi[-1] - earlier)
+        beta, g = adams_coefficients(t0, t1, past_times, count, self.num_terms)
+        scaled: list[Tensor] = []
+        for phi_0, stack in zip(slope, last_phi_star, strict=True):
+            phi = [phi_0]
+            for last in stack.unbind(axis):
+                phi.append(phi[-1] - last)
             stacked = torch.stack(phi, axis)
-            starred.append(stacked * expand_to(beta, stacked))
-        starred = tuple(starred)
-        still = h == 0  # lanes of a batch that have ended: either way gives them nothing
-        used = self._terms_used(y, starred, h, g, count)
-        runge_kutta = count < self.begun
+            scaled.append(stacked * expand_to(beta, stacked))
+        phi_star = tuple(scaled)
+        zero_length = h == 0  # finished samples of a batch: y1 = y by either formula
+        used = self._terms_used(y, phi_star, h, g, count)
+        runge_kutta = count < self.num_start_steps
         if self.implicit and self.start == "short":
-            runge_kutta = runge_kutta | ((slow > 0) & (used < min(_FEW, self.terms)))
-        *y1, slow = _each(
-            runge_kutta, still, t0, t1,
-            lambda end: (*self._started(f, t0, end, y, slope, count, still), slow),
-            lambda end: self._advanced(f, t0, end, y, starred, g, used, count),
+            runge_kutta = runge_kutta | ((slow > 0) & (used < min(_FEW_TERMS, self.num_terms)))
+        *y1, slow = _by_mask(
+            runge_kutta, zero_length, t0, t1,
+            lambda end: (*self._runge_kutta_step(f, t0, end, y, slope, count, zero_length), slow),
+            lambda end: self._adams_step(f, t0, end, y, phi_star, g, used, count),
         )  # fmt: skip
         y1 = tuple(y1)
-        kept = tuple(x.narrow(axis, 0, self.remembered) for x in starred)
-        times = torch.cat((t0.unsqueeze(-1), past), -1)[..., : self.remembered]
-        return Step(y1, (*kept, slow, times, (count + 1.0).clamp(max=self.remembered)), (starred, (used,)))
+        history = tuple(x.narrow(axis, 0, self.history_size) for x in phi_star)
+        times = torch.cat((t0.unsqueeze(-1), past_times), -1)[..., : self.history_size]
+        count = (count + 1.0).clamp(max=self.history_size)
+        return Step(y1, (*history, slow, times, count), (phi_star, (used,)))
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
-        """The integral of the predictor's polynomial, and a cubic that leads it to y1 with the slope there.
-
-        In theta = (t - t0) / h the predictor is sum_j N_j(theta) phi*_j with N_{j+1} = N_j (1 - r_j + r_j theta) and
-        r_j = h / (t1 - t_{n-j}).
-        """
-        starred, (used,) = step.stages
-        t1, y = at.t1, at.y
-        h, past, n = t1 - at.t0, step.carry[-2], self.terms
-        known = torch.arange(n, device=h.device) < used.unsqueeze(-1)
-        basis = [torch.cat((torch.ones_like(h).unsqueeze(-1), h.new_zeros((*h.shape, n - 1))), -1)]
-        for j in range(n - 1):
-            ahead = t1 - past[..., j]
-            r = torch.ones_like(h) if j == 0 else h / torch.where(known[..., j] & (ahead != 0), ahead, 1.0)
-            r, last = r.unsqueeze(-1), basis[-1]
-            shifted = torch.cat((torch.zeros_like(r), last[..., :-1]), -1)
-            basis.append(last * (1.0 - r) + shifted * r)
-        table = torch.stack(basis, -2) * torch.where(known, h.unsqueeze(-1), 0.0).unsqueeze(-1)  # (..., j, power)
-        parts: list[Leaves] = []
+        """The integral of the predictor's slope, plus a cubic that makes the value and the slope at t1 exact."""
+        phi_star, (used,) = step.stages
+        t1, y, n = at.t1, at.y, self.num_terms
+        h = t1 - at.t0
+        table = predictor_powers(at.t0, t1, step.carry[-2], used, n)
+        powers: list[Leaves] = []
         for d in range(n):
-            parts.append(_combined(table[..., d:, d] / (d + 1), tuple(x.narrow(h.ndim, d, n - d) for x in starred)))
+            powers.append(combine(table[..., d:, d] / (d + 1), tuple(x.narrow(h.ndim, d, n - d) for x in phi_star)))
         zero = tuple(torch.zeros_like(x) for x in y)
-        parts += [zero] * (3 - n)
-        rise = tuple(b - a for a, b in zip(y, step.y, strict=True))
-        slope = scale(expand_over(h, y), at.f(t1, step.y))
-        for d, part in enumerate(parts, 1):
-            rise = tuple(a - b for a, b in zip(rise, part, strict=True))
-            slope = tuple(a - d * b for a, b in zip(slope, part, strict=True))
-        parts[1] = tuple(p + 3 * r - s for p, r, s in zip(parts[1], rise, slope, strict=True))
-        parts[2] = tuple(p + s - 2 * r for p, r, s in zip(parts[2], rise, slope, strict=True))
-        return tuple(parts)
+        powers += [zero] * (3 - n)
+        value_defect = tuple(b - a for a, b in zip(y, step.y, strict=True))
+        slope_defect = scale(expand_over(h, y), at.f(t1, step.y))
+        for d, power in enumerate(powers, 1):
+            value_defect = tuple(a - b for a, b in zip(value_defect, power, strict=True))
+            slope_defect = tuple(a - d * b for a, b in zip(slope_defect, power, strict=True))
+        powers[1] = tuple(p + 3 * v - s for p, v, s in zip(powers[1], value_defect, slope_defect, strict=True))
+        powers[2] = tuple(p + s - 2 * v for p, v, s in zip(powers[2], value_defect, slope_defect, strict=True))
+        return tuple(powers)
 
-    def _started(
-        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, slope: Leaves, count: Tensor, still: Tensor
+    def _runge_kutta_step(
+        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, slope: Leaves, count: Tensor, zero_length: Tensor
     ) -> Leaves:
-        def by(starter: ExplicitRK) -> Callable[[Tensor], Leaves]:
+        """y1 by a starting method."""
+
+        def step_of(starter: ExplicitRK) -> Callable[[Tensor], Leaves]:
             return lambda end: starter.step(StepInput(f, t0, end, y, slope)).y
 
         if self.start == "full" or not self.implicit:
-            return by(self.starter)(t1)
-        return _each(count != 2, still | (t1 == t0), t0, t1, by(self.first), by(self.starter))
+            return step_of(self.starter)(t1)
+        first, third = step_of(self.first_starter), step_of(self.starter)
+        return _by_mask(count != 2, zero_length | (t1 == t0), t0, t1, first, third)
 
-    def _advanced(
-        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, starred: Leaves, g: Tensor, used: Tensor, count: Tensor
+    def _adams_step(
+        self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, phi_star: Leaves, g: Tensor, used: Tensor, count: Tensor
     ) -> Leaves:
-        """Predict, and correct where the method is implicit, or the history short. The last: whether that was slow."""
-        h, index = t1 - t0, torch.arange(self.terms + 1, device=t0.device)
-        weights = torch.where(index < used.unsqueeze(-1), g * h.unsqueeze(-1), 0.0)[..., : self.terms]
-        predicted = tuple(x + s for x, s in zip(y, _combined(weights, starred), strict=True))
-        helped = count < self.helped
-        if not self.implicit and not bool(helped.any()):
+        """y1 by the predictor; corrected where the method is implicit or the history short. Last entry: slow."""
+        h, index = t1 - t0, torch.arange(self.num_terms + 1, device=t0.device)
+        weights = torch.where(index < used.unsqueeze(-1), g * h.unsqueeze(-1), 0.0)[..., : self.num_terms]
+        predicted = tuple(x + s for x, s in zip(y, combine(weights, phi_star), strict=True))
+        corrected_once = count < self.corrected_below
+        if not self.implicit and not bool(corrected_once.any()):
             return (*predicted, torch.zeros_like(h))
         used = used.clamp(max=self.order - 1)
-        # one of the summands is not zero: exact in any order
-        last = torch.where(index == used.unsqueeze(-1), g, 0.0).sum(-1)
-        weights = torch.where(index < used.unsqueeze(-1), (g - last.unsqueeze(-1)) * h.unsqueeze(-1), 0.0)
-        rest = _combined(weights[..., : self.terms], starred)
-        base = tuple(x + s for x, s in zip(y, rest, strict=True))
-        weight = expand_over(last * h, y)
+        g_last = torch.where(index == used.unsqueeze(-1), g, 0.0).sum(-1)  # a sum of one nonzero term: exact
+        weights = torch.where(index < used.unsqueeze(-1), (g - g_last.unsqueeze(-1)) * h.unsqueeze(-1), 0.0)
+        explicit_terms = combine(weights[..., : self.num_terms], phi_star)
+        base = tuple(x + s for x, s in zip(y, explicit_terms, strict=True))
+        weight = expand_over(g_last * h, y)
         if self.implicit:
-            return self._corrected(f, t0, t1, predicted, base, weight)
-        corrected = select(helped, add_scaled(base, weight, f(t1, predicted)), predicted)
+            return self._iterate_corrector(f, t0, t1, predicted, base, weight)
+        corrected = select(corrected_once, add_scaled(base, weight, f(t1, predicted)), predicted)
         return (*corrected, torch.zeros_like(h))
 
-    def _corrected(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
-        """Iterate y = base + weight f(t1, y); a sample that has converged stays, whatever is beside it.
+    def _iterate_corrector(self, f: Field, t0: Tensor, t1: Tensor, y: Leaves, base: Leaves, weight: Leaves) -> Leaves:
+        """Solve y = base + weight f(t1, y) by functional iteration; a sample that has converged no longer changes.
 
-        The last: 1.0 where that took `_SLOW` iterations, or more.
+        The last entry is 1.0 where that took `_SLOW` iterations or more, else 0.0.
         """
-        open_lanes = t1.detach() != t0.detach()
+        active = t1.detach() != t0.detach()
         slow = torch.zeros_like(t1, requires_grad=False)
-        for done in range(self.max_iters):
-            if done + 1 >= _SLOW:
-                slow = torch.where(open_lanes, 1.0, slow)
+        for iteration in range(1, self.max_iters + 1):
+            if iteration >= _SLOW:
+                slow = torch.where(active, 1.0, slow)
             new = add_scaled(base, weight, f(t1, y))
             with torch.no_grad():
-                close = torch.ones_like(open_lanes)
+                converged = torch.ones_like(active)
                 for a, b in zip(new, y, strict=True):
-                    within = (a - b).abs() <= self.atol + self._rtol(b) * a.abs()
-                    close = close & (rows(within).all(1) if t1.ndim else within.all())
-            y = select(open_lanes, new, y) if t1.ndim else new
-            open_lanes = open_lanes & ~close
-            if not bool(open_lanes.any()):
+                    close = (a - b).abs() <= self.atol + self._rtol(b) * a.abs()
+                    converged = converged & (flatten_samples(close).all(1) if t1.ndim else close.all())
+            y = select(active, new, y) if t1.ndim else new
+            active = active & ~converged
+            if not bool(active.any()):
                 return (*y, slow)
-        for x in y:  # what is not finite ends the solve with an error of its own
+        for x in y:  # NaN and infinity end the solve with an error of their own
             finite = torch.isfinite(x.detach())
-            open_lanes = open_lanes & (rows(finite).all(1) if t1.ndim else finite.all())
-        if bool(open_lanes.any()):
-            t = float(t1.detach()[open_lanes][0])
+            active = active & (flatten_samples(finite).all(1) if t1.ndim else finite.all())
+        if bool(active.any()):
+            t = float(t1.detach()[active][0])
             warn(
                 f"implicit_adams: the corrector of the step to t = {t:.6g} did not converge in {self.max_iters} "
                 "iterations, and the solution may be inaccurate. Take a smaller step, or a larger max_iters, rtol or "
@@ -248,93 +237,55 @@ class Adams(Method):
         return (*y, slow)
 
     @torch.no_grad()
-    def _terms_used(self, y: Leaves, starred: Leaves, h: Tensor, g: Tensor, count: Tensor) -> Tensor:
-        """How many terms a step goes with: a lane, and a constant of the differentiation.
+    def _terms_used(self, y: Leaves, phi_star: Leaves, h: Tensor, g: Tensor, count: Tensor) -> Tensor:
+        """The number of terms of a step, () or (B,); a constant in derivatives.
 
-        The size of a term is about the error without it. From the first on that is not clearly smaller than both
-        before it (of two in a row one may be zero by chance) no more are taken: the step is then too long for a higher
-        order, of which errors would alternate from step to step and be doubled by each further difference. Shampine &
-        Gordon 1975 lower the order by like comparisons, from the last term on; from there growth went unnoticed that
-        had begun among the middle ones. Sizes are in units of the tolerance, and by maximum: the same in any batch.
+        The size of a term estimates the error without it. The sum ends at the first term that is not clearly smaller
+        than both terms before it (one of two in a row may be zero by chance). The step is then too long for a higher
+        order: its errors would alternate from step to step, and each further difference would double them. Shampine &
+        Gordon 1975 lower the order by similar comparisons that begin at the last term; these miss a growth that begins
+        among the middle terms. Sizes are maxima in units of the tolerance: the same in any batch.
         """
         used = count + 1.0
-        if self.terms < 3:
+        if self.num_terms < 3:
             return used
-        size, noise = h.new_zeros((*h.shape, self.terms)), 0.0
-        for x, stack in zip(y, starred, strict=True):
+        size, round_off = h.new_zeros((*h.shape, self.num_terms)), 0.0
+        for x, stack in zip(y, phi_star, strict=True):
             if x.numel() == 0:
                 continue
             rtol = self._rtol(x)
-            unit = (self.atol + rtol * x.abs()).unsqueeze(h.ndim)
-            largest = (stack.abs() / unit).unsqueeze(-1).flatten(h.ndim + 1).amax(-1)
+            tolerance = (self.atol + rtol * x.abs()).unsqueeze(h.ndim)
+            largest = (stack.abs() / tolerance).unsqueeze(-1).flatten(h.ndim + 1).amax(-1)
             size = torch.maximum(size, cast(largest, size.dtype))
-            noise = max(noise, _EPS_OF_NOISE * torch.finfo(x.dtype).eps / rtol)
-        size = round_to_float32(size * (g[..., : self.terms] * h.unsqueeze(-1)).abs())
+            round_off = max(round_off, _ROUND_OFF * torch.finfo(x.dtype).eps / rtol)
+        size = round_to_float32(size * (g[..., : self.num_terms] * h.unsqueeze(-1)).abs())
         first, second, later = size[..., :-2], size[..., 1:-1], size[..., 2:]
-        falls = (later <= _FALLS * torch.maximum(first, second)) | (later <= noise)
-        taken = 2 + falls.to(torch.int8).cumprod(-1).sum(-1)
-        # alone a second term that is not small says nothing: the slope may go through zero
-        taken = torch.where(~falls[..., 0] & (second[..., 0] > _FALLS * first[..., 0]), 1, taken)
-        return torch.minimum(taken.to(h.dtype), used)
+        falls = (later <= _MAX_TERM_RATIO * torch.maximum(first, second)) | (later <= round_off)
+        num_falling = 2 + falls.to(torch.int8).cumprod(-1).sum(-1)
+        # a large second term alone is no reason: the slope may cross zero
+        only_first = ~falls[..., 0] & (second[..., 0] > _MAX_TERM_RATIO * first[..., 0])
+        num_falling = torch.where(only_first, 1, num_falling)
+        return torch.minimum(num_falling.to(h.dtype), used)
 
     def _rtol(self, x: Tensor) -> float:
         return max(self.rtol, 4.0 * torch.finfo(real_dtype(x.dtype)).eps)
 
 
-def _each(
-    lanes: Tensor,
-    still: Tensor,
+def _by_mask(
+    mask: Tensor,
+    zero_length: Tensor,
     t0: Tensor,
     t1: Tensor,
-    one: Callable[[Tensor], Leaves],
-    other: Callable[[Tensor], Leaves],
+    step_if: Callable[[Tensor], Leaves],
+    step_else: Callable[[Tensor], Leaves],
 ) -> Leaves:
-    """`one` of these lanes and `other` of those, as functions of the end of the step.
+    """step_if for the samples of `mask` and step_else for the others; both are functions of the end of the step.
 
-    Each is given the other one's lanes standing still, where nothing can go wrong. Those that do so anyway may be with
-    either.
+    Each runs on the whole batch. Samples of the other one take a step of zero length, where nothing can go wrong.
+    Samples with zero_length may go with either.
     """
-    if bool((lanes | still).all()):
-        return one(t1)
-    if not bool((lanes & ~still).any()):
-        return other(t1)
-    return select(lanes, one(torch.where(lanes, t1, t0)), other(torch.where(lanes, t0, t1)))
-
-
-def _coefficients(t0: Tensor, t1: Tensor, past: Tensor, count: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """beta_0..beta_{terms-1} and g_0..g_terms on a last axis, by their recurrences.
-
-    Where the history does not reach, beta is zero. A step of no length has beta = 1, 0, 0...
-    """
-    h, n = t1 - t0, terms - 1
-    known = torch.arange(n, device=h.device) < count.unsqueeze(-1)
-    # from t1 and from t0 back to t_{n-j}
-    ahead = t1.unsqueeze(-1) - torch.cat((t0.unsqueeze(-1), past), -1)
-    behind = torch.where(known, t0.unsqueeze(-1) - past, 1.0)
-    grown = torch.where(known, ahead.narrow(-1, 0, n) / behind, 0.0)
-    ratios = torch.where(known, h.unsqueeze(-1) / torch.where(known, ahead.narrow(-1, 1, n), 1.0), 1.0)
-    betas, c = [torch.ones_like(h)], 1.0 / torch.arange(1, terms + 2, dtype=h.dtype, device=h.device)
-    for x in grown.unbind(-1):
-        betas.append(betas[-1] * x)
-    c, g = c.expand((*h.shape, terms + 1)), []
-    for j, ratio in enumerate((1.0, *ratios.unsqueeze(-1).unbind(-2))):
-        g.append(c.narrow(-1, 0, 1))
-        left = terms - j
-        c = c.narrow(-1, 0, left) - c.narrow(-1, 1, left) * ratio
-    return torch.stack(betas, -1), torch.cat((*g, c), -1)
-
-
-def _combined(weights: Tensor, stacks: Leaves) -> Leaves:
-    """sum_j weights[..., j] * stacks[..., j], the last first: they are the smallest.
-
-    One elementwise operation a term, so that a sample's sum does not depend on the samples beside it.
-    """
-    axis, out = weights.ndim - 1, []
-    for stack in stacks:
-        terms = zip(reversed(expand_to(weights, stack).unbind(axis)), reversed(stack.unbind(axis)), strict=True)
-        weight, term = next(terms)
-        total = weight * term
-        for weight, term in terms:
-            total = total + weight * term if term.is_complex() else torch.addcmul(total, term, weight)
-        out.append(total)
-    return tuple(out)
+    if bool((mask | zero_length).all()):
+        return step_if(t1)
+    if not bool((mask & ~zero_length).any()):
+        return step_else(t1)
+    return select(mask, step_if(torch.where(mask, t1, t0)), step_else(torch.where(mask, t0, t1)))

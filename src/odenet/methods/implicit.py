@@ -1,4 +1,4 @@
-"""The one implicit Runge-Kutta step."""
+"""The step of an implicit Runge-Kutta method, for any tableau."""
 
 from __future__ import annotations
 
@@ -11,210 +11,217 @@ from torch import Tensor
 from ..core.dense import Coefficients, hermite
 from ..core.leaves import Leaves, add_increment, expand_over, forward_mode
 from ..core.status import StepStatus
+from ..core.validate import integer
+from .block_eigensystem import block_eigensystem, submatrix
 from .implicit_tableau import ImplicitTableau
 from .jacobian_check import jacobian_fault
+from .matrix_layout import MatrixLayout
 from .method import Cache, Counts, Field, Method, Step, StepInput
-from .newton import attached, newton
-from .simplified_newton import Simplified, empty, told
-from .spectrum import rows_of, spectrum
-from .stage_equations import Equations
-from .state_matrix import StateMatrix
+from .newton import differentiable_root, newton
+from .newton_cache import empty_cache, failure_reason
+from .simplified_newton import SimplifiedNewton
+from .stage_equations import StageEquations
 
-_CUBIC = 3  # powers of the Hermite polynomial
+_HERMITE_POWERS = 3
 
 
 @final
 class ImplicitRK(Method):
     """An implicit Runge-Kutta method given by its tableau. Hairer & Wanner II, IV.8 and, for diagonal ones, IV.6.
 
-    Where an error chooses the steps, the stages are found by simplified Newton iterations to a part of the tolerance
-    (methods/simplified_newton.py), and a step whose iteration fails is rejected. With steps of another choice, and where
-    a backward pass takes a step again, they are found by Newton's method to rounding. They are differentiated by the
-    implicit function theorem, to second derivatives.
-    Systems of few unknowns are factorised, larger ones solved without a matrix by GMRES: then with per_sample a
-    sample's last bits depend on those beside it. max_iters: of Newton's method to rounding; beyond, it warns.
+    Where an error estimate controls the steps, simplified Newton iterations solve the stages to a fraction of the
+    tolerance (methods/simplified_newton.py), and a step whose iteration fails is rejected. With other steps, and where
+    a backward pass replays a step, Newton's method solves them to round-off. Their derivatives, up to second ones, are
+    those of the implicit function theorem.
+    Systems of few unknowns are factorised, larger ones solved matrix-free by GMRES: then, with per_sample, the last
+    bits of a sample depend on the others in its batch.
+
+    max_iters: of Newton's method to round-off; beyond, it warns.
     """
 
-    derivatives = 1
-    predictive = True
-    # The slope at the end of a step, as its equations have it, is that at the start of the next: evaluated there, f
-    # would show the error that an iteration has left, times the stiffness.
-    carries = False
-    iterates = True  # an error chooses the steps, and what finds their stages is remembered from one to the next
+    predictive_control = True
+    derivative_order = 1  # of the stages
+    # The carry is the last stage's slope as the stage equations have it. f evaluated at the end of the step would add
+    # the error of the iteration times the stiffness.
+    carries_last_slope = False
+    adaptive = True  # an error estimate controls the steps: the cache serves simplified Newton iterations
 
     def __init__(self, tableau: ImplicitTableau, max_iters: int = 100) -> None:
-        if isinstance(max_iters, bool) or not isinstance(max_iters, int) or max_iters < 1:
-            raise ValueError(f"max_iters must be an int of at least 1; got {max_iters!r}")
-        self.tableau, self.max_iters = tableau, max_iters
+        self.tableau, self.max_iters = tableau, integer("max_iters", max_iters)
         self.name, self.order, self.num_stages = tableau.name, tableau.order, tableau.stages
         self.error_order, self.lookahead = tableau.error_order, max(0.0, max(tableau.c) - 1.0)
-        # of the stages that have to be found: they have one diagonal, or are one block
+        # the block of an implicit stage: all have the same diagonal, or there is one block
         block = next(b for b in reversed(tableau.blocks) if len(b) > 1 or tableau.a[b[0]][b[0]] != 0.0)
-        self.block = rows_of(tableau.a, block)
+        self.block = submatrix(tableau.a, block)
 
     def __repr__(self) -> str:
         return f"ImplicitRK({self.name})"
 
     def for_control(self, adaptive: bool) -> ImplicitRK:
-        other = copy.copy(self)
-        other.carries = adaptive and self.tableau.stiffly_accurate
-        other.carry_is_slope, other.iterates = not other.carries, adaptive
-        return other
+        method = copy.copy(self)
+        method.carries_last_slope = adaptive and self.tableau.stiffly_accurate
+        method.carry_is_slope, method.adaptive = not method.carries_last_slope, adaptive
+        return method
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        return f(t, y) if self.carries else ()
+        return f(t, y) if self.carries_last_slope else ()
 
     def twice_differentiable(self) -> ImplicitRK:
-        other = copy.copy(self)
-        other.derivatives = 2
-        return other
+        method = copy.copy(self)
+        method.derivative_order = 2
+        return method
 
     def failure_reason(self, cache: Cache, sample: int | None) -> str:
-        return told(cache, sample)
+        return failure_reason(cache, sample)
 
-    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+    def diagnose_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
         return jacobian_fault(f, t, y, sample) if self.error_order is not None else None
 
     def init_cache(self, t: Tensor, y: Leaves) -> Cache:
-        if self.error_order is None or not self.iterates:
+        if self.error_order is None or not self.adaptive:
             return ()
         dense = self.tableau.dense
-        return tuple(
-            empty(
-                t,
-                StateMatrix(y, t.ndim == 1),
-                spectrum(self.block),
-                0 if self.tableau.predictor else len(dense[0]) if dense else _CUBIC,
-            )
-        )
+        # with a predictor in the tableau, the dense output of the last step predicts nothing
+        num_powers = 0 if self.tableau.predictor else len(dense[0]) if dense else _HERMITE_POWERS
+        return tuple(empty_cache(t, MatrixLayout(y, t.ndim == 1), block_eigensystem(self.block), num_powers))
 
     def step(self, at: StepInput) -> Step:
         f, t0, t1, y = at.f, at.t0, at.t1, at.y
-        table, rows = self.tableau, StateMatrix(y, t0.ndim == 1)
+        table, layout = self.tableau, MatrixLayout(y, t0.ndim == 1)
         times = [t0 if c == 0.0 else t1 if c == 1.0 else t0 + c * (t1 - t0) for c in table.c]
-        dt = (t1 - t0).to(rows.dtype).reshape(-1, 1)
-        start, recording = rows.join(y), torch.is_grad_enabled() or forward_mode()
-        iterating = at.tolerances is not None and at.cache
-        quick = Simplified(at, rows, spectrum(self.block)) if iterating else None
-        # the first stage of some, and where the iteration of all the others begins
-        first = rows.join(at.carry or f(t0, y))
-        if quick is not None:
+        dt = (t1 - t0).to(layout.dtype).reshape(-1, 1)
+        start, differentiable = layout.to_matrix(y), torch.is_grad_enabled() or forward_mode()
+        has_cache = at.tolerances is not None and at.cache
+        simplified = SimplifiedNewton(at, layout, block_eigensystem(self.block)) if has_cache else None
+        # the slope at t0: the explicit first stage of some methods, and the guess of the others' stages
+        first = layout.to_matrix(at.carry or f(t0, y))
+        if simplified is not None:
             with torch.no_grad():
-                quick.prepare()
+                simplified.prepare()
         slopes: list[Tensor] = []
-        jacobians = torch.zeros(rows.count, dtype=torch.int64, device=start.device)
-        singular = jacobians != 0
+        num_jacobians = torch.zeros(layout.num_samples, dtype=torch.int64, device=start.device)
+        singular = num_jacobians != 0
         for block in table.blocks:
             i = block[0]
-            base = [self._partial(start, dt, table.a[k], slopes) for k in block]
+            base = [_add_slopes(start, dt, table.a[k], slopes) for k in block]
             if len(block) == 1 and table.a[i][i] == 0.0:
-                slopes.append(first if table.c[i] == 0.0 else rows.join(f(times[i], rows.part(base[0]))))
+                explicit_first = table.c[i] == 0.0
+                slopes.append(first if explicit_first else layout.to_matrix(f(times[i], layout.to_leaves(base[0]))))
                 continue
-            equations = Equations(f, rows, [times[k] for k in block], base, dt, rows_of(table.a, block))
+            equations = StageEquations(f, layout, [times[k] for k in block], base, dt, submatrix(table.a, block))
             nodes = [table.c[k] for k in block]
-            if quick is None:
+            if simplified is None:
                 guess = torch.stack([first] * len(nodes), 1).detach()
-                x, made, failed = newton(equations, guess, start.detach(), self.max_iters, self.name)
-                jacobians, singular = jacobians + made, singular | failed
+                x, njev, failed = newton(equations, guess, start.detach(), self.max_iters, self.name)
+                num_jacobians, singular = num_jacobians + njev, singular | failed
             else:
-                x = quick.solve(equations.bare(), self._guess(equations.bare(), quick, first.detach(), nodes, slopes))
+                detached = equations.detached()
+                x = simplified.solve(detached, self._guess(detached, simplified, first.detach(), nodes, slopes))
                 if block == table.blocks[-1]:
-                    quick.prove(equations.bare(), x)
-            if recording:
-                x = attached(equations, x, self.derivatives)
+                    simplified.check_last_stage(detached, x)
+            if differentiable:
+                x = differentiable_root(equations, x, self.derivative_order)
             slopes.extend(x.unbind(1))
-        y1 = add_increment(y, expand_over(t1 - t0, y), table.b, [rows.part(k) for k in slopes])
-        stages, end = ((torch.stack(slopes, 1),), (first,)), rows.part(slopes[-1]) if self.carries else ()
-        if quick is None:
-            made = jacobians.reshape(t0.shape)
+        y1 = add_increment(y, expand_over(t1 - t0, y), table.b, [layout.to_leaves(k) for k in slopes])
+        stages = ((torch.stack(slopes, 1),), (first,))
+        carry = layout.to_leaves(slopes[-1]) if self.carries_last_slope else ()
+        if simplified is None:
+            njev = num_jacobians.reshape(t0.shape)
             codes = torch.where(singular, int(StepStatus.SINGULAR), int(StepStatus.OK)).reshape(t0.shape)
-            return Step(y1, end, stages, status=codes if bool(singular.any()) else None, counts=Counts(made, made))
+            return Step(y1, carry, stages, status=codes if bool(singular.any()) else None, counts=Counts(njev, njev))
         with torch.no_grad():
-            polynomial = [] if table.predictor else self._coefficients(dt, start, rows.join(y1), first, slopes)
-            cache, status, wish, counts = quick.finished(
-                torch.stack(polynomial, 1).detach() if polynomial else quick.memory.tried
+            powers = [] if table.predictor else self._coefficients(dt, start, layout.to_matrix(y1), first, slopes)
+            cache, status, hint, counts = simplified.finish(
+                torch.stack(powers, 1).detach() if powers else simplified.cache.attempted
             )
-        return Step(y1, end, stages, cache, status, None, wish, counts)
+        return Step(y1, carry, stages, cache, status, None, hint, counts)
 
     @torch.no_grad()
     def _guess(
-        self, equations: Equations, quick: Simplified, first: Tensor, nodes: list[float], slopes: list[Tensor]
+        self,
+        equations: StageEquations,
+        simplified: SimplifiedNewton,
+        first: Tensor,
+        nodes: list[float],
+        slopes: list[Tensor],
     ) -> Tensor:
-        """Where the iteration begins: by the stages before, or of a block by the step before. (B, m, n)."""
+        """The guess of a block's slopes, (B, m, n): by the stages before it, or by the step before this one."""
         if len(nodes) == 1 and self.tableau.predictor is not None:
             weights = self.tableau.predictor[len(slopes)]
-            return self._partial(torch.zeros_like(first), 1.0, weights, slopes)[:, None]
-        same = torch.stack([first] * len(nodes), 1)
-        return equations.slopes_of(quick.guess(nodes), same)
+            return _add_slopes(torch.zeros_like(first), 1.0, weights, slopes)[:, None]
+        default = torch.stack([first] * len(nodes), 1)
+        return equations.slopes_of_increments(simplified.predicted_increments(nodes), default)
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
         table = self.tableau
         if table.error is None:
             return None
-        rows, ((found,), (first,)) = StateMatrix(at.y, at.t0.ndim == 1), step.stages
-        dt = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1)
+        layout, ((slopes,), (first,)) = MatrixLayout(at.y, at.t0.ndim == 1), step.stages
+        dt = (at.t1 - at.t0).to(layout.dtype).reshape(-1, 1)
         dt = dt * table.caution
-        raw = self._partial(torch.zeros_like(first), dt, table.error, list(found.detach().unbind(1)))
+        unfiltered = _add_slopes(torch.zeros_like(first), dt, table.error, list(slopes.detach().unbind(1)))
         if table.start:
-            raw = raw + dt * (table.start * first.detach())
+            unfiltered = unfiltered + dt * (table.start * first.detach())
         if at.tolerances is None or not step.cache:
-            return rows.part(raw)
-        quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
-        return rows.part(quick.smoothed(raw))
+            return layout.to_leaves(unfiltered)
+        simplified = SimplifiedNewton(at._replace(cache=step.cache), layout, block_eigensystem(self.block))
+        return layout.to_leaves(simplified.filter_error(unfiltered))
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
-        return self._polynomial(at, step)[0]
+        return self._polynomial_with_counts(at, step)[0]
 
-    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
-        return self._polynomial(at, step) if self.interpolation == "own" else super().counted_dense(at, step)
+    def dense_with_counts(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        if self.interpolation != "own":
+            return super().dense_with_counts(at, step)
+        return self._polynomial_with_counts(at, step)
 
-    def _polynomial(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
-        (found,), (first,) = step.stages
-        rows, slopes = StateMatrix(at.y, at.t0.ndim == 1), list(found.unbind(1))
-        dt, counts = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), None
+    def _polynomial_with_counts(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        (stage_slopes,), (first,) = step.stages
+        layout, slopes = MatrixLayout(at.y, at.t0.ndim == 1), list(stage_slopes.unbind(1))
+        dt, counts = (at.t1 - at.t0).to(layout.dtype).reshape(-1, 1), None
         if self.tableau.extra_c:
-            more, counts = self._extra(at, step, rows, slopes)
-            slopes += more
+            extra_slopes, counts = self._extra_slopes(at, step, layout, slopes)
+            slopes += extra_slopes
         elif self.tableau.dense is None and not self.tableau.stiffly_accurate:
-            slopes.append(rows.join(at.f(at.t1, step.y)))
-        parts = self._coefficients(dt, rows.join(at.y), rows.join(step.y), first, slopes)
-        return tuple(rows.part(x) for x in parts), counts
+            slopes.append(layout.to_matrix(at.f(at.t1, step.y)))
+        powers = self._coefficients(dt, layout.to_matrix(at.y), layout.to_matrix(step.y), first, slopes)
+        return tuple(layout.to_leaves(x) for x in powers), counts
 
-    def _extra(
-        self, at: StepInput, step: Step, rows: StateMatrix, slopes: list[Tensor]
+    def _extra_slopes(
+        self, at: StepInput, step: Step, layout: MatrixLayout, slopes: list[Tensor]
     ) -> tuple[list[Tensor], Counts | None]:
-        """Slopes of the stages that only dense output needs. One that is not found stays at its guess."""
-        table, start, quick = self.tableau, rows.join(at.y), None
-        dt, zero, one = (at.t1 - at.t0).to(rows.dtype).reshape(-1, 1), torch.zeros_like(start), 1.0
+        """Slopes of the stages that only dense output uses. One whose iteration fails keeps its guess."""
+        table, start, simplified = self.tableau, layout.to_matrix(at.y), None
+        dt, zero, one = (at.t1 - at.t0).to(layout.dtype).reshape(-1, 1), torch.zeros_like(start), 1.0
         if at.tolerances is not None and step.cache:
-            quick = Simplified(at._replace(cache=step.cache), rows, spectrum(self.block))
-            quick.resume(step.status)
-        out: list[Tensor] = []
+            simplified = SimplifiedNewton(at._replace(cache=step.cache), layout, block_eigensystem(self.block))
+            simplified.resume(step.status)
+        extra_slopes: list[Tensor] = []
         for node, row, weights in zip(table.extra_c, table.extra_a, table.extra_predictor, strict=True):
-            base = self._partial(start, dt, row[:-1], slopes)
-            equations = Equations(at.f, rows, [at.t0 + node * (at.t1 - at.t0)], [base], dt, ((row[-1],),))
+            base = _add_slopes(start, dt, row[:-1], slopes)
+            equations = StageEquations(at.f, layout, [at.t0 + node * (at.t1 - at.t0)], [base], dt, ((row[-1],),))
             with torch.no_grad():
-                guess = self._partial(zero, one, weights, slopes)[:, None]
-                if quick is None:
+                guess = _add_slopes(zero, one, weights, slopes)[:, None]
+                if simplified is None:
                     x, _, _ = newton(equations, guess, start, self.max_iters, self.name)
                 else:
-                    x = quick.solve(equations.bare(), guess)
+                    x = simplified.solve(equations.detached(), guess)
             if torch.is_grad_enabled() or forward_mode():
-                x = attached(equations, x, self.derivatives)
-            out.append(x[:, 0])
-        return out, None if quick is None else quick.counts()
+                x = differentiable_root(equations, x, self.derivative_order)
+            extra_slopes.append(x[:, 0])
+        return extra_slopes, None if simplified is None else simplified.counts()
 
     def _coefficients(self, dt: Tensor, y: Tensor, y1: Tensor, first: Tensor, slopes: list[Tensor]) -> list[Tensor]:
-        """Of the dense output, in rows; without a formula of its own by the slopes at both ends, first and last."""
+        """Coefficients of the dense output, (B, n) each; without `dense` cubic Hermite by the first and last slope."""
         if self.tableau.dense is None:
-            return [part[0] for part in hermite((dt,), (y,), (y1,), (first,), (slopes[-1],))]
+            return [power[0] for power in hermite((dt,), (y,), (y1,), (first,), (slopes[-1],))]
         zero = torch.zeros_like(y)
-        return [self._partial(zero, dt, column, slopes) for column in zip(*self.tableau.dense, strict=True)]
+        return [_add_slopes(zero, dt, column, slopes) for column in zip(*self.tableau.dense, strict=True)]
 
-    @staticmethod
-    def _partial(start: Tensor, dt: Tensor | float, row: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-        """start + dt sum_j row_j k_j, over the slopes that there are."""
-        for c, k in zip(row, slopes, strict=False):
-            if c != 0.0:
-                start = start + dt * (c * k)
-        return start
+
+def _add_slopes(start: Tensor, dt: Tensor | float, row: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """start + dt sum_j row_j k_j, over the slopes so far; `row` may be longer."""
+    for c, k in zip(row, slopes, strict=False):
+        if c != 0.0:
+            start = start + dt * (c * k)
+    return start

@@ -1,4 +1,4 @@
-"""Whether a failed solve by an implicit method is its Jacobian's fault."""
+"""Checks whether a wrong Jacobian explains the failure of a solve by an implicit method."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from torch import Tensor
 
 from ..core.leaves import Leaves
 from ..core.norms import all_finite
+from .jacobian import jacobian
+from .linear_solvers import MAX_DENSE
+from .matrix_layout import MatrixLayout
 from .method import Field
-from .stage_equations import DENSE, jacobian
-from .state_matrix import StateMatrix
 
-_WRONG = 0.1  # relative difference of two derivatives along one direction that rounding and curvature do not explain
+_MAX_DIFFERENCE = 0.1  # relative difference of two directional derivatives that round-off and curvature can explain
 
 
 def jacobian_fault(f: Field, time: Tensor, state: Leaves, sample: int | None) -> tuple[str, str] | None:
-    """Cause and cure, where df/dy as the method has it is not the derivative of f at the state of the failure.
+    """Cause and cure for an error message, where the method's df/dy is not the derivative of f at (time, state).
 
-    The derivative along a random direction, by central differences, beside J times that direction. Two lengths of
-    difference have to agree, else f is not smooth here and nothing is said.
+    Compares the derivative in a fixed direction by central differences with J times that direction. Differences with
+    two step lengths have to agree; otherwise f is not smooth here, and the result is None.
     """
-    rows = StateMatrix(state, time.ndim == 1)
-    given = getattr(f, "jacobian", None) is not None
-    if not all_finite(state, False) or (rows.width > DENSE and not given):
+    layout = MatrixLayout(state, time.ndim == 1)
+    by_user = getattr(f, "jacobian", None) is not None
+    if not all_finite(state, False) or (layout.width > MAX_DENSE and not by_user):
         return None
-    lane, y = sample or 0, rows.join(state)
-    found = jacobian(f, rows, time, y)[lane]
-    if not bool(torch.isfinite(found).all()):
-        if not bool(all_finite(f(time, rows.part(y)), False)):
+    row, y = sample or 0, layout.to_matrix(state)
+    df_dy = jacobian(f, layout, time, y)[row]
+    name = "the Jacobian of jacobian=" if by_user else "the Jacobian of f by autograd"
+    if not bool(torch.isfinite(df_dy).all()):
+        if not bool(all_finite(f(time, layout.to_leaves(y)), False)):
             return None
         return (
-            f"{_whose(given)} holds NaN or infinity here, where f is finite",
-            "mend jacobian=, or leave it out, and autograd finds it"
-            if given
-            else "look for a square root or norm of zero in f, whose derivative is infinite, or give jacobian=",
+            f"{name} holds NaN or infinity here, where f is finite",
+            "correct jacobian=, or leave it out: autograd then computes df/dy"
+            if by_user
+            else "look for a square root or norm of zero in f, whose derivative is infinite, or pass jacobian=",
         )
-    signs = torch.cos(torch.arange(rows.width, dtype=y.dtype, device=y.device) ** 2)
-    size = y.abs().amax().clamp(min=1e-3) * torch.finfo(y.dtype).eps ** (1 / 3)
+    direction = torch.cos(torch.arange(layout.width, dtype=y.dtype, device=y.device) ** 2)
+    length = y.abs().amax().clamp(min=1e-3) * torch.finfo(y.dtype).eps ** (1 / 3)
 
-    def slope(length: Tensor) -> Tensor:
-        ends = [rows.join(f(time, rows.part(y + sign * length * signs)))[lane] for sign in (1, -1)]
-        return (ends[0] - ends[1]) / (2 * length)
+    def central_difference(h: Tensor) -> Tensor:
+        ends = [layout.to_matrix(f(time, layout.to_leaves(y + sign * h * direction)))[row] for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * h)
 
-    true, longer, claimed = slope(size), slope(4 * size), found @ signs
-    scale = torch.maximum(true.norm(), claimed.norm())
-    if not bool((true - longer).norm() < 0.1 * _WRONG * scale) or not bool((true - claimed).norm() > _WRONG * scale):
+    difference, coarse, product = central_difference(length), central_difference(4 * length), df_dy @ direction
+    scale = torch.maximum(difference.norm(), product.norm())
+    if not bool((difference - coarse).norm() < 0.1 * _MAX_DIFFERENCE * scale):
         return None
-    off = f"{_whose(given)} is not the derivative of f here (differences of f give {float(true.norm()):.3g}"
+    if not bool((difference - product).norm() > _MAX_DIFFERENCE * scale):
+        return None
     return (
-        f"{off} along a direction in which it gives {float(claimed.norm()):.3g})",
-        "compare jacobian= with torch.func.jacrev, or leave it out, and autograd finds it"
-        if given
-        else "f must be differentiable by autograd in y: take away its detach(), no_grad or NumPy, or give jacobian=",
+        f"{name} is not the derivative of f here: along one direction, differences of f give "
+        f"{float(difference.norm()):.3g}, and the Jacobian {float(product.norm()):.3g}",
+        "compare jacobian= with torch.func.jacrev, or leave it out: autograd then computes df/dy"
+        if by_user
+        else "f must be differentiable by autograd in y: remove its detach(), no_grad or NumPy, or pass jacobian=",
     )
-
-
-def _whose(given: bool) -> str:
-    return "the Jacobian of jacobian=" if given else "the Jacobian that autograd finds of f"

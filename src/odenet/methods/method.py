@@ -1,11 +1,11 @@
-"""Method: one step of a solver, and what a step leaves behind."""
+"""Method: the contract of one step, `StepInput` -> `Step`."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,41 +17,43 @@ from ..core.scalars import MaskLike, ScalarLike
 from ..errors import unknown_name
 
 Field = Callable[[Tensor, Leaves], Leaves]
-Cotangents = list[Tensor | None]
-"""Cotangents, leaf by leaf; None: zero."""
-Stage = tuple[Leaves, Leaves]
-"""An evaluation of f: the state, as leaves of a graph, and the slope that came out of it."""
-Vjp = Callable[[Leaves, Cotangents, Leaves], Cotangents]
-"""Slopes and their cotangents -> cotangents of the states they were evaluated at."""
-
-
-Span = tuple[Leaves, list[Tensor]]
-"""The length of a step spread over the leaves, and the times of its evaluations in the dtype of f's time."""
-
-
+"""f(t, y) -> dy/dt."""
+Norm = Callable[[Leaves], Any]
+"""A norm of the leaves: a number, or a tensor, () or per sample (B,). The caller's code: its result is checked."""
 Cache = tuple[Tensor, ...]
-"""What a method remembers without derivatives: tensors of any dtype, with a row for each sample of a batch."""
+"""Non-differentiable memory of a method: tensors of any dtype; per sample, dimension 0 is the batch."""
+StepPlan = tuple[Leaves, list[Tensor]]
+"""dt expanded to the shapes of the leaves, and the times of the stages in the dtype of f's time."""
+Cotangents = list[Tensor | None]
+"""A cotangent for each leaf; None: zero."""
+Stage = tuple[Leaves, Leaves]
+"""An evaluation of f with a graph: the state, as leaves of the graph, and the slope."""
+Vjp = Callable[[Leaves, Cotangents, Leaves], Cotangents]
+"""(slope, cotangents of the slope, state) -> cotangents of the state, through one evaluation of f."""
 
 
 class Tolerances(NamedTuple):
-    """Those of the solve: rtol and atol of each leaf, and the norm of the controller (None: RMS)."""
+    """Tolerances of the solve: rtol and atol of each leaf, and the norm of the controller (None: RMS)."""
 
     rtol: Tolerance
     atol: Tolerance
-    norm: Callable[[Leaves], Tensor] | None = None
+    norm: Norm | None = None
 
 
 class StepInput(NamedTuple):
-    """What a step may look at. A new need is a new field.
+    """The arguments of a step. New needs are new fields.
 
-    f: the equations. t0, t1: both ends of the step, () or (B,). y: the state at t0.
-    carry: what the method carries from an accepted step to the next; differentiable, and on the tape.
-    cache: what it remembers from any attempt to the next; not differentiable, and never on the tape. That of
-        `Method.remember` in the first step and in one after a jump; () in a step that a backward pass takes again,
-        which has to give the same: what changes the formula, such as an order, belongs in the carry.
-    tolerances: of the solve, where an error chooses its steps; None: an iteration inside the step ends at rounding.
-    rejected: samples of which the attempt before was rejected.
-    running: samples that take the step; the others have t1 == t0, and what they give is not used. None: all.
+    f: the vector field. t0, t1: both ends of the step, () or (B,). y: the state at t0.
+    carry: what the method passes from an accepted step to the next; differentiable, and on the tape.
+    cache: what the method passes from any attempt to the next, accepted or not; not differentiable, never on the tape.
+        In the first step and after a jump it is that of `Method.init_cache`. In a step that a backward pass replays it
+        is (), and the step has to give the same result: what changes the formula, such as an order, goes into the
+        carry.
+    tolerances: of the solve, where an error estimate controls its steps. None: iterations inside the step converge to
+        round-off.
+    rejected: True for samples of which the attempt before was rejected.
+    running: True for samples that take the step, (B,). The others have t1 == t0, and their result is not used. None:
+        all samples take it.
     """
 
     f: Field
@@ -66,38 +68,39 @@ class StepInput(NamedTuple):
 
 
 class StepSizeHint(NamedTuple):
-    """What step size a method asks for.
+    """The step size that a method asks for.
 
-    most: the next step is at most so many times as long as the error allows, at most 1. hold: keep the size rather than
-    change it by little, as what belongs to this size can be used again.
+    factor: multiplies the step size that the error allows, in [0, 1]; 0: the method gives up on this sample.
+    hold: keep the step size instead of a small growth, since something that depends on it, such as factors of a matrix,
+        can then be used again.
     """
 
-    max_step: ScalarLike
+    factor: ScalarLike
     hold: MaskLike
 
 
 class Counts(NamedTuple):
-    """Jacobians and factorisations of one step, of each sample, (B,) or ().
+    """Jacobians and factorisations in one step, () or (B,).
 
-    nfe: of `within` evaluations of f those that were a sample's own, as it had not converged; all others in the step
-    were for all.
+    counted_calls: number of calls of f in the step that count only for some samples, as the others had converged.
+    nfe: how many of these count for each sample. All other calls in the step count for every sample.
     """
 
     njev: Tensor
     nlu: Tensor
     nfe: Tensor | int = 0
-    within: int = 0
+    counted_calls: int = 0
 
 
 class Step(NamedTuple):
-    """What one attempted step from t0 to t1 gives.
+    """The result of one step from t0 to t1.
 
-    y: the state at t1. carry: what the next step starts from (the slope at t1 of a first-same-as-last method), else ().
-    stages: what the error estimate and the dense output are made of.
+    y: the state at t1. carry: for the next step (of a first-same-as-last method the slope at t1), or ().
+    stages: input of the error estimate and the dense output.
     cache: for the next attempt, whether this one is accepted or not.
-    status: `StepStatus` codes, () or (B,); None: all is well. What is not OK is rejected.
-    order: that of the error estimate, where it is another than the method's; () or (B,).
-    wish: None: the error alone decides. counts: None: each evaluation was for all samples.
+    status: `StepStatus` codes, () or (B,); None: OK. A step that is not OK is rejected.
+    order: of the error estimate, () or (B,), where it is not `Method.error_order`.
+    step_hint: None: the error alone controls the step size. counts: None: each call of f counts for every sample.
     """
 
     y: Leaves
@@ -111,70 +114,74 @@ class Step(NamedTuple):
 
 
 class Method(ABC):
-    """A one-step method. Pure: tensors in, tensors out.
+    """A method for one step. Pure: tensors in, tensors out. A step gets both its ends: a stage at t1 sees exactly t1.
 
-    `name` is what messages call it. `order` is that of the solution it advances with; `error_order` is the k for which
-    the error estimate falls like dt^k, None where there is no estimate. Steps are given by both ends: a stage at t1
-    sees exactly t1. `carry_is_slope`: the carry, where there is one, is f(t1, y1), which then need not be evaluated for
-    a first step size or a Hermite polynomial; False where it is anything else, such as a history.
+    name: used in messages. order: of the solution. error_order: k, where the error estimate falls like dt^k; None: the
+        method has no error estimate. num_stages: approximate number of evaluations of f in a step.
+    carry_is_slope: a carry that is not empty is f(t1, y1), so that f is not evaluated again for the first step size or
+        a Hermite polynomial. False: the carry is something else, such as a history.
+    interpolation: see `with_dense_output`.
+    stability_interval: the largest x for which steps are stable at every dt * eigenvalue in [-x, 0]; 0: unknown.
+    lookahead: how far beyond t1 a step evaluates f, as a fraction of its length.
+    parts: names of the parts of an f that is `Terms`; steps evaluate them as `at.f.part(name)`.
+    predictive_control: the default controller is `Predictive`: the cost of a step depends on its size.
+    traceable: a step consists of tensor operations alone and never reads a value, so it can be vmapped and traced.
+    can_plan_steps: the method has `plan_steps` and `planned_step`, for steps whose times are known beforehand.
     """
 
     name: str
     order: int
     error_order: int | None
-    num_stages: int = 1  # evaluations of f in a step, about
+    num_stages: int = 1
     carry_is_slope: bool = True
     interpolation: str = "own"
-    stability_interval: float = (
-        0.0  # how far it is stable along the negative real axis, in dt * eigenvalue; 0: nobody asks
-    )
-    lookahead: float = 0.0  # how far past its end a step evaluates f, in its length
-    parts: tuple[str, ...] = ()  # of an f that is `Terms`, which the steps evaluate as `at.f.part(name)`
-    predictive: bool = False  # what its steps cost depends on their size: see control/predictive.py
-    traceable: bool = False  # a step is operations alone, and looks at no value: it can be vmapped and traced
-
-    plans: bool = False  # has `spans` and `planned`, for steps whose times are known beforehand
+    stability_interval: float = 0.0
+    lookahead: float = 0.0
+    parts: tuple[str, ...] = ()
+    predictive_control: bool = False
+    traceable: bool = False
+    can_plan_steps: bool = False
 
     def init(self, f: Field, t: Tensor, y: Leaves) -> Leaves:
-        """The carry at the start (t, y)."""
+        """The carry of the first step, from (t, y)."""
         return ()
 
     def init_cache(self, t: Tensor, y: Leaves) -> Cache:
-        """The cache of a first step from (t, y), and of a first one after a jump."""
+        """The cache of the first step from (t, y), also of the first one after a jump."""
         return ()
 
     @abstractmethod
     def step(self, at: StepInput) -> Step:
         """One attempt from t0 to t1."""
 
-    def spans(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[Span]:
-        """Of each step from t0 to t1, both (n,), what `planned` takes."""
-        raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
+    def plan_steps(self, t0: Tensor, t1: Tensor, y: Leaves, dtype: torch.dtype | None) -> Iterable[StepPlan]:
+        """The plans of n steps, from t0 to t1, both (n,). dtype: of f's time; None: that of t0."""
+        raise NotImplementedError(f"{type(self).__name__} has can_plan_steps=True but does not define plan_steps")
 
-    def planned(self, f: Field, span: Span, y: Leaves, carry: Leaves) -> Step:
-        """`step`, given its times: the same to the last bit."""
-        raise NotImplementedError(f"{type(self).__name__} has plans=True, and defines spans and planned")
+    def planned_step(self, f: Field, plan: StepPlan, y: Leaves, carry: Leaves) -> Step:
+        """The same result as `step`, bit for bit, from a plan."""
+        raise NotImplementedError(f"{type(self).__name__} has can_plan_steps=True but does not define planned_step")
 
     def increment(self, at: StepInput) -> tuple[Leaves, tuple[Leaves, ...]]:
-        """y1 - y from no carry, where it can be without the rounding of y1, and the stages of that step."""
+        """y1 - y and the stages of a step without a carry; if possible without the rounding of y1."""
         step = self.step(at._replace(carry=self.init(at.f, at.t0, at.y)))
         return tuple(b - a for a, b in zip(at.y, step.y, strict=True)), step.stages
 
     def restart(self, f: Field, t: Tensor, y: Leaves, carry: Leaves) -> Leaves:
-        """The carry that goes on from (t, y), where f jumps, instead of `carry`. A history must be begun anew."""
+        """The carry that replaces `carry` at (t, y) where f jumps. A history starts anew."""
         return self.init(f, t, y)
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
-        """An estimate of the local error of a step, asked for where the step size depends on it. None: there is none.
+        """An estimate of the local error of a step; None: the method has none.
 
-        Called without grad mode; it may evaluate f again where the step came from `increment`.
+        Called where the step size depends on it, without grad mode. It may evaluate f again after `increment`.
         """
         return None
 
-    def stiff_part(self, step: Step) -> tuple[Leaves, Leaves] | None:
-        """Of a step with all its stages: (E, D) with E = dt J D for a linear f, largest in the fastest modes.
+    def stiffness_pair(self, step: Step) -> tuple[Leaves, Leaves] | None:
+        """(E, D) with E = dt J D for a linear f, so that E . D / D . D estimates dt * eigenvalue of the stiffest mode.
 
-        None where stages are missing, or there is no error estimate. See engine/stiffness.py.
+        None where the step lacks stages, or the method has no error estimate. See engine/stiffness.py.
         """
         return None
 
@@ -184,19 +191,19 @@ class Method(ABC):
         return hermite(expand_over(at.t1 - at.t0, at.y), at.y, step.y, *slopes)
 
     def failure_reason(self, cache: Cache, sample: int | None) -> str:
-        """What is known of the last attempts of a sample whose equations could not be solved; a part of a message."""
+        """Why the last attempts of a sample could not solve their equations; a clause of an error message."""
         return ""
 
-    def wrong_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
-        """Cause and cure, where a solve failed at (t, y) and df/dy as the method has it is not that of f."""
+    def diagnose_jacobian(self, f: Field, t: Tensor, y: Leaves, sample: int | None) -> tuple[str, str] | None:
+        """Cause and cure for an error message, where a solve failed at (t, y) and its df/dy is not that of f."""
         return None
 
     def for_control(self, adaptive: bool) -> Method:
-        """The method of a solve whose steps an error chooses, or does not."""
+        """The method for a solve whose steps an error estimate controls (adaptive), or does not."""
         return self
 
     def twice_differentiable(self) -> Method:
-        """The same method with steps that give second derivatives too, where its own give only first ones."""
+        """The same method with steps that have second derivatives, where its own have only first ones."""
         return self
 
     @final
@@ -204,13 +211,13 @@ class Method(ABC):
         """The same method with another dense output: "own", "linear" between the ends of a step, or "cubic" Hermite."""
         if by not in ("own", "linear", "cubic"):
             raise unknown_name("interpolation", by, ("own", "linear", "cubic"))
-        other = copy.copy(self)
-        other.interpolation = by
-        return other
+        method = copy.copy(self)
+        method.interpolation = by
+        return method
 
     @final
     def dense(self, at: StepInput, step: Step) -> Coefficients:
-        """The dense output of an accepted step, by `interpolation`; it may evaluate f again."""
+        """The dense output of an accepted step, as `interpolation` says; it may evaluate f again."""
         if self.interpolation == "linear":
             return (tuple(b - a for a, b in zip(at.y, step.y, strict=True)),)
         if self.interpolation == "cubic":
@@ -218,24 +225,24 @@ class Method(ABC):
             return hermite(expand_over(at.t1 - at.t0, at.y), at.y, step.y, at.f(at.t0, at.y), slope)
         return self.polynomial(at, step)
 
-    def counted_dense(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
-        """`dense`, and what it took of each sample. None: each evaluation was for all samples."""
+    def dense_with_counts(self, at: StepInput, step: Step) -> tuple[Coefficients, Counts | None]:
+        """`dense` and its counts. None: each call of f counts for every sample."""
         return self.dense(at, step), None
 
 
 class StagewiseMethod(Method):
-    """A method that pulls cotangents through its own sums, given what pulls them through its evaluations of f."""
+    """A method with a VJP of its own sums, evaluation by evaluation, given a VJP of f.
+
+    `stages` are the step's evaluations of f in their order; the list is emptied on the way, to free each graph as soon
+    as possible. Called without grad mode; nothing but the evaluations has a graph.
+    """
 
     @abstractmethod
     def vjp(
         self, dt: Leaves, stages: list[Stage], y_bar: Cotangents, carry_bar: Cotangents, vjp: Vjp
     ) -> tuple[Cotangents, Cotangents]:
-        """Cotangents of y and the carry after a step -> before it, from its evaluations of f, in their order.
-
-        dt: spread over the leaves. stages: emptied on the way. Called without grad mode, and there is no graph of what
-        joins the evaluations.
-        """
+        """Cotangents of y and carry after a step -> those before it. dt: expanded to the shapes of the leaves."""
 
     @abstractmethod
-    def vjp_increment(self, dt: Leaves, stages: list[Stage], bar: Cotangents, vjp: Vjp) -> Cotangents:
-        """The same for `increment`: its cotangent -> that of y."""
+    def vjp_increment(self, dt: Leaves, stages: list[Stage], increment_bar: Cotangents, vjp: Vjp) -> Cotangents:
+        """The VJP of `increment`: its cotangent -> that of y."""

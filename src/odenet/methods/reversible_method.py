@@ -1,12 +1,12 @@
 """Any explicit one-step method made algebraically reversible.
 
-McCallum & Foster 2024, "Efficient, Accurate and Stable Gradients for Neural ODEs" (arXiv 2410.11648): beside y a second
-state z is carried, and with Psi_h(t, x) the increment of the base method from (t, x) over h,
+McCallum & Foster 2024, "Efficient, Accurate and Stable Gradients for Neural ODEs" (arXiv 2410.11648). The method
+advances y and a second state z. With Psi_h(t, x) the increment of the base method from (t, x) over h,
 
-    y1 = l y + (1 - l) z + Psi_h(t0, z),        z1 = z - Psi_-h(t1, y1),        z(t0) = y(t0),
+    y1 = l y + (1 - l) z + Psi_h(t0, z),        z1 = z - Psi_-h(t1, y1),        z(t0) = y(t0).
 
-which can be undone in closed form: z from z1 and y1, then y. The coupling l in (0, 1] draws y and z together: see
-docs/gradients.md for what it does to stability forwards and to rounding backwards.
+The inverse has a closed form: z from z1 and y1, then y. The coupling l in (0, 1] pulls y and z together: for its effect
+on the stability of the step and on round-off of the inverse see docs/gradients.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .method import Field, Method, Step, StepInput
 
 @final
 class ReversibleMethod(Method):
-    """The reversible method on top of `base`, of the same order; twice its evaluations.
+    """The reversible method on top of `base`, with the same order and twice its evaluations. coupling: l.
 
-    The carry is (y, z), in twice the state's precision where there is one: undoing a step multiplies rounding errors by
-    1 / l. The state is y in its own precision, in which the base method steps too.
+    The carry is (y, z) in double precision, as the inverse of a step multiplies round-off by 1 / l. The state is y in
+    its own dtype, in which the base method steps too.
     """
 
     carry_is_slope = False
@@ -55,51 +55,52 @@ class ReversibleMethod(Method):
         return carry
 
     def step(self, at: StepInput) -> Step:
-        wide, z = halves(at.carry)
-        rise, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, to_float32(z, at.y)))
-        wide1 = self.joined(wide, z, rise)
-        y1 = to_float32(wide1, at.y)
+        wide_y, z = split_carry(at.carry)
+        increment, stages = self.base.increment(StepInput(at.f, at.t0, at.t1, cast_like(z, at.y)))
+        wide_y1 = self.couple(wide_y, z, increment)
+        y1 = cast_like(wide_y1, at.y)
         back, _ = self.base.increment(StepInput(at.f, at.t1, at.t0, y1))
         z1 = tuple(a - b for a, b in zip(z, back, strict=True))
-        return Step(y1, (*wide1, *z1), packed(z, rise, stages))
+        return Step(y1, (*wide_y1, *z1), pack_stages(z, increment, stages))
 
     def error(self, at: StepInput, step: Step) -> Leaves | None:
-        z, inner = unpacked(step, at.y)
-        return self.base.error(at._replace(y=z), inner)
+        z, base_step = unpack_stages(step, at.y)
+        return self.base.error(at._replace(y=z), base_step)
 
     def polynomial(self, at: StepInput, step: Step) -> Coefficients:
-        """That of the base method from z, and the offset of y from z, which changes by the factor l over the step."""
-        z, inner = unpacked(step, at.y)
-        first, *rest = self.base.dense(at._replace(y=z), inner)
-        less = 1.0 - self.coupling
-        return (tuple(c - less * (a - b) for c, a, b in zip(first, at.y, z, strict=True)), *rest)
+        """The base method's polynomial from z, plus an offset that goes linearly from y - z to l (y - z)."""
+        z, base_step = unpack_stages(step, at.y)
+        linear, *higher = self.base.dense(at._replace(y=z), base_step)
+        decay = 1.0 - self.coupling
+        return (tuple(c - decay * (a - b) for c, a, b in zip(linear, at.y, z, strict=True)), *higher)
 
-    def joined(self, y: Leaves, z: Leaves, rise: Leaves) -> Leaves:
-        """y1 = l y + (1 - l) z + Psi_h(t0, z), where `rise` is the last."""
-        return tuple((a - b).mul_(self.coupling).add_(b).add_(k) for a, b, k in zip(y, z, rise, strict=True))
+    def couple(self, y: Leaves, z: Leaves, increment: Leaves) -> Leaves:
+        """y1 = l y + (1 - l) z + Psi_h(t0, z). increment: Psi_h(t0, z)."""
+        return tuple((a - b).mul_(self.coupling).add_(b).add_(k) for a, b, k in zip(y, z, increment, strict=True))
 
-    def parted(self, y1: Leaves, z: Leaves, rise: Leaves) -> Leaves:
-        """y: the inverse of `joined`."""
-        return tuple((a - k).sub_(b).div_(self.coupling).add_(b) for a, b, k in zip(y1, z, rise, strict=True))
+    def uncouple(self, y1: Leaves, z: Leaves, increment: Leaves) -> Leaves:
+        """y, the inverse of `couple`."""
+        return tuple((a - k).sub_(b).div_(self.coupling).add_(b) for a, b, k in zip(y1, z, increment, strict=True))
 
 
-def halves(carry: Leaves) -> tuple[Leaves, Leaves]:
+def split_carry(carry: Leaves) -> tuple[Leaves, Leaves]:
     """y and z."""
     n = len(carry) // 2
     return carry[:n], carry[n:]
 
 
-def to_float32(x: Leaves, like: Leaves) -> Leaves:
+def cast_like(x: Leaves, like: Leaves) -> Leaves:
+    """x in the dtypes of `like`."""
     return tuple(a.to(b.dtype) for a, b in zip(x, like, strict=True))
 
 
-def packed(z: Leaves, rise: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves, ...]:
-    """What error estimate and dense output are made of, as `Step.stages`."""
-    return (z, rise, *stages)
+def pack_stages(z: Leaves, increment: Leaves, stages: tuple[Leaves, ...]) -> tuple[Leaves, ...]:
+    """`Step.stages`: z, the increment, and the stages of the base method's step."""
+    return (z, increment, *stages)
 
 
-def unpacked(step: Step, like: Leaves) -> tuple[Leaves, Step]:
-    """The base method's step, and what it starts from."""
-    z, rise, *stages = step.stages
-    z = to_float32(z, like)
-    return z, Step(tuple(a + k for a, k in zip(z, rise, strict=True)), (), tuple(stages))
+def unpack_stages(step: Step, like: Leaves) -> tuple[Leaves, Step]:
+    """The state z before the base method's step, in the dtypes of `like`, and that step."""
+    z, increment, *stages = step.stages
+    z = cast_like(z, like)
+    return z, Step(tuple(a + k for a, k in zip(z, increment, strict=True)), (), tuple(stages))

@@ -13,7 +13,7 @@ from ..api import traced_solve
 from ..api.solve import Solver, solve
 from ..core.leaves import real_dtype
 from ..core.pytrees import flatten, tree_map
-from ..core.torch_func import outlasting
+from ..core.torch_func import without_vmap
 from ..core.validate import describe, function, integer, number
 from ..core.validate import times as real_times
 from ..tracing.dynamo_entry import exporting
@@ -60,10 +60,10 @@ class NeuralODE(nn.Module):
         if torch.compiler.is_compiling():
             sol = solve(self.field, y0, times, args=args, **self.solve_options)
         else:
-            if not self._solver.stands_for(self.field, self.solve_options):
+            if not self._solver.matches(self.field, self.solve_options):
                 self._solver = Solver(self.field, **self.solve_options)
             sol = self._solver(y0, times, args)
-        self.stats, self.status = sol.stats.kept(), outlasting(sol.status)
+        self.stats, self.status = sol.stats.kept(), without_vmap(sol.status)
         return sol.y1 if ts is None else sol.ys
 
     def _times(self, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -75,7 +75,7 @@ class _Adjoint(torch.autograd.Function):
         p, n = setting.p, len(setting.p.y0)
         y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
         field: Any = setting.field(tensors)
-        stops = p.stops.rule.within(ts, p.direction)
+        stops = p.stops.rule.stop_times(ts, p.direction)
         found = traced_loop(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
         y1, end = found.end.unless_failed(found.at.state.y), found.end
         ctx.setting = setting

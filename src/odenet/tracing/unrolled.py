@@ -18,7 +18,7 @@ def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] 
     """Both ends of every step, where no error, and no tensor, decides them; None where they are not known, or many."""
     control = p.controller
     rule = p.stops.rule
-    if control.adaptive or not rule.fixed or rule.perturb:
+    if control.adaptive or not rule.ts_only or rule.perturb:
         return None
     size = float(control.initial_step(1.0))
     sign = -1.0 if times[-1] < times[0] else 1.0

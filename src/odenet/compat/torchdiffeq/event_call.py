@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.leaves import Leaves
-from ...core.segment_ends import jumps
+from ...core.segment_ends import jumps_across
 from ...core.validate import boolean, describe, function
 from ...events.event_time import with_event_time
 from .inputs import Inputs
@@ -87,7 +87,7 @@ def _slope_before(f: Callable[[Tensor, Leaves], Leaves], time: Tensor, span: Ten
     """
     back = 16 * torch.finfo(time.dtype).eps * span
     slope = f(time, y)
-    if not bool(jumps(f, time, y, slope, back, tuple(k * back for k in slope))):
+    if not bool(jumps_across(f, time, y, slope, back, tuple(k * back for k in slope))):
         return slope
     for _ in range(2):  # along the solution, as soon as its slope is known
         slope = f(time - back, y)

@@ -9,15 +9,16 @@ import torch
 
 from ...core.leaves import Leaves
 from ...core.status import Status
+from ...engine.step_attempt import State
 from ...engine.integrate import NumericalSolution, Request
 from ...engine.loop import Outcome
 from ...engine.problem import Problem
-from ...engine.step_attempt import State
 from ...gradients import Adjoint, ContinuousAdjoint
 from ...gradients.adjoint_field import AdjointField
 from ...gradients.continuous_adjoint import AdjointSolve
 from ...gradients.gradient import Stats, Trajectory, direct
-from ...methods.state_matrix import StateMatrix
+from ...methods.matrix_layout import MatrixLayout
+
 
 if TYPE_CHECKING:
     import numpy as np  # comes with SciPy: this module is imported where neither is installed
@@ -49,16 +50,16 @@ class SciPy(ContinuousAdjoint):
             from scipy.integrate import solve_ivp
         except ImportError:
             raise ImportError("method='scipy_solver' needs SciPy: pip install scipy") from None
-        rows = StateMatrix(q.y0, False)
+        rows = MatrixLayout(q.y0, False)
         before = q.f.calls
 
         def f(t: float, y: np.ndarray) -> np.ndarray:
-            state = rows.part(torch.as_tensor(y, dtype=rows.dtype, device=q.ts.device)[None])
-            return rows.join(q.f(q.ts.new_tensor(t), state))[0].cpu().double().numpy()
+            state = rows.to_leaves(torch.as_tensor(y, dtype=rows.dtype, device=q.ts.device)[None])
+            return rows.to_matrix(q.f(q.ts.new_tensor(t), state))[0].cpu().double().numpy()
 
         rtol, atol = (self._flat(tol, q.y0, rows) for tol in (q.rtol, q.atol))
         ts = q.ts.cpu().numpy()
-        start = rows.join(q.y0)[0].cpu().double().numpy()
+        start = rows.to_matrix(q.y0)[0].cpu().double().numpy()
         # min_step is LSODA's alone, and the others warn of it
         limits = {k: v for k, v in self.limits.items() if k == "max_step" or self.solver == "LSODA"}
         found: Any = solve_ivp(f, (ts[0], ts[-1]), start, self.solver, ts, rtol=rtol, atol=atol, **limits)
@@ -67,13 +68,13 @@ class SciPy(ContinuousAdjoint):
                 f"SciPy's {self.solver} failed at t={found.t[-1] if len(found.t) else ts[0]!r}: {found.message}"
             )
         values = torch.as_tensor(found.y.T.copy(), dtype=rows.dtype, device=q.ts.device)
-        ys = rows.part(values[:, None])
+        ys = rows.to_leaves(values[:, None])
         y1 = tuple(y[-1] for y in ys)
         state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS))
         return NumericalSolution(ys, y1, None, Outcome(state, q.f.calls - before, len(found.t) - 1, 0))
 
     @staticmethod
-    def _flat(tol: Any, y0: Leaves, rows: StateMatrix) -> float | np.ndarray:
+    def _flat(tol: Any, y0: Leaves, rows: MatrixLayout) -> float | np.ndarray:
         """One number where it is one (the implicit solvers take no more for rtol), else an array."""
         if all(isinstance(x, float) for x in tol) and len(set(tol)) == 1:
             return tol[0]
@@ -81,7 +82,7 @@ class SciPy(ContinuousAdjoint):
             torch.as_tensor(x, dtype=torch.float64).expand(y.shape).to(y.device) for x, y in zip(tol, y0, strict=True)
         ]
         pairs = tuple(torch.complex(x, x) if y.is_complex() else x for x, y in zip(full, y0, strict=True))
-        return rows.join(pairs)[0].cpu().double().numpy()
+        return rows.to_matrix(pairs)[0].cpu().double().numpy()
 
 
 def vars_of(how: ContinuousAdjoint) -> dict[str, Any]:

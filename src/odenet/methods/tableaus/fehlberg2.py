@@ -1,11 +1,11 @@
-"""Fehlberg's pair 1(2), advanced with the formula of order 2: three stages.
+"""Fehlberg's pair 1(2), with the solution of order 2: three stages.
 
 Source: E. Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969), p. 20. The
-estimate is b - b_hat with b_hat = (1/256, 255/256, 0). Fehlberg's last stage is at his own solution, of order 1, so
-advancing with order 2 it is not the first of the next step.
+estimate is b - b_hat with b_hat = (1/256, 255/256, 0). The last stage is evaluated at the solution of order 1, so that
+with the solution of order 2 it is not the first stage of the next step.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="fehlberg2",

@@ -4,7 +4,7 @@ Source: C. Runge, Ueber die numerische Aufloesung von Differentialgleichungen, M
 Hairer, Norsett & Wanner I, eq. (II.1.4).
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="midpoint",

@@ -1,11 +1,21 @@
-"""An ESDIRK pair of order 5(4) of Kennedy and Carpenter: L-stable, stage order 2, nothing evaluated outside a step.
+"""An ESDIRK pair of order 5(4) of Kennedy and Carpenter: L-stable, stage order 2, all nodes in [0, 1].
 
 Source: C. A. Kennedy, M. H. Carpenter, Diagonally implicit Runge-Kutta methods for stiff ODEs, Appl. Numer. Math. 146
-(2019), 221-244, ESDIRK5(4)7L[2]SA2; the coefficients as in SUNDIALS. Dense output and predictors of the stages are this
-library's own: docs/methods.md.
+(2019), 221-244, ESDIRK5(4)7L[2]SA2; the coefficients as in SUNDIALS. Dense output and stage predictors are
+derived for this library: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau, refined
+from ..implicit_tableau import ImplicitTableau, refined
+
+_B = (
+    -0.03946606910974026,
+    -0.03946606910974026,
+    0.27263649025024267,
+    0.4321651725202882,
+    0.3524160862328891,
+    -0.16228561078393952,
+    0.184,
+)
 
 _ESDIRK54 = ImplicitTableau(
     name="esdirk54",
@@ -26,25 +36,9 @@ _ESDIRK54 = ImplicitTableau(
             0.184,
             0.0,
         ),
-        (
-            -0.03946606910974026,
-            -0.03946606910974026,
-            0.27263649025024267,
-            0.4321651725202882,
-            0.3524160862328891,
-            -0.16228561078393952,
-            0.184,
-        ),
+        _B,
     ),
-    b=(
-        -0.03946606910974026,
-        -0.03946606910974026,
-        0.27263649025024267,
-        0.4321651725202882,
-        0.3524160862328891,
-        -0.16228561078393952,
-        0.184,
-    ),
+    b=_B,
     error=(
         0.041223397456907174,
         0.041223397456907174,

@@ -2,14 +2,14 @@
 
 Source: P. J. Prince, J. R. Dormand, High order embedded Runge-Kutta formulae, J. Comput. Appl. Math. 7 (1981), 67-75,
 table 2; Hairer, Norsett & Wanner I, table II.5.4. The fractions are rational approximations of algebraic numbers and
-meet the order conditions to about 1e-17. The published b_hat of order 7 is `_B_HAT`.
+satisfy the order conditions to about 1e-17. `_B_HAT` are the published weights of order 7.
 
-Dense output: of uniform order 7 and C1, from f(t1, y1) and three more stages on accepted steps; derived for this
-library, as the paper gives none, by tools/derive_dopri8_dense.py, which prints the three tables below. Its defects of
-order 8 have the norm 2.9e-6 over the step, a tenth of those of b_hat, by which the step is accepted.
+Dense output: of uniform order 7 and C1, from f(t1, y1) and three extra stages on accepted steps. The paper gives none:
+tools/derive_dopri8_dense.py derives it and prints the tables of the dense output below. Its error coefficients of order
+8 have the norm 2.9e-6 over the step, a tenth of those of b_hat, which control the step.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (
     14005451 / 335480064,

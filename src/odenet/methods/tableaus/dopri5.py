@@ -5,7 +5,7 @@ table 2. Interpolant: L. F. Shampine, Some practical Runge-Kutta formulas, Math.
 free parameter as in SciPy's `RK45.P`.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
 

@@ -1,10 +1,10 @@
-"""The two methods of order 4 in Kutta's paper: the classical one and the 3/8 rule, four stages each.
+"""The two methods of order 4 in Kutta's paper: the classical method and the 3/8 rule, four stages each.
 
 Source: W. Kutta, Beitrag zur naeherungsweisen Integration totaler Differentialgleichungen, Z. Math. Phys. 46 (1901),
 435-453; Hairer, Norsett & Wanner I, table II.1.2.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 RK4 = Tableau(
     name="rk4",

@@ -1,4 +1,4 @@
-"""Diagonally implicit methods of order 2: one stage after another is found by a system of the state's own size.
+"""Diagonally implicit methods of order 2: the stages are solved one by one, each by a system of the size of the state.
 
 Sources: trapezoid, Crank & Nicolson 1947 (A-stable); sdirk2, R. Alexander, Diagonally implicit Runge-Kutta methods for
 stiff ODEs, SIAM J. Numer. Anal. 14 (1977), 1006-1021 (L-stable); trbdf2, R. E. Bank et al., Transient simulation of
@@ -8,7 +8,7 @@ Analysis and implementation of TR-BDF2, Appl. Numer. Math. 20 (1996), 21-37 (L-s
 
 from math import sqrt
 
-from .implicit_tableau import ImplicitTableau
+from ..implicit_tableau import ImplicitTableau
 
 _G = 1 - sqrt(2) / 2
 _W = sqrt(2) / 4
@@ -23,7 +23,7 @@ TRBDF2 = ImplicitTableau(
     c=(0.0, 2 * _G, 1.0),
     a=((0.0, 0.0, 0.0), (_G, _G, 0.0), (_W, _W, _G)),
     b=(_W, _W, _G),
-    error=(_W - (1 - _W) / 3, _W - (3 * _W + 1) / 3, _G - _G / 3),  # less an embedded formula of order 3
+    error=(_W - (1 - _W) / 3, _W - (3 * _W + 1) / 3, _G - _G / 3),  # b - b_hat, with b_hat of order 3
     error_order=3,
     dense=((sqrt(2) / 2, -_W), (sqrt(2) / 2, -_W), (1 - sqrt(2), sqrt(2) / 2)),
     predictor=((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (-sqrt(2) / 2, 1 + sqrt(2) / 2, 0.0)),

@@ -6,7 +6,7 @@ and IV.5.2.
 
 from math import sqrt
 
-from .implicit_tableau import ImplicitTableau
+from ..implicit_tableau import ImplicitTableau
 
 _3, _15 = sqrt(3), sqrt(15)
 

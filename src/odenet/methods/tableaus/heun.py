@@ -1,11 +1,11 @@
-"""Heun's methods: that of order 2 (the explicit trapezoidal rule) with embedded Euler, and that of order 3.
+"""Heun's methods: order 2 (the explicit trapezoidal rule) with embedded Euler step, and order 3.
 
 Source: K. Heun, Neue Methoden zur approximativen Integration der Differentialgleichungen einer unabhaengigen
-Veraenderlichen, Z. Math. Phys. 45 (1900), 23-38; Hairer, Norsett & Wanner I, table II.1.1. The estimate of the first is
-b - b_hat with b_hat = (1, 0), the Euler step.
+Veraenderlichen, Z. Math. Phys. 45 (1900), 23-38; Hairer, Norsett & Wanner I, table II.1.1. The error estimate of `HEUN`
+is b - b_hat with b_hat = (1, 0), the Euler step.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 HEUN = Tableau(
     name="heun",

@@ -3,12 +3,12 @@
 Source: Ch. Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption, Comput.
 Math. Appl. 62 (2011), 770-775, table 1 and the interpolant of section 3, its products expanded to powers of theta.
 
-What the paper prints as b_hat is the difference of the two formulas, and its last entry has the wrong sign: with 1/66
-the differences sum to 2/66 instead of zero, and no condition of order 1 to 4 holds for b - error; with -1/66 they all
-do, to 1e-15 (tests/methods/test_tableau.py).
+The numbers that the paper prints as b_hat are b - b_hat, and the last one has the wrong sign: with 1/66 they sum to
+2/66 instead of zero, and b - error satisfies no condition of order 1 to 4; with -1/66 it satisfies all of them, to
+1e-15 (tests/methods/test_tableau.py).
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 _B = (
     0.09646076681806523,

@@ -3,7 +3,7 @@
 Source: L. Euler, Institutionum calculi integralis I (1768), problem 85; Hairer, Norsett & Wanner I, eq. (I.7.3).
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="euler",

@@ -1,12 +1,12 @@
 """Butcher's method of order 5 in six stages, with the weights of Boole's rule.
 
-None of its weights is negative and its coefficients are small, so that it keeps most of its accuracy in steps that are
-long for the problem, where methods of order 5 made for pairs lose it.
+No weight is negative and the coefficients are small, so that it stays accurate in steps that are long for the problem;
+methods of order 5 designed as parts of embedded pairs do not. It starts `implicit_adams`, and is no method by name.
 
 Source: J. C. Butcher, On Runge-Kutta processes of high order, J. Austral. Math. Soc. 4 (1964), 179-194.
 """
 
-from .tableau import Tableau
+from ..tableau import Tableau
 
 TABLEAU = Tableau(
     name="butcher5",

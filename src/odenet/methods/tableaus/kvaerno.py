@@ -1,10 +1,12 @@
 """ESDIRK methods of A. Kvaerno, with an explicit first stage and an embedded estimate; L-stable, of stage order 2.
 
 Source: A. Kvaerno, Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT 44 (2004), 489-502;
-the coefficients as in SUNDIALS. Dense output and predictors of the stages are this library's own: docs/methods.md.
+the coefficients as in SUNDIALS. Dense output and stage predictors are derived for this library: docs/methods.md.
 """
 
-from .implicit_tableau import ImplicitTableau, refined
+from ..implicit_tableau import ImplicitTableau, refined
+
+_B3 = (0.30880996997674653, 1.4905633884217806, -1.2352398799069861, 0.435866521508459)
 
 KVAERNO3 = ImplicitTableau(
     name="kvaerno3",
@@ -14,9 +16,9 @@ KVAERNO3 = ImplicitTableau(
         (0.0, 0.0, 0.0, 0.0),
         (0.435866521508459, 0.435866521508459, 0.0, 0.0),
         (0.49056338842178054, 0.07357009006976042, 0.435866521508459, 0.0),
-        (0.30880996997674653, 1.4905633884217806, -1.2352398799069861, 0.435866521508459),
+        _B3,
     ),
-    b=(0.30880996997674653, 1.4905633884217806, -1.2352398799069861, 0.435866521508459),
+    b=_B3,
     error=(-0.18175341844503404, 1.4169932983520201, -1.671106401415445, 0.435866521508459),
     error_order=3,
     caution=2.0,
@@ -34,6 +36,16 @@ KVAERNO3 = ImplicitTableau(
     ),
 )
 
+_B5 = (
+    0.13659751177640292,
+    0.0,
+    -0.054969087965383766,
+    -0.04118626728321047,
+    0.629933048990164,
+    0.06962479448202728,
+    0.26,
+)
+
 _KVAERNO5 = ImplicitTableau(
     name="kvaerno5",
     order=5,
@@ -45,25 +57,9 @@ _KVAERNO5 = ImplicitTableau(
         (0.22371961478320507, 0.476755323197997, -0.06470895363112615, 0.26, 0.0, 0.0, 0.0),
         (0.16648564323248322, 0.1045001884159172, 0.03631482272098715, -0.13090704451073998, 0.26, 0.0, 0.0),
         (0.13855640231268224, 0.0, -0.04245337201752043, 0.02446657898003142, 0.6194303907248068, 0.26, 0.0),
-        (
-            0.13659751177640292,
-            0.0,
-            -0.054969087965383766,
-            -0.04118626728321047,
-            0.629933048990164,
-            0.06962479448202728,
-            0.26,
-        ),
+        _B5,
     ),
-    b=(
-        0.13659751177640292,
-        0.0,
-        -0.054969087965383766,
-        -0.04118626728321047,
-        0.629933048990164,
-        0.06962479448202728,
-        0.26,
-    ),
+    b=_B5,
     error=(
         -0.001958890536279335,
         0.0,
