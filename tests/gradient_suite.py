@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 import odenet
 from odenet.api.peak_memory import PeakMemory
-from odenet.gradients import states
+from odenet.gradients import state_store
 
 D = torch.float64
 
@@ -139,7 +139,7 @@ class GradientSuite:
     def test_memory_of_a_further_step(self, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Bytes of tensors alive at the peak of a forward and a backward pass, per step and in units of the state."""
         y0, w = torch.ones(4, 4096, dtype=D), torch.tensor(0.5, dtype=D, requires_grad=True)
-        monkeypatch.setattr(states, "GRAPH_BYTES", 8 * y0.nbytes)  # two steps' graphs
+        monkeypatch.setattr(state_store, "GRAPH_BYTES", 8 * y0.nbytes)  # two steps' graphs
 
         def peak(steps: int) -> int:
             with PeakMemory() as memory:

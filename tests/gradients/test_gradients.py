@@ -8,7 +8,7 @@ import pytest
 
 import odenet
 from gradient_suite import GradientSuite
-from odenet.gradients import GRADIENTS, sweep
+from odenet.gradients import GRADIENTS, backward_pass
 from odenet.methods import METHODS
 from odenet.methods.reversible_method import ReversibleMethod
 
@@ -58,7 +58,7 @@ class ByStages:
 
     @pytest.fixture(autouse=True)
     def small_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sweep, "BY_STAGES", 0)
+        monkeypatch.setattr(backward_pass, "STAGEWISE_BYTES", 0)
 
 
 class TestCheckpointsByStages(ByStages, TestCheckpoints):

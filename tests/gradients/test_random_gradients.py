@@ -18,7 +18,7 @@ import odenet
 from gradients.reference import Equation, Gradients, gradients
 from odenet.core.leaves import real_dtype
 from odenet.core.pytrees import flatten, unflatten
-from odenet.gradients import GRADIENTS, sweep
+from odenet.gradients import GRADIENTS, backward_pass
 from odenet.methods import METHODS, ExplicitRK
 
 N = 4  # numbers a sample, split into leaves of these shapes
@@ -267,7 +267,7 @@ def check(case: Case) -> float:
     """The largest error of a gradient by y0 and by parameters, in units."""
     assume(not no_dense_slope(case))
     setting = Setting(case)
-    with patch.object(sweep, "BY_STAGES", 0 if case.by_stages else sweep.BY_STAGES):
+    with patch.object(backward_pass, "STAGEWISE_BYTES", 0 if case.by_stages else backward_pass.STAGEWISE_BYTES):
         values, found = mine(setting, case.gradient)
     true_values, exact = true(setting)
     size, limit = unit(case), limits(case)

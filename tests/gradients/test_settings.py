@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.gradients import sweep
+from odenet.gradients import backward_pass
 from odenet.gradients.checkpoint_schedule import optimal_recomputation
-from odenet.gradients.memory_budget import whole_bytes
+from odenet.gradients.memory_budget import parse_bytes
 from odenet.methods import METHODS, ExplicitRK
 from odenet.methods.reversible_method import ReversibleMethod
 
@@ -68,14 +68,14 @@ def test_held_states_are_never_more_than_asked() -> None:
 
     problem = SimpleNamespace(f=SimpleNamespace(random=False))
     for slots in (1, 3, 8):
-        states = Checkpoints(slots, method_carries=False)
+        states = Checkpoints(slots, stores_carry=False)
         y = (torch.zeros(1),)
         for n in range(100):
             states.store(n, SimpleNamespace(y=y, carry=(), problem=problem))  # type: ignore[arg-type]
-            assert len(states.held) <= slots
+            assert len(states.stored) <= slots
         for n in reversed(range(100)):
-            states.start(n, lambda k, start: start, lambda k, y: ())
-            assert len(states.held) <= slots
+            states.step_start(n, lambda k, start: start, lambda k, y: ())
+            assert len(states.stored) <= slots
 
 
 def test_memory_chooses_checkpoints() -> None:
@@ -84,7 +84,7 @@ def test_memory_chooses_checkpoints() -> None:
     for memory in (16_000, "300kB", "1 MiB"):
         sol = odenet.solve(wave, y0, [0.0, 1.0], method="rk4", step=0.1, gradient=odenet.Discrete(memory=memory))
         counts.append(sol.stats.checkpoints)
-        assert sol.stats.checkpoints * 8000 <= whole_bytes(memory)
+        assert sol.stats.checkpoints * 8000 <= parse_bytes(memory)
     assert counts[0] == 1 < counts[1] < counts[2]
     with pytest.raises(ValueError, match=r"memory of 100 bytes holds no state of 8000 bytes.*reversible"):
         odenet.solve(wave, y0, [0.0, 1.0], gradient=odenet.Discrete(memory=100))
@@ -105,7 +105,7 @@ def test_stages_give_what_one_graph_gives(
     options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if adaptive else {"step": 0.02}
 
     def found(limit: int) -> tuple[Tensor, ...]:
-        monkeypatch.setattr(sweep, "BY_STAGES", limit)
+        monkeypatch.setattr(backward_pass, "STAGEWISE_BYTES", limit)
         generator = torch.Generator().manual_seed(0)
         y0 = [torch.randn(2, 3, dtype=d, generator=generator).requires_grad_() for d in (D, torch.complex128)]
         A = torch.randn(3, 3, dtype=D, generator=generator).requires_grad_()
@@ -125,7 +125,7 @@ def test_stages_give_what_one_graph_gives(
 
 
 def test_units_of_memory() -> None:
-    assert [whole_bytes(x) for x in (7, "7", "2kB", "2 KiB", "1.5MiB", "1g")] == [7, 7, 2000, 2048, 1572864, 2**30]
+    assert [parse_bytes(x) for x in (7, "7", "2kB", "2 KiB", "1.5MiB", "1g")] == [7, 7, 2000, 2048, 1572864, 2**30]
 
 
 WRONG: list[tuple[Any, type[Exception], str]] = [

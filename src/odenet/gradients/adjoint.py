@@ -28,6 +28,6 @@ class Adjoint(ContinuousAdjoint):
 
     name = "adjoint"
 
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         solved = integrate(q, request, OutputRecorder(q))
         return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured))

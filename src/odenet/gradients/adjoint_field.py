@@ -27,16 +27,16 @@ class AdjointField:
     captured = None
     random = False
     save = None
-    parts: list[Sequence[Tensor | None]] | None = None
+    collected_vjps: list[Sequence[Tensor | None]] | None = None
     """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
 
     def __init__(
         self, f: VectorField, captured: Leaves, path: Callable[[Tensor, Tensor | None], Leaves] | None = None
     ) -> None:
         args = f.differentiable_args
-        self.f, self.path = f.with_args(args), path
-        self.others, self.fixed = captured, (*args, *captured)
-        self.lanes: Tensor | None = None
+        self.f, self.trajectory = f.with_args(args), path
+        self.captured_tensors, self.parameters = captured, (*args, *captured)
+        self.sample_index: Tensor | None = None
 
     @property
     def calls(self) -> int:
@@ -56,46 +56,46 @@ class AdjointField:
         if f is None:
             return None
         other = copy.copy(self)
-        other.f, other.fixed = f, (*f.differentiable_args, *self.others)
-        other.lanes = rows if self.lanes is None else self.lanes[rows]
+        other.f, other.parameters = f, (*f.differentiable_args, *self.captured_tensors)
+        other.sample_index = rows if self.sample_index is None else self.sample_index[rows]
         return other
 
     def __call__(self, t: Tensor, state: Leaves, side: Tensor | None = None) -> Leaves:
-        if self.path is not None:
-            return self.slopes(t, self.path(t, self.lanes), state, side)[1]
-        slope, back = self.slopes(t, *self.pair(t, state), side)
+        if self.trajectory is not None:
+            return self.derivatives(t, self.trajectory(t, self.sample_index), state, side)[1]
+        slope, back = self.derivatives(t, *self.split_state(t, state), side)
         return (*slope, *back)
 
-    def pair(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
+    def split_state(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
         """y and a at t, where the backward solve's state is `state`."""
-        if self.path is not None:
-            return self.path(t, self.lanes), state
+        if self.trajectory is not None:
+            return self.trajectory(t, self.sample_index), state
         n = len(state) // 2
         return state[:n], state[n:]
 
-    def state(self, y: Leaves, a: Leaves) -> Leaves:
+    def join_state(self, y: Leaves, a: Leaves) -> Leaves:
         """What the backward solve starts from."""
-        return (*y, *a) if self.path is None else a
+        return (*y, *a) if self.trajectory is None else a
 
-    def slopes(self, t: Tensor, y: Leaves, a: Leaves, side: Tensor | None) -> tuple[Leaves, Leaves]:
+    def derivatives(self, t: Tensor, y: Leaves, a: Leaves, side: Tensor | None) -> tuple[Leaves, Leaves]:
         """f(t, y) and -(df/dy)^T a; attached to y and a in grad mode, where an implicit step wants their Jacobian."""
         attached = torch.is_grad_enabled()
         with torch.enable_grad():
             if not attached:
                 t, y = t.detach(), new_leaves(y)
             y = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
-            marker = 0 if self.parts is None else graph_marker()
+            marker = 0 if self.collected_vjps is None else graph_marker()
             slope = self.f(t, y, side)
-            if self.parts is None:
-                pulled = self.pulled(slope, y, a, attached)
+            if self.collected_vjps is None:
+                pulled = self.vjp(slope, y, a, attached)
             else:
                 self.f.collect_captured(slope, t, y, marker)
-                pulled = self.pulled(slope, (*y, *self.fixed), a, attached)
-                self.parts.append(pulled[len(y) :])
+                pulled = self.vjp(slope, (*y, *self.parameters), a, attached)
+                self.collected_vjps.append(pulled[len(y) :])
         back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=False))
         return (slope if attached else tuple(k.detach() for k in slope)), back
 
-    def towards_fixed(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:
+    def parameter_vjp(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:
         """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
         with torch.enable_grad():
             marker = graph_marker()
@@ -103,9 +103,9 @@ class AdjointField:
             t = t.detach()
             slope = self.f(t, y)
             self.f.collect_captured(slope, t, y, marker)
-            return self.pulled(slope, self.fixed, a)
+            return self.vjp(slope, self.parameters, a)
 
-    def pulled(
+    def vjp(
         self,
         values: Leaves,
         inputs: Sequence[Tensor],

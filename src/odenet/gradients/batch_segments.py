@@ -16,7 +16,7 @@ from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from ..engine.tape import TapeStep
 from ..methods.method import Cotangents
-from .gradient import add_counts
+from .gradient import add_cotangents
 
 Start = tuple[Leaves, Leaves]  # of a step: y and the carry
 
@@ -26,19 +26,19 @@ class BatchSegment:
 
     def __init__(self, p: Problem) -> None:
         self.args = p.f.differentiable_args
-        self.q, self.charged = replace(p, f=p.f.with_args(self.args)), 0
+        self.problem, self.counted_calls = replace(p, f=p.f.with_args(self.args)), 0
 
-    def charge(self, total: Tensor | int, lanes: MaskLike) -> Tensor | int:
+    def add_evaluations(self, total: Tensor | int, samples: MaskLike) -> Tensor | int:
         """`total` and what these lanes are charged: the evaluations since the last charge."""
-        calls, self.charged = self.q.f.calls - self.charged, self.q.f.calls
-        return total + self.q.samples.scatter(calls * lanes) if calls else total
+        calls, self.counted_calls = self.problem.f.calls - self.counted_calls, self.problem.f.calls
+        return total + self.problem.samples.scatter(calls * samples) if calls else total
 
-    def replay(self, e: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
+    def replay(self, step: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
         """A step from its start, and what the step after it starts from."""
-        time0, time1 = e.ends(self.q)
-        attempt = e.replay(self.q, time0, time1, *start)
-        after = attempt.step.y, next_carry(self.q, time1, attempt.step, e.jumps)
-        y, carry = (select(e.accept, new, old) for new, old in zip(after, start, strict=True))
+        time0, time1 = step.ends(self.problem)
+        attempt = step.replay(self.problem, time0, time1, *start)
+        following = attempt.step.y, next_carry(self.problem, time1, attempt.step, step.jumps)
+        y, carry = (select(step.accept, new, old) for new, old in zip(following, start, strict=True))
         return attempt, (y, carry)
 
 
@@ -57,18 +57,18 @@ class ParameterGrads:
 
     def __init__(self, count: int) -> None:
         self.total: Cotangents = [None] * count
-        self.cut: list[int] = []
-        self.apart = RowScatter()
+        self.sliced: list[int] = []
+        self.row_scatter = RowScatter()
 
-    def enter(self, f: VectorField, samples: BatchIndex) -> None:
-        if samples.index is self.apart.samples.index:
+    def switch_to(self, f: VectorField, samples: BatchIndex) -> None:
+        if samples.index is self.row_scatter.samples.index:
             return
-        self.cut = self.cut or [
-            i for i, cut in enumerate(f.sliced_args) if cut
+        self.sliced = self.sliced or [
+            i for i, sliced in enumerate(f.sliced_args) if sliced
         ]  # of the first part: the whole has none
-        moved = self.apart.exchange([self.total[i] for i in self.cut], samples)
-        for i, x in zip(self.cut, moved, strict=True):
+        exchanged = self.row_scatter.exchange([self.total[i] for i in self.sliced], samples)
+        for i, x in zip(self.sliced, exchanged, strict=True):
             self.total[i] = x
 
-    def add(self, parts: Sequence[Tensor | None]) -> None:
-        self.total = add_counts(self.total, parts)
+    def add(self, cotangents: Sequence[Tensor | None]) -> None:
+        self.total = add_cotangents(self.total, cotangents)

@@ -50,7 +50,7 @@ def reversal_cost(steps: int, slots: int) -> int:
     return repetitions * steps - beta(slots + 1, repetitions - 1)
 
 
-def split(steps: int, slots: int) -> int:
+def first_checkpoint(steps: int, slots: int) -> int:
     """How far to advance first, to reverse two or more steps from a held start at `reversal_cost`.
 
     The state reached, j steps on, is kept in a slot; the steps after it are reversed with one slot fewer, then it is
@@ -73,7 +73,7 @@ def optimal_recomputation(steps: int, slots: int) -> int:
     return reversal_cost(steps + 1, slots) - steps if steps > 0 else 0
 
 
-class _Cost:
+class _ReversalCost:
     """`reversal_cost` for one number of slots, by looking up a table that grows with the steps asked for."""
 
     def __init__(self, slots: int) -> None:
@@ -115,9 +115,9 @@ class OnlineSchedule:
         self.positions: list[int] = []
         self._slots = slots
         self._next = 0  # the next step whose state is kept
-        self._lost: int | None = None  # the index of the position discarded for it
+        self._next_discard: int | None = None  # the index of the position discarded for it
         self._opening = 1  # where the opening phase discards; `slots` once it is over
-        self._costs = [_Cost(count) for count in range(slots + 1)]  # by number of slots; that for 0 is not used
+        self._costs = [_ReversalCost(count) for count in range(slots + 1)]  # by number of slots; that for 0 is not used
         # By index j: what one slot more would save in the gaps 1 to j; and the cheapest loss among the positions 1
         # to j as (cost less a constant, minus the gap it leaves, index).
         self._savings = [0]
@@ -130,7 +130,7 @@ class OnlineSchedule:
         """
         if n < self._next:
             return False, None
-        lost = self._lost
+        lost = self._next_discard
         discarded = None if lost is None else self.positions.pop(lost)
         self.positions.append(n)
         self._plan(n, lost)
@@ -151,14 +151,14 @@ class OnlineSchedule:
             while (j := self._opening) < slots:
                 end = positions[j + 1] if j + 1 < slots else n + 1
                 if end - positions[j - 1] <= beta(slots - j + 1, 1):
-                    self._next, self._lost = n + 1, j
+                    self._next, self._next_discard = n + 1, j
                     return
                 self._opening += 1
             lost = None
-        self._weigh(1 if lost is None else max(lost - 1, 1))
-        self._await(n)
+        self._update_losses(1 if lost is None else max(lost - 1, 1))
+        self._schedule_next(n)
 
-    def _weigh(self, first: int) -> None:
+    def _update_losses(self, first: int) -> None:
         """Bring the losses up to date from index `first` on; a loss changes nothing about those well before it."""
         positions, costs, slots = self.positions, self._costs, self._slots
         savings, cheapest = self._savings, self._cheapest
@@ -180,7 +180,7 @@ class OnlineSchedule:
             cheapest.append(best)
             before, here, cost = here, after, fewer
 
-    def _await(self, n: int) -> None:
+    def _schedule_next(self, n: int) -> None:
         """Find the step at which the cheapest loss is worth it, the state at n being the last one held."""
         cost = self._costs[2]
         inner, inner_left, inner_index = self._cheapest[-1]
@@ -203,4 +203,4 @@ class OnlineSchedule:
         inner_loss, last_loss = losses(length)
         self._next = n + length
         last = (last_loss, -last_gap - length) < (inner_loss, inner_left)
-        self._lost = self._slots - 1 if last else inner_index
+        self._next_discard = self._slots - 1 if last else inner_index

@@ -28,11 +28,11 @@ from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
 from ..methods.method import Cotangents, Method
 from .adjoint_field import AdjointField
-from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
-from .quadrature import quadrature
-from .step_graph import divided
-from .taped_solve import once_more
+from .custom_vjp import custom_vjp
+from .gradient import Gradient, Stats, Trajectory, gradient_bypassed, refuse_random, solve_plain
+from .quadrature import parameter_integral
+from .step_graph import split_by_acceptance
+from .taped_solve import recompute_outputs
 
 _STEPS = 10_000
 
@@ -57,7 +57,9 @@ class ContinuousAdjoint(Gradient):
     controller: Controller | None = None
     max_steps: int | None = None
     callbacks: Callbacks | None = None
-    twice: bool = field(default=True, init=False)  # second derivatives, through the steps; else they are refused
+    double_backward: bool = field(
+        default=True, init=False
+    )  # second derivatives, through the steps; else they are refused
 
     def __post_init__(self) -> None:
         if not (callable(self.norm) or (isinstance(self.norm, str) and self.norm == "seminorm")):
@@ -106,41 +108,41 @@ class ContinuousAdjoint(Gradient):
         return rtol, [*q.atol[: count - len(a)], *(x * unit for x, unit in zip(q.atol, units, strict=True))]
 
     @abstractmethod
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         """Solve, and say what takes the backward pass, given the captured tensors."""
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             return solve_plain(p, request)
         q = p.detached()
         with torch.no_grad():
-            solved, backward = self.forwards(q, request)
-        made = _Attaching(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
-        values, m = made.attached(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
+            solved, backward = self.solve_forward(q, request)
+        made = _DifferentiableOutputs(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
+        values, m = made.attach(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
         plainly = Interpolation.of(p, solved.pieces)
         # nothing that is attached keeps f alive
-        dense = made.query if plainly is not None and made.asked(p.ts) else plainly
+        dense = made.dense if plainly is not None and made.grad_needed(p.ts) else plainly
         return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)
 
 
-class _Attaching:
+class _DifferentiableOutputs:
     """Makes states of a forward solve of p, of which q is a detached copy, functions of all inputs."""
 
     def __init__(
         self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
-        backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], spare: Sequence[Tensor],
+        backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], reachable: Sequence[Tensor],
     ) -> None:  # fmt: skip
-        self.how, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
-        self.used, self.spare, self.stats = used, spare, Stats.of(solved.outcome)
+        self.settings, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
+        self.used, self.reachable, self.stats = used, reachable, Stats.from_outcome(solved.outcome)
 
-    def asked(self, ts: Tensor) -> bool:
+    def grad_needed(self, ts: Tensor) -> bool:
         """Whether a gradient is asked for, with respect to ts or to anything else."""
-        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.spare)
+        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.reachable)
         return any(x.requires_grad for x in inputs)
 
-    def attached(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
+    def attach(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
         """ys at ts, and the state `end` at the time reached. saved: ys are what is saved of the states."""
-        if not self.asked(ts):
+        if not self.grad_needed(ts):
             return (*ys, *end)
         refuse_random(self.p, self.q.f, replayed=False)
         versions = [y._version for y in ys]
@@ -150,31 +152,40 @@ class _Attaching:
         def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             if versions != [y._version for y in ys]:
                 raise RuntimeError(
-                    f"the solution ys has been modified by an inplace operation, and gradient={self.how.name!r} starts "
+                    f"the solution ys has been modified by an inplace operation, and gradient={self.settings.name!r} starts "
                     "its backward solves from it: change a copy, ys.clone()"
                 )
-            made, states = self.backward((*self.used, *self.spare)), None if saved else ys
+            made, states = self.backward((*self.used, *self.reachable)), None if saved else ys
             grads = made.run(times, self.solved.outcome, states, last, cotangents, times_needed)
             self.stats["backward_nfe"] = made.nfe
             return grads
 
         inputs = (*self.p.y0, ts, *self.p.f.differentiable_args)
-        return attach(pull, self.again if self.how.twice else None, (*ys, *end), inputs, self.used, self.spare)
+        return custom_vjp(
+            pull,
+            self.recompute if self.settings.double_backward else None,
+            (*ys, *end),
+            inputs,
+            self.used,
+            self.reachable,
+        )
 
-    def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def recompute(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The states from other inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
         stops = p.stops.rule.within(inputs[n], p.direction)
-        return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
+        return recompute_outputs(
+            replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :])
+        )
 
-    def query(self, t: Tensor) -> Leaves:
+    def dense(self, t: Tensor) -> Leaves:
         """The dense solution."""
         p, pieces = self.p, self.solved.pieces
         assert pieces is not None
         order = torch.argsort(t.detach() * p.direction.unsqueeze(-1), -1)
         ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
         ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
-        ys = self.attached(ordered, ys, self.solved.y1)[: len(p.y0)]
+        ys = self.attach(ordered, ys, self.solved.y1)[: len(p.y0)]
         place: Any = torch.argsort(order, -1) + 1
         if p.batched:
             place = torch.arange(len(place), device=place.device).unsqueeze(-1), place
@@ -185,12 +196,12 @@ class AdjointSolve:
     """One backward pass: from output time to output time, adding its cotangent at each."""
 
     def __init__(self, how: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
-        self.how, self.q, self.field = how, q, field
+        self.settings, self.forward_problem, self.field = how, q, field
         method, controller = how.backward_solver(q)
         self.options: dict[str, Any] = {
             "method": method, "controller": controller, "max_steps": how.max_steps or max(q.max_steps, _STEPS),
         }  # fmt: skip
-        self.quadrature = quadrature(self.field, method, controller, q.batched)
+        self.integral = parameter_integral(self.field, method, controller, q.batched)
         self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
@@ -207,27 +218,27 @@ class AdjointSolve:
         times_needed: bool,
     ) -> Sequence[Tensor | None]:
         """Cotangents of y0, ts, and what f uses. ys: the states at ts; None: `save` keeps something else of them."""
-        q, batched = self.q, self.q.batched
+        q, batched = self.forward_problem, self.forward_problem.batched
         n = len(cotangents) - len(q.y0)
         reached, status = outcome.state.time, outcome.state.status
         direction = q.direction.unsqueeze(-1)
         # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
         beyond = (ts - reached.unsqueeze(-1)) * direction > 0
-        self.asked: MaskLike = True
+        self.needed: MaskLike = True
         if batched:  # a sample that nobody asks for has no backward solve: it stands at its start
-            self.asked = asked = _asked(cotangents, ts)
+            self.needed = asked = _samples_with_cotangents(cotangents, ts)
             reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
             beyond = beyond | ~asked.unsqueeze(-1)
-        self.ts, self.ts_bar, self.times_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
+        self.ts, self.ts_bar, self.time_grads_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
         self.ys = None if ys is None else tuple(y.movedim(axis, 0) for y in ys)
         self.ys_bar = [None if b is None else b.movedim(axis, 0) for b in cotangents[:n]]
-        self.y, self.a, self.here, self.reached = y1, _filled(cotangents[n:], y1), reached, reached
+        self.y, self.a, self.time, self.end_time = y1, _zeros_for_none(cotangents[n:], y1), reached, reached
         # without states at the outputs to start from, the state is solved for from the end on
-        self.silent = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
+        self.all_zero = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
             # y1 moves with the end of the solve where it succeeded, and not with an event that is there
             if times_needed:
-                last, still = self._rate(self.a, True), beyond[..., -1] | (status == Status.EVENT)
+                last, still = self._time_bar(self.a, True), beyond[..., -1] | (status == Status.EVENT)
                 self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)
             left = ~beyond
             for low in self.segments(ts[..., 0]):
@@ -236,63 +247,63 @@ class AdjointSolve:
                 left = left & ~within
                 for i in reversed(range(ts.shape[-1])):
                     if bool(within[..., i].any()):
-                        self._output(i, within[:, i] if batched else True)
-                self._go(where(self.asked, low, self.here))
-        return (*self.a, self.ts_bar if times_needed else None, *self.quadrature.total())
+                        self._add_output(i, within[:, i] if batched else True)
+                self._solve_to(where(self.needed, low, self.time))
+        return (*self.a, self.ts_bar if times_needed else None, *self.integral.total())
 
-    def _output(self, i: int, lanes: MaskLike) -> None:
+    def _add_output(self, i: int, lanes: MaskLike) -> None:
         """Go back to output i and take its cotangent up."""
-        self._go(where(lanes, self.ts[..., i], self.here))
+        self._solve_to(where(lanes, self.ts[..., i], self.time))
         if self.ys is not None:
             self.y = select(lanes, tuple(x[i] for x in self.ys), self.y)
-        if i == 0 and self.times_needed:
-            self.ts_bar[..., 0] -= self._rate(self.a, lanes)
+        if i == 0 and self.time_grads_needed:
+            self.ts_bar[..., 0] -= self._time_bar(self.a, lanes)
         if all(b is None for b in self.ys_bar):
             return
-        self.silent = False
-        given, _ = divided(lanes, [None if b is None else b[i] for b in self.ys_bar])
-        bar = self._through_save(i, lanes, given) if self.ys is None else _filled(given, self.y)
-        if i > 0 and self.times_needed:
-            self.ts_bar[..., i] += self._rate(bar, lanes)
+        self.all_zero = False
+        given, _ = split_by_acceptance(lanes, [None if b is None else b[i] for b in self.ys_bar])
+        bar = self._save_vjp(i, lanes, given) if self.ys is None else _zeros_for_none(given, self.y)
+        if i > 0 and self.time_grads_needed:
+            self.ts_bar[..., i] += self._time_bar(bar, lanes)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
 
-    def _through_save(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
+    def _save_vjp(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
         """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
         f, y = self.field.f, new_leaves(self.y)
         with torch.enable_grad():
             marker = graph_marker()
-            t = self.here.detach().requires_grad_()
+            t = self.time.detach().requires_grad_()
             kept = f.save_output(t, y)
             f.collect_captured(kept, t, y, marker)
-            *found, by_t = self.field.pulled(kept, (*self.field.fixed, *y, t), given)
-        if self.times_needed and by_t is not None:
+            *found, by_t = self.field.vjp(kept, (*self.field.parameters, *y, t), given)
+        if self.time_grads_needed and by_t is not None:
             self.ts_bar[..., i] += by_t
-        m = len(self.field.fixed)
-        self.quadrature.add(found[:m])
-        return _filled(divided(lanes, found[m:])[0], self.y)
+        m = len(self.field.parameters)
+        self.integral.add(found[:m])
+        return _zeros_for_none(split_by_acceptance(lanes, found[m:])[0], self.y)
 
-    def _rate(self, a: Leaves, lanes: MaskLike) -> Tensor:
+    def _time_bar(self, a: Leaves, lanes: MaskLike) -> Tensor:
         """a^T f where the pass stands, zero for the other lanes."""
-        rate = dot(a, self.field.f(self.here, self.y), self.q.batched)
+        rate = dot(a, self.field.f(self.time, self.y), self.forward_problem.batched)
         return where(lanes, rate, torch.zeros_like(rate))
 
-    def _go(self, end: Tensor) -> None:
+    def _solve_to(self, end: Tensor) -> None:
         """Solve the adjoint ODE from here back to `end`; before the first cotangent there is nothing to solve."""
-        start, self.here = self.here, end
-        if self.silent or bool((start == end).all()):
+        start, self.time = self.time, end
+        if self.all_zero or bool((start == end).all()):
             return
         ts = torch.stack([start, end], -1)
-        state = self.field.state(self.y, self.a)
-        rtol, atol = self.how.tolerances(self.q, self.a, len(state))
+        state = self.field.join_state(self.y, self.a)
+        rtol, atol = self.settings.tolerances(self.forward_problem, self.a, len(state))
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
-        request = Request(callbacks=self.how.callbacks)
-        solved = integrate(p, request, OutputRecorder(p), (self.quadrature,))
-        raise_failure(p, solved.outcome, backward=self.how.name)
+        request = Request(callbacks=self.settings.callbacks)
+        solved = integrate(p, request, OutputRecorder(p), (self.integral,))
+        raise_failure(p, solved.outcome, backward=self.settings.name)
         self.nfe = self.nfe + solved.outcome.nfe
-        self.y, self.a = self.field.pair(end, solved.y1)
+        self.y, self.a = self.field.split_state(end, solved.y1)
 
 
-def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
+def _samples_with_cotangents(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
     """The samples that have a cotangent, (B,); all of them where none has."""
     everyone = torch.ones_like(ts[:, 0], dtype=torch.bool)
     given = [rows(b != 0).any(1) for b in cotangents if b is not None]
@@ -300,5 +311,5 @@ def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
     return asked if bool(asked.any()) else everyone
 
 
-def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
+def _zeros_for_none(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
     return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, bars, strict=True))

@@ -20,10 +20,10 @@ from ..engine.problem import Problem
 from ..methods.method import Cotangents, StagewiseMethod, StepInput
 from .backward_pass import BackwardPass
 from .batch_segments import Start
-from .gradient import Gradient, Trajectory, direct, solve_plain
-from .memory_budget import slots_within, whole_bytes
+from .gradient import Gradient, Trajectory, gradient_bypassed, solve_plain
+from .memory_budget import checkpoints_within, parse_bytes
 from .state_store import AllStates, Checkpoints, StateStore, StepGraphs
-from .step_graph import EvaluationGraphs, StepGraph, attached_step
+from .step_graph import EvaluationGraphs, StepGraph, replay_from_leaves
 from .taped_solve import TapedSolve, solve_with_tape
 
 
@@ -46,57 +46,57 @@ class Discrete(Gradient):
         if checkpoints is not None and checkpoints < 1:
             raise ValueError(f"checkpoints must be at least 1 (the initial state is one); got {checkpoints}")
         self.checkpoints = checkpoints
-        self.memory = None if memory is None else whole_bytes(memory)
+        self.memory = None if memory is None else parse_bytes(memory)
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             return solve_plain(p, request)
-        slots = self.checkpoints if self.memory is None else slots_within(self.memory, p)
+        slots = self.checkpoints if self.memory is None else checkpoints_within(self.memory, p)
         if slots is None:
             states, graphs = AllStates(), StepGraphs()
         else:
             slots = min(slots, p.max_steps)
             states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
 
-        def pull(taken: TapedSolve, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-            return TapeBackwardPass(taken, states).run(cotangents)
+        def pull(taped: TapedSolve, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            return TapeBackwardPass(taped, states).run(cotangents)
 
-        found = solve_with_tape(p, request, states, graphs, pull)
+        trajectory = solve_with_tape(p, request, states, graphs, pull)
         if slots is not None:
-            found.stats["checkpoints"] = slots
-        return found
+            trajectory.stats["checkpoints"] = slots
+        return trajectory
 
 
 @final
 class TapeBackwardPass(BackwardPass):
     """Takes each step again from the start that `states` gives."""
 
-    def __init__(self, taken: TapedSolve, states: StateStore) -> None:
-        super().__init__(taken, taken.q.method)
+    def __init__(self, taped: TapedSolve, states: StateStore) -> None:
+        super().__init__(taped, taped.problem.method)
         self.states = states
 
     def step_graph(self, n: int) -> StepGraph:
-        e, _ = self.samples_of(n)
-        return attached_step(self.q, e, self.times_needed, *self._from(n))
+        step, _ = self.replayed_step(n)
+        return replay_from_leaves(self.problem, step, self.time_grads_needed, *self._step_start(n))
 
     def step_vjp(
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
-        q, (e, _) = self.q, self.samples_of(n)
-        y, carry = self._from(n)
-        time0, time1 = e.ends(q)
-        f = EvaluationGraphs(e.field(q, time0, time1))
-        with q.f.with_random_states(e.random_states.get("step")):
+        q, (step, _) = self.problem, self.replayed_step(n)
+        y, carry = self._step_start(n)
+        time0, time1 = step.ends(q)
+        f = EvaluationGraphs(step.field(q, time0, time1))
+        with q.f.with_random_states(step.random_states.get("step")):
             method.step(StepInput(f, time0, time1, y, carry))
         return method.vjp(expand_over(time1 - time0, y), f.stages, y_bar, carry_bar, self.vjp)
 
-    def _from(self, n: int) -> Start:
-        return self.start_of(n, self.states.start(n, self.forwards, self.restart))
+    def _step_start(self, n: int) -> Start:
+        return self.select_start(n, self.states.step_start(n, self.next_start, self.restart_carry))
 
     @torch.no_grad()
-    def restart(self, n: int, y: Leaves) -> Leaves:
-        e, part = self.entries[n], self.segment_of(n)
-        time0, time1 = e.ends(part.q)
-        carry = part.q.method.init(e.field(part.q, time0, time1), time0, y)
-        self.charge(e.accept, part)
+    def restart_carry(self, n: int, y: Leaves) -> Leaves:
+        step, segment = self.steps[n], self.batch_segment(n)
+        time0, time1 = step.ends(segment.problem)
+        carry = segment.problem.method.init(step.field(segment.problem, time0, time1), time0, y)
+        self.count_evaluations(step.accept, segment)
         return carry

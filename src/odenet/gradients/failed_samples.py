@@ -16,7 +16,7 @@ from ..core.leaves import Leaves, select
 from ..core.scalars import ScalarLike
 from ..core.status import Status
 from ..engine.problem import Problem
-from .gradient import COUNTS, Trajectory, direct
+from .gradient import COUNTS, Trajectory, gradient_bypassed
 
 
 def succeeded(p: Problem, status: ScalarLike) -> Tensor | None:
@@ -27,34 +27,36 @@ def succeeded(p: Problem, status: ScalarLike) -> Tensor | None:
     return None if bool(good.all()) else good
 
 
-def detach_failed(good: Tensor, y: Leaves) -> Leaves:
+def detach_failed(succeeded: Tensor, y: Leaves) -> Leaves:
     """y with the rows of samples that failed detached."""
-    return select(good, y, tuple(x.detach() for x in y))
+    return select(succeeded, y, tuple(x.detach() for x in y))
 
 
-def freeze_failed(p: Problem, found: Trajectory) -> Trajectory:
+def freeze_failed(p: Problem, trajectory: Trajectory) -> Trajectory:
     """The trajectory with failed samples as constants."""
-    good = succeeded(p, found.outcome.state.status)
+    good = succeeded(p, trajectory.outcome.state.status)
     if good is None or not torch.is_grad_enabled():
-        return found
-    return found.changed(lambda y: detach_failed(good, y))
+        return trajectory
+    return trajectory.map_states(lambda y: detach_failed(good, y))
 
 
-def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:
+def without_failed(p: Problem, trajectory: Trajectory, solve: Callable[[Problem], Trajectory]) -> Trajectory:
     """The trajectory with failed samples as constants, and the others with the gradients of a solve without those.
 
     again: that solve.
     """
-    good = succeeded(p, found.outcome.state.status)
-    asked = not direct() and any(x.requires_grad for x in (*found.ys, *found.y1))
+    good = succeeded(p, trajectory.outcome.state.status)
+    asked = not gradient_bypassed() and any(x.requires_grad for x in (*trajectory.ys, *trajectory.y1))
     if good is None or not asked or not bool(good.any()):
-        return freeze_failed(p, found)
-    drew = found.field or p.f
-    p = _standing(p, found, good)
-    with drew.with_random_states(drew.initial_random_states):  # an f that draws random numbers draws those that it drew
-        others = again(p)
-    others.stats.update({k: found.stats[k] for k in COUNTS})
-    pieces = None if found.pieces is None else found.pieces.detached()
+        return freeze_failed(p, trajectory)
+    drawing_field = trajectory.field or p.f
+    p = _with_failed_idle(p, trajectory, good)
+    with drawing_field.with_random_states(
+        drawing_field.initial_random_states
+    ):  # an f that draws random numbers draws those that it drew
+        others = solve(p)
+    others.stats.update({k: trajectory.stats[k] for k in COUNTS})
+    pieces = None if trajectory.dense_values is None else trajectory.dense_values.detached()
     dense, start = others.dense, p.ts.detach()[..., :1]
 
     def chosen(t: Tensor) -> Leaves:
@@ -63,23 +65,23 @@ def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Tra
 
     return replace(
         others,
-        ys=select(good, others.ys, tuple(y.detach() for y in found.ys)),
-        y1=select(good, others.y1, tuple(y.detach() for y in found.y1)),
+        ys=select(good, others.ys, tuple(y.detach() for y in trajectory.ys)),
+        y1=select(good, others.y1, tuple(y.detach() for y in trajectory.y1)),
         dense=None if dense is None else chosen,
-        outcome=found.outcome,
-        pieces=pieces,
+        outcome=trajectory.outcome,
+        dense_values=pieces,
     )
 
 
-def _standing(p: Problem, found: Trajectory, good: Tensor) -> Problem:
+def _with_failed_idle(p: Problem, found: Trajectory, good: Tensor) -> Problem:
     """The problem in which samples that failed go nowhere, from where f and its derivatives are finite.
 
     That is their own start, or that of another sample where they never left it.
     """
-    index, drew = torch.arange(len(good), device=good.device), found.field or p.f
+    index, drawing_field = torch.arange(len(good), device=good.device), found.field or p.f
     rows = torch.where(good | (found.outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
     f = p.f.with_args(p.f.differentiable_args)
-    with torch.no_grad(), drew.with_random_states(drew.initial_random_states):
+    with torch.no_grad(), drawing_field.with_random_states(drawing_field.initial_random_states):
         f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
     f = f.subset(rows) or f
     f.checked = False  # the solve to come is to see what it uses

@@ -25,11 +25,11 @@ from ..engine.output_recorder import OutputBuffer, OutputRecorder, first_outputs
 from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from ..engine.tape import GraphStore, Tape, TapeStep
-from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
-from .step_graph import attached_step
+from .custom_vjp import custom_vjp
+from .gradient import Gradient, Stats, Trajectory, gradient_bypassed, refuse_random, solve_plain
+from .step_graph import replay_from_leaves
 from .tangents import Directions
-from .taped_solve import flat, once_more, unpacked
+from .taped_solve import flat_outputs, recompute_outputs, to_trajectory
 
 # flash attention has no second derivative
 _TWICE = "gradient='forward' differentiates f twice: take another one, such as 'discrete'."
@@ -47,18 +47,18 @@ class Forward(Gradient):
     name = "forward"
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             return solve_plain(p, request)
         q = replace(p.detached(), compact=False)  # the tangents are those of all samples
         with torch.no_grad():
-            record = OutputRecorder(q)
-            tape = Tape(record, None, AllGraphs(), p.times_differentiable)
+            recorder = OutputRecorder(q)
+            tape = Tape(recorder, None, AllGraphs(), p.times_differentiable)
             carried = Sensitivities(q, p, tape, request.dense)
-            solved = integrate(q, request, record, (tape, carried), tape.try_step)
-            carried.begin()
-        stats, n = Stats.of(solved.outcome), len(p.y0)
+            solved = integrate(q, request, recorder, (tape, carried), tape.try_step)
+            carried.start()
+        stats, n = Stats.from_outcome(solved.outcome), len(p.y0)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
-        values = flat(solved)
+        values = flat_outputs(solved)
         if carried.directions.count:
             refuse_random(p, q.f, replayed=True)
             directions, tangents = carried.directions, carried.tangents()
@@ -68,16 +68,16 @@ class Forward(Gradient):
                 if p.batched:  # pieces are (N, B, ...); samples come first here
                     bars[m:] = [None if b is None else b.transpose(0, 1) for b in bars[m:]]
                 found = directions.gradients(tangents, bars)
-                first = len(found) - len(carried.spare)
+                first = len(found) - len(carried.reachable)
                 used = [
-                    x if id(leaf) in carried.touched else None
-                    for leaf, x in zip(carried.spare, found[first:], strict=True)
+                    x if id(leaf) in carried.used_ids else None
+                    for leaf, x in zip(carried.reachable, found[first:], strict=True)
                 ]
                 return [*found[:first], *used]
 
-            again = partial(once_more, p, request, like=q.f)
-            values = attach(pull, again, values, inputs, carried.used, carried.spare)
-        return replace(unpacked(p, values, solved, stats), field=q.f)
+            recompute = partial(recompute_outputs, p, request, field=q.f)
+            values = custom_vjp(pull, recompute, values, inputs, carried.used, carried.reachable)
+        return replace(to_trajectory(p, values, solved, stats), field=q.f)
 
 
 @final
@@ -97,28 +97,28 @@ class Sensitivities(Observer):
 
     def __init__(self, q: Problem, p: Problem, tape: Tape, dense: bool) -> None:
         self.q, self.p, self.tape, self.dense = q, p, tape, dense
-        self.times_needed = p.times_differentiable
+        self.time_grads_needed = p.times_differentiable
         self.marker = graph_marker()
-        self.begun = False
-        self.touched: set[int] = set()  # ids of tensors that some step was found to use
+        self.started = False
+        self.used_ids: set[int] = set()  # ids of tensors that some step was found to use
         self.outputs = OutputBuffer()
         self.pieces: list[Leaves] = []
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """The tangents at ts[0]; once f has been evaluated, and so the tensors that it captures are known."""
-        if self.begun:
+        if self.started:
             return
-        self.begun, q, p, n = True, self.q, self.p, len(self.p.y0)
+        self.started, q, p, n = True, self.q, self.p, len(self.p.y0)
         with torch.enable_grad():
-            ts = q.ts.detach().requires_grad_(self.times_needed)
+            ts = q.ts.detach().requires_grad_(self.time_grads_needed)
             y = new_leaves(q.y0)
             rows, first, _ = first_outputs(q, ts, y)  # may be the first to evaluate f
-        self.used, self.spare = q.f.capture()
-        self.captured = (*self.used, *self.spare)
-        self.fixed = (*q.f.differentiable_args, *self.captured)
+        self.used, self.reachable = q.f.capture()
+        self.captured = (*self.used, *self.reachable)
+        self.parameters = (*q.f.differentiable_args, *self.captured)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *self.captured)
         self.directions = d = Directions(inputs, n, p.batched)
-        self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
+        self.y, self.ts, self.stops, self.parameter_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             with q.f.with_random_states(q.f.initial_random_states):
@@ -130,16 +130,16 @@ class Sensitivities(Observer):
     def observe(self, attempt: StepAttempt) -> None:
         if not self.tape.entries:
             return
-        self.begin()
-        e, q, n = self.tape.entries.pop(), self.q, len(self.y)
+        self.start()
+        step, q, n = self.tape.entries.pop(), self.q, len(self.y)
         calls, known = q.f.calls, attempt.known_polynomial
         with torch.enable_grad():
-            attempt, carry1 = self._attached(e, attempt)
-            times = q.ts.detach().requires_grad_(self.times_needed)
-            given = e.outputs
+            attempt, carry1 = self._recorded_step(step, attempt)
+            times = q.ts.detach().requires_grad_(self.time_grads_needed)
+            given = step.outputs
             inner = () if given is None else saved_outputs(attempt, times[given.rows], given.lane)
             parts = flat_piece(attempt) if self.dense else ()
-            time1 = self._end(e)
+            time1 = self._end_tangent(step)
             found = self._jvp(
                 (*attempt.step.y, *carry1, *inner, *parts),
                 (*attempt.y, *attempt.carry, attempt.time0, attempt.time1, times),
@@ -153,26 +153,26 @@ class Sensitivities(Observer):
             self.outputs.append(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + len(inner)]))
         if self.dense:
             self.pieces.append(tuple(found[m + len(inner) :]))
-        self.y = [_select(e.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]
-        self.carry = [_select(e.accept, a, b) for a, b in zip(found[n:m], self.carry, strict=True)]
-        self.time = _select(e.accept, time1, self.time)
+        self.y = [_select(step.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]
+        self.carry = [_select(step.accept, a, b) for a, b in zip(found[n:m], self.carry, strict=True)]
+        self.time = _select(step.accept, time1, self.time)
 
-    def _attached(self, e: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
+    def _recorded_step(self, step: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
         """The move and the carry after it, attached to leaves; taken again where it was not recorded whole."""
         if attempt.graph is not None:
             return replace(attempt, step=attempt.graph), attempt.graph.carry
-        local = attached_step(self.q, e, self.times_needed, attempt.y, attempt.carry)
+        local = replay_from_leaves(self.q, step, self.time_grads_needed, attempt.y, attempt.carry)
         return local.attempt, local.carry1
 
-    def _end(self, e: TapeStep) -> Tensor:
+    def _end_tangent(self, step: TapeStep) -> Tensor:
         """Tangent of the step's end: that of a stop where it hit one, else that of its start."""
         if self.q.on_host:
-            if e.hit and e.stop < 0:  # the time of an event is a constant
+            if step.hit and step.stop < 0:  # the time of an event is a constant
                 return torch.zeros_like(self.time)
-            return self.stops[..., e.stop] if e.hit else self.time
-        index = e.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
-        there = torch.where(e.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
-        return torch.where(e.hit, there, self.time)
+            return self.stops[..., step.stop] if step.hit else self.time
+        index = step.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
+        there = torch.where(step.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
+        return torch.where(step.hit, there, self.time)
 
     @add_note("derivative for", _TWICE)
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:
@@ -181,17 +181,17 @@ class Sensitivities(Observer):
         live = [i for i, v in enumerate(values) if v.requires_grad]
         attached = tuple(values[i] for i in live)
         if self.q.f.captured is not None:
-            self.q.f.captured.collect(attached, (*inputs, *self.fixed), self.marker)
+            self.q.f.captured.collect(attached, (*inputs, *self.parameters), self.marker)
         asked = [
             (x, t)
-            for x, t in zip((*inputs, *self.fixed), (*tangents, *self.fixed_seeds), strict=True)
+            for x, t in zip((*inputs, *self.parameters), (*tangents, *self.parameter_seeds), strict=True)
             if x.requires_grad
         ]
         if not live or not asked or not self.directions.count:
             return out
         bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
         pulled = self.q.f.vjp(attached, [x for x, _ in asked], bars, create_graph=True)
-        self.touched.update(id(x) for g, (x, _) in zip(pulled, asked, strict=True) if g is not None)
+        self.used_ids.update(id(x) for g, (x, _) in zip(pulled, asked, strict=True) if g is not None)
         pairs = [(g, t) for g, (_, t) in zip(pulled, asked, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return out

@@ -53,17 +53,17 @@ class GaussAdjoint(ContinuousAdjoint):
         if isinstance(count, bool) or not isinstance(count, int) or count < 2:
             raise ValueError(f"checkpoints must be an int of at least 2; got {count!r}")
 
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
-        record = OutputRecorder(q)
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        recorder = OutputRecorder(q)
         if self.interpolate == "dense":
             everywhere = DenseRecorder()
-            solved = integrate(q, request, record, (everywhere,))
+            solved = integrate(q, request, recorder, (everywhere,))
             path = StoredSolution(q)
-            path.enter(everywhere.parts)
+            path.load(everywhere.parts)
             return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, path))
         starts = SpacedStates(self.checkpoints)
-        tape = Tape(record, starts)
-        solved = integrate(q, request, record, (tape,))
+        tape = Tape(recorder, starts)
+        solved = integrate(q, request, recorder, (tape,))
         entries = tape.entries
         return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, entries)
 
@@ -72,26 +72,26 @@ class StoredSolution:
     """y(t) on the pieces at hand."""
 
     def __init__(self, q: Problem) -> None:
-        self.q, self.leaves = q, len(q.y0)
-        self.parts: list[Leaves] = []
+        self.problem, self.num_leaves = q, len(q.y0)
+        self.pieces: list[Leaves] = []
         self.stacked: PiecewisePolynomial | None = None
         self.ends: list[float] = []
 
-    def enter(self, parts: list[Leaves]) -> None:
-        self.parts, self.stacked = parts, None
-        if self.q.batched:
-            self.stacked = stack_pieces(parts, self.leaves) if parts else None
+    def load(self, parts: list[Leaves]) -> None:
+        self.pieces, self.stacked = parts, None
+        if self.problem.batched:
+            self.stacked = stack_pieces(parts, self.num_leaves) if parts else None
         else:
-            self.sign = float(self.q.direction)
+            self.sign = float(self.problem.direction)
             self.ends = [float(part[1]) * self.sign for part in parts]
 
     def __call__(self, t: Tensor, lanes: Tensor | None = None) -> Leaves:
         if self.stacked is not None:
-            direction = self.q.direction if lanes is None else self.q.direction[lanes]
+            direction = self.problem.direction if lanes is None else self.problem.direction[lanes]
             values = evaluate_pieces(self.stacked, t[:, None], direction, True, lanes)
             return tuple(x[:, 0] for x in values)
-        flat = self.parts[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
-        piece = PiecewisePolynomial.from_flat(flat, self.leaves)
+        flat = self.pieces[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
+        piece = PiecewisePolynomial.from_flat(flat, self.num_leaves)
         theta = (t - piece.start) / (piece.end - piece.start)
         return evaluate(piece.y, piece.coefficients, tuple(expand_to(theta, y) for y in piece.y))
 
@@ -101,14 +101,14 @@ class SpacedStates(StepStore):
     """The start of every `stride`-th step; the stride doubles when there are more than `most`."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.stride = most, 1
-        self.held: list[Start] = []
+        self.capacity, self.stride = most, 1
+        self.starts: list[Start] = []
 
     def store(self, n: int, attempt: StepAttempt) -> None:
-        if n % self.stride == 0 and len(self.held) == self.most:
-            self.held, self.stride = self.held[::2], 2 * self.stride
+        if n % self.stride == 0 and len(self.starts) == self.capacity:
+            self.starts, self.stride = self.starts[::2], 2 * self.stride
         if n % self.stride == 0:
-            self.held.append((attempt.y, attempt.carry))
+            self.starts.append((attempt.y, attempt.carry))
 
 
 class SegmentedAdjointSolve(AdjointSolve):
@@ -117,30 +117,30 @@ class SegmentedAdjointSolve(AdjointSolve):
     def __init__(
         self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStates, entries: list[TapeStep]
     ) -> None:
-        self.path = StoredSolution(q)
-        super().__init__(how, q, AdjointField(q.f, captured, self.path))
-        self.starts, self.entries, self.whole = starts, entries, BatchSegment(q)
+        self.solution = StoredSolution(q)
+        super().__init__(how, q, AdjointField(q.f, captured, self.solution))
+        self.states, self.steps, self.full_segment = starts, entries, BatchSegment(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        for k in reversed(range(len(self.starts.held))):
-            first = k * self.starts.stride
-            self.path.enter([])  # those of the segment after it go first
-            self.path.enter(self._pieces(first, self.starts.held[k]))
-            yield where(self.asked, self._start_of(self.entries[first]), start)
+        for k in reversed(range(len(self.states.starts))):
+            first = k * self.states.stride
+            self.solution.load([])  # those of the segment after it go first
+            self.solution.load(self._pieces(first, self.states.starts[k]))
+            yield where(self.needed, self._start_of(self.steps[first]), start)
         yield start
 
-    def _start_of(self, e: TapeStep) -> Tensor:
+    def _start_of(self, step: TapeStep) -> Tensor:
         """Where a step starts; where the solution ends for samples that had left the batch."""
-        return e.problem.samples.scatter_into(self.reached, e.ends(self.q)[0])
+        return step.problem.samples.scatter_into(self.end_time, step.ends(self.forward_problem)[0])
 
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
         parts: list[Leaves] = []
-        part, samples = self.whole, self.entries[first].problem.samples
-        for e in self.entries[first : first + self.starts.stride]:
-            start, samples = take_start(start, samples, e.problem.samples), e.problem.samples
-            if part.q.samples.index is not samples.index:
-                part = BatchSegment(e.problem)
-            attempt, start = part.replay(e, start)
+        part, samples = self.full_segment, self.steps[first].problem.samples
+        for step in self.steps[first : first + self.states.stride]:
+            start, samples = take_start(start, samples, step.problem.samples), step.problem.samples
+            if part.problem.samples.index is not samples.index:
+                part = BatchSegment(step.problem)
+            attempt, start = part.replay(step, start)
             parts.append(flat_piece(attempt))
-            self.nfe = part.charge(self.nfe, e.accept)
+            self.nfe = part.add_evaluations(self.nfe, step.accept)
         return parts

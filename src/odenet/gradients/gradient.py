@@ -49,31 +49,31 @@ class Stats(dict[str, Any]):
     def __copy__(self) -> Stats:
         return Stats(self)
 
-    def kept(self) -> Stats:
+    def outliving_vmap(self) -> Stats:
         """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
         return Stats({k: outlasting(v) for k, v in self.items()}) if vmapping() else self
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        for total in self.__dict__.get("totals", ()):
-            total()
+        for update in self.__dict__.get("sums", ()):
+            update()
 
     @staticmethod
-    def joined(parts: list[Stats]) -> Stats:
+    def summed(stats: list[Stats]) -> Stats:
         """The sums over solves one after another; a backward pass of one of them counts here as well."""
-        whole = Stats(parts[0])
+        sums = Stats(stats[0])
 
-        def total() -> None:
+        def update() -> None:
             for key in (*COUNTS, "backward_nfe"):
-                dict.__setitem__(whole, key, sum(part[key] for part in parts[1:]) + parts[0][key])
+                dict.__setitem__(sums, key, sum(segment[key] for segment in stats[1:]) + stats[0][key])
 
-        total()
-        for part in parts:
-            part.__dict__["totals"] = (total,)
-        return whole
+        update()
+        for segment in stats:
+            segment.__dict__["sums"] = (update,)
+        return sums
 
     @staticmethod
-    def of(outcome: Outcome) -> Stats:
+    def from_outcome(outcome: Outcome) -> Stats:
         zero = outcome.nfe * 0
         counts = {key: getattr(outcome, key) + zero for key in COUNTS}
         return Stats(counts, backward_nfe=zero)
@@ -92,18 +92,18 @@ class Trajectory:
     dense: Callable[[Tensor], Leaves] | None
     outcome: Outcome
     stats: Stats
-    pieces: Interpolation | JoinedInterpolation | None = None
+    dense_values: Interpolation | JoinedInterpolation | None = None
     field: VectorField | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.dense, (Interpolation, JoinedInterpolation)) and self.pieces is None:
-            self.pieces = self.dense
+        if isinstance(self.dense, (Interpolation, JoinedInterpolation)) and self.dense_values is None:
+            self.dense_values = self.dense
 
-    def changed(self, change: Callable[[Leaves], Leaves]) -> Trajectory:
+    def map_states(self, transform: Callable[[Leaves], Leaves]) -> Trajectory:
         """The same with all its states changed."""
         dense = self.dense
-        there = None if dense is None else lambda t: change(dense(t))
-        return replace(self, ys=change(self.ys), y1=change(self.y1), dense=there)
+        mapped_dense = None if dense is None else lambda t: transform(dense(t))
+        return replace(self, ys=transform(self.ys), y1=transform(self.y1), dense=mapped_dense)
 
 
 class Gradient(ABC):
@@ -118,7 +118,7 @@ class Gradient(ABC):
     def run(self, p: Problem, request: Request) -> Trajectory: ...
 
 
-def direct() -> bool:
+def gradient_bypassed() -> bool:
     """Whether the solver's own operations are to be run as they are.
 
     So it is without grad mode, and where forward-mode differentiation (`torch.autograd.forward_ad`) or a transform of
@@ -129,12 +129,12 @@ def direct() -> bool:
 
 def solve_plain(p: Problem, request: Request) -> Trajectory:
     """Integrate in the caller's grad mode."""
-    smooth = p.method.twice_differentiable()
-    if smooth is not p.method:
-        p = replace(p, method=smooth)
+    method = p.method.twice_differentiable()
+    if method is not p.method:
+        p = replace(p, method=method)
     solved = integrate(p, request, VmapRecorder(p) if p.traced else OutputRecorder(p))
     dense = Interpolation.of(p, solved.pieces)
-    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
+    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.from_outcome(solved.outcome))
 
 
 def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
@@ -152,6 +152,6 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     )
 
 
-def add_counts(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+def add_cotangents(sums: Sequence[Tensor | None], stats: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of cotangents, of which there may be none yet on either side."""
-    return [b if a is None else a if b is None else a + b for a, b in zip_longest(totals, parts)]
+    return [b if a is None else a if b is None else a + b for a, b in zip_longest(sums, stats)]

@@ -23,10 +23,10 @@ class GraphSize(saved_tensors_hooks):
         self._sizes: dict[int, int] = {}
         super().__init__(self._pack, lambda x: x)
 
-    def bytes_beside(self, known: Iterable[Tensor]) -> int:
+    def bytes_without(self, excluded: Iterable[Tensor]) -> int:
         """Those of all but the tensors that are there anyway."""
-        for place in {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}:
-            self._sizes.pop(place, None)
+        for pointer in {x.untyped_storage().data_ptr() for x in excluded if x.layout is torch.strided}:
+            self._sizes.pop(pointer, None)
         return sum(self._sizes.values())
 
     def _pack(self, x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class GraphSize(saved_tensors_hooks):
             self._pack(x)
 
 
-def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
+def saved_tensors(outputs: Leaves, marker: int) -> Iterator[Tensor]:
     """What the graph behind `outputs` has saved, as far as operations later than `marker`.
 
     For an f that uses `torch.func`, whose transforms refuse to work inside hooks for saved tensors.
@@ -56,8 +56,8 @@ def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
         seen.add(node)
         stack += (edge[0] for edge in node.next_functions)
         if isinstance(node, BackwardCFunction):
-            kept: list[Any] = list(node.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
+            values: list[Any] = list(node.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            kept = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        for x in kept:
+            values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for x in values:
             yield from (y for y in (x if isinstance(x, (list, tuple)) else (x,)) if isinstance(y, Tensor))

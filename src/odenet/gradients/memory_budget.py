@@ -15,19 +15,19 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-def whole_bytes(given: int | str) -> int:
+def parse_bytes(value: int | str) -> int:
     """Bytes as a number, or text with a unit: "256MiB", "1.5 GB"."""
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        amount = int(given)
-    elif isinstance(given, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", given.lower())
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        amount = int(value)
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", value.lower())
         if match is None or match[2] not in _UNITS:
-            raise ValueError(f"memory must be bytes, or text such as '256MiB' or '1GB'; got {given!r}")
+            raise ValueError(f"memory must be bytes, or text such as '256MiB' or '1GB'; got {value!r}")
         amount = int(float(match[1]) * _UNITS[match[2]])
     else:
-        raise TypeError(f"memory must be bytes, or text such as '256MiB'; got {type(given).__name__} {given!r}")
+        raise TypeError(f"memory must be bytes, or text such as '256MiB'; got {type(value).__name__} {value!r}")
     if amount < 1:
-        raise ValueError(f"memory must be positive; got {given!r}")
+        raise ValueError(f"memory must be positive; got {value!r}")
     return amount
 
 
@@ -35,18 +35,18 @@ def nbytes(leaves: Leaves) -> int:
     return sum(x.numel() * x.element_size() for x in leaves)
 
 
-def slots_within(memory: int, p: Problem) -> int:
+def checkpoints_within(memory: int, p: Problem) -> int:
     """Checkpoints that fit into `memory` beside the step at hand.
 
     That step is taken to need four states a stage (what f starts from, one intermediate of f, and the cotangents of
     both) and as much for what it starts and ends with; how much f really saves is not known.
     """
     state = nbytes(p.y0)
-    held = state if p.method.carry_is_slope else 2 * state
-    if memory < held:
+    per_checkpoint = state if p.method.carry_is_slope else 2 * state
+    if memory < per_checkpoint:
         raise ValueError(
-            f"memory of {memory} bytes holds no state of {held} bytes: give more, or use gradient='reversible' or "
+            f"memory of {memory} bytes holds no state of {per_checkpoint} bytes: give more, or use gradient='reversible' or "
             "'adjoint', which hold none"
         )
-    room = 4 * state * (p.method.num_stages + 1)
-    return max(1, (memory - room) // held)
+    step_bytes = 4 * state * (p.method.num_stages + 1)
+    return max(1, (memory - step_bytes) // per_checkpoint)

@@ -36,7 +36,7 @@ def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]
     return _GAUSS[min(4, (order + 1) // 2)]
 
 
-def quadrature(field: AdjointField, method: Method, controller: Controller, batched: bool) -> Integral:
+def parameter_integral(field: AdjointField, method: Method, controller: Controller, batched: bool) -> ParameterIntegral:
     """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
     rule = StopRule.of(controller)
     plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
@@ -45,25 +45,25 @@ def quadrature(field: AdjointField, method: Method, controller: Controller, batc
     return Quadrature(field, method.order)
 
 
-class Integral(Observer):
+class ParameterIntegral(Observer):
     """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
 
     def __init__(self, field: AdjointField) -> None:
-        self.field, self.shared = field, ParameterGrads(len(field.fixed))
+        self.field, self.parameter_grads = field, ParameterGrads(len(field.parameters))
 
     def total(self) -> Cotangents:
         """For each of the field's fixed tensors."""
-        self.shared.enter(self.field.f, ALL)
-        return self.shared.total
+        self.parameter_grads.switch_to(self.field.f, ALL)
+        return self.parameter_grads.total
 
     def add(self, parts: Cotangents) -> None:
         """Cotangents that belong to no step."""
-        self.shared.enter(self.field.f, ALL)
-        self.shared.add(parts)
+        self.parameter_grads.switch_to(self.field.f, ALL)
+        self.parameter_grads.add(parts)
 
 
 @final
-class StageSum(Integral):
+class StageSum(ParameterIntegral):
     """The integral of a^T df/dtheta by the weights of the method itself, from the stages of its steps.
 
     As if the integral were part of the ODE's state, but for the memory: one more product with each of the evaluations
@@ -73,13 +73,13 @@ class StageSum(Integral):
     def __init__(self, field: AdjointField, method: ExplicitRK) -> None:
         super().__init__(field)
         self.weights = method.tableau.b
-        field.parts = [] if field.fixed else None
+        field.collected_vjps = [] if field.parameters else None
 
     def observe(self, attempt: StepAttempt) -> None:
-        parts, totals = self.field.parts, self.shared.total
+        parts, totals = self.field.collected_vjps, self.parameter_grads.total
         if parts is None:
             return
-        self.field.parts = []
+        self.field.collected_vjps = []
         if not attempt.accept:
             return
         for weight, part in zip(self.weights, parts, strict=True):
@@ -96,7 +96,7 @@ class StageSum(Integral):
 
 
 @final
-class Quadrature(Integral):
+class Quadrature(ParameterIntegral):
     """The integral by evaluations of its own, on each step's dense output."""
 
     def __init__(self, field: AdjointField, order: int) -> None:
@@ -104,10 +104,10 @@ class Quadrature(Integral):
         self.nodes, self.weights = nodes_and_weights(order)
 
     def observe(self, attempt: StepAttempt) -> None:
-        if not self.field.fixed:
+        if not self.field.parameters:
             return
         field = cast(AdjointField, attempt.problem.f)
-        self.shared.enter(field.f, attempt.problem.samples)
+        self.parameter_grads.switch_to(field.f, attempt.problem.samples)
         accept = attempt.accept
         if not any_true(accept):
             return
@@ -116,8 +116,8 @@ class Quadrature(Integral):
             theta = tuple(expand_to(torch.full_like(length, node), x) for x in attempt.y)
             state = select(accept, evaluate(attempt.y, attempt.polynomial(), theta), attempt.y)
             time = where(accept, attempt.time0 + node * length, attempt.time0)
-            y, a = field.pair(time, state)
+            y, a = field.split_state(time, state)
             # the backward solve runs against time: its dt is negative, and the integral runs from t0 to t1
             weighted = tuple(x * expand_to(-weight * length, x) for x in a)
             weighted = select(accept, weighted, tuple(torch.zeros_like(x) for x in weighted))
-            self.shared.add(field.towards_fixed(time, y, weighted))
+            self.parameter_grads.add(field.parameter_vjp(time, y, weighted))

@@ -26,23 +26,23 @@ class StepGraph:
 
     attempt: StepAttempt
     carry1: Leaves
-    ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
+    time_bars: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
-def leaf_ends(q: Problem, e: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
+def leaf_times(q: Problem, step: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
     """Both ends of a step, as leaves where their gradients are wanted."""
-    time0, time1 = e.ends(q)
+    time0, time1 = step.ends(q)
     if times_needed:
         time0.requires_grad_()
         time1.requires_grad_()
     return time0, time1
 
 
-def attached_step(q: Problem, e: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
+def replay_from_leaves(q: Problem, step: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
     """The step taken again, from leaves."""
-    time0, time1 = leaf_ends(q, e, times_needed)
-    attempt = e.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
-    return StepGraph(attempt, next_carry(q, time1, attempt.step, e.jumps))
+    time0, time1 = leaf_times(q, step, times_needed)
+    attempt = step.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
+    return StepGraph(attempt, next_carry(q, time1, attempt.step, step.jumps))
 
 
 @final
@@ -64,14 +64,16 @@ class EvaluationGraphs:
         return tuple(k.detach() for k in slope)
 
 
-def divided(accept: MaskLike, bars: Cotangents) -> tuple[Cotangents, Cotangents]:
+def split_by_acceptance(accept: MaskLike, cotangents: Cotangents) -> tuple[Cotangents, Cotangents]:
     """Cotangents of the lanes that took the step, and those that pass the others by."""
     if accept is True:
-        return bars, []
-    some = tuple(b for b in bars if b is not None)
-    none = tuple(torch.zeros_like(b) for b in some)
-    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
-    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+        return cotangents, []
+    present = tuple(b for b in cotangents if b is not None)
+    zeros = tuple(torch.zeros_like(b) for b in present)
+    through, past = iter(select(accept, present, zeros)), iter(select(accept, zeros, present))
+    return [None if b is None else next(through) for b in cotangents], [
+        None if b is None else next(past) for b in cotangents
+    ]
 
 
 class NonFiniteGraphError(Exception):

@@ -21,10 +21,10 @@ class Directions:
 
     def __init__(self, inputs: Sequence[Tensor], states: int, batched: bool) -> None:
         self.batched = batched
-        self.lanes = [batched and i < states + 2 for i in range(len(inputs))]
+        self.per_sample = [batched and i < states + 2 for i in range(len(inputs))]
         units = [
             _units(x, lane) if x.requires_grad else x.new_zeros(0, *x.shape)
-            for x, lane in zip(inputs, self.lanes, strict=True)
+            for x, lane in zip(inputs, self.per_sample, strict=True)
         ]
         self.sizes = [len(x) for x in units]
         self.count = sum(self.sizes)
@@ -50,7 +50,9 @@ class Directions:
             total = part if total is None else total + part
         if total is None:
             return [None] * len(self.seeds)
-        return [self._gradient(*given) for given in zip(total.split(self.sizes), self.seeds, self.lanes, strict=True)]
+        return [
+            self._gradient(*given) for given in zip(total.split(self.sizes), self.seeds, self.per_sample, strict=True)
+        ]
 
     def _gradient(self, found: Tensor, seed: Tensor, lane: bool) -> Tensor | None:
         if not len(found):

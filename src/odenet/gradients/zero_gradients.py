@@ -17,18 +17,18 @@ from ..core.reachable import find_reachable
 from ..core.scalars import any_true
 from ..engine.problem import Problem
 from .failed_samples import succeeded
-from .gradient import Trajectory, direct
+from .gradient import Trajectory, gradient_bypassed
 
 
-def ensure_zero_grads(p: Problem, found: Trajectory) -> Trajectory:
+def ensure_zero_grads(p: Problem, trajectory: Trajectory) -> Trajectory:
     """`found`, with zeros for what f uses and all leaves that it reaches, if no step was accepted or all failed."""
-    accepted = found.outcome.accepted
-    if direct() or p.traced:
-        return found
-    good = succeeded(p, found.outcome.state.status)
+    accepted = trajectory.outcome.accepted
+    if gradient_bypassed() or p.traced:
+        return trajectory
+    good = succeeded(p, trajectory.outcome.state.status)
     constant = good is not None and not bool(good.any())
     if not constant and any_true(accepted > 0):
-        return found
+        return trajectory
     asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
     asked |= {id(x): x for x in p.f.differentiable_args}
     asked |= {key: x for key, (_, x) in find_reachable(p.f.parts[0]).leaves.items()}
@@ -38,13 +38,13 @@ def ensure_zero_grads(p: Problem, found: Trajectory) -> Trajectory:
             q.f(q.ts[..., 0], q.y0)
         asked |= {id(x): x for x in q.f.capture()[0]}
     if not asked:
-        return found
+        return trajectory
 
     def attached(y: Leaves) -> Leaves:
         y = tuple(x.detach() for x in y) if constant else y
         return tuple(Zeros.apply(len(asked), *asked.values(), *y))
 
-    return found.changed(attached)
+    return trajectory.map_states(attached)
 
 
 class Zeros(torch.autograd.Function):

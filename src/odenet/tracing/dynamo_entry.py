@@ -21,7 +21,7 @@ def exporting() -> bool:
     return bool(known()) if known is not None else False
 
 
-def counts_allowed() -> bool:
+def scalar_outputs_allowed() -> bool:
     """Whether the graph that is recorded may hold numbers that are read off tensors.
 
     The backward pass of PyTorch's loop operator reads the number of its turns. Without fullgraph=True the compiler
@@ -35,10 +35,10 @@ def counts_allowed() -> bool:
 
 
 # as torch.compiler.assume_constant_result has it, which would load the compiler: run while it records, not recorded
-cast(Any, counts_allowed)._dynamo_marked_constant = True
+cast(Any, scalar_outputs_allowed)._dynamo_marked_constant = True
 
 
-def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def with_traced_version(traced: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For a function that `torch.compile` and `torch.export` of the caller's model meet.
 
     There `inside` is called in its place and traced, a part of the caller's graph. Where that gives None the function
@@ -55,7 +55,7 @@ def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]]
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             # the loop operator knows no transforms: a vmap that is compiled breaks the graph too
             if torch.compiler.is_compiling() and not inside_transform():
-                found = inside(*args, **kwargs)
+                found = traced(*args, **kwargs)
                 if found is not None:
                     return found
             if "torch._dynamo" not in sys.modules:

@@ -16,46 +16,50 @@ from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from ..gradients.adjoint import Adjoint
 from ..gradients.quadrature import nodes_and_weights
-from .traced_field import TracedField, own
+from .traced_field import TracedField, clone_with_strides
 from .while_loop import TracedEnd, traced_loop
 
 
-class _Setting:
+class _AdjointSettings:
     """A solve with the tensors of f taken out: those of args, then the parameters of f where it is a module.
 
     wanted: those of args that ask for a gradient. names: those of the parameters.
     """
 
     def __init__(self, p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.p, self.how, self.f = p, how, f
+        self.p, self.gradient, self.f = p, how, f
         self.args, self.spec = flatten(args)
-        self.wanted = [i for i, x in enumerate(self.args) if getattr(x, "requires_grad", False)]
-        self.names = [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
+        self.arg_positions = [i for i, x in enumerate(self.args) if getattr(x, "requires_grad", False)]
+        self.parameter_names = (
+            [k for k, x in f.named_parameters() if x.requires_grad] if isinstance(f, nn.Module) else []
+        )
 
     def tensors(self) -> Leaves:
         own = dict(self.f.named_parameters()) if isinstance(self.f, nn.Module) else {}
-        return (*(self.args[i] for i in self.wanted), *(own[k] for k in self.names))
+        return (*(self.args[i] for i in self.arg_positions), *(own[k] for k in self.parameter_names))
 
     def field(self, tensors: Sequence[Tensor]) -> TracedField:
         """The field with `tensors` in their places."""
         args = list(self.args)
-        for i, x in zip(self.wanted, tensors, strict=False):
+        for i, x in zip(self.arg_positions, tensors, strict=False):
             args[i] = x
         given = tuple(unflatten(args, self.spec))
-        f, params = self.f, dict(zip(self.names, tensors[len(self.wanted) :], strict=True))
+        f, params = self.f, dict(zip(self.parameter_names, tensors[len(self.arg_positions) :], strict=True))
         if params:
             module = cast(nn.Module, self.f)
 
             def f(t: Tensor, y: Any, *rest: Any) -> Any:
-                copies = {k: own(x) for k, x in params.items()}  # see `with_own_tensors`
+                copies = {k: clone_with_strides(x) for k, x in params.items()}  # see `with_own_tensors`
                 return torch.func.functional_call(module, copies, (t, y, *rest))
 
         return cast(TracedField, self.p.f).with_function(f, given)
 
 
-def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Leaves, Leaves, TracedEnd]:
+def solve_traced_adjoint(
+    p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Leaves, Leaves, TracedEnd]:
     """y1, ys and how the forward solve ended."""
-    setting, n = _Setting(p, how, f, args), len(p.y0)
+    setting, n = _AdjointSettings(p, how, f, args), len(p.y0)
     tensors = setting.tensors()
     field = setting.field(tuple(x.detach() for x in tensors))
     slope = field(p.ts[0].detach(), tuple(y.detach() for y in p.y0))
@@ -71,13 +75,13 @@ def adjoint(p: Problem, how: Adjoint, f: Callable[..., Any], args: tuple[Any, ..
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, setting: _Setting, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, setting: _AdjointSettings, *inputs: Tensor) -> tuple[Tensor, ...]:
         p, n = setting.p, len(setting.p.y0)
         y0, ts, tensors = inputs[:n], inputs[n], inputs[n + 1 :]
         field: Any = setting.field(tensors)
         stops = p.stops.rule.within(ts, p.direction)
-        found = traced_loop(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, ends=False)
-        y1, end = found.end.unless_failed(found.at.state.y), found.end
+        found = traced_loop(replace(p, f=field, y0=y0, ts=ts, stops=stops), outputs=True, step_ends=False)
+        y1, end = found.end.nan_if_failed(found.last.state.y), found.end
         ctx.setting = setting
         ctx.save_for_backward(ts, *found.ys, *tensors)
         ctx.mark_non_differentiable(*end)
@@ -85,15 +89,15 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
-        s: _Setting = ctx.setting
+        s: _AdjointSettings = ctx.setting
         n = len(s.p.y0)
         ts, *rest = ctx.saved_tensors
         ys, tensors = tuple(rest[:n]), tuple(rest[n:])
-        return (None, *_pull(s, ts, ys, tensors, tuple(bars[:n]), tuple(bars[n : 2 * n])))
+        return (None, *_backward(s, ts, ys, tensors, tuple(bars[:n]), tuple(bars[n : 2 * n])))
 
 
-def _pull(
-    s: _Setting, ts: Tensor, ys: Leaves, tensors: Leaves, ys_bar: Leaves, y1_bar: Leaves
+def _backward(
+    s: _AdjointSettings, ts: Tensor, ys: Leaves, tensors: Leaves, ys_bar: Leaves, y1_bar: Leaves
 ) -> tuple[Tensor | None, ...]:
     """Cotangents of y0, ts and the tensors."""
     n, count = len(ys), ts.shape[0]
@@ -107,16 +111,16 @@ def _pull(
         here = tuple(b + c for b, c in zip(bar, y1_bar, strict=True)) if j == count - 1 else bar
         ts_bar[j] = dot(here, field(ts[j], y), False)
         a = tuple(x + b for x, b in zip(a, bar, strict=True))
-        p = _backwards(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
-        found = traced_loop(p, outputs=False, ends=False, more=_quadrature(s, p, tensors), extra=totals)
-        a, totals = found.end.unless_failed(found.at.state.y[n:]), found.extra
+        p = _backward_problem(s, torch.stack([ts[j], ts[j - 1]]), y, a, tensors)
+        found = traced_loop(p, outputs=False, step_ends=False, accumulate=_quadrature(s, p, tensors), sums=totals)
+        a, totals = found.end.nan_if_failed(found.last.state.y[n:]), found.sums
     first = tuple(x[0] for x in ys)
     ts_bar[0] = -dot(a, field(ts[0], first), False)
     a = tuple(x + b[0] for x, b in zip(a, ys_bar, strict=True))
     return (*a, torch.stack(ts_bar).to(ts.dtype), *totals)
 
 
-class _Both(TracedField):
+class _AugmentedField(TracedField):
     """d/dt (y, a) = (f(t, y), -(df/dy)^T a)."""
 
     def __init__(self, field: TracedField, n: int) -> None:
@@ -128,15 +132,15 @@ class _Both(TracedField):
         return (*slope, *(-x for x in pull(tuple(state[self.n :]))))
 
 
-def _backwards(s: _Setting, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
-    method, controller = s.how.backward_solver(s.p)
-    rtol, atol = s.how.tolerances(s.p, a, 2 * len(y))
-    field: Any = _Both(s.field(tensors), len(y))
-    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": s.how.max_steps or s.p.max_steps}
+def _backward_problem(s: _AdjointSettings, ts: Tensor, y: Leaves, a: Leaves, tensors: Leaves) -> Problem:
+    method, controller = s.gradient.backward_solver(s.p)
+    rtol, atol = s.gradient.tolerances(s.p, a, 2 * len(y))
+    field: Any = _AugmentedField(s.field(tensors), len(y))
+    limits: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": s.gradient.max_steps or s.p.max_steps}
     return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
 
 
-def _quadrature(s: _Setting, p: Problem, tensors: Leaves) -> Callable[[StepAttempt, Leaves], Leaves]:
+def _quadrature(s: _AdjointSettings, p: Problem, tensors: Leaves) -> Callable[[StepAttempt, Leaves], Leaves]:
     """Adds the integral of a^T df/dtheta over an accepted step; time runs backwards, so with the other sign."""
     n = len(p.y0) // 2
     nodes, weights = nodes_and_weights(p.method.order)

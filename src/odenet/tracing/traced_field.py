@@ -13,7 +13,7 @@ from ..core.leaves import Leaves, cast
 from ..core.pytrees import flatten, flatten_like, unflatten
 
 
-def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
+def with_cloned_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
     """A module f with copies of its parameters, made within each evaluation.
 
     The loop operator of PyTorch allows no two inputs that share memory, and TorchDynamo makes inputs of the views that
@@ -26,12 +26,12 @@ def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
         kept |= {k: x.clone() for k, x in f.named_buffers()}
 
     def g(t: Tensor, y: Any, *args: Any) -> Any:
-        return torch.func.functional_call(f, {k: own(x) for k, x in kept.items()}, (t, y, *args))
+        return torch.func.functional_call(f, {k: clone_with_strides(x) for k, x in kept.items()}, (t, y, *args))
 
     return g
 
 
-def own(x: Tensor) -> Tensor:
+def clone_with_strides(x: Tensor) -> Tensor:
     """A copy of x, whose cotangent has the strides of x whatever made it: the loop operator asks for that."""
     return x.reshape(-1).clone().view(x.shape) if x.is_contiguous() else x.clone()
 

@@ -11,10 +11,10 @@ from ..core.leaves import Leaves, expand_over
 from ..engine.problem import Problem
 from ..methods.method import StepInput
 
-MOST = 256  # steps; a longer graph is a loop
+MAX_STEPS = 256  # steps; a longer graph is a loop
 
 
-def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] | None:
+def known_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] | None:
     """Both ends of every step, where no error, and no tensor, decides them; None where they are not known, or many."""
     control = p.controller
     rule = p.stops.rule
@@ -30,12 +30,12 @@ def host_steps(p: Problem, times: Sequence[float]) -> list[tuple[float, float]] 
             end = stop if size * rule.stretch >= left else t + sign * size
             steps.append((t, end))
             t = end
-            if len(steps) > MOST:
+            if len(steps) > MAX_STEPS:
                 return None
     return steps
 
 
-def unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, float]]) -> tuple[Leaves, Leaves]:
+def solve_unrolled(p: Problem, times: Sequence[float], steps: Sequence[tuple[float, float]]) -> tuple[Leaves, Leaves]:
     """y1 and ys."""
     sign = -1.0 if times[-1] < times[0] else 1.0
     tracker = p.ts[0]

@@ -43,13 +43,13 @@ class LoopState(NamedTuple):
         s = start(p, tracker)
         return LoopState(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
 
-    def turn(self, p: Problem, tracker: StopTracker, most: int | Tensor) -> tuple[LoopState, StepAttempt]:
+    def iterate(self, p: Problem, tracker: StopTracker, max_steps: int | Tensor) -> tuple[LoopState, StepAttempt]:
         """One attempt, settled and counted: what every loop in a graph repeats. most: max_steps."""
         s = self.state
         attempt, decision = try_step(p, tracker, s)
         attempts, accepted = self.attempts + (s.status == _RUNNING), self.accepted + attempt.accept
         s = accept_or_reject(p, tracker, s, attempt, decision)
-        spent = (s.status == _RUNNING) & (attempts >= most)
+        spent = (s.status == _RUNNING) & (attempts >= max_steps)
         return LoopState(s._replace(status=torch.where(spent, _MAX_STEPS, s.status)), attempts, accepted), attempt
 
 
@@ -61,7 +61,7 @@ class TracedEnd(NamedTuple):
     accepted: Tensor
     rejected: Tensor
 
-    def unless_failed(self, y: Leaves) -> Leaves:
+    def nan_if_failed(self, y: Leaves) -> Leaves:
         """The last state; NaN where the solve failed."""
         return tuple(torch.where(self.status == _SUCCESS, x, torch.nan) for x in y)
 
@@ -73,22 +73,22 @@ class TracedSolution(NamedTuple):
     or () likewise; `at.accepted` of them hold. extra: what `more` summed up.
     """
 
-    at: LoopState
+    last: LoopState
     ys: Leaves
-    ends: Leaves
-    extra: Leaves
+    step_ends: Leaves
+    sums: Leaves
 
     @property
     def end(self) -> TracedEnd:
-        s = self.at.state
-        return TracedEnd(s.t, s.status, self.at.accepted, self.at.attempts - self.at.accepted)
+        s = self.last.state
+        return TracedEnd(s.t, s.status, self.last.accepted, self.last.attempts - self.last.accepted)
 
 
-More = Callable[[StepAttempt, Leaves], Leaves]
+Accumulate = Callable[[StepAttempt, Leaves], Leaves]
 """Adds to the leaves what an attempt brings."""
 
 
-def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any) -> Any:
+def run_while_loop(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any) -> Any:
     """`turn` of a pytree again and again while `go`, as one operator. What is no tensor in it stays as it is."""
     # imported here: the package loads without the compiler
     from torch._higher_order_ops.while_loop import while_loop
@@ -111,31 +111,33 @@ def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any
     return tree(while_loop(lambda *x: go(tree(x)), body, tuple(leaves[i].clone() for i in places)))
 
 
-def traced_loop(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> TracedSolution:
+def traced_loop(
+    p: Problem, outputs: bool, step_ends: bool, accumulate: Accumulate | None = None, sums: Leaves = ()
+) -> TracedSolution:
     """Solve p, traced and detached."""
-    p = _apart(p)
+    p = _with_cloned_times(p)
     tracker = StopTracker(p)
-    tape = (p.ts[:1].repeat(p.max_steps),) if ends else ()
+    tape = (p.ts[:1].repeat(p.max_steps),) if step_ends else ()
 
     def turn(s: TracedSolution) -> TracedSolution:
         # a rejected attempt writes what the next one overwrites
-        at, attempt = s.at.turn(p, tracker, p.max_steps)
+        at, attempt = s.last.iterate(p, tracker, p.max_steps)
         ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if outputs else ()
-        tape = tuple(x.scatter(0, s.at.accepted.view(1), attempt.t1.view(1)) for x in s.ends)
-        return TracedSolution(at, ys, tape, more(attempt, s.extra) if more is not None else ())
+        tape = tuple(x.scatter(0, s.last.accepted.view(1), attempt.t1.view(1)) for x in s.step_ends)
+        return TracedSolution(at, ys, tape, accumulate(attempt, s.sums) if accumulate is not None else ())
 
-    first = TracedSolution(LoopState.start(p, tracker), blank_outputs(p, None) if outputs else (), tape, extra)
-    return repeated(lambda s: s.at.state.status == _RUNNING, turn, first)
+    first = TracedSolution(LoopState.start(p, tracker), blank_outputs(p, None) if outputs else (), tape, sums)
+    return run_while_loop(lambda s: s.at.state.status == _RUNNING, turn, first)
 
 
-def _apart(p: Problem) -> Problem:
+def _with_cloned_times(p: Problem) -> Problem:
     """The same problem, with times that share no memory: the operator allows no aliases in what its body sees."""
     jumps = p.stops.jumps
     stops = replace(p.stops, times=p.stops.times.clone(), jumps=None if jumps is None else jumps.clone())
     return replace(p, ts=p.ts.clone(), stops=stops)
 
 
-def record_plan(p: Problem) -> Problem:
+def without_state(p: Problem) -> Problem:
     """A problem without a state, whose steps are those of p where no error decides them."""
     control = copy.copy(p.controller)
     control.finite = False
@@ -143,46 +145,46 @@ def record_plan(p: Problem) -> Problem:
     return replace(p, f=nothing, y0=(), controller=control)
 
 
-class _Taken(NamedTuple):
+class _ReplayState(NamedTuple):
     """Steps that were taken again. steps: how many. jumped: `time` is a jump time."""
 
     steps: Tensor
     time: Tensor
-    jumped: MaskLike
+    at_jump: MaskLike
     y: Leaves
     carry: Leaves
     ys: Leaves
 
 
-def differentiable_steps(p: Problem, found: TracedSolution) -> tuple[Leaves, Leaves]:
+def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, Leaves]:
     """y1 and ys of the steps that `found` has, by a loop that is differentiated."""
-    p = _apart(p)
-    (ends,), jumps = found.ends, p.stops.jumps
-    yes = torch.ones_like(found.at.state.rejected)
+    p = _with_cloned_times(p)
+    (ends,), jumps = solution.step_ends, p.stops.jumps
+    yes = torch.ones_like(solution.last.state.rejected)
 
-    def go(s: _Taken) -> Tensor:
+    def go(s: _ReplayState) -> Tensor:
         # at least once, if for a step of no length: with no turns at all the operator's gradients are wrong
-        return s.steps < found.at.accepted.clamp(min=1)
+        return s.steps < solution.last.accepted.clamp(min=1)
 
-    def turn(s: _Taken) -> _Taken:
+    def turn(s: _ReplayState) -> _ReplayState:
         t1 = ends.gather(0, s.steps.view(1)).view(())
         jump = False if jumps is None else (jumps & (p.stops.times == t1)).any()
-        f = one_sided_field(p, s.time, t1, s.jumped, jump)
+        f = one_sided_field(p, s.time, t1, s.at_jump, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
-        attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
+        attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.at_jump, jump)
         ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if s.ys else ()
         carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may give back a part of its y
-        return _Taken(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
+        return _ReplayState(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 
     carry = p.method.init(p.f, p.ts[0], p.y0)
-    moving = _differentiated((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
+    moving = _all_attached((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
     jumped = False if jumps is None else ~yes
-    last = repeated(go, turn, _Taken(torch.zeros_like(found.at.accepted), p.ts[0], jumped, *moving))
-    y1 = found.end.unless_failed(last.y)
+    last = run_while_loop(go, turn, _ReplayState(torch.zeros_like(solution.last.accepted), p.ts[0], jumped, *moving))
+    y1 = solution.end.nan_if_failed(last.y)
     return y1, last.ys or tuple(torch.stack([a, b]) for a, b in zip(p.y0, y1, strict=True))
 
 
-def _differentiated(tree: Any, slope: Leaves) -> Any:
+def _all_attached(tree: Any, slope: Leaves) -> Any:
     """The same values, all attached to a graph: the operator gives no gradient to what begins as a constant."""
     anchor = next(x for x in (*flatten(tree)[0], *slope) if x.requires_grad).reshape(-1)[0]
     anchor = anchor.real if anchor.is_complex() else anchor

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adjoint_norms import _rms_norm
-from .parts import (
+from .adjoint_norms import rms_norm
+from .solver_functions import (
     Perturb,
-    _ButcherTableau,
-    _compute_error_ratio,
-    _handle_unused_kwargs,
-    _interp_evaluate,
-    _interp_fit,
-    _optimal_step_size,
-    _runge_kutta_step,
-    _RungeKuttaState,
-    _select_initial_step,
-    _sort_tvals,
+    ButcherTableau,
+    compute_error_ratio,
+    handle_unused_kwargs,
+    interp_evaluate,
+    interp_fit,
+    optimal_step_size,
+    runge_kutta_step,
+    RungeKuttaState,
+    select_initial_step,
+    sort_tvals,
     callback,
-    evaluated,
+    evaluate_func,
     find_event,
 )
 
@@ -33,8 +33,8 @@ Solution = tuple[Tensor, Tensor]
 class AdaptiveStepsizeODESolver:
     """Base class of solvers that choose their steps: they define `_advance(next_t)`."""
 
-    def __init__(self, dtype: torch.dtype, y0: Tensor, norm: Any = _rms_norm, **unused: Any) -> None:
-        _handle_unused_kwargs(self, unused)
+    def __init__(self, dtype: torch.dtype, y0: Tensor, norm: Any = rms_norm, **unused: Any) -> None:
+        handle_unused_kwargs(self, unused)
         self.y0, self.dtype, self.norm = y0, dtype, norm
 
     @classmethod
@@ -100,7 +100,7 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
         self.step_t = None if step_t is None else number(step_t)
         self.jump_t = None if jump_t is None else number(jump_t)
         table = self.tableau
-        self.tableau = _ButcherTableau(
+        self.tableau = ButcherTableau(
             place(table.alpha), [place(row) for row in table.beta], place(table.c_sol), place(table.c_error)
         )
         self.mid = place(self.mid)
@@ -117,12 +117,12 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
         f0 = self.func(t0, self.y0)
         first = self.first_step
         if first is None:
-            first = _select_initial_step(
+            first = select_initial_step(
                 self.func, t0, self.y0, self.order - 1, self.rtol, self.atol, self.norm, f0=f0
             )  # fmt: skip
-        self.rk_state = _RungeKuttaState(self.y0, f0, t0, t0, first, [self.y0] * 5)
+        self.rk_state = RungeKuttaState(self.y0, f0, t0, t0, first, [self.y0] * 5)
         none = torch.zeros(0, dtype=self.dtype, device=self.y0.device)
-        self.step_t, self.jump_t = (none if x is None else _sort_tvals(x, t0) for x in (self.step_t, self.jump_t))
+        self.step_t, self.jump_t = (none if x is None else sort_tvals(x, t0) for x in (self.step_t, self.jump_t))
         both = torch.cat([self.step_t, self.jump_t])
         if len(both.unique()) < len(both):
             raise ValueError("step_t and jump_t must not have a time twice, in one of them or in both")
@@ -130,7 +130,7 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
     def _advance(self, next_t: Tensor) -> Tensor:
         """The solution at next_t, by steps to it or past it."""
         self._steps_while(lambda: bool(next_t > self.rk_state.t1))
-        return _interp_evaluate(self.rk_state.interp_coeff, self.rk_state.t0, self.rk_state.t1, next_t)
+        return interp_evaluate(self.rk_state.interp_coeff, self.rk_state.t0, self.rk_state.t1, next_t)
 
     def _advance_until_event(self, event_fn: Any) -> Solution:
         sign = torch.sign(event_fn(self.rk_state.t1, self.rk_state.y1))
@@ -140,7 +140,7 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
         state = self.rk_state
 
         def between(t: Tensor) -> Tensor:
-            return _interp_evaluate(state.interp_coeff, state.t0, state.t1, t)
+            return interp_evaluate(state.interp_coeff, state.t0, state.t1, t)
 
         return find_event(between, sign, state.t0, state.t1, event_fn, float(self.atol.min()))
 
@@ -163,20 +163,20 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
             raise AssertionError(f"non-finite values in the state at t={float(t0)}: {y0}")
         t1, jumps = self._end(t0, dt)
         dt = torch.minimum(dt, t1 - t0)  # which rounds
-        y1, f1, error, k = _runge_kutta_step(self.func, y0, f0, t0, dt, t1, self.tableau)
-        ratio = _compute_error_ratio(error, self.rtol, self.atol, y0, y1, self.norm)
+        y1, f1, error, k = runge_kutta_step(self.func, y0, f0, t0, dt, t1, self.tableau)
+        ratio = compute_error_ratio(error, self.rtol, self.atol, y0, y1, self.norm)
         accept = bool(dt <= self.min_step) or (bool(ratio <= 1) and not bool(dt > self.max_step))
         callback(self.func, "callback_accept_step" if accept else "callback_reject_step")(t0, y0, dt)
-        following = _optimal_step_size(dt, ratio, self.safety, self.ifactor, self.dfactor, self.order)
+        following = optimal_step_size(dt, ratio, self.safety, self.ifactor, self.dfactor, self.order)
         following = torch.as_tensor(following).clamp(self.min_step, self.max_step)
         if not accept:
-            return _RungeKuttaState(y0, f0, t0, t0, following, coefficients)
+            return RungeKuttaState(y0, f0, t0, t0, following, coefficients)
         if not self._fsal:
             f1 = self.func(t1, y1)
         coefficients = self._interp_fit(y0, y1, torch.cat([k[..., :-1], f1.unsqueeze(-1)], -1), dt)
         if jumps:
-            f1 = evaluated(self.func, t1, y1, Perturb.NEXT)
-        return _RungeKuttaState(y1, f1, t0, t1, following, coefficients)
+            f1 = evaluate_func(self.func, t1, y1, Perturb.NEXT)
+        return RungeKuttaState(y1, f1, t0, t1, following, coefficients)
 
     def _end(self, t0: Tensor, dt: Tensor) -> tuple[Tensor, bool]:
         """Where a step ends: after dt, or at a time to stop at before that; and whether func jumps there."""
@@ -189,7 +189,7 @@ class RKAdaptiveStepsizeODESolver(AdaptiveStepsizeEventODESolver):
     def _interp_fit(self, y0: Tensor, y1: Tensor, k: Tensor, dt: Tensor) -> list[Tensor]:
         dt = dt.to(y0.abs().dtype)
         middle = y0 + dt * (k * self.mid).sum(-1)
-        return _interp_fit(y0, y1, middle, k[..., 0], k[..., -1], dt)
+        return interp_fit(y0, y1, middle, k[..., 0], k[..., -1], dt)
 
 
 class ScipyWrapperODESolver:
@@ -201,7 +201,7 @@ class ScipyWrapperODESolver:
     ) -> None:  # fmt: skip
         for name in ("norm", "grid_points", "eps"):
             unused.pop(name, None)
-        _handle_unused_kwargs(self, unused)
+        handle_unused_kwargs(self, unused)
         self.func, self.y0, self.rtol, self.atol, self.solver = func, y0, rtol, atol, solver
         self.limits: dict[str, Any] = {"max_step": float(max_step)} | (
             {"min_step": float(min_step)} if solver == "LSODA" else {}

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ...core.leaves import Leaves
 from ...core.validate import describe
 from ...gradients import Adjoint
-from . import solver_callbacks as watchers
-from .adjoint_norms import handle_adjoint_norm_, joined, of_vector
-from .inputs import Inputs, State, tensor
-from .inputs import chosen as checked_options
-from .method_names import SCIPY, Settings, known
-from .plain_call import integrated
+from .adjoint_norms import handle_adjoint_norm_, to_vector, vector_norm
+from .inputs import Inputs, State, as_dense_tensor
+from .inputs import options_dict as checked_options
+from .method_names import SCIPY, Settings, method_name
+from .plain_call import odeint_with_gradient
 from .scipy_solver import SciPy
+from .solver_callbacks import find_callbacks
 
 
 def odeint_adjoint(
@@ -52,36 +52,39 @@ def odeint_adjoint(
             "adjoint_method differs from method: options are not taken over to it, so give adjoint_options too "
             "({} for none)"
         )
-    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
-    inputs.y0, asked = _asking(inputs, params)
-    name, back = known(method), known(method if adjoint_method is None else adjoint_method, "adjoint_method")
-    settings = Settings.of(name, options, inputs)
+    inputs = Inputs.checked(func, y0, t, rtol, atol, event_fn)
+    inputs.y0, asked = _with_grad_needed(inputs, params)
+    name, back = (
+        method_name(method),
+        method_name(method if adjoint_method is None else adjoint_method, "adjoint_method"),
+    )
+    settings = Settings.from_options(name, options, inputs)
     kept = {k: v for k, v in (options or {}).items() if k != "norm"} if adjoint_options is None else adjoint_options
     norm = _adjoint_norm(kept, settings, inputs, params)
     chosen = {k: v for k, v in kept.items() if k != "norm"}
-    if back == SCIPY or settings.client is not None:
+    if back == SCIPY or settings.solver_class is not None:
         back, chosen = "dopri5", {}
-    backward = Settings.of(back, chosen, inputs, norm)
+    backward = Settings.from_options(back, chosen, inputs, norm)
     how = {
-        "rtol": _number("adjoint_rtol", adjoint_rtol),
-        "atol": _number("atol", atol)
+        "rtol": _single_tolerance("adjoint_rtol", adjoint_rtol),
+        "atol": _single_tolerance("atol", atol)
         if adjoint_atol is None and isinstance(atol, (int, float))
-        else _number("adjoint_atol", adjoint_atol),
+        else _single_tolerance("adjoint_atol", adjoint_atol),
         "method": backward.method,
         "norm": norm,
         "controller": backward.controller,
         "max_steps": backward.max_steps,
-        "callbacks": watchers.of(
-            func, back, backward.time_dtype(inputs), "_adjoint", lambda state: _shown(state, params)
+        "callbacks": find_callbacks(
+            func, back, backward.time_dtype(inputs), "_adjoint", lambda state: _callback_state(state, params)
         ),
     }
     gradient = SciPy(settings.options, **how) if name == SCIPY else Adjoint(**how)
-    gradient.twice = False
-    found = integrated(inputs, settings, gradient, event_fn)
+    gradient.double_backward = False
+    found = odeint_with_gradient(inputs, settings, gradient, event_fn)
     if event_fn is None:
-        return _marked(found, kept, asked)
-    solution = _marked(found[1], kept, asked)
-    return _constant(found[0], solution), solution
+        return _with_options_node(found, kept, asked)
+    solution = _with_options_node(found[1], kept, asked)
+    return _constant_time(found[0], solution), solution
 
 
 def find_parameters(module: nn.Module) -> list[nn.Parameter | Tensor]:
@@ -113,14 +116,14 @@ def _parameters(func: Any, given: Iterable[Tensor] | None, options: dict[str, An
     return wanted
 
 
-def _number(name: str, given: Any) -> float | None:
+def _single_tolerance(name: str, given: Any) -> float | None:
     """One tolerance for the whole backward state; the strictest where there are several."""
     if given is None:
         return None
     if isinstance(given, Tensor) and given.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     parts = given if isinstance(given, (tuple, list)) else [given]
-    tensors = [tensor(name, x).detach() for x in parts]
+    tensors = [as_dense_tensor(name, x).detach() for x in parts]
     if not tensors or any(x.numel() == 0 or x.is_complex() for x in tensors):
         raise ValueError(f"{name} must be a real number, or hold some; got {given!r}")
     least = min(float(x.double().min()) for x in tensors)
@@ -129,7 +132,7 @@ def _number(name: str, given: Any) -> float | None:
     return least
 
 
-def _asking(inputs: Inputs, params: tuple[Tensor, ...]) -> tuple[State, Leaves]:
+def _with_grad_needed(inputs: Inputs, params: tuple[Tensor, ...]) -> tuple[State, Leaves]:
     """y0, which asks for a gradient where anything does, and all that asks.
 
     So the backward solve takes place whatever func uses, and its norm and its callbacks are called, as in torchdiffeq.
@@ -152,7 +155,7 @@ def _adjoint_norm(kept: dict[str, Any], settings: Settings, inputs: Inputs, para
     if given is not None and not callable(given) and given != "seminorm":
         raise TypeError(f"norm of adjoint_options must be 'seminorm' or callable; got {given!r}")
     shapes = None if isinstance(inputs.y0, Tensor) else [x.shape for x in inputs.y0]
-    handle_adjoint_norm_(kept, shapes, of_vector(settings.options.get("norm"), shapes))
+    handle_adjoint_norm_(kept, shapes, vector_norm(settings.options.get("norm"), shapes))
     standard = None if callable(given) else kept["norm"]
 
     def norm(leaves: Leaves) -> Tensor:
@@ -168,10 +171,10 @@ def _vector(leaves: Leaves) -> Tensor:
     return torch.cat([x.reshape(-1) for x in leaves])
 
 
-def _shown(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
+def _callback_state(state: Leaves, params: Leaves) -> tuple[Tensor, ...]:
     """(t, y, adj_y, *params) as callbacks of the backward solve get it, a tuple state as one vector."""
     n = len(state) // 2
-    y, a = (joined(half) for half in (state[:n], state[n:]))
+    y, a = (to_vector(half) for half in (state[:n], state[n:]))
     return (y.abs().new_zeros(()), y, a, *(torch.zeros_like(x) for x in params))
 
 
@@ -194,7 +197,7 @@ class OdeintAdjointMethod(torch.autograd.Function):
         return None, None, *bars, *(torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks)
 
 
-def _marked(solution: State, options: dict[str, Any], asked: Leaves) -> State:
+def _with_options_node(solution: State, options: dict[str, Any], asked: Leaves) -> State:
     """The solution as `OdeintAdjointMethod` gives it, if anything asks for a gradient."""
     ys = (solution,) if isinstance(solution, Tensor) else solution
     if not any(y.requires_grad for y in ys):
@@ -204,7 +207,7 @@ def _marked(solution: State, options: dict[str, Any], asked: Leaves) -> State:
     return ys[0] if isinstance(solution, Tensor) else tuple(y[:].view(y.shape) for y in ys)
 
 
-class _Constant(torch.autograd.Function):
+class _ConstantTime(torch.autograd.Function):
     """A time whose derivative by everything that the solution depends on is zero."""
 
     @staticmethod
@@ -217,7 +220,7 @@ class _Constant(torch.autograd.Function):
         return None, *(torch.zeros(s, dtype=d, device=at) for s, d, at in ctx.looks)
 
 
-def _constant(time: Tensor, solution: State) -> Tensor:
+def _constant_time(time: Tensor, solution: State) -> Tensor:
     """The time of an event: a constant, but part of the graph, as torchdiffeq's is."""
     ys = (solution,) if isinstance(solution, Tensor) else solution
-    return cast(Tensor, _Constant.apply(time, *ys)) if any(y.requires_grad for y in ys) else time
+    return cast(Tensor, _ConstantTime.apply(time, *ys)) if any(y.requires_grad for y in ys) else time

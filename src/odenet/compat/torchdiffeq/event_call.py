@@ -16,7 +16,7 @@ from ...events.event_time import with_event_time
 from .inputs import Inputs
 from .plain_call import odeint
 
-_BACK = 1e-5  # of the size of the times: how far before an event it is looked whether the state made it
+_STEP_BACK = 1e-5  # of the size of the times: how far before an event it is looked whether the state made it
 _CONSTANT_TIME = (
     "event_fn jumps across zero, or only touches it: the time of the event has no derivative, and is taken as a "
     "constant, as in torchdiffeq. If it is to move with the state, let event_fn be continuous, such as y[0] - 0.5 for "
@@ -58,7 +58,7 @@ def odeint_event(
 
     with torch.no_grad():
         values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
-        field = Inputs.of(func, y0, t, 0.0, 0.0).field()
+        field = Inputs.checked(func, y0, t, 0.0, 0.0).field()
         span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
         slope = _slope_before(lambda s, y: _leaves(field(s, packed(y))), time, span, tuple(x.detach() for x in last))
     which = int(values.abs().argmin())  # of several, the one that is zero here
@@ -69,7 +69,7 @@ def odeint_event(
 
     def take_as_constant() -> None:
         here = tuple(x.detach() for x in last)
-        before = tuple(x - k * _BACK * span for x, k in zip(here, slope, strict=True))
+        before = tuple(x - k * _STEP_BACK * span for x, k in zip(here, slope, strict=True))
         with torch.no_grad():
             if bool(chosen(time, before) != chosen(time, here)):  # else it is the time alone that ends the solve
                 warnings.warn(_CONSTANT_TIME, UserWarning, stacklevel=2)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.dense import hermite
 from ...methods import Adams, ExplicitRK, ImplicitRK, Method
 from ...methods.method import StepInput
-from .parts import Perturb, _handle_unused_kwargs, _interp_evaluate, callback, evaluated, find_event
+from .solver_functions import Perturb, handle_unused_kwargs, interp_evaluate, callback, evaluate_func, find_event
 
 
 class FixedGridODESolver:
@@ -33,7 +33,7 @@ class FixedGridODESolver:
         self.atol = unused.pop("atol", None)
         self.rtol = unused.pop("rtol", None)
         unused.pop("norm", None)
-        _handle_unused_kwargs(self, unused)
+        handle_unused_kwargs(self, unused)
         if step_size is not None and grid_constructor is not None:
             raise ValueError("step_size and grid_constructor exclude each other: give one of them")
         self.func, self.y0, self.dtype, self.device = func, y0, y0.dtype, y0.device
@@ -115,16 +115,16 @@ class FixedGridODESolver:
     ) -> Tensor:
         dt = (t1 - t0).to(y0.abs().dtype)
         parts = hermite((dt,), (y0,), (y1,), (f0,), (f1,))
-        return _interp_evaluate([y0, *(part[0] for part in parts)], t0, t1, t)
+        return interp_evaluate([y0, *(part[0] for part in parts)], t0, t1, t)
 
 
-class ByMethod(FixedGridODESolver):
+class MethodSolver(FixedGridODESolver):
     """One step of a method of this library."""
 
     method: ClassVar[Method]
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
-        f0 = evaluated(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
+        f0 = evaluate_func(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
         if self.method.num_stages == 1 and isinstance(
             self.method, ExplicitRK
         ):  # Euler's, to which what follows comes down
@@ -135,12 +135,12 @@ class ByMethod(FixedGridODESolver):
             if first:
                 return (first.pop(),)
             late = self.perturb and bool(t == t1)
-            return (evaluated(func, t, y[0], Perturb.PREV if late else Perturb.NONE),)
+            return (evaluate_func(func, t, y[0], Perturb.PREV if late else Perturb.NONE),)
 
         return self.method.increment(StepInput(field, torch.as_tensor(t0), torch.as_tensor(t1), (y0,)))[0][0], f0
 
 
-class FixedGridFIRKODESolver(ByMethod):
+class FixedGridFIRKODESolver(MethodSolver):
     """An implicit Runge-Kutta method, all of whose stages are found together."""
 
     tableau: ClassVar[Any]

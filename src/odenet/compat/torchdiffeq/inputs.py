@@ -15,7 +15,7 @@ from ...core.leaves import real_dtype
 from ...core.validate import describe, function
 
 State = Tensor | tuple[Tensor, ...]
-_FEW = 64
+_COMPARED_IN_PYTHON = 64
 
 
 class Field:
@@ -72,7 +72,7 @@ class Inputs:
     atol: Any
 
     @staticmethod
-    def of(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
+    def checked(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
         function("func", func, "func(t, y)")
         if event_fn is not None:
             function("event_fn", event_fn, "event_fn(t, y)")
@@ -128,14 +128,14 @@ def _check_times(t: Any) -> None:
 
 def _monotone(t: Tensor) -> bool:
     """Whether t strictly increases or strictly decreases; few times are looked at quicker in Python."""
-    if len(t) > _FEW:
+    if len(t) > _COMPARED_IN_PYTHON:
         steps = t.diff()
         return bool((steps > 0).all() or (steps < 0).all())
     pairs = list(pairwise(t.tolist()))
     return all(a < b for a, b in pairs) or all(a > b for a, b in pairs)
 
 
-def tensor(name: str, given: Any) -> Tensor:
+def as_dense_tensor(name: str, given: Any) -> Tensor:
     """given as a tensor."""
     try:
         out = torch.as_tensor(given)
@@ -146,7 +146,7 @@ def tensor(name: str, given: Any) -> Tensor:
     return out
 
 
-def chosen(name: str, given: Any) -> dict[str, Any]:
+def options_dict(name: str, given: Any) -> dict[str, Any]:
     """A dictionary of options, of the caller's own."""
     if given is not None and not isinstance(given, dict):
         raise TypeError(f"{name} must be a dictionary of options, or None; got {describe(given)}")
@@ -157,7 +157,7 @@ def _tolerance(name: str, given: Any, y0: State) -> Any:
     if isinstance(given, Tensor) and given.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     if isinstance(y0, Tensor):
-        return given if isinstance(given, (int, float, Tensor)) else tensor(name, given)
+        return given if isinstance(given, (int, float, Tensor)) else as_dense_tensor(name, given)
     if (isinstance(given, Tensor) and given.ndim == 0) or not hasattr(given, "__iter__"):
         return given
     given = tuple(given)
@@ -167,6 +167,6 @@ def _tolerance(name: str, given: Any, y0: State) -> Any:
     for tol, x in zip(given, y0, strict=True):
         if isinstance(tol, Tensor) and tol.requires_grad:
             raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
-        tol = tensor(name, tol)
+        tol = as_dense_tensor(name, tol)
         out.append(tol.reshape(x.shape) if tol.numel() == x.numel() else tol)
     return tuple(out)

@@ -16,9 +16,9 @@ from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .adjoint_norms import largest_rms
 from .fixed_solvers import FixedGridODESolver
-from .inputs import Inputs, chosen
+from .inputs import Inputs, options_dict
 from .solvers import ADAPTIVE, BUILT_IN, IMPLICIT, SCIPY
-from .step_function import ByStepFunction
+from .step_function import StepFunctionMethod
 
 # name there -> name here
 _ADAPTIVE = {name: name for name in ADAPTIVE} | {"adaptive_heun": "heun"}
@@ -33,10 +33,10 @@ _ADAPTIVE_OPTIONS = {
 }
 _FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb"}
 _SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step", "grid_points", "eps"}
-_MOST = 2**31 - 1
+_UNLIMITED = 2**31 - 1
 
 
-def known(method: str | None, argument: str = "method") -> str:
+def method_name(method: str | None, argument: str = "method") -> str:
     """The name of the method, or an error."""
     if method is None:
         return "dopri5"
@@ -45,7 +45,7 @@ def known(method: str | None, argument: str = "method") -> str:
     return method
 
 
-def adaptive(name: str) -> bool:
+def is_adaptive(name: str) -> bool:
     return name in _ADAPTIVE
 
 
@@ -61,36 +61,36 @@ class Settings:
     method: Method
     controller: Controller
     max_steps: int
-    client: type | None = None
+    solver_class: type | None = None
 
     def time_dtype(self, inputs: Inputs) -> torch.dtype:
         """That of the times which callbacks get."""
         real = real_dtype(inputs.leaf.dtype)
         return (
             torch.promote_types(self.options.get("dtype", torch.float64), real)
-            if adaptive(self.name)
+            if is_adaptive(self.name)
             else inputs.t.dtype
         )
 
     @staticmethod
-    def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
+    def from_options(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
         """norm: of the error, on leaves; by default that of the options, on the state as the caller has it."""
-        options = chosen("options", options)
+        options = options_dict("options", options)
         if SOLVERS[name] is not BUILT_IN.get(name):
-            return _by_client(name, options, inputs)
+            return _custom_solver(name, options, inputs)
         if name in _ADAPTIVE:
             _warn_unused(name, options, _ADAPTIVE_OPTIONS)
-            most = int(options.get("max_num_steps", _MOST))
-            control = _pid(options, inputs, norm or state_norm(options.get("norm"), inputs))
+            most = int(options.get("max_num_steps", _UNLIMITED))
+            control = _pid_controller(options, inputs, norm or state_norm(options.get("norm"), inputs))
             return Settings(name, options, METHODS[_ADAPTIVE[name]], control, most * max(len(inputs.t) - 1, 1))
         if name == SCIPY:
             _warn_unused(name, options, _SCIPY_OPTIONS)
-            return Settings(name, options, METHODS["dopri5"], PID(), _MOST)
+            return Settings(name, options, METHODS["dopri5"], PID(), _UNLIMITED)
         method = _fixed_method(name, options, inputs)
         interp = options.get("interp", "linear")
         if interp not in ("linear", "cubic"):
             raise unknown_name("interp", str(interp), ("linear", "cubic"))
-        return Settings(name, options, method.with_dense_output(interp), _fixed(options, inputs), _MOST)
+        return Settings(name, options, method.with_dense_output(interp), _fixed_controller(options, inputs), _UNLIMITED)
 
 
 def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
@@ -136,7 +136,7 @@ def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
     return None if len(inputs.y0) == 1 else largest_rms
 
 
-def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
+def _pid_controller(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
     step_t, jump_t = (_times(key, options.get(key), inputs.t) for key in ("step_t", "jump_t"))
     both = [x for x in (step_t, jump_t) if x is not None]
     if both and len(torch.cat(both).unique()) < sum(len(x) for x in both):
@@ -167,7 +167,7 @@ def _times(name: str, given: Any, t: Tensor) -> Tensor | None:
     return times[times <= start] if backwards else times[times >= start]
 
 
-def _fixed(options: dict[str, Any], inputs: Inputs) -> Controller:
+def _fixed_controller(options: dict[str, Any], inputs: Inputs) -> Controller:
     size, constructor = options.get("step_size"), options.get("grid_constructor")
     perturb = bool(options.get("perturb", False))
     if size is not None and constructor is not None:
@@ -175,11 +175,11 @@ def _fixed(options: dict[str, Any], inputs: Inputs) -> Controller:
     if size is not None:
         return ConstantStep(float(size), every_output=False, perturb=perturb, finite=False)
     if constructor is not None:
-        return Grid(constructed(constructor, inputs), perturb=perturb, finite=False)
+        return Grid(grid_from_constructor(constructor, inputs), perturb=perturb, finite=False)
     return Grid(perturb=perturb, finite=False)
 
 
-def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
+def grid_from_constructor(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
     """The constructor's grid for the times of a solve (the backward one's too)."""
 
     def grid(ts: Tensor) -> Tensor:
@@ -195,12 +195,14 @@ def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[
     return grid
 
 
-def _by_client(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
+def _custom_solver(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
     """For a class of a client's own: one step of it in this library's loop, or else its own `integrate`."""
     kind = SOLVERS[name]
     own_loop = callable(getattr(kind, "integrate", None)) and kind.integrate is not FixedGridODESolver.integrate
     if own_loop:
-        return Settings(name, options, METHODS["dopri5"], PID(), _MOST, kind)
-    method = ByStepFunction.of(name, kind, options, inputs)
-    control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
-    return Settings(name, options, method.with_dense_output(getattr(method.solver, "interp", "linear")), control, _MOST)
+        return Settings(name, options, METHODS["dopri5"], PID(), _UNLIMITED, kind)
+    method = StepFunctionMethod.from_class(name, kind, options, inputs)
+    control = Grid(grid_from_constructor(method.solver.grid_constructor, inputs), finite=False)
+    return Settings(
+        name, options, method.with_dense_output(getattr(method.solver, "interp", "linear")), control, _UNLIMITED
+    )

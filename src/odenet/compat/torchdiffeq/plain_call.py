@@ -16,18 +16,18 @@ from ...engine.callbacks import Callbacks
 from ...errors import CaptureError
 from ...events.event import Event
 from ...gradients import Gradient
-from . import solver_callbacks as watchers
+from .custom_solvers import integrate_with
 from .error_classes import as_assertions
-from .inputs import Inputs, State, tensor
-from .method_names import SCIPY, Settings, adaptive, known
-from .protocol import solved_by
+from .inputs import Inputs, State, as_dense_tensor
+from .method_names import SCIPY, Settings, is_adaptive, method_name
 from .scipy_solver import SciPy
+from .solver_callbacks import find_callbacks
 from .solvers import BUILT_IN
 
-_FAR = 1e15  # where the search for an event ends, in the unit of time
-_SMALL = 2**18  # bytes of a state up to which autograd goes through the whole solve, as in torchdiffeq
+_EVENT_HORIZON = 1e15  # where the search for an event ends, in the unit of time
+_BACKPROP_BYTES = 2**18  # bytes of a state up to which autograd goes through the whole solve, as in torchdiffeq
 _EXPLICIT = ("euler", "midpoint", "heun2", "heun3", "rk4")
-_MOST_FIXED = 20_000  # steps of constant size until an event
+_MAX_FIXED_STEPS = 20_000  # steps of constant size until an event
 
 
 def odeint(
@@ -52,38 +52,38 @@ def odeint(
     Returns (T, *y0.shape), or a tuple of these; with event_fn the time of the event, 0-d, and the solution at t[0] and
     there. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
     """
-    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
-    name = known(method)
-    settings = Settings.of(name, options, inputs)
-    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact(inputs)
-    return integrated(inputs, settings, gradient, event_fn)
+    inputs = Inputs.checked(func, y0, t, rtol, atol, event_fn)
+    name = method_name(method)
+    settings = Settings.from_options(name, options, inputs)
+    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact_gradient(inputs)
+    return odeint_with_gradient(inputs, settings, gradient, event_fn)
 
 
-def _exact(inputs: Inputs) -> str:
+def _exact_gradient(inputs: Inputs) -> str:
     """The faster of the exact gradients: a small state's steps are cheaper to keep than to handle one by one."""
     leaves = (inputs.y0,) if isinstance(inputs.y0, Tensor) else inputs.y0
-    return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _SMALL else "discrete"
+    return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _BACKPROP_BYTES else "discrete"
 
 
-def integrated(
+def odeint_with_gradient(
     inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
 ) -> Any:
     """What odeint and odeint_adjoint return."""
-    if settings.client is not None:
-        return solved_by(settings.client, settings.name, inputs, settings.options, event_fn)
-    watch = watchers.of(inputs.func, settings.name, settings.time_dtype(inputs))
+    if settings.solver_class is not None:
+        return integrate_with(settings.solver_class, settings.name, inputs, settings.options, event_fn)
+    watch = find_callbacks(inputs.func, settings.name, settings.time_dtype(inputs))
     if event_fn is not None:
         return _until_event(inputs, settings, gradient, event_fn, watch)
     if len(inputs.t) == 1:
         return _stacked(inputs.y0)
-    if watch is None and gradient == "backprop" and _by_steps(inputs, settings):
+    if watch is None and gradient == "backprop" and _solver_class_suffices(inputs, settings):
         y0, options = inputs.y0, {k: settings.options.get(k) for k in ("step_size", "grid_constructor")}
         assert isinstance(y0, Tensor)
-        return BUILT_IN[settings.name](_checked(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
-    return solved(inputs, settings, gradient, inputs.t, callbacks=watch).ys
+        return BUILT_IN[settings.name](_checked_func(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
+    return solve_inputs(inputs, settings, gradient, inputs.t, callbacks=watch).ys
 
 
-def _by_steps(inputs: Inputs, settings: Settings) -> bool:
+def _solver_class_suffices(inputs: Inputs, settings: Settings) -> bool:
     """Whether the solver class alone gives the same, which for few steps of a small state is faster than the engine.
 
     So it is with known steps forwards in time, whose every operation autograd records.
@@ -98,7 +98,7 @@ def _by_steps(inputs: Inputs, settings: Settings) -> bool:
     return not (inside_transform() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
 
 
-def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def _checked_func(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:
     """func, whose results and in-place changes are looked at as the engine does."""
 
     def checked(t: Tensor, y: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], T
     return checked
 
 
-def solved(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **rest: Any) -> Solution:
+def solve_inputs(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **rest: Any) -> Solution:
     """`odenet.solve` of these inputs; its failures as assertions."""
     given: dict[str, Any] = {
         **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
         **{"rtol": inputs.rtol, "atol": inputs.atol},
     }
-    field = inputs.field(broadcasts=not adaptive(settings.name))
+    field = inputs.field(broadcasts=not is_adaptive(settings.name))
     with as_assertions():
         try:
             return solve(field, inputs.y0, ts, gradient=gradient, **(given | rest))
@@ -138,10 +138,10 @@ def _until_event(
     """The time, which counts as a constant of the differentiation, and the solution at both ends."""
     if settings.name == SCIPY:
         raise ValueError("method='scipy_solver' has no event mode: take 'dopri5' or another method of this library")
-    if not adaptive(settings.name):
+    if not is_adaptive(settings.name):
         if settings.options.get("step_size") is None:
             raise AssertionError(f"method={settings.name!r} with event_fn needs options={{'step_size': ...}}")
-        settings.max_steps = _MOST_FIXED
+        settings.max_steps = _MAX_FIXED_STEPS
     t, y0 = inputs.t, inputs.y0
     with torch.no_grad():
         begin = event_fn(t[0], y0)
@@ -150,9 +150,9 @@ def _until_event(
     if bool((begin == 0).any()):
         return t[0].detach().clone(), _pair(y0, y0)
     begin_t, towards = t[0].detach(), (t[1] - t[0]).detach().sign()
-    ts = torch.stack([t[0], begin_t + towards * _FAR * max(1.0, float(begin_t.abs()))]).double()
+    ts = torch.stack([t[0], begin_t + towards * _EVENT_HORIZON * max(1.0, float(begin_t.abs()))]).double()
     event = Event(event_fn, constant_time=True)
-    solution = solved(inputs, settings, gradient, ts, event=event, callbacks=watch)
+    solution = solve_inputs(inputs, settings, gradient, ts, event=event, callbacks=watch)
     if solution.event is None:
         raise RuntimeError(f"no event: event_fn did not cross zero until t={float(ts[1].detach()):.3g}")
     return solution.event.t.to(t.dtype), _pair(y0, solution.event.y)
@@ -170,7 +170,7 @@ def _pair(y0: State, y1: State) -> State:
 
 
 def _time(name: str, given: Any) -> Tensor:
-    out = tensor(name, given)
+    out = as_dense_tensor(name, given)
     if out.numel() != 1 or out.is_complex() or not bool(out.isfinite()):
         raise ValueError(f"{name} must be one finite time; got {given!r}")
     return out
@@ -193,11 +193,11 @@ def odeint_dense(
     """
     start = t0 if isinstance(t0, Tensor) else _time("t0", t0).to(torch.get_default_dtype())
     t = torch.stack([_time("t0", start).reshape(()), _time("t1", _time("t1", t1).to(start)).reshape(())])
-    inputs = Inputs.of(func, y0, t, rtol, atol)
-    name = known(method)
+    inputs = Inputs.checked(func, y0, t, rtol, atol)
+    name = method_name(method)
     if name == SCIPY:
         raise ValueError("method='scipy_solver' has no dense output here: take 'dopri5' or another method")
-    settings = Settings.of(name, options, inputs)
-    return solved(
-        inputs, settings, "discrete", t, dense=True, callbacks=watchers.of(func, name, settings.time_dtype(inputs))
+    settings = Settings.from_options(name, options, inputs)
+    return solve_inputs(
+        inputs, settings, "discrete", t, dense=True, callbacks=find_callbacks(func, name, settings.time_dtype(inputs))
     )

@@ -17,7 +17,7 @@ from ...engine.problem import Problem
 from ...gradients import Adjoint, ContinuousAdjoint
 from ...gradients.adjoint_field import AdjointField
 from ...gradients.continuous_adjoint import AdjointSolve
-from ...gradients.gradient import Stats, Trajectory, direct
+from ...gradients.gradient import Stats, Trajectory, gradient_bypassed
 from ...methods.state_matrix import StateMatrix
 
 
@@ -33,16 +33,18 @@ class SciPy(ContinuousAdjoint):
         self.limits = {key: options[key] for key in ("min_step", "max_step") if key in options}
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             with torch.no_grad():
-                found = self._solved(p.detached())
-            return Trajectory(found.ys, found.y1, None, found.outcome, Stats.of(found.outcome))
+                found = self._solve_ivp(p.detached())
+            return Trajectory(found.ys, found.y1, None, found.outcome, Stats.from_outcome(found.outcome))
         return super().run(p, request)
 
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
-        return self._solved(q), lambda captured: AdjointSolve(Adjoint(**vars_of(self)), q, AdjointField(q.f, captured))
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        return self._solve_ivp(q), lambda captured: AdjointSolve(
+            Adjoint(**backward_settings(self)), q, AdjointField(q.f, captured)
+        )
 
-    def _solved(self, q: Problem) -> NumericalSolution:
+    def _solve_ivp(self, q: Problem) -> NumericalSolution:
         try:
             from scipy.integrate import solve_ivp
         except ImportError:
@@ -82,7 +84,7 @@ class SciPy(ContinuousAdjoint):
         return rows.join(pairs)[0].cpu().numpy().astype(np.float64)
 
 
-def vars_of(how: ContinuousAdjoint) -> dict[str, Any]:
+def backward_settings(how: ContinuousAdjoint) -> dict[str, Any]:
     """The settings of the backward solve."""
     names = ("rtol", "atol", "method", "norm", "controller", "max_steps", "callbacks")
     return {name: getattr(how, name) for name in names}

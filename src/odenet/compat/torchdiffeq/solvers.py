@@ -11,20 +11,20 @@ from .adaptive_solvers import RKAdaptiveStepsizeODESolver, ScipyWrapperODESolver
 from .fixed_solvers import (
     AdamsBashforth,
     AdamsBashforthMoulton,
-    ByMethod,
     FixedGridDIRKODESolver,
     FixedGridFIRKODESolver,
+    MethodSolver,
 )
-from .parts import _ButcherTableau
+from .solver_functions import ButcherTableau
 
 
-def _fixed(name: str, method: str) -> type[ByMethod]:
+def _fixed(name: str, method: str) -> type[MethodSolver]:
     own = METHODS[method]
     body: dict[str, Any] = {"order": own.order, "method": own, "__doc__": f"One {method} step."}
     if not isinstance(own, ImplicitRK):
-        return type(name, (ByMethod,), body)
+        return type(name, (MethodSolver,), body)
     table, wide = own.tableau, torch.float64
-    body["tableau"] = _ButcherTableau(
+    body["tableau"] = ButcherTableau(
         torch.tensor(table.c, dtype=wide), [torch.tensor(row, dtype=wide) for row in table.a],
         torch.tensor(table.b, dtype=wide), torch.zeros(0, dtype=wide),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def _adaptive(name: str, method: str, middle: tuple[float, ...] | None = None) -
     if middle is None:  # by the cubic through both ends
         middle = (b[0] / 2 + 1 / 8, *(x / 2 for x in b[1:-1]), b[-1] / 2 - 1 / 8)
     scale = 2 / 3 if method == "dopri5" else 1.0  # Shampine's embedded formula, where this library has the pair's own
-    tableau = _ButcherTableau(
+    tableau = ButcherTableau(
         torch.tensor(c, dtype=wide), [torch.tensor(row, dtype=wide) for row in a],
         torch.tensor(b, dtype=wide), scale * torch.tensor(error, dtype=wide),
     )  # fmt: skip

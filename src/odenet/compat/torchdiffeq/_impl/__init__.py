@@ -15,17 +15,17 @@ from typing import Any
 from .. import adaptive_solvers as _adaptive
 from .. import adjoint_call as _adjoint
 from .. import adjoint_norms as _norms
+from .. import custom_solvers as _custom
 from .. import event_call as _events
 from .. import fixed_solvers as _fixed
 from .. import method_names as _methods
-from .. import parts as _p
 from .. import plain_call as _solve
-from .. import protocol as _protocol
+from .. import solver_functions as _functions
 from .. import solvers as _solvers
 
 
 def _named(module: Any, names: str) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in names.split()}
+    return {name: getattr(module, name.removeprefix("_")) for name in names.split()}
 
 
 _NORMS = "_flat_to_shape _rms_norm _mixed_norm _linf_norm _zero_norm"
@@ -46,7 +46,7 @@ _PAIRS = {  # the module's name, and what it calls the tableau and the weights f
 
 
 def _modules() -> dict[str, dict[str, Any]]:
-    interp, decide = _named(_p, "_interp_fit _interp_evaluate"), _named(_p, _DECIDE)
+    interp, decide = _named(_functions, "_interp_fit _interp_evaluate"), _named(_functions, _DECIDE)
     adaptive = "AdaptiveStepsizeODESolver AdaptiveStepsizeEventODESolver"
     explicit, implicit, pairs = (
         {kind.__name__: kind for kind in table.values()}
@@ -54,8 +54,8 @@ def _modules() -> dict[str, dict[str, Any]]:
     )
     adams = _named(_fixed, "AdamsBashforthMoulton AdamsBashforth")
     scipy = _named(_adaptive, "ScipyWrapperODESolver")
-    check = _named(_protocol, "_check_inputs") | _named(_norms, "_flat_to_shape")
-    events = _named(_p, "find_event combine_event_functions")
+    check = _named(_custom, "_check_inputs") | _named(_norms, "_flat_to_shape")
+    events = _named(_functions, "find_event combine_event_functions")
     found = {
         "odeint": {
             **_named(_methods, "SOLVERS"), **_named(_solve, "odeint odeint_dense"), **_named(_events, "odeint_event"),
@@ -67,30 +67,30 @@ def _modules() -> dict[str, dict[str, Any]]:
             **_named(_solve, "odeint"), **check,
         },
         "solvers": {**_named(_fixed, "FixedGridODESolver"), **_named(_adaptive, adaptive), **events, **decide},
-        "fixed_grid": {**explicit, **_named(_fixed, "FixedGridODESolver"), **_named(_p, _STEPS), **decide},
+        "fixed_grid": {**explicit, **_named(_fixed, "FixedGridODESolver"), **_named(_functions, _STEPS), **decide},
         "fixed_grid_implicit": {**implicit, **_named(_fixed, "FixedGridFIRKODESolver FixedGridDIRKODESolver")},
         "fixed_adams": {
-            **adams, **_named(_p, "_dot_product rk4_alt_step_func"), **_named(_fixed, "FixedGridODESolver"), **decide,
+            **adams, **_named(_functions, "_dot_product rk4_alt_step_func"), **_named(_fixed, "FixedGridODESolver"), **decide,
             "_MIN_ORDER": 4, "_MAX_ORDER": 12, "_MAX_ITERS": 4,
         },
         "scipy_wrapper": scipy,
         "rk_common": {
-            **_named(_p, _STEPS), **_named(_adaptive, f"RKAdaptiveStepsizeODESolver {adaptive}"),
+            **_named(_functions, _STEPS), **_named(_adaptive, f"RKAdaptiveStepsizeODESolver {adaptive}"),
             **_named(_fixed, "FixedGridODESolver FixedGridFIRKODESolver FixedGridDIRKODESolver"),
             **decide, **interp, **events,
         },
         "interp": interp,
         "misc": {
-            **check, **decide, **events, **_named(_norms, _NORMS), **_named(_p, _WRAPPERS),
-            "_all_callback_names": [*_protocol.CALLBACKS],
-            "_all_adjoint_callback_names": [f"{name}_adjoint" for name in _protocol.CALLBACKS],
+            **check, **decide, **events, **_named(_norms, _NORMS), **_named(_functions, _WRAPPERS),
+            "_all_callback_names": [*_custom.CALLBACKS],
+            "_all_adjoint_callback_names": [f"{name}_adjoint" for name in _custom.CALLBACKS],
         },
         "event_handling": events,
     }  # fmt: skip
     for name, (tableau, middle) in _PAIRS.items():
         kind = _solvers.ADAPTIVE[name]
         found[name] = {kind.__name__: kind, tableau: kind.tableau, middle: kind.mid}
-        found[name] |= _named(_p, "_ButcherTableau") | _named(_adaptive, "RKAdaptiveStepsizeODESolver")
+        found[name] |= _named(_functions, "_ButcherTableau") | _named(_adaptive, "RKAdaptiveStepsizeODESolver")
     return found
 
 

@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adjoint_norms import _flat_to_shape, of_vector
+from .adjoint_norms import flat_to_shape, vector_norm
 from .inputs import Inputs, State
-from .parts import (
-    _null_callback,
-    _PerturbFunc,
-    _ReverseFunc,
-    _TupleFunc,
-    _TupleInputOnlyFunc,
+from .solver_functions import (
+    null_callback,
+    PerturbFunc,
+    ReverseFunc,
+    TupleFunc,
+    TupleInputOnlyFunc,
     combine_event_functions,
 )
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
-def _check_inputs(
+def check_inputs(
     func: Any, y0: Any, t: Any, rtol: Any, atol: Any, method: Any, options: Any, event_fn: Any, solvers: Any
 ) -> tuple[Any, ...]:
     """torchdiffeq's ten values: a tuple as one vector, time running forwards, func with its callbacks.
@@ -31,29 +31,29 @@ def _check_inputs(
     method = "dopri5" if method is None else method
     if method not in solvers:
         raise ValueError(f"method must be one of {', '.join(solvers)}; got {method!r}")
-    given = Inputs.of(func, y0, t, rtol, atol, event_fn)
+    given = Inputs.checked(func, y0, t, rtol, atol, event_fn)
     shapes = None if isinstance(given.y0, Tensor) else [x.shape for x in given.y0]
     if event_fn is not None:
         event_fn = combine_event_functions(event_fn, given.t[0], given.y0)
     whole, state, rtol, atol = func, given.y0, given.rtol, given.atol
     if shapes is not None:
-        whole, event_fn = _TupleFunc(func, shapes), event_fn and _TupleInputOnlyFunc(event_fn, shapes)
+        whole, event_fn = TupleFunc(func, shapes), event_fn and TupleInputOnlyFunc(event_fn, shapes)
         state = torch.cat([x.reshape(-1) for x in given.y0])
         rtol, atol = (_vector(x, shapes) for x in (rtol, atol))
     options = dict(options or {})
-    options["norm"] = of_vector(options.get("norm"), shapes)
+    options["norm"] = vector_norm(options.get("norm"), shapes)
     times, backwards = given.t, len(given.t) > 1 and bool(given.t[0] > given.t[1])
     if backwards:
-        whole, event_fn, times = _ReverseFunc(whole, -1.0), event_fn and _ReverseFunc(event_fn), -times
+        whole, event_fn, times = ReverseFunc(whole, -1.0), event_fn and ReverseFunc(event_fn), -times
         constructor = options.get("grid_constructor")
         if constructor is not None:
             options["grid_constructor"] = lambda func, y0, t: -constructor(func, y0, -t)
         for name in ("step_t", "jump_t"):
             if options.get(name) is not None:
                 options[name] = -torch.as_tensor(options[name], dtype=torch.float64)
-    wrapped = _PerturbFunc(whole)
+    wrapped = PerturbFunc(whole)
     for name in CALLBACKS:
-        setattr(wrapped, name, _shown(getattr(func, name, _null_callback), shapes, backwards))
+        setattr(wrapped, name, _callback_on_state(getattr(func, name, null_callback), shapes, backwards))
         if hasattr(func, name + "_adjoint"):
             setattr(wrapped, name + "_adjoint", getattr(func, name + "_adjoint"))
     return shapes, wrapped, state, times, rtol, atol, method, options, event_fn, backwards
@@ -66,28 +66,28 @@ def _vector(tolerance: Any, shapes: list[torch.Size]) -> Any:
     return torch.cat([torch.as_tensor(x).expand(s).reshape(-1) for x, s in zip(tolerance, shapes, strict=True)])
 
 
-def _shown(call: Any, shapes: Any, backwards: bool) -> Any:
+def _callback_on_state(call: Any, shapes: Any, backwards: bool) -> Any:
     """A callback that gets the state and the times as func does."""
-    if call is _null_callback:
+    if call is null_callback:
         return call
 
     def shown(t0: Tensor, y0: Tensor, dt: Tensor) -> Any:
-        return call(-t0 if backwards else t0, y0 if shapes is None else _flat_to_shape(y0, (), shapes), dt)
+        return call(-t0 if backwards else t0, y0 if shapes is None else flat_to_shape(y0, (), shapes), dt)
 
     return shown
 
 
-def solved_by(
+def integrate_with(
     kind: Any, name: str, inputs: Inputs, options: dict[str, Any], event_fn: Any
 ) -> State | tuple[Tensor, State]:
     """What odeint returns, by a class that is built and asked to integrate."""
-    shapes, func, y0, t, rtol, atol, _, options, event_fn, backwards = _check_inputs(
+    shapes, func, y0, t, rtol, atol, _, options, event_fn, backwards = check_inputs(
         inputs.func, inputs.y0, inputs.t, inputs.rtol, inputs.atol, name, options, event_fn, (name,)
     )
     solver = kind(func=func, y0=y0, rtol=rtol, atol=atol, **options)
     if event_fn is None:
         solution = solver.integrate(t)
-        return solution if shapes is None else _flat_to_shape(solution, (len(solution),), shapes)
+        return solution if shapes is None else flat_to_shape(solution, (len(solution),), shapes)
     time, solution = solver.integrate_until_event(t[0], event_fn)
     time = time.to(inputs.t)
-    return -time if backwards else time, solution if shapes is None else _flat_to_shape(solution, (2,), shapes)
+    return -time if backwards else time, solution if shapes is None else flat_to_shape(solution, (2,), shapes)
