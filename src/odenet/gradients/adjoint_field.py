@@ -1,4 +1,4 @@
-"""The field of the continuous adjoint: the cotangent a, da/dt = -(df/dy)^T a, with or along the state."""
+"""The vector field of the continuous adjoint: da/dt = -(df/dy)^T a for the cotangent a, with or without the state y."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ..core.vector_field import VectorField
 class AdjointField:
     """d/dt (y, a) = (f(t, y), -(df/dy)^T a): the state is solved again. Chen et al. 2018, eq. (4).
 
-    path: a given y(t), which takes the times, and which samples they are of where these are not all: the field is then
-    that of a alone. Called and counted like a VectorField; `fixed` are the args and captured tensors that want a
-    gradient.
+    trajectory: a known y(t, sample_index); the field is then that of a alone. sample_index: None for all samples.
+    parameters: args and captured tensors that require a gradient.
+
+    Called and counted like a VectorField.
     """
 
     checked = True
@@ -28,13 +29,13 @@ class AdjointField:
     random = False
     save = None
     collected_vjps: list[Sequence[Tensor | None]] | None = None
-    """A list collects (df/dtheta)^T a of each evaluation, for the args and the captured tensors."""
+    """A list receives (df/dtheta)^T a of each evaluation, one cotangent per entry of `parameters`."""
 
     def __init__(
-        self, f: VectorField, captured: Leaves, path: Callable[[Tensor, Tensor | None], Leaves] | None = None
+        self, f: VectorField, captured: Leaves, trajectory: Callable[[Tensor, Tensor | None], Leaves] | None = None
     ) -> None:
         args = f.differentiable_args
-        self.f, self.trajectory = f.with_args(args), path
+        self.f, self.trajectory = f.with_args(args), trajectory
         self.captured_tensors, self.parameters = captured, (*args, *captured)
         self.sample_index: Tensor | None = None
 
@@ -47,38 +48,38 @@ class AdjointField:
         return self.f.dtypes
 
     def pack(self, leaves: Leaves) -> Leaves:
-        """What callbacks see of the backward solve's state."""
+        """The state that callbacks of the backward solve get."""
         return leaves
 
     def subset(self, rows: Tensor) -> AdjointField | None:
-        """The field of some samples; None where f does not work on a part of the batch."""
+        """The field of some samples; None if f does not work on a subset of the batch."""
         f = self.f.subset(rows)
         if f is None:
             return None
-        other = copy.copy(self)
-        other.f, other.parameters = f, (*f.differentiable_args, *self.captured_tensors)
-        other.sample_index = rows if self.sample_index is None else self.sample_index[rows]
-        return other
+        copied = copy.copy(self)
+        copied.f, copied.parameters = f, (*f.differentiable_args, *self.captured_tensors)
+        copied.sample_index = rows if self.sample_index is None else self.sample_index[rows]
+        return copied
 
     def __call__(self, t: Tensor, state: Leaves, side: Tensor | None = None) -> Leaves:
         if self.trajectory is not None:
             return self.derivatives(t, self.trajectory(t, self.sample_index), state, side)[1]
-        slope, back = self.derivatives(t, *self.split_state(t, state), side)
-        return (*slope, *back)
+        slope, a_slope = self.derivatives(t, *self.split_state(t, state), side)
+        return (*slope, *a_slope)
 
     def split_state(self, t: Tensor, state: Leaves) -> tuple[Leaves, Leaves]:
-        """y and a at t, where the backward solve's state is `state`."""
+        """y and a at time t, from the state of the backward solve."""
         if self.trajectory is not None:
             return self.trajectory(t, self.sample_index), state
         n = len(state) // 2
         return state[:n], state[n:]
 
     def join_state(self, y: Leaves, a: Leaves) -> Leaves:
-        """What the backward solve starts from."""
+        """The initial state of the backward solve."""
         return (*y, *a) if self.trajectory is None else a
 
     def derivatives(self, t: Tensor, y: Leaves, a: Leaves, side: Tensor | None) -> tuple[Leaves, Leaves]:
-        """f(t, y) and -(df/dy)^T a; attached to y and a in grad mode, where an implicit step wants their Jacobian."""
+        """f(t, y) and -(df/dy)^T a; in grad mode attached to y and a, as an implicit step needs their Jacobian."""
         attached = torch.is_grad_enabled()
         with torch.enable_grad():
             if not attached:
@@ -87,16 +88,16 @@ class AdjointField:
             marker = 0 if self.collected_vjps is None else graph_marker()
             slope = self.f(t, y, side)
             if self.collected_vjps is None:
-                pulled = self.vjp(slope, y, a, attached)
+                grads = self.vjp(slope, y, a, attached)
             else:
                 self.f.collect_captured(slope, t, y, marker)
-                pulled = self.vjp(slope, (*y, *self.parameters), a, attached)
-                self.collected_vjps.append(pulled[len(y) :])
-        back = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(pulled, y, strict=False))
-        return (slope if attached else tuple(k.detach() for k in slope)), back
+                grads = self.vjp(slope, (*y, *self.parameters), a, attached)
+                self.collected_vjps.append(grads[len(y) :])
+        a_slope = tuple(torch.zeros_like(x) if g is None else -g for g, x in zip(grads, y, strict=False))
+        return (slope if attached else tuple(k.detach() for k in slope)), a_slope
 
     def parameter_vjp(self, t: Tensor, y: Leaves, a: Leaves) -> Sequence[Tensor | None]:
-        """(df/dtheta)^T a, summed over samples, for the args and the captured tensors."""
+        """(df/dtheta)^T a for the args and captured tensors, summed over samples."""
         with torch.enable_grad():
             marker = graph_marker()
             y = new_leaves(y)
@@ -112,9 +113,9 @@ class AdjointField:
         cotangents: Sequence[Tensor | None],
         create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
-        """Cotangents of `inputs` from those of what f made."""
+        """The VJP of `values`, which f computed, for `inputs`; None is zero."""
         pairs = [(k, c) for k, c in zip(values, cotangents, strict=True) if c is not None and k.requires_grad]
         if not pairs or not inputs:
             return [None] * len(inputs)
-        outs, bars = zip(*pairs, strict=True)
-        return self.f.vjp(outs, tuple(inputs), bars, create_graph)
+        outs, out_bars = zip(*pairs, strict=True)
+        return self.f.vjp(outs, tuple(inputs), out_bars, create_graph)

@@ -1,4 +1,4 @@
-"""One backward pass over a tape: the accepted steps in reverse order, one step's graph at a time."""
+"""One backward pass over a tape: the VJPs of the accepted steps in reverse order, one step's graph at a time."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from .memory_budget import nbytes
 from .step_graph import NonFiniteGraphError, StepGraph, split_by_acceptance
 from .taped_solve import TapedSolve
 
-# From a state of this many bytes on, a step is pulled through evaluation by evaluation: with less memory, as one graph
-# goes before the next is pulled through. A small state takes longer that way: autograd is called for every stage.
+# States of at least this many bytes use one graph per evaluation of f: less memory, as each graph is freed before the
+# next one is used. For smaller states that is slower, as autograd is called for every stage.
 STAGEWISE_BYTES = 2**18
 
 
 class BackwardPass(ABC):
-    """Pulls the cotangents of a solve back to its inputs.
+    """Carries the cotangents of a solve back to its inputs.
 
-    y_bar, carry_bar, time_bar: cotangents of where it stands, of the samples at hand; no carry_bar: there are none.
+    y_bar, carry_bar, time_bar: cotangents of the state, the carry and the time after the current step, for the samples
+    in the batch. An empty carry_bar means zero.
     """
 
     def __init__(self, taped: TapedSolve, method: Method) -> None:
-        """method: the one whose evaluations of f make up a step."""
+        """method: the method whose stages make up a step."""
         self.steps, self.captured, self.stats, self.graphs = taped.steps, taped.captured, taped.stats, taped.graphs
         self.full_segment = self.segment = BatchSegment(taped.problem)
         self.segments: dict[int, BatchSegment] = {}
-        self.accepted_rows: tuple[int, TapeStep, BatchSegment] | None = None  # a step's own, where it left lanes out
+        # number, tape step and segment of a step replayed without the samples that rejected it
+        self.accepted_rows: tuple[int, TapeStep, BatchSegment] | None = None
         q = self.full_segment.problem
         self.num_outputs = taped.num_outputs
         self.time_grads_needed = taped.time_grads_needed
@@ -49,18 +51,18 @@ class BackwardPass(ABC):
         self.stops_bar = torch.zeros_like(q.stops.times)
         self.nfe = taped.stats["nfe"] * 0
         self.marker = 0
-        self.seen_nodes: Nodes = set()  # nodes of kept graphs
+        self.seen_nodes: Nodes = set()  # autograd nodes of stored graphs that were already checked
         large = nbytes(q.y0) >= STAGEWISE_BYTES
         self.stagewise_method = method if large and isinstance(method, StagewiseMethod) else None
 
     @property
     def problem(self) -> Problem:
-        """That of the samples at hand."""
+        """The problem of the samples in the batch."""
         return self.segment.problem
 
     @abstractmethod
     def step_graph(self, n: int) -> StepGraph:
-        """Step n, attached, with `y_bar` the cotangent of the state after it that is left to pull through it.
+        """The graph of step n. The pass sets `y_bar` to the cotangent of y1 that still has to flow through that graph.
 
         Called in grad mode.
         """
@@ -69,17 +71,17 @@ class BackwardPass(ABC):
     def step_vjp(
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
-        """Cotangents after step n -> before it, for a step of which only y1 and the carry are wanted, and no times.
+        """Cotangents of y and the carry after step n -> before it, for a step without outputs or time gradients.
 
         Called without grad mode.
         """
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Cotangents of the flat outputs -> cotangents of (y0, ts, stop times, args, captured tensors)."""
         n, m = len(self.problem.y0), self.num_outputs
         self.ys_bar, self.y_bar, self.dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
-        self.has_output_cotangents, self.has_dense_cotangents = (
-            any(b is not None for b in cotangents) for cotangents in (self.ys_bar, self.dense_bar)
-        )
+        self.has_output_cotangents = any(b is not None for b in self.ys_bar)
+        self.has_dense_cotangents = any(b is not None for b in self.dense_bar)
         self.carry_bar: Cotangents = []
         self.time_bar = torch.zeros_like(self.problem.direction)
         with torch.enable_grad():
@@ -90,7 +92,7 @@ class BackwardPass(ABC):
             self.switch_to(self.full_segment)
             self._first_carry_vjp()
             self._first_outputs_vjp()
-        if not self.steps:  # the constant piece of a solve of no length
+        if not self.steps:  # a solve of zero length has one constant piece
             self.y_bar = add_cotangents(self.y_bar, [None if b is None else b[0] for b in self.dense_bar[2 : 2 + n]])
         self.ts_bar[..., 0] += self.time_bar
         self.stats["backward_nfe"] = self.nfe
@@ -98,7 +100,7 @@ class BackwardPass(ABC):
         return (*self.y_bar, *ts_bars, *self.parameter_grads.total)
 
     def batch_segment(self, n: int) -> BatchSegment:
-        """That of all samples that were in the batch at step n."""
+        """The segment of all samples that were in the batch at step n."""
         p = self.steps[n].problem
         if p.samples.index is None:
             return self.full_segment
@@ -107,25 +109,25 @@ class BackwardPass(ABC):
         return self.segments[id(p)]
 
     def replayed_step(self, n: int) -> tuple[TapeStep, BatchSegment]:
-        """Step n and the problem of those samples that take it again."""
+        """Step n, and the segment of the samples that replay it."""
         step = self.steps[n]
         if step.rows is None:
             return step, self.batch_segment(n)
         if self.accepted_rows is None or self.accepted_rows[0] != n:
-            with torch.no_grad():  # its args are leaves
+            with torch.no_grad():  # args stay leaves
                 subset = self.batch_segment(n).problem.subset(step.rows)
-            assert subset is not None  # the tape has asked
+            assert subset is not None  # the tape checked that f supports subsets
             self.accepted_rows = n, step.among(step.rows), BatchSegment(subset)
         return self.accepted_rows[1:]
 
     def select_start(self, n: int, start: Start) -> Start:
-        """Of the samples that take step n again, from that of all that were in the batch."""
+        """The initial state of step n, reduced to the samples that replay it."""
         rows = BatchIndex(self.steps[n].rows)
         y, carry = (tuple(map(rows.take, leaves)) for leaves in start)
         return y, carry
 
     def switch_to(self, segment: BatchSegment) -> None:
-        """Go on with the samples of a part, and their cotangents; the others' stay as they are."""
+        """Continue with the samples of `segment`; the cotangents of all other samples stay unchanged."""
         if segment is self.segment:
             return
         self.segment, n = segment, len(self.y_bar)
@@ -142,9 +144,9 @@ class BackwardPass(ABC):
         inputs: Sequence[Tensor],
         check_finite: bool = False,
     ) -> Cotangents:
-        """Pull `cotangents` back to `inputs`; what reaches args and captured tensors is added up.
+        """The VJP of `values` for `inputs`; cotangents of args and captured tensors are added to `parameter_grads`.
 
-        suspect: raises PoisonedError, and adds nothing, where the result is not finite.
+        check_finite: raise NonFiniteGraphError, and add nothing, if a result is not finite.
         """
         pairs = [
             (v, cast(b, v.dtype)) for v, b in zip(values, cotangents, strict=True) if b is not None and v.requires_grad
@@ -163,7 +165,7 @@ class BackwardPass(ABC):
 
     @torch.no_grad()
     def replay(self, n: int, start: Start) -> Start:
-        """The end of step n from its start; what its evaluations cost is charged to its lanes."""
+        """The state after step n, from its initial state; its evaluations count for the samples that accepted it."""
         (step, segment), rows = self.replayed_step(n), BatchIndex(self.steps[n].rows)
         _, following = segment.replay(step, self.select_start(n, start))
         self.count_evaluations(step.accept, segment)
@@ -171,16 +173,16 @@ class BackwardPass(ABC):
         return y, carry
 
     def next_start(self, n: int, start: Start) -> Start:
-        """The start of step n + 1 from that of step n."""
+        """The initial state of step n + 1 from that of step n."""
         current, following = (step.problem.samples for step in self.steps[n : n + 2])
         return take_start(self.replay(n, start), current, following)
 
     def count_evaluations(self, samples: MaskLike = True, segment: BatchSegment | None = None) -> None:
-        """Charge these lanes for the evaluations since the last charge."""
+        """Add the evaluations since the last call to the counts of these samples."""
         self.nfe = (segment or self.segment).add_evaluations(self.nfe, samples)
 
     def _chain_vjp(self, index: int) -> int:
-        """Back through step `index`, and those before it that its kept graph is attached to; how many."""
+        """The VJP of step `index` and of the earlier steps attached to it in a stored graph; returns their number."""
         step = self.replayed_step(index)[0]
         chain = [] if self.graphs is None else self.graphs.pop_chain(index)
         recorded = bool(chain)
@@ -194,18 +196,15 @@ class BackwardPass(ABC):
             chain = [self.step_graph(index)]
         last, first = chain[0], chain[-1].attempt
         values = [*last.attempt.step.y, *last.carry1]
-        cotangents, past = split_by_acceptance(
-            step.accept, [*self.y_bar, *(self.carry_bar or [None] * len(last.carry1))]
-        )
+        carry_bar = self.carry_bar or [None] * len(last.carry1)
+        cotangents, past = split_by_acceptance(step.accept, [*self.y_bar, *carry_bar])
         times: Leaves = ()
         for offset, graph in enumerate(chain):
             times = self._append_outputs(index - offset, graph, values, cotangents)
         ends = (first.time0, first.time1, *times) if self.time_grads_needed else ()
-        may_be_nonfinite = (
-            recorded and step.accept is not True and not bool(step.accept.all())
-        )  # some lanes rejected it
+        some_rejected = isinstance(step.accept, Tensor) and not bool(step.accept.all())
         try:
-            grads = self.vjp(values, cotangents, (*first.y, *first.carry, *ends), may_be_nonfinite)
+            grads = self.vjp(values, cotangents, (*first.y, *first.carry, *ends), recorded and some_rejected)
         except NonFiniteGraphError:
             return self._chain_vjp(index)
         self.count_evaluations(step.accept)
@@ -219,9 +218,9 @@ class BackwardPass(ABC):
         return len(chain)
 
     def _append_outputs(self, index: int, graph: StepGraph, values: list[Tensor], cotangents: Cotangents) -> Leaves:
-        """Adds what the solve shows of a step beside its end: outputs within it, and its polynomial.
+        """Append outputs inside a step, and its dense output, with their cotangents.
 
-        Gives the times of those outputs, as a leaf, where there are any.
+        Returns the times of those outputs as a leaf, or () without outputs.
         """
         attempt, outputs = graph.attempt, self.replayed_step(index)[0].outputs if self.has_output_cotangents else None
         times: Leaves = ()
@@ -232,18 +231,13 @@ class BackwardPass(ABC):
         if self.has_dense_cotangents:
             values += flat_piece(attempt)
             cotangents += [None if d is None else d[index] for d in self.dense_bar]
-        attempt.step = attempt.step._replace(stages=())  # only dense output wanted them
+        attempt.step = attempt.step._replace(stages=())  # stages are needed by the dense output only
         return times
 
     def _needs_end_only(self, step: TapeStep) -> bool:
-        """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
-        if (
-            self.time_grads_needed
-            or self.has_dense_cotangents
-            or (step.outputs is not None and self.has_output_cotangents)
-        ):
-            return False
-        return not any_true(step.jumps)
+        """True if a step needs only y1 and the carry, and f was evaluated by the method alone."""
+        has_outputs = step.outputs is not None and self.has_output_cotangents
+        return not (self.time_grads_needed or self.has_dense_cotangents or has_outputs or any_true(step.jumps))
 
     @torch.no_grad()
     def _stagewise_vjp(self, method: StagewiseMethod, index: int) -> int:
@@ -255,12 +249,15 @@ class BackwardPass(ABC):
         return 1
 
     def _add_time_cotangents(self, step: TapeStep, time0_bar: Tensor | None, time1_bar: Tensor | None) -> None:
-        """The end of a step is a stop where it hit one, else its start plus a constant."""
+        """Add the cotangents of a step's start and end time.
+
+        The end is a stop time if the step hit one; else it is the start plus a constant.
+        """
         zero = torch.zeros_like(self.time_bar)
         time0_bar, time1_bar = (zero if b is None else b for b in (time0_bar, time1_bar))
         end_bar = self.time_bar + time1_bar
         if self.problem.on_host:
-            if step.hit and step.stop >= 0:  # the time of an event is a constant
+            if step.hit and step.stop >= 0:  # an event time is a constant
                 self.stops_bar[step.stop] += end_bar
             self.time_bar = time0_bar if step.hit else self.time_bar + time0_bar + time1_bar
             return
@@ -271,7 +268,7 @@ class BackwardPass(ABC):
         self.time_bar = torch.where(hit, time0_bar, self.time_bar + time0_bar + time1_bar)
 
     def _first_carry_vjp(self) -> None:
-        """Back through the carry at ts[0]."""
+        """The VJP of the carry at ts[0]."""
         if all(b is None for b in self.carry_bar):
             return
         q = self.problem
@@ -287,7 +284,7 @@ class BackwardPass(ABC):
         self._start_vjp(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
 
     def _first_outputs_vjp(self) -> None:
-        """Back through the outputs at ts[0]."""
+        """The VJP of the outputs at ts[0]."""
         if all(b is None for b in self.ys_bar):
             return
         q = self.problem
@@ -298,7 +295,7 @@ class BackwardPass(ABC):
         self._start_vjp(outputs, cotangents, y, ts, self.ts_bar)
 
     def _start_vjp(self, values: Leaves, cotangents: Cotangents, y: Leaves, times: Tensor, times_bar: Tensor) -> None:
-        """Pulls through what was made of y at ts[0]; the cotangent of `times` is added to `times_bar`."""
+        """The VJP of `values` computed from y at ts[0]; adds the cotangent of `times` to `times_bar` in place."""
         grads = self.vjp(values, cotangents, (*y, times) if self.time_grads_needed else y)
         bar = grads.pop() if self.time_grads_needed else None
         if bar is not None:

@@ -1,4 +1,4 @@
-"""What the continuous adjoints share: settings, and the backward pass from output time to output time."""
+"""Base class of the continuous adjoints: settings, and a backward pass from output time to output time."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ _STEPS = 10_000
 class ContinuousAdjoint(Gradient):
     """A gradient that solves the adjoint ODE backwards; approximate, to the tolerances of that solve.
 
-    rtol, atol: tolerances of the backward solve. By default those of the forward solve, atol in units of the largest
-    entry of the cotangent (of each sample), so that the gradient of 0.001 times a loss is 0.001 times its gradient; an
-    atol given here is absolute. method: of the backward solve (default: that of the forward solve). controller: its
-    step control (default: that of the forward solve). max_steps: attempted steps between two output times (default: as
-    in the forward solve, and at least 10,000, as that may be meant to go on later). norm: "seminorm" (the error control
-    sees no parameters), or a callable on the leaves of the scaled error. callbacks: for the steps of the backward
-    solve, with its leaves as the state.
+    rtol, atol: tolerances of the backward solve; default: those of the forward solve. The default atol is in units of
+        the largest entry of the cotangent (of each sample), so 0.001 times a loss gives 0.001 times its gradient; an
+        atol given here is absolute.
+    method, controller: of the backward solve; default: those of the forward solve.
+    max_steps: attempted steps between two output times; default: that of the forward solve, and at least 10,000, as a
+        forward solve with a small limit may be continued later.
+    norm: "seminorm" (error control ignores parameters), or a callable on the leaves of the scaled error.
+    callbacks: called in the steps of the backward solve, with its leaves as the state.
     """
 
     rtol: float | None = None
@@ -57,19 +58,17 @@ class ContinuousAdjoint(Gradient):
     controller: Controller | None = None
     max_steps: int | None = None
     callbacks: Callbacks | None = None
-    double_backward: bool = field(
-        default=True, init=False
-    )  # second derivatives, through the steps; else they are refused
+    double_backward: bool = field(default=True, init=False)  # False: second derivatives raise
 
     def __post_init__(self) -> None:
         if not (callable(self.norm) or (isinstance(self.norm, str) and self.norm == "seminorm")):
             raise ValueError(f"norm must be 'seminorm' or a callable; got {self.norm!r}")
-        for name, given in (("rtol", self.rtol), ("atol", self.atol)):
-            if given is None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is None:
                 continue
-            setattr(self, name, number(f"{name} of the backward solve", given))
+            setattr(self, name, number(f"{name} of the backward solve", value))
             if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
+                raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {value!r}")
         if self.max_steps is not None:
             integer("max_steps of the backward solve", self.max_steps, most=2**62)
         for name, kinds, what in (
@@ -77,39 +76,42 @@ class ContinuousAdjoint(Gradient):
             ("controller", Controller, "a Controller"),
             ("callbacks", Callbacks, "a Callbacks"),
         ):
-            if (given := getattr(self, name)) is not None and not isinstance(given, kinds):
-                raise TypeError(f"{name} of the backward solve must be {what}; got {describe(given)}")
+            if (value := getattr(self, name)) is not None and not isinstance(value, kinds):
+                raise TypeError(f"{name} of the backward solve must be {what}; got {describe(value)}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
-        other = copy.copy(self)
-        other.method = method
-        return other
+        copied = copy.copy(self)
+        copied.method = method
+        return copied
 
     def backward_solver(self, q: Problem) -> tuple[Method, Controller]:
-        """Method and controller of the backward solve of q."""
+        """Method and controller of the backward solve for the forward problem q."""
         method = q.method if self.method is None else self.method
         controller = self.controller or q.controller
-        assert isinstance(method, Method)  # solve has resolved the name
+        assert isinstance(method, Method)  # solve() replaces names by methods
         if callable(self.norm):
             controller = copy.copy(controller)
             controller.norm = cast(Any, self.norm)
         return method.with_dense_output(
             "own"
-        ), controller  # the quadrature runs along it, and lines would cost its order
+        ), controller  # quadrature uses the dense output; linear interpolation would cost its order
 
     def tolerances(self, q: Problem, a: Leaves, count: int) -> tuple[Tolerance, Tolerance]:
-        """Of the backward solve of q from the cotangents a: for each of its `count` leaves, y's (if any), then a's."""
+        """rtol and atol of a backward solve from the cotangents a.
+
+        One for each of its `count` leaves: those of y, if y is solved again, then those of a.
+        """
         rtol = [*q.rtol] * (count // len(a)) if self.rtol is None else [self.rtol] * count
         if self.atol is not None:
             return rtol, [self.atol] * count
-        top = max_abs(a, q.batched)  # the largest entry of a, of each lane; one where a is zero
-        top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-        units = [float(top) if q.on_host else expand_to(top, x) for x in a]
-        return rtol, [*q.atol[: count - len(a)], *(x * unit for x, unit in zip(q.atol, units, strict=True))]
+        largest = max_abs(a, q.batched)  # largest entry of a, per sample; 1 where a is zero
+        largest = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+        scales = [float(largest) if q.on_host else expand_to(largest, x) for x in a]
+        return rtol, [*q.atol[: count - len(a)], *(x * scale for x, scale in zip(q.atol, scales, strict=True))]
 
     @abstractmethod
     def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
-        """Solve, and say what takes the backward pass, given the captured tensors."""
+        """Solve q; returns the solution, and a function of the captured tensors that gives the backward pass."""
 
     def run(self, p: Problem, request: Request) -> Trajectory:
         if gradient_bypassed():
@@ -117,52 +119,53 @@ class ContinuousAdjoint(Gradient):
         q = p.detached()
         with torch.no_grad():
             solved, backward = self.solve_forward(q, request)
-        made = _DifferentiableOutputs(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
-        values, m = made.attach(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
-        plainly = Interpolation.of(p, solved.pieces)
-        # nothing that is attached keeps f alive
-        dense = made.dense if plainly is not None and made.grad_needed(p.ts) else plainly
-        return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)
+        outputs = _DifferentiableOutputs(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
+        values, m = outputs.attach(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
+        dense_values = Interpolation.of(p, solved.pieces)
+        # without a gradient, sol(t) does not keep f alive
+        dense = outputs.dense if dense_values is not None and outputs.grad_needed(p.ts) else dense_values
+        return Trajectory(values[:m], values[m:], dense, solved.outcome, outputs.stats, dense_values)
 
 
 class _DifferentiableOutputs:
-    """Makes states of a forward solve of p, of which q is a detached copy, functions of all inputs."""
+    """Attaches states of a forward solve of p, computed from the detached copy q, to all inputs."""
 
     def __init__(
-        self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
+        self, settings: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
         backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], reachable: Sequence[Tensor],
     ) -> None:  # fmt: skip
-        self.settings, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
+        self.settings, self.request, self.solved, self.backward = settings, request, solved, backward
+        self.p, self.q = p, q
         self.used, self.reachable, self.stats = used, reachable, Stats.from_outcome(solved.outcome)
 
     def grad_needed(self, ts: Tensor) -> bool:
-        """Whether a gradient is asked for, with respect to ts or to anything else."""
+        """True if ts or any other input requires a gradient."""
         inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.reachable)
         return any(x.requires_grad for x in inputs)
 
     def attach(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
-        """ys at ts, and the state `end` at the time reached. saved: ys are what is saved of the states."""
+        """Attach ys at ts, and the final state `end`. saved: ys are outputs of `save` instead of states."""
         if not self.grad_needed(ts):
             return (*ys, *end)
         refuse_random(self.p, self.q.f, replayed=False)
         versions = [y._version for y in ys]
-        last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
+        last = tuple(y.clone() for y in end)  # the caller may change it in place, as ReLU(inplace=True) does
         times, times_needed = ts.detach(), ts.requires_grad
 
-        def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        def backward(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             if versions != [y._version for y in ys]:
                 raise RuntimeError(
-                    f"the solution ys has been modified by an inplace operation, and gradient={self.settings.name!r} starts "
-                    "its backward solves from it: change a copy, ys.clone()"
+                    f"the solution ys has been modified by an inplace operation, and "
+                    f"gradient={self.settings.name!r} starts its backward solves from it: change a copy, ys.clone()"
                 )
-            made, states = self.backward((*self.used, *self.reachable)), None if saved else ys
-            grads = made.run(times, self.solved.outcome, states, last, cotangents, times_needed)
-            self.stats["backward_nfe"] = made.nfe
+            adjoint, states = self.backward((*self.used, *self.reachable)), None if saved else ys
+            grads = adjoint.run(times, self.solved.outcome, states, last, cotangents, times_needed)
+            self.stats["backward_nfe"] = adjoint.nfe
             return grads
 
         inputs = (*self.p.y0, ts, *self.p.f.differentiable_args)
         return custom_vjp(
-            pull,
+            backward,
             self.recompute if self.settings.double_backward else None,
             (*ys, *end),
             inputs,
@@ -171,7 +174,7 @@ class _DifferentiableOutputs:
         )
 
     def recompute(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The states from other inputs (y0, ts, args), in grad mode."""
+        """The states from new inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
         stops = p.stops.rule.within(inputs[n], p.direction)
         return recompute_outputs(
@@ -179,33 +182,36 @@ class _DifferentiableOutputs:
         )
 
     def dense(self, t: Tensor) -> Leaves:
-        """The dense solution."""
+        """The dense solution at times t, (m,) or (B, m), differentiable."""
         p, pieces = self.p, self.solved.pieces
         assert pieces is not None
         order = torch.argsort(t.detach() * p.direction.unsqueeze(-1), -1)
         ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
         ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
         ys = self.attach(ordered, ys, self.solved.y1)[: len(p.y0)]
-        place: Any = torch.argsort(order, -1) + 1
+        position: Any = torch.argsort(order, -1) + 1
         if p.batched:
-            place = torch.arange(len(place), device=place.device).unsqueeze(-1), place
-        return tuple(y[place] for y in ys)
+            position = torch.arange(len(position), device=position.device).unsqueeze(-1), position
+        return tuple(y[position] for y in ys)
 
 
 class AdjointSolve:
-    """One backward pass: from output time to output time, adding its cotangent at each."""
+    """One backward pass: solves from output time to output time and adds the cotangent of each output."""
 
-    def __init__(self, how: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
-        self.settings, self.forward_problem, self.field = how, q, field
-        method, controller = how.backward_solver(q)
+    def __init__(self, settings: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
+        self.settings, self.forward_problem, self.field = settings, q, field
+        method, controller = settings.backward_solver(q)
         self.options: dict[str, Any] = {
-            "method": method, "controller": controller, "max_steps": how.max_steps or max(q.max_steps, _STEPS),
+            "method": method, "controller": controller, "max_steps": settings.max_steps or max(q.max_steps, _STEPS),
         }  # fmt: skip
         self.integral = parameter_integral(self.field, method, controller, q.batched)
         self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        """Lanes of times to stop at on the way back, to `start` at last; the next is asked for when one is reached."""
+        """Times to stop at on the way back, one per sample and the last one `start`.
+
+        The next one is requested when the previous one is reached.
+        """
         yield start
 
     def run(
@@ -217,78 +223,78 @@ class AdjointSolve:
         cotangents: Sequence[Tensor | None],
         times_needed: bool,
     ) -> Sequence[Tensor | None]:
-        """Cotangents of y0, ts, and what f uses. ys: the states at ts; None: `save` keeps something else of them."""
+        """Cotangents of y0, ts and parameters. ys: the states at ts; None if `save` returns something else."""
         q, batched = self.forward_problem, self.forward_problem.batched
         n = len(cotangents) - len(q.y0)
         reached, status = outcome.state.time, outcome.state.status
         direction = q.direction.unsqueeze(-1)
-        # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
-        beyond = (ts - reached.unsqueeze(-1)) * direction > 0
+        # skip times that a failed solve did not reach: the adjoint starts at the end of the solution
+        unreached = (ts - reached.unsqueeze(-1)) * direction > 0
         self.needed: MaskLike = True
-        if batched:  # a sample that nobody asks for has no backward solve: it stands at its start
-            self.needed = asked = _samples_with_cotangents(cotangents, ts)
-            reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
-            beyond = beyond | ~asked.unsqueeze(-1)
+        if batched:  # a sample without cotangents has no backward solve: it starts at its initial time
+            self.needed = needed = _samples_with_cotangents(cotangents, ts)
+            reached, y1 = torch.where(needed, reached, ts[:, 0]), select(needed, y1, q.y0)
+            unreached = unreached | ~needed.unsqueeze(-1)
         self.ts, self.ts_bar, self.time_grads_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
         self.ys = None if ys is None else tuple(y.movedim(axis, 0) for y in ys)
         self.ys_bar = [None if b is None else b.movedim(axis, 0) for b in cotangents[:n]]
         self.y, self.a, self.time, self.end_time = y1, _zeros_for_none(cotangents[n:], y1), reached, reached
-        # without states at the outputs to start from, the state is solved for from the end on
+        # without states at the outputs, the state is solved from the end
         self.all_zero = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
-            # y1 moves with the end of the solve where it succeeded, and not with an event that is there
+            # y1 depends on the last time of a successful solve, but not of one that an event ended
             if times_needed:
-                last, still = self._time_bar(self.a, True), beyond[..., -1] | (status == Status.EVENT)
-                self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)
-            left = ~beyond
-            for low in self.segments(ts[..., 0]):
-                ahead = (ts - low.unsqueeze(-1)) * direction
-                within = left & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
-                left = left & ~within
+                last, end_fixed = self._time_bar(self.a, True), unreached[..., -1] | (status == Status.EVENT)
+                self.ts_bar[..., -1] += torch.where(end_fixed, torch.zeros_like(last), last)
+            remaining = ~unreached
+            for segment_start in self.segments(ts[..., 0]):
+                ahead = (ts - segment_start.unsqueeze(-1)) * direction
+                within = remaining & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
+                remaining = remaining & ~within
                 for i in reversed(range(ts.shape[-1])):
                     if bool(within[..., i].any()):
                         self._add_output(i, within[:, i] if batched else True)
-                self._solve_to(where(self.needed, low, self.time))
+                self._solve_to(where(self.needed, segment_start, self.time))
         return (*self.a, self.ts_bar if times_needed else None, *self.integral.total())
 
-    def _add_output(self, i: int, lanes: MaskLike) -> None:
-        """Go back to output i and take its cotangent up."""
-        self._solve_to(where(lanes, self.ts[..., i], self.time))
+    def _add_output(self, i: int, samples: MaskLike) -> None:
+        """Solve back to output i and add its cotangent."""
+        self._solve_to(where(samples, self.ts[..., i], self.time))
         if self.ys is not None:
-            self.y = select(lanes, tuple(x[i] for x in self.ys), self.y)
+            self.y = select(samples, tuple(x[i] for x in self.ys), self.y)
         if i == 0 and self.time_grads_needed:
-            self.ts_bar[..., 0] -= self._time_bar(self.a, lanes)
+            self.ts_bar[..., 0] -= self._time_bar(self.a, samples)
         if all(b is None for b in self.ys_bar):
             return
         self.all_zero = False
-        given, _ = split_by_acceptance(lanes, [None if b is None else b[i] for b in self.ys_bar])
-        bar = self._save_vjp(i, lanes, given) if self.ys is None else _zeros_for_none(given, self.y)
+        cotangents, _ = split_by_acceptance(samples, [None if b is None else b[i] for b in self.ys_bar])
+        bar = self._save_vjp(i, samples, cotangents) if self.ys is None else _zeros_for_none(cotangents, self.y)
         if i > 0 and self.time_grads_needed:
-            self.ts_bar[..., i] += self._time_bar(bar, lanes)
+            self.ts_bar[..., i] += self._time_bar(bar, samples)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
 
-    def _save_vjp(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
-        """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
+    def _save_vjp(self, i: int, samples: MaskLike, cotangents: Cotangents) -> Leaves:
+        """Cotangents of the saved output i -> of the state; those of parameters and time are added."""
         f, y = self.field.f, new_leaves(self.y)
         with torch.enable_grad():
             marker = graph_marker()
             t = self.time.detach().requires_grad_()
-            kept = f.save_output(t, y)
-            f.collect_captured(kept, t, y, marker)
-            *found, by_t = self.field.vjp(kept, (*self.field.parameters, *y, t), given)
-        if self.time_grads_needed and by_t is not None:
-            self.ts_bar[..., i] += by_t
+            saved = f.save_output(t, y)
+            f.collect_captured(saved, t, y, marker)
+            *grads, t_bar = self.field.vjp(saved, (*self.field.parameters, *y, t), cotangents)
+        if self.time_grads_needed and t_bar is not None:
+            self.ts_bar[..., i] += t_bar
         m = len(self.field.parameters)
-        self.integral.add(found[:m])
-        return _zeros_for_none(split_by_acceptance(lanes, found[m:])[0], self.y)
+        self.integral.add(grads[:m])
+        return _zeros_for_none(split_by_acceptance(samples, grads[m:])[0], self.y)
 
-    def _time_bar(self, a: Leaves, lanes: MaskLike) -> Tensor:
-        """a^T f where the pass stands, zero for the other lanes."""
+    def _time_bar(self, a: Leaves, samples: MaskLike) -> Tensor:
+        """a^T f at the current time and state; zero for samples outside the mask."""
         rate = dot(a, self.field.f(self.time, self.y), self.forward_problem.batched)
-        return where(lanes, rate, torch.zeros_like(rate))
+        return where(samples, rate, torch.zeros_like(rate))
 
     def _solve_to(self, end: Tensor) -> None:
-        """Solve the adjoint ODE from here back to `end`; before the first cotangent there is nothing to solve."""
+        """Solve the adjoint ODE back to `end`; while all cotangents are zero only the time changes."""
         start, self.time = self.time, end
         if self.all_zero or bool((start == end).all()):
             return
@@ -304,12 +310,12 @@ class AdjointSolve:
 
 
 def _samples_with_cotangents(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
-    """The samples that have a cotangent, (B,); all of them where none has."""
-    everyone = torch.ones_like(ts[:, 0], dtype=torch.bool)
-    given = [rows(b != 0).any(1) for b in cotangents if b is not None]
-    asked = torch.stack(given).any(0) if given else everyone
-    return asked if bool(asked.any()) else everyone
+    """Mask (B,) of samples with a nonzero cotangent; all samples if there is none."""
+    all_samples = torch.ones_like(ts[:, 0], dtype=torch.bool)
+    nonzero = [rows(b != 0).any(1) for b in cotangents if b is not None]
+    needed = torch.stack(nonzero).any(0) if nonzero else all_samples
+    return needed if bool(needed.any()) else all_samples
 
 
-def _zeros_for_none(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
-    return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, bars, strict=True))
+def _zeros_for_none(cotangents: Sequence[Tensor | None], like: Leaves) -> Leaves:
+    return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, cotangents, strict=True))

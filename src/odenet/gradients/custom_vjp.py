@@ -1,4 +1,4 @@
-"""Make computed tensors differentiable, by a function that maps cotangents back."""
+"""Attach computed tensors to the graph of their inputs, with a custom VJP."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def custom_vjp(
     captured: Sequence[Tensor],
     reachable: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """`outputs` (already computed, detached) as differentiable functions of `inputs`, `captured` and `reachable`.
+    """Return detached `outputs` as differentiable functions of `inputs`, `captured` and `reachable`.
 
-    pull: cotangents of the outputs -> those of (*inputs, *captured, *spare). again: computes the outputs once more from
-    views of the inputs, by operations that autograd records: a backward pass with create_graph=True goes through them,
-    to any order of derivative and with the memory of `backprop`. spare: leaves that may turn out not to have been used,
-    and may be changed in place where they were not. again=None: such a pass goes
-    through `backward` as well, and a second derivative is refused when it is taken.
+    backward: maps cotangents of the outputs to those of (*inputs, *captured, *reachable).
+    recompute: computes the outputs again from views of the inputs, by operations that autograd records. A backward pass
+        with create_graph=True goes through them, to any order of derivative and with the memory of `backprop`. None:
+        such a pass calls `backward` too, and differentiating its result raises RuntimeError.
+    reachable: leaves that f can reach and may not use; unused ones may be changed in place.
 
-    They come back as aliases: `backward` may hold what was given, and would hold itself through the graph of the results, a
-    circle that no garbage collector sees.
+    The outputs are aliases: `backward` may hold the given tensors, and through the graph of the results it would hold
+    itself, a cycle that Python's garbage collector does not see.
     """
     counts = len(captured), len(reachable)
     return _CustomVjp.apply(backward, recompute, counts, [x.detach() for x in outputs], *inputs, *captured, *reachable)
 
 
 _NO_BATCHING = (
-    "A continuous backward solve takes one cotangent: leave is_grads_batched=True and vectorize=True out, or take "
+    "A continuous backward solve takes one cotangent: remove is_grads_batched=True and vectorize=True, or use "
     "gradient='discrete', 'reversible' or 'backprop'."
 )
 
@@ -60,7 +60,7 @@ class _CustomVjp(torch.autograd.Function):
         saved = len(inputs) - counts[1]
         ctx.backward, ctx.recompute, ctx.captured = backward, recompute, counts[0]
         ctx.autocast = current_autocast(outputs[0].device.type)
-        ctx.save_for_backward(*inputs[:saved])  # so that autograd notices inputs changed before the backward pass
+        ctx.save_for_backward(*inputs[:saved])  # autograd then detects in-place changes before the backward pass
         ctx.reachable = [(x, x._version) for x in inputs[saved:]]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -82,7 +82,7 @@ class _CustomVjp(torch.autograd.Function):
             if bar is not None and x._version != version:
                 raise RuntimeError(
                     f"a tensor of shape {tuple(x.shape)} that f uses has been modified by an inplace operation since "
-                    "the solve: run the backward pass before it is changed"
+                    "the solve: run the backward pass before changing it"
                 )
         return (None, None, None, None, *bars)
 
@@ -96,7 +96,7 @@ _NO_SECOND_DERIVATIVE = (
 def once_differentiable(
     cotangents: Sequence[Tensor | None], dependencies: Sequence[Tensor | None], refusal: str
 ) -> list[Tensor | None]:
-    """First derivatives that are functions of `dependencies`, and raise `refusal` where one asks for the derivative of that."""
+    """Attach first derivatives to `dependencies`; differentiating them raises RuntimeError with the text `refusal`."""
     differentiable = [x for x in dependencies if x is not None and x.requires_grad]
     present = [x for x in cotangents if x is not None]
     if not differentiable or not present or not torch.is_grad_enabled():
@@ -106,7 +106,7 @@ def once_differentiable(
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """Tensors that depend on others in a way that nobody can differentiate."""
+    """Copies of tensors whose backward pass raises."""
 
     @staticmethod
     def forward(ctx: Any, refusal: str, outputs: list[Tensor], *dependencies: Tensor) -> tuple[Tensor, ...]:
@@ -124,9 +124,9 @@ def _differentiable_vjp(
     captured: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The pullback as operations that can be differentiated again.
+    """The VJP as differentiable operations.
 
-    Each input is an input in its own right: where one was computed from another, nothing flows on from it here.
+    Inputs are aliased, so no gradient flows from one input to another that it was computed from.
     """
     aliases = [x.view_as(x) if x.requires_grad else x for x in inputs]
     pairs = [(y, c) for y, c in zip(recompute(aliases), cotangents, strict=True) if c is not None and y.requires_grad]

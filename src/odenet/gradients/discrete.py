@@ -1,9 +1,8 @@
-"""The exact gradient of the numerical solution, by vector-Jacobian products of its steps in reverse order.
+"""The exact gradient of the numerical solution, by VJPs of its steps in reverse order.
 
-Zhuang et al. 2020 ("Adaptive checkpoint adjoint", arXiv 2006.02493): the accepted steps are taken again one at a time,
-each differentiated and dropped, so that one step's graph is alive at a time. With few checkpoints their starts are
-computed again as well, by the schedules of Griewank & Walther 2000 and, as the number of steps is not known in advance,
-of Stumm & Walther 2010.
+Zhuang et al. 2020 ("Adaptive checkpoint adjoint", arXiv 2006.02493): each accepted step is replayed, differentiated and
+freed, so one step's graph is alive at a time. With few checkpoints the initial states of steps are recomputed too, by
+the schedules of Griewank & Walther 2000 and, as the number of steps is unknown in advance, of Stumm & Walther 2010.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, expand_over
+from ..core.validate import integer
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..methods.method import Cotangents, StagewiseMethod, StepInput
@@ -31,21 +31,19 @@ from .taped_solve import TapedSolve, solve_with_tape
 class Discrete(Gradient):
     """Reversed loop over step VJPs; exact for the numerical solution.
 
-    checkpoints: hold at most this many states (the initial one counts), and take the steps between them again.
-    memory: bytes, or text such as "256MiB": as many checkpoints as fit, beside the step at hand; `stats.checkpoints`
-    says how many. Without either every accepted step's start is held and, as long as they are few bytes, its graph.
+    checkpoints: store at most this many states, the initial one included, and replay the steps between them.
+    memory: bytes, or text such as "256MiB": as many checkpoints as fit beside one step; `stats.checkpoints` tells how
+        many.
+
+    Without either, the initial state of every accepted step is stored and, up to 256 MiB, its graph.
     """
 
     name = "discrete"
 
     def __init__(self, checkpoints: int | None = None, memory: int | str | None = None) -> None:
         if checkpoints is not None and memory is not None:
-            raise ValueError("checkpoints and memory exclude each other: memory chooses the number of checkpoints")
-        if checkpoints is not None and (isinstance(checkpoints, bool) or not isinstance(checkpoints, int)):
-            raise TypeError(f"checkpoints must be an int; got {type(checkpoints).__name__} {checkpoints!r}")
-        if checkpoints is not None and checkpoints < 1:
-            raise ValueError(f"checkpoints must be at least 1 (the initial state is one); got {checkpoints}")
-        self.checkpoints = checkpoints
+            raise ValueError("checkpoints and memory exclude each other: memory sets the number of checkpoints")
+        self.checkpoints = None if checkpoints is None else integer("checkpoints", checkpoints, most=2**62)
         self.memory = None if memory is None else parse_bytes(memory)
 
     def run(self, p: Problem, request: Request) -> Trajectory:
@@ -58,10 +56,10 @@ class Discrete(Gradient):
             slots = min(slots, p.max_steps)
             states, graphs = Checkpoints(slots, not p.method.carry_is_slope), None
 
-        def pull(taped: TapedSolve, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        def backward(taped: TapedSolve, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return TapeBackwardPass(taped, states).run(cotangents)
 
-        trajectory = solve_with_tape(p, request, states, graphs, pull)
+        trajectory = solve_with_tape(p, request, states, graphs, backward)
         if slots is not None:
             trajectory.stats["checkpoints"] = slots
         return trajectory
@@ -69,7 +67,7 @@ class Discrete(Gradient):
 
 @final
 class TapeBackwardPass(BackwardPass):
-    """Takes each step again from the start that `states` gives."""
+    """Replays each step from the initial state that `states` gives."""
 
     def __init__(self, taped: TapedSolve, states: StateStore) -> None:
         super().__init__(taped, taped.problem.method)
@@ -95,6 +93,7 @@ class TapeBackwardPass(BackwardPass):
 
     @torch.no_grad()
     def restart_carry(self, n: int, y: Leaves) -> Leaves:
+        """The carry before step n from its y, for a method whose carry is a slope."""
         step, segment = self.steps[n], self.batch_segment(n)
         time0, time1 = step.ends(segment.problem)
         carry = segment.problem.method.init(step.field(segment.problem, time0, time1), time0, y)

@@ -1,4 +1,4 @@
-"""How many states a given amount of memory holds."""
+"""The number of checkpoints that fit into a given amount of memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-def parse_bytes(value: int | str) -> int:
-    """Bytes as a number, or text with a unit: "256MiB", "1.5 GB"."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
+def parse_bytes(value: object) -> int:
+    """Bytes from a number, or from text with a unit: "256MiB", "1.5 GB"."""
+    if isinstance(value, Integral) and type(value) is not bool:
         amount = int(value)
     elif isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", value.lower())
@@ -36,17 +36,17 @@ def nbytes(leaves: Leaves) -> int:
 
 
 def checkpoints_within(memory: int, p: Problem) -> int:
-    """Checkpoints that fit into `memory` beside the step at hand.
+    """The number of checkpoints that fit into `memory` bytes beside one step.
 
-    That step is taken to need four states a stage (what f starts from, one intermediate of f, and the cotangents of
-    both) and as much for what it starts and ends with; how much f really saves is not known.
+    One step is assumed to need four states a stage (the state that f starts from, one intermediate result of f, and the
+    cotangents of both) and four for its initial and final state; the true size of f's graph is unknown.
     """
     state = nbytes(p.y0)
     per_checkpoint = state if p.method.carry_is_slope else 2 * state
     if memory < per_checkpoint:
         raise ValueError(
-            f"memory of {memory} bytes holds no state of {per_checkpoint} bytes: give more, or use gradient='reversible' or "
-            "'adjoint', which hold none"
+            f"memory of {memory} bytes holds no state of {per_checkpoint} bytes: use more, or gradient='reversible' "
+            "or 'adjoint', which store no states"
         )
     step_bytes = 4 * state * (p.method.num_stages + 1)
     return max(1, (memory - step_bytes) // per_checkpoint)

@@ -1,4 +1,4 @@
-"""What a sweep over the accepted steps starts each of them from: every state, or K of them and the steps between."""
+"""The initial states of steps for a backward pass: all of them, or K checkpoints with replay in between."""
 
 from __future__ import annotations
 
@@ -22,53 +22,55 @@ from .graph_size import GraphSize, saved_tensors
 from .memory_budget import nbytes
 from .step_graph import StepGraph
 
-AdvanceStep = Callable[[int, Start], Start]  # step n from its start, no graph
-RestartCarry = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
+AdvanceStep = Callable[[int, Start], Start]  # (n, start of step n) -> start of step n + 1, without a graph
+RestartCarry = Callable[[int, Leaves], Leaves]  # (n, y before step n) -> carry before step n
 
-# Steps attached to one another, at most: PyTorch frees a chain of graphs by recursion, and a stack is not endless.
+# PyTorch frees a chain of graphs recursively, and the C stack is finite.
 MAX_CHAIN = 64
-# Graphs of steps are kept up to this many bytes in all.
+# Total bytes of stored step graphs.
 GRAPH_BYTES = 256 * 2**20
-BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
+BLOCK_BYTES = 32 * 2**20  # bytes of states allocated as one block
 
 
 class StateStore(StepStore):
-    """Gives the starts of the steps back in reverse order."""
+    """Stores the initial states of steps and returns them in reverse order."""
 
     @abstractmethod
     def step_start(self, n: int, advance: AdvanceStep, restart: RestartCarry) -> Start:
-        """The start of step n."""
+        """The initial state of step n."""
 
 
 @final
 class StepGraphs(GraphStore):
-    """Keeps the graphs of the first steps up to GRAPH_BYTES; such a step need not be taken again.
+    """Stores the graphs of the first steps, up to GRAPH_BYTES; these steps need no replay.
 
-    Steps of a joint solve that follow one another stay attached: one call of autograd then pulls through all of them.
-    With lanes, some of which may not have taken a step, and where a step's end is a leaf, each is attached to its own.
-    marker: taken before the first step, so that nodes of the graphs come after it. A graph is used once and dropped: a
-    second backward pass over the same solution takes all steps again.
+    Consecutive steps of a joint solve stay attached to one another, so one call of autograd differentiates a chain of
+    them. Per-sample steps, which some samples may reject, and steps whose end is a leaf have separate graphs. A graph
+    is used once and freed: a second backward pass over the same solution replays all steps.
+
+    marker: graph marker from before the first step; all nodes of the graphs are later.
     """
 
     def __init__(self) -> None:
         self.bytes_left = GRAPH_BYTES
         self.marker = graph_marker()
         self.attempts: dict[int, StepAttempt] = {}
-        self.attached_to_previous: set[int] = set()  # steps attached to the one before
-        self.chain_length = 0  # of the last steps that are attached to one another
-        self.last: StepAttempt | None = None  # the last step, where its graph is kept
+        self.attached_to_previous: set[int] = set()  # numbers of steps attached to the previous step
+        self.chain_length = 0  # length of the current chain
+        self.last: StepAttempt | None = None  # the last step, if its graph is stored
         self.step_bytes: int | None = None
         self.grad_needed = True
         self.measuring: GraphSize | None = None
-        self.use_hooks = True  # a step is weighed by hooks for what autograd saves
+        self.use_hooks = True  # measure a step by saved-tensor hooks
         self.first_evaluation: tuple[Tensor, Leaves, Leaves] | None = (
-            None  # t, y, and the carry at ts[0] where f gives it
+            None  # t, y, and the carry at ts[0] if that is a slope
         )
 
     def record_first_evaluation(self, p: Problem, by_time: bool, grad_needed: bool) -> None:
-        """Keep the graph of the evaluation at ts[0] as well, where that is the carry there.
+        """Also store the graph of f at ts[0], if the initial carry is that slope.
 
-        asked: for a gradient with respect to something that f is given.
+        by_time: True if the time needs a gradient.
+        grad_needed: True if y0, ts or an arg requires a gradient.
         """
         self.grad_needed = grad_needed
 
@@ -86,7 +88,7 @@ class StepGraphs(GraphStore):
             and captured is not None
             and not (captured.watching or captured.tensors)
         ):
-            return False  # nothing that the solve uses asks for a gradient
+            return False  # nothing that the solve uses requires a gradient
         return self.bytes_left > 0 if self.step_bytes is None else self.step_bytes <= self.bytes_left
 
     def recording(self, p: Problem) -> AbstractContextManager[object]:
@@ -97,7 +99,7 @@ class StepGraphs(GraphStore):
 
     def goes_on_after(self, error: RuntimeError) -> bool:
         if leaves_autograd(error) and not self.grad_needed:
-            self.bytes_left, self.step_bytes = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
+            self.bytes_left, self.step_bytes = 0, None  # f leaves PyTorch, and no gradient through it is needed
             return True
         if self.measuring is None or not self.use_hooks or "saved tensor hooks" not in str(error):
             return False
@@ -127,7 +129,7 @@ class StepGraphs(GraphStore):
         assert self.step_bytes is not None
         if self.step_bytes <= self.bytes_left:
             self.bytes_left -= self.step_bytes
-            attempt.step_input = None  # its cache is not to be kept
+            attempt.step_input = None  # the method's cache is not needed again
             self.attempts[n] = self.last = attempt
             attached = previous is not None and previous.graph is not None and attempt.y is previous.graph.y
             self.chain_length = self.chain_length + 1 if attached else 1
@@ -135,7 +137,7 @@ class StepGraphs(GraphStore):
                 self.attached_to_previous.add(n)
 
     def pop_chain(self, n: int) -> list[StepGraph]:
-        """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""
+        """The graphs of step n and of the earlier steps attached to it, last step first; [] if step n has none."""
         chain: list[StepGraph] = []
         self.last = None
         while (attempt := self.attempts.pop(n, None)) is not None and attempt.graph is not None:
@@ -149,7 +151,7 @@ class StepGraphs(GraphStore):
     def check_captured(
         self, captured: CapturedTensors | None, chain: Sequence[StepGraph], args: Leaves, seen: Nodes
     ) -> None:
-        """The check of what f closes over, for kept steps: their nodes are of the thread of the forward pass."""
+        """Check the captured tensors of stored steps, whose nodes belong to the thread of the forward pass."""
         if captured is None:
             return
         outputs: list[Tensor] = []
@@ -163,7 +165,7 @@ class StepGraphs(GraphStore):
 
 @final
 class AllStates(StateStore):
-    """The start of every step."""
+    """Stores the initial state of every step."""
 
     def __init__(self) -> None:
         self.starts: list[Start] = []
@@ -176,9 +178,9 @@ class AllStates(StateStore):
 
 
 class StateBuffer:
-    """Room for at most `capacity` copies of a state, side by side in large blocks.
+    """Memory for at most `capacity` copies of a state, allocated in large blocks.
 
-    Side by side, since what is kept for long among what comes and goes would leave holes that nothing fits into.
+    Blocks avoid fragmentation: long-lived states between short-lived ones would leave holes too small to use.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -186,9 +188,12 @@ class StateBuffer:
         self.free: list[Leaves] = []
 
     def store(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
-        """The copy, and its place; of fewer samples than the first ones it is a part of that."""
+        """Copy the leaves; returns the copy and its slot.
+
+        With fewer samples than at first, the copy is a part of the slot.
+        """
         if not self.free:
-            # a pass that was interrupted may have lost a place: there is one more then
+            # an interrupted backward pass may have lost a slot: allocate one more then
             count = max(1, min(self.unallocated, BLOCK_BYTES // max(1, nbytes(leaves))))
             blocks = [x.new_empty((count, *x.shape)) for x in leaves]
             self.free = [tuple(block[i] for block in blocks) for i in range(count)]
@@ -198,23 +203,26 @@ class StateBuffer:
             target if target.shape == x.shape else target[: len(x)] for target, x in zip(slot, leaves, strict=True)
         )
         for target, x in zip(copy, leaves, strict=True):
-            target.copy_(x.detach())  # a slope of an f that turns gradients on has a graph
+            target.copy_(x.detach())  # an f that enables grad returns a slope with a graph
         return copy, slot
 
 
 @final
 class Checkpoints(StateStore):
-    """At most `slots` states (that at ts[0] is one); a start between two of them comes from taking the steps again."""
+    """Stores at most `slots` states, the initial one included; replays steps to reach any other state.
+
+    stores_carry: store the carry too; else it is recomputed from y.
+    """
 
     def __init__(self, slots: int, stores_carry: bool) -> None:
         self.slots, self.stores_carry = slots, stores_carry
         self.buffer = StateBuffer(slots)
         self.schedule = OnlineSchedule(slots)
-        self.stored: dict[int, tuple[Start, Leaves]] = {}  # and their places on the shelf
+        self.stored: dict[int, tuple[Start, Leaves]] = {}  # by step: the state, and its slot in the buffer
 
     @staticmethod
     def initial_state_only(slots: int, p: Problem, entries: list[TapeStep]) -> Checkpoints:
-        """With the initial state alone, for a method whose carry does not depend on f."""
+        """Checkpoints with the initial state alone, for a method whose initial carry does not depend on f."""
         states = Checkpoints(slots, stores_carry=True)
         start = p.y0, p.method.init(p.f, p.ts[..., 0], p.y0)
         states._store_copy(0, *take_start(start, ALL, entries[0].problem.samples))
@@ -224,7 +232,8 @@ class Checkpoints(StateStore):
         wanted, discarded = self.schedule.offer(n)
         if discarded is not None:
             self._discard(discarded)
-        self.stores_carry = self.stores_carry or attempt.problem.f.random  # it would be evaluated to other numbers
+        # f would draw different numbers when evaluated again
+        self.stores_carry = self.stores_carry or attempt.problem.f.random
         if wanted:
             self._store_copy(n, attempt.y, attempt.carry)
 
@@ -236,14 +245,14 @@ class Checkpoints(StateStore):
         self.buffer.free.append(self.stored.pop(n)[1])
 
     def step_start(self, n: int, advance: AdvanceStep, restart: RestartCarry) -> Start:
-        stack = sorted(self.stored)  # few, and right whatever pass was interrupted before
+        stack = sorted(self.stored)  # sorted anew, as an earlier pass may have been interrupted
         while stack[-1] > n:
             self._discard(stack.pop())
         position = stack[-1]
         y, carry = self.stored[position][0]
         carry = carry if self.stores_carry else restart(position, y)
         while position < n:
-            # steps at..n are still to be reversed; `position` has one of the slots that are left to them
+            # steps position..n are still to be reversed; `position` uses one of their slots
             slots = self.slots - len(stack) + 1
             target = n if slots == 1 else position + first_checkpoint(n + 1 - position, slots)
             for k in range(position, target):

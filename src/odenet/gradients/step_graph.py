@@ -1,4 +1,4 @@
-"""One step of a solve, differentiable by itself."""
+"""One step of a solve with its own autograd graph."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from ..methods.method import Cotangents, Field, Stage
 
 @dataclass
 class StepGraph:
-    """One step, differentiable: `attempt` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
+    """The autograd graph of one step.
 
-    ends_bar: cotangents of time0 and time1 that do not come through `attempt`.
+    attempt: the step, attached to its leaves y, carry, time0 and time1. carry1: the carry after the step.
+    time_bars: cotangents of time0 and time1 that do not flow through `attempt`.
     """
 
     attempt: StepAttempt
@@ -30,7 +31,7 @@ class StepGraph:
 
 
 def leaf_times(q: Problem, step: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
-    """Both ends of a step, as leaves where their gradients are wanted."""
+    """Start and end time of a step, as leaves if time gradients are needed."""
     time0, time1 = step.ends(q)
     if times_needed:
         time0.requires_grad_()
@@ -39,7 +40,7 @@ def leaf_times(q: Problem, step: TapeStep, times_needed: bool) -> tuple[Tensor, 
 
 
 def replay_from_leaves(q: Problem, step: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
-    """The step taken again, from leaves."""
+    """Replay the step from leaf copies of y and carry."""
     time0, time1 = leaf_times(q, step, times_needed)
     attempt = step.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
     return StepGraph(attempt, next_carry(q, time1, attempt.step, step.jumps))
@@ -47,9 +48,9 @@ def replay_from_leaves(q: Problem, step: TapeStep, times_needed: bool, y: Leaves
 
 @final
 class EvaluationGraphs:
-    """A field that remembers its evaluations, each recorded by autograd from leaves; what it returns is detached.
+    """A field that records the graph of each evaluation separately, from leaf states, and returns detached slopes.
 
-    So each has a graph of its own; what joins them to a step is pulled through by the method.
+    The method itself computes the VJP of the sums that join the evaluations to a step.
     """
 
     def __init__(self, f: Field) -> None:
@@ -65,7 +66,7 @@ class EvaluationGraphs:
 
 
 def split_by_acceptance(accept: MaskLike, cotangents: Cotangents) -> tuple[Cotangents, Cotangents]:
-    """Cotangents of the lanes that took the step, and those that pass the others by."""
+    """Split cotangents by sample: those that flow through the step, and those that bypass it (rejected samples)."""
     if accept is True:
         return cotangents, []
     present = tuple(b for b in cotangents if b is not None)
@@ -77,4 +78,4 @@ def split_by_acceptance(accept: MaskLike, cotangents: Cotangents) -> tuple[Cotan
 
 
 class NonFiniteGraphError(Exception):
-    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
+    """A gradient through a recorded step is not finite: perhaps zero times infinity in a sample that rejected it."""

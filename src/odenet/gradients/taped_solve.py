@@ -1,4 +1,4 @@
-"""What every gradient by a sweep has in common: solve with a tape, and attach the sweep to what was solved."""
+"""The forward solve of gradients that replay steps: solve with a tape, then attach a backward pass to the outputs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from .state_store import StepGraphs
 
 @dataclass
 class TapedSolve:
-    """A solve that was taken down on a tape.
+    """A solve with its tape: the input of a backward pass.
 
-    q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. times_needed:
-    whether ts or stops ask for a gradient. shown: leaves of each output.
+    problem: the detached problem. steps: the accepted steps.
+    carry: at the end of the solve; a backward pass that overwrites it sets it to None.
+    graphs: recorded graphs of some steps. captured: captured tensors, used ones first.
+    time_grads_needed: True if output times or stop times require a gradient.
+    num_outputs: number of leaves in ys.
     """
 
     problem: Problem
@@ -48,9 +51,12 @@ def solve_with_tape(
     backward: Callable[[TapedSolve, Sequence[Tensor | None]], Sequence[Tensor | None]],
     replayed: bool = True,
 ) -> Trajectory:
-    """The trajectory of p. `pull` is the backward pass.
+    """The trajectory of p, differentiable by a backward pass over the tape.
 
-    replayed: steps are taken again as they were, from a state at their start.
+    states, graphs: stores that receive each accepted step.
+    backward: maps the solve and the cotangents of its flat outputs to cotangents of (y0, ts, stop times, args, captured
+        tensors).
+    replayed: True if the backward pass replays steps from stored states, so random numbers are drawn again.
     """
     detached = p.detached()
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
@@ -67,7 +73,7 @@ def solve_with_tape(
     if any(x.requires_grad for x in (*inputs, *captured)):
         refuse_random(p, detached.f, replayed)
         end = solved.outcome.state
-        # copies of what is the caller's too, and may be changed in place
+        # clone leaves that the caller also holds and may change in place
         carry = tuple(x.clone() if any(x is y for y in end.y) else x for x in end.carry)
         taped = TapedSolve(
             detached, tape.entries, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys)
@@ -80,9 +86,9 @@ def solve_with_tape(
 def recompute_outputs(
     p: Problem, request: Request, inputs: Sequence[Tensor], field: VectorField | None = None
 ) -> Leaves:
-    """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
+    """The flat outputs of a solve from new inputs (y0, ts, stop times, args), in grad mode.
 
-    like: the field of the solve before, whose random numbers are drawn again.
+    field: the field of the first solve, whose random states are used again.
     """
     n, drawing_field = len(p.y0), field or p.f
     p = replace(
@@ -99,12 +105,12 @@ def recompute_outputs(
 
 
 def flat_outputs(solved: NumericalSolution) -> Leaves:
-    """What is attached of a solve: ys, y1 and, with dense, the flat pieces."""
+    """The tensors of a solution that get attached: ys, y1 and, with dense=True, the flat pieces."""
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 
 def to_trajectory(p: Problem, values: Sequence[Tensor], solved: NumericalSolution, stats: Stats) -> Trajectory:
-    """The trajectory of the outputs `flat`, attached."""
+    """The trajectory of attached flat outputs (see `flat_outputs`)."""
     m, n = len(solved.ys), len(p.y0)
     dense = Interpolation.of(p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n))
     return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)
