@@ -140,7 +140,7 @@ class OnlineSchedule:
         return True, discarded
 
     def _plan(self, n: int, index: int | None) -> None:
-        """Choose the next state to store and the position it replaces, after the state at n replaced that at `index`."""
+        """Choose the next state to store and the position that it replaces, after n replaced the one at `index`."""
         positions, slots = self.positions, self._slots
         if len(positions) < slots:
             self._next = n + 1

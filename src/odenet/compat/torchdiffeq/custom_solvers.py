@@ -1,4 +1,4 @@
-"""Solver classes of clients that solve by themselves, as torchdiffeq calls them."""
+"""Solver classes registered by other programs, called as torchdiffeq calls them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from .adjoint_norms import flat_to_shape, vector_norm
 from .inputs import Inputs, State
 from .solver_functions import (
-    null_callback,
     PerturbFunc,
     ReverseFunc,
     TupleFunc,
     TupleInputOnlyFunc,
     combine_event_functions,
+    null_callback,
 )
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
@@ -26,32 +26,32 @@ def check_inputs(
 ) -> tuple[Any, ...]:
     """torchdiffeq's ten values: a tuple as one vector, time running forwards, func with its callbacks.
 
-    solvers: the caller's table of methods, in which `method` must be.
+    solvers: the caller's table of methods, which must have `method`.
     """
     method = "dopri5" if method is None else method
     if method not in solvers:
         raise ValueError(f"method must be one of {', '.join(solvers)}; got {method!r}")
-    given = Inputs.checked(func, y0, t, rtol, atol, event_fn)
-    shapes = None if isinstance(given.y0, Tensor) else [x.shape for x in given.y0]
+    inputs = Inputs.from_arguments(func, y0, t, rtol, atol, event_fn)
+    shapes = None if isinstance(inputs.y0, Tensor) else [x.shape for x in inputs.y0]
     if event_fn is not None:
-        event_fn = combine_event_functions(event_fn, given.t[0], given.y0)
-    whole, state, rtol, atol = func, given.y0, given.rtol, given.atol
+        event_fn = combine_event_functions(event_fn, inputs.t[0], inputs.y0)
+    base_func, state, rtol, atol = func, inputs.y0, inputs.rtol, inputs.atol
     if shapes is not None:
-        whole, event_fn = TupleFunc(func, shapes), event_fn and TupleInputOnlyFunc(event_fn, shapes)
-        state = torch.cat([x.reshape(-1) for x in given.y0])
+        base_func, event_fn = TupleFunc(func, shapes), event_fn and TupleInputOnlyFunc(event_fn, shapes)
+        state = torch.cat([x.reshape(-1) for x in inputs.y0])
         rtol, atol = (_vector(x, shapes) for x in (rtol, atol))
     options = dict(options or {})
     options["norm"] = vector_norm(options.get("norm"), shapes)
-    times, backwards = given.t, len(given.t) > 1 and bool(given.t[0] > given.t[1])
+    times, backwards = inputs.t, len(inputs.t) > 1 and bool(inputs.t[0] > inputs.t[1])
     if backwards:
-        whole, event_fn, times = ReverseFunc(whole, -1.0), event_fn and ReverseFunc(event_fn), -times
+        base_func, event_fn, times = ReverseFunc(base_func, -1.0), event_fn and ReverseFunc(event_fn), -times
         constructor = options.get("grid_constructor")
         if constructor is not None:
             options["grid_constructor"] = lambda func, y0, t: -constructor(func, y0, -t)
         for name in ("step_t", "jump_t"):
             if options.get(name) is not None:
                 options[name] = -torch.as_tensor(options[name], dtype=torch.float64)
-    wrapped = PerturbFunc(whole)
+    wrapped = PerturbFunc(base_func)
     for name in CALLBACKS:
         setattr(wrapped, name, _callback_on_state(getattr(func, name, null_callback), shapes, backwards))
         if hasattr(func, name + "_adjoint"):
@@ -60,31 +60,31 @@ def check_inputs(
 
 
 def _vector(tolerance: Any, shapes: list[torch.Size]) -> Any:
-    """A tolerance for each tensor of a tuple, as one for each entry of its vector."""
+    """Tolerances of the tensors of a tuple, as a vector with one for each number."""
     if not isinstance(tolerance, tuple):
         return tolerance
     return torch.cat([torch.as_tensor(x).expand(s).reshape(-1) for x, s in zip(tolerance, shapes, strict=True)])
 
 
 def _callback_on_state(call: Any, shapes: Any, backwards: bool) -> Any:
-    """A callback that gets the state and the times as func does."""
+    """A callback that gets state and times as func does."""
     if call is null_callback:
         return call
 
-    def shown(t0: Tensor, y0: Tensor, dt: Tensor) -> Any:
+    def converted(t0: Tensor, y0: Tensor, dt: Tensor) -> Any:
         return call(-t0 if backwards else t0, y0 if shapes is None else flat_to_shape(y0, (), shapes), dt)
 
-    return shown
+    return converted
 
 
 def integrate_with(
-    kind: Any, name: str, inputs: Inputs, options: dict[str, Any], event_fn: Any
+    solver_class: Any, name: str, inputs: Inputs, options: dict[str, Any], event_fn: Any
 ) -> State | tuple[Tensor, State]:
-    """What odeint returns, by a class that is built and asked to integrate."""
+    """The return value of odeint by a solver class of another program."""
     shapes, func, y0, t, rtol, atol, _, options, event_fn, backwards = check_inputs(
         inputs.func, inputs.y0, inputs.t, inputs.rtol, inputs.atol, name, options, event_fn, (name,)
     )
-    solver = kind(func=func, y0=y0, rtol=rtol, atol=atol, **options)
+    solver = solver_class(func=func, y0=y0, rtol=rtol, atol=atol, **options)
     if event_fn is None:
         solution = solver.integrate(t)
         return solution if shapes is None else flat_to_shape(solution, (len(solution),), shapes)

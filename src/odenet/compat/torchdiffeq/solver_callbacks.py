@@ -17,16 +17,16 @@ _NAMES = {"callback_step": "step", "callback_accept_step": "accept", "callback_r
 def find_callbacks(
     func: Any, method: str, dtype: torch.dtype, suffix: str = "", view: Callable[[Any], Any] | None = None
 ) -> Callbacks | None:
-    """Those that func has and the method supports; the others warn.
+    """The callbacks of func that the method supports; warns about unsupported ones.
 
-    dtype: of the times that they get. show: what they get of the state.
+    dtype: of the times that callbacks get. view: maps the state to the form that callbacks get.
     """
-    found = {name: getattr(func, name + suffix) for name in _NAMES if callable(getattr(func, name + suffix, None))}
+    callbacks = {name: getattr(func, name + suffix) for name in _NAMES if callable(getattr(func, name + suffix, None))}
     supported = set(_NAMES) if is_adaptive(method) else set() if method == SCIPY else {"callback_step"}
-    if found.keys() - supported:
-        unsupported = ", ".join(sorted(name + suffix for name in found.keys() - supported))
+    if callbacks.keys() - supported:
+        unsupported = ", ".join(sorted(name + suffix for name in callbacks.keys() - supported))
         warnings.warn(f"method={method!r} does not call {unsupported}", UserWarning, stacklevel=4)
-    calls = {_NAMES[name]: _converted(f, dtype, view) for name, f in found.items() if name in supported}
+    calls = {_NAMES[name]: _converted(f, dtype, view) for name, f in callbacks.items() if name in supported}
     return Callbacks(**calls) if calls else None
 
 
