@@ -58,7 +58,7 @@ class _CustomVjp(torch.autograd.Function):
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
         saved = len(inputs) - counts[1]
-        ctx.backward, ctx.recompute, ctx.captured = backward, recompute, counts[0]
+        ctx.vjp, ctx.recompute, ctx.captured = backward, recompute, counts[0]
         ctx.autocast = current_autocast(outputs[0].device.type)
         ctx.save_for_backward(*inputs[:saved])  # autograd then detects in-place changes before the backward pass
         ctx.reachable = [(x, x._version) for x in inputs[saved:]]
@@ -71,20 +71,20 @@ class _CustomVjp(torch.autograd.Function):
         num_inputs = len(inputs) - ctx.captured
         with ctx.autocast(), add_note("Batching rule not implemented", _NO_BATCHING):
             if ctx.recompute is not None and torch.is_grad_enabled():
-                bars = _differentiable_vjp(
+                input_bars = _differentiable_vjp(
                     ctx.recompute, inputs[:num_inputs], (*inputs[num_inputs:], *reachable), cotangents
                 )
             else:
                 with torch.no_grad():
-                    bars = ctx.backward(cotangents)
-                bars = once_differentiable(bars, (*inputs, *reachable, *cotangents), _NO_SECOND_DERIVATIVE)
-        for (x, version), bar in zip(ctx.reachable, bars[len(inputs) :], strict=True):
+                    input_bars = ctx.vjp(cotangents)
+                input_bars = once_differentiable(input_bars, (*inputs, *reachable, *cotangents), _NO_SECOND_DERIVATIVE)
+        for (x, version), bar in zip(ctx.reachable, input_bars[len(inputs) :], strict=True):
             if bar is not None and x._version != version:
                 raise RuntimeError(
                     f"a tensor of shape {tuple(x.shape)} that f uses has been modified by an inplace operation since "
                     "the solve: run the backward pass before changing it"
                 )
-        return (None, None, None, None, *bars)
+        return (None, None, None, None, *input_bars)
 
 
 _NO_SECOND_DERIVATIVE = (
@@ -114,7 +114,7 @@ class _OnceDifferentiable(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *bars: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *input_bars: Tensor) -> tuple[Any, ...]:
         raise RuntimeError(ctx.refusal)
 
 
@@ -132,5 +132,5 @@ def _differentiable_vjp(
     pairs = [(y, c) for y, c in zip(recompute(aliases), cotangents, strict=True) if c is not None and y.requires_grad]
     if not pairs:
         return [None] * (len(inputs) + len(captured))
-    ys, bars = zip(*pairs, strict=True)
-    return local_vjp(ys, (*aliases, *captured), bars, create_graph=True)
+    outs, output_bars = zip(*pairs, strict=True)
+    return local_vjp(outs, (*aliases, *captured), output_bars, create_graph=True)

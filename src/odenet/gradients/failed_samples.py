@@ -50,11 +50,9 @@ def without_failed(p: Problem, trajectory: Trajectory, solve: Callable[[Problem]
     grad_needed = not gradient_bypassed() and any(x.requires_grad for x in (*trajectory.ys, *trajectory.y1))
     if healthy is None or not grad_needed or not bool(healthy.any()):
         return freeze_failed(p, trajectory)
-    drawing_field = trajectory.field or p.f
+    f = trajectory.field or p.f
     p = _with_failed_idle(p, trajectory, healthy)
-    with drawing_field.with_random_states(
-        drawing_field.initial_random_states
-    ):  # a random f draws the same numbers again
+    with f.with_random_states(f.initial_random_states):  # a random f draws the same numbers again
         resolved = solve(p)
     resolved.stats.update({k: trajectory.stats[k] for k in COUNTS})
     pieces = None if trajectory.dense_values is None else trajectory.dense_values.detached()

@@ -182,23 +182,23 @@ class Sensitivities(Observer):
         attached = tuple(values[i] for i in attached_index)
         if self.q.f.captured is not None:
             self.q.f.captured.collect(attached, (*inputs, *self.parameters), self.marker)
-        wanted = [
+        seeded = [
             (x, t)
             for x, t in zip((*inputs, *self.parameters), (*tangents, *self.parameter_seeds), strict=True)
             if x.requires_grad
         ]
-        if not attached_index or not wanted or not self.directions.count:
+        if not attached_index or not seeded or not self.directions.count:
             return out
-        bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
-        grads = self.q.f.vjp(attached, [x for x, _ in wanted], bars, create_graph=True)
-        self.used_ids.update(id(x) for g, (x, _) in zip(grads, wanted, strict=True) if g is not None)
-        pairs = [(g, t) for g, (_, t) in zip(grads, wanted, strict=True) if g is not None and g.requires_grad]
+        zero_bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
+        grads = self.q.f.vjp(attached, [x for x, _ in seeded], zero_bars, create_graph=True)
+        self.used_ids.update(id(x) for g, (x, _) in zip(grads, seeded, strict=True) if g is not None)
+        pairs = [(g, t) for g, (_, t) in zip(grads, seeded, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return out
         # one direction at a time: is_grads_batched took five times as long for 35 directions of a small field
         for k in range(self.directions.count):
             products = torch.autograd.grad(
-                [g for g, _ in pairs], bars, [t[k] for _, t in pairs], allow_unused=True, retain_graph=True
+                [g for g, _ in pairs], zero_bars, [t[k] for _, t in pairs], allow_unused=True, retain_graph=True
             )
             for i, x in zip(attached_index, cast(Sequence[Tensor | None], products), strict=True):
                 if x is not None:

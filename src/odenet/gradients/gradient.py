@@ -59,7 +59,7 @@ class Stats(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        for update in self.__dict__.get("sums", ()):
+        for update in self.__dict__.get("listeners", ()):
             update()
 
     @staticmethod
@@ -73,7 +73,7 @@ class Stats(dict[str, Any]):
 
         update()
         for segment in stats:
-            segment.__dict__["sums"] = (update,)
+            segment.__dict__["listeners"] = (update,)
         return sums
 
     @staticmethod

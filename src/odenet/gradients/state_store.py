@@ -229,12 +229,12 @@ class Checkpoints(StateStore):
         return states
 
     def store(self, n: int, attempt: StepAttempt) -> None:
-        wanted, discarded = self.schedule.offer(n)
+        store, discarded = self.schedule.offer(n)
         if discarded is not None:
             self._discard(discarded)
         # f would draw different numbers when evaluated again
         self.stores_carry = self.stores_carry or attempt.problem.f.random
-        if wanted:
+        if store:
             self._store_copy(n, attempt.y, attempt.carry)
 
     def _store_copy(self, n: int, y: Leaves, carry: Leaves) -> None:

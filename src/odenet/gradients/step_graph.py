@@ -71,10 +71,9 @@ def split_by_acceptance(accept: MaskLike, cotangents: Cotangents) -> tuple[Cotan
         return cotangents, []
     present = tuple(b for b in cotangents if b is not None)
     zeros = tuple(torch.zeros_like(b) for b in present)
-    through, past = iter(select(accept, present, zeros)), iter(select(accept, zeros, present))
-    return [None if b is None else next(through) for b in cotangents], [
-        None if b is None else next(past) for b in cotangents
-    ]
+    accepted, rejected = iter(select(accept, present, zeros)), iter(select(accept, zeros, present))
+    through = [None if b is None else next(accepted) for b in cotangents]
+    return through, [None if b is None else next(rejected) for b in cotangents]
 
 
 class NonFiniteGraphError(Exception):

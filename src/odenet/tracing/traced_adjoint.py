@@ -48,9 +48,9 @@ class _AdjointSettings:
         if params:
             module = cast(nn.Module, self.f)
 
-            def f(t: Tensor, y: Any, *rest: Any) -> Any:
+            def f(t: Tensor, y: Any, *args: Any) -> Any:
                 copies = {k: clone_with_strides(x) for k, x in params.items()}  # see `with_cloned_tensors`
-                return torch.func.functional_call(module, copies, (t, y, *rest))
+                return torch.func.functional_call(module, copies, (t, y, *args))
 
         return cast(TracedField, self.p.f).with_function(f, new_args)
 
@@ -91,8 +91,8 @@ class _Adjoint(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         s: _AdjointSettings = ctx.settings
         n = len(s.p.y0)
-        ts, *rest = ctx.saved_tensors
-        ys, tensors = tuple(rest[:n]), tuple(rest[n:])
+        ts, *saved = ctx.saved_tensors
+        ys, tensors = tuple(saved[:n]), tuple(saved[n:])
         return (None, *_backward(s, ts, ys, tensors, tuple(cotangents[:n]), tuple(cotangents[n : 2 * n])))
 
 

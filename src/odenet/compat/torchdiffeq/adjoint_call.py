@@ -95,7 +95,12 @@ def find_parameters(module: object) -> list[nn.Parameter | Tensor]:
         raise AssertionError(f"func must be a torch.nn.Module; got {type(module).__name__}")
     if not getattr(module, "_is_replica", False):
         return list(module.parameters())
-    return [x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor) and x.requires_grad]
+    return [
+        x
+        for submodule in module.modules()
+        for x in vars(submodule).values()
+        if isinstance(x, Tensor) and x.requires_grad
+    ]
 
 
 def _parameters(

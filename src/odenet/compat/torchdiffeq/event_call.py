@@ -66,10 +66,10 @@ def odeint_event(
         return event_fn(s, pack(y)).reshape(-1)[index]
 
     def warn_constant_time() -> None:
-        here = tuple(x.detach() for x in last)
-        earlier = tuple(x - k * _STEP_BACK * span for x, k in zip(here, slope, strict=True))
+        end = tuple(x.detach() for x in last)
+        earlier = tuple(x - k * _STEP_BACK * span for x, k in zip(end, slope, strict=True))
         with torch.no_grad():
-            if bool(event_value(time, earlier) != event_value(time, here)):  # else the time alone triggers the event
+            if bool(event_value(time, earlier) != event_value(time, end)):  # else the time alone triggers the event
                 warnings.warn(_CONSTANT_TIME, UserWarning, stacklevel=2)
 
     event_t, ends = with_event_time(event_value, time, last, slope, direction, unless=warn_constant_time)
