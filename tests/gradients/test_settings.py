@@ -1,4 +1,4 @@
-"""What the settings of a gradient do: checkpoints, memory, coupling, interpolation; and what goes wrong in words."""
+"""The settings of gradients: checkpoints, memory, coupling, interpolation; and their error messages."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_recomputation_is_near_the_optimum(slots: int, steps: int) -> None:
     assert best <= again <= (1.06 if slots > 4 else 1.25) * best
 
 
-def test_steps_whose_graphs_are_kept_are_not_taken_again() -> None:
+def test_steps_with_stored_graphs_are_not_replayed() -> None:
     _, sol = gradient_of("discrete")
     assert sol.stats.accepted > 3 and sol.stats.backward_nfe == 0
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("gradient", ["discrete", odenet.Discrete(checkpoints=2), "backprop", "forward"], ids=str)
-def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool) -> None:
+def test_dense_solution_of_a_solve_of_zero_length(gradient: Any, per_sample: bool) -> None:
     y0 = torch.tensor([[0.4], [-0.3]], dtype=D, requires_grad=True)
     sol = odenet.solve(wave_of_rows, y0, [0.5, 0.5], gradient=gradient, dense=True, per_sample=per_sample)
     value = sol(torch.full((2, 1), 0.5, dtype=D) if per_sample else 0.5)
@@ -63,7 +63,7 @@ def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool)
     assert torch.equal(mine, torch.full_like(y0, 2.0))
 
 
-def test_held_states_are_never_more_than_asked() -> None:
+def test_checkpoints_never_exceed_their_number() -> None:
     from odenet.gradients.state_store import Checkpoints
 
     problem = SimpleNamespace(f=SimpleNamespace(random=False))
@@ -96,7 +96,7 @@ def test_memory_chooses_checkpoints() -> None:
 def test_stages_give_what_one_graph_gives(
     name: str, gradient: str, per_sample: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluation by evaluation or the whole step as one graph: the same gradient, from as many evaluations."""
+    """One graph per evaluation or per step: the same gradient, from as many evaluations."""
     calls = []
     pull = ExplicitRK._pull
     monkeypatch.setattr(ExplicitRK, "_pull", lambda *given: calls.append(1) or pull(*given))
@@ -182,7 +182,7 @@ def test_order_of_the_reversible_method(name: str) -> None:
 
 
 def test_stability_of_the_reversible_method() -> None:
-    """Constant steps on y' = -a y: y and z stay together for a step below -log(coupling) / a, and part above."""
+    """Constant steps on y' = -a y: y and z stay close for a step below -log(coupling) / a, and separate above."""
     for coupling in (0.99, 0.9, 0.7):
         edge = -math.log(coupling)
         sizes = []
@@ -195,8 +195,8 @@ def test_stability_of_the_reversible_method() -> None:
         assert sizes[0] < 1e-3 < sizes[1], (coupling, sizes)
 
 
-def test_lost_digits_are_told_and_the_gradient_is_right() -> None:
-    """4000 steps at a coupling of 0.99 lose all of float64; the steps are then taken again instead of undone."""
+def test_lost_digits_warn_and_the_gradient_is_right() -> None:
+    """4000 steps at a coupling of 0.99 lose all digits of float64; the steps are then replayed instead of undone."""
     options: dict[str, Any] = {"method": "midpoint", "step": 1 / 4000}
     with pytest.warns(UserWarning, match=r"could not undo.*reconstructed y0 is off"):
         mine, _ = gradient_of(odenet.Reversible(0.99), **options)
@@ -206,7 +206,7 @@ def test_lost_digits_are_told_and_the_gradient_is_right() -> None:
     torch.testing.assert_close(undone, exact, rtol=1e-4, atol=0.0)
 
 
-def test_a_contracting_ode_is_told() -> None:
+def test_a_contracting_ode_warns() -> None:
     with pytest.warns(UserWarning, match="not accurate.*coupling"):
         odenet.solve(
             lambda t, y: -10 * y, torch.ones(1, dtype=D), [0.0, 2.0], gradient=odenet.Reversible(), rtol=1e-6, atol=1e-6
@@ -223,7 +223,7 @@ def test_float32_is_undone_in_float64() -> None:
 
 
 def test_an_input_computed_from_another_counts_once() -> None:
-    """Second derivatives with two tensors of which one was computed from the other, handed over or closed over."""
+    """Second derivatives by two tensors, one computed from the other, as args or captured."""
     w = torch.tensor(0.7, dtype=D, requires_grad=True)
     y0 = torch.ones(1, dtype=D)
     for gradient in ("discrete", "adjoint", "reversible"):

@@ -150,7 +150,7 @@ class _DifferentiableOutputs:
         refuse_random(self.p, self.q.f, replayed=False)
         versions = [y._version for y in ys]
         last = tuple(y.clone() for y in end)  # the caller may change it in place, as ReLU(inplace=True) does
-        times, times_needed = ts.detach(), ts.requires_grad
+        times, time_grads_needed = ts.detach(), ts.requires_grad
 
         def backward(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             if versions != [y._version for y in ys]:
@@ -159,7 +159,7 @@ class _DifferentiableOutputs:
                     f"gradient={self.settings.name!r} starts its backward solves from it: change a copy, ys.clone()"
                 )
             adjoint, states = self.backward((*self.used, *self.reachable)), None if saved else ys
-            grads = adjoint.run(times, self.solved.outcome, states, last, cotangents, times_needed)
+            grads = adjoint.run(times, self.solved.outcome, states, last, cotangents, time_grads_needed)
             self.stats["backward_nfe"] = adjoint.nfe
             return grads
 
@@ -221,7 +221,7 @@ class AdjointSolve:
         ys: Leaves | None,
         y1: Leaves,
         cotangents: Sequence[Tensor | None],
-        times_needed: bool,
+        time_grads_needed: bool,
     ) -> Sequence[Tensor | None]:
         """Cotangents of y0, ts and parameters. ys: the states at ts; None if `save` returns something else."""
         q, batched = self.forward_problem, self.forward_problem.batched
@@ -235,7 +235,7 @@ class AdjointSolve:
             self.needed = needed = _samples_with_cotangents(cotangents, ts)
             reached, y1 = torch.where(needed, reached, ts[:, 0]), select(needed, y1, q.y0)
             unreached = unreached | ~needed.unsqueeze(-1)
-        self.ts, self.ts_bar, self.time_grads_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
+        self.ts, self.ts_bar, self.time_grads_needed, axis = ts, torch.zeros_like(ts), time_grads_needed, int(batched)
         self.ys = None if ys is None else tuple(y.movedim(axis, 0) for y in ys)
         self.ys_bar = [None if b is None else b.movedim(axis, 0) for b in cotangents[:n]]
         self.y, self.a, self.time, self.end_time = y1, _zeros_for_none(cotangents[n:], y1), reached, reached
@@ -243,7 +243,7 @@ class AdjointSolve:
         self.all_zero = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
             # y1 depends on the last time of a successful solve, but not of one that an event ended
-            if times_needed:
+            if time_grads_needed:
                 last, end_fixed = self._time_bar(self.a, True), unreached[..., -1] | (status == Status.EVENT)
                 self.ts_bar[..., -1] += torch.where(end_fixed, torch.zeros_like(last), last)
             remaining = ~unreached
@@ -255,7 +255,7 @@ class AdjointSolve:
                     if bool(within[..., i].any()):
                         self._add_output(i, within[:, i] if batched else True)
                 self._solve_to(where(self.needed, segment_start, self.time))
-        return (*self.a, self.ts_bar if times_needed else None, *self.integral.total())
+        return (*self.a, self.ts_bar if time_grads_needed else None, *self.integral.total())
 
     def _add_output(self, i: int, samples: MaskLike) -> None:
         """Solve back to output i and add its cotangent."""

@@ -30,18 +30,18 @@ class StepGraph:
     time_bars: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
-def leaf_times(q: Problem, step: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
+def leaf_times(q: Problem, step: TapeStep, time_grads_needed: bool) -> tuple[Tensor, Tensor]:
     """Start and end time of a step, as leaves if time gradients are needed."""
     time0, time1 = step.ends(q)
-    if times_needed:
+    if time_grads_needed:
         time0.requires_grad_()
         time1.requires_grad_()
     return time0, time1
 
 
-def replay_from_leaves(q: Problem, step: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
+def replay_from_leaves(q: Problem, step: TapeStep, time_grads_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
     """Replay the step from leaf copies of y and carry."""
-    time0, time1 = leaf_times(q, step, times_needed)
+    time0, time1 = leaf_times(q, step, time_grads_needed)
     attempt = step.replay(q, time0, time1, new_leaves(y), new_leaves(carry))
     return StepGraph(attempt, next_carry(q, time1, attempt.step, step.jumps))
 
