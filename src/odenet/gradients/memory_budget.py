@@ -17,15 +17,15 @@ _UNITS = {"": 1, "b": 1} | {
 
 def parse_bytes(value: object) -> int:
     """Bytes from a number, or from text with a unit: "256MiB", "1.5 GB"."""
-    if isinstance(value, Integral) and type(value) is not bool:
-        amount = int(value)
-    elif isinstance(value, str):
+    if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", value.lower())
         if match is None or match[2] not in _UNITS:
             raise ValueError(f"memory must be bytes, or text such as '256MiB' or '1GB'; got {value!r}")
         amount = int(float(match[1]) * _UNITS[match[2]])
-    else:
+    elif isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"memory must be bytes, or text such as '256MiB'; got {type(value).__name__} {value!r}")
+    else:
+        amount = int(value)
     if amount < 1:
         raise ValueError(f"memory must be positive; got {value!r}")
     return amount

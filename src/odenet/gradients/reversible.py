@@ -123,7 +123,7 @@ def check_accuracy(p: Problem, trajectory: Trajectory) -> Trajectory:
 
 @final
 class UndoBackwardPass(BackwardPass):
-    """Undoes the steps from the last to the first; `y`, `z` are the current state, both in float64."""
+    """Undoes the steps from the last to the first; `y`, `z` are the current state, both in double precision."""
 
     def __init__(self, taped: TapedSolve) -> None:
         assert isinstance(taped.problem.method, ReversibleMethod)
@@ -156,8 +156,8 @@ class UndoBackwardPass(BackwardPass):
         (step, _), method = self.replayed_step(n), self.method
         time0, time1 = leaf_times(self.problem, step, self.time_grads_needed)
         f = step.field(self.problem, time0, time1)
-        ends_bar = self._undo_z(step, f, time0, time1)
-        # second half of the step: y1 = l y + (1 - l) z + y_increment(z)
+        time_bars = self._undo_z(step, f, time0, time1)
+        # first half of the step: y1 = l y + (1 - l) z + y_increment(z)
         z = new_leaves(to_float32(self.z, self.problem.y0))
         y_increment, stages = method.base.increment(StepInput(f, time0, time1, z))
         y0 = method.parted(self.y, self.z, tuple(x.detach() for x in y_increment))
@@ -168,7 +168,7 @@ class UndoBackwardPass(BackwardPass):
         attempt = step.attempt(
             self.problem, time0, time1, y, (*unused, *z), Step(joined, (), packed(z, y_increment, stages))
         )
-        return StepGraph(attempt, (*joined, *z), ends_bar)
+        return StepGraph(attempt, (*joined, *z), time_bars)
 
     def step_vjp(
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
