@@ -1,4 +1,4 @@
-"""What every gradient must show; a new one subclasses `GradientSuite` and says how exact it is."""
+"""The contract of every gradient; a new one subclasses `GradientSuite` and states its accuracy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 import odenet
 from odenet.api.peak_memory import PeakMemory
-from odenet.gradients import states
+from odenet.gradients import state_store
 
 D = torch.float64
 
@@ -88,7 +88,7 @@ class GradientSuite:
         self.close(self.gradients(self.how, **options), self.exactly(**options))
 
     def test_own_times_per_sample(self) -> None:
-        """Some of them repeated, at the start, inside and at the end; a sample of no length among them."""
+        """Times repeated at the start, inside and at the end; one sample has zero length."""
         ts = torch.tensor(
             [[0.0, 0.5, 0.5, 1.0], [1.0, 0.7, 0.2, 0.2], [0.0, 0.0, 0.1, 2.0], [0.3, 0.3, 0.3, 0.3]], dtype=D
         )
@@ -98,7 +98,7 @@ class GradientSuite:
     @pytest.mark.parametrize("per_sample", [False, True])
     @pytest.mark.parametrize("method", ["tsit5", "dopri8", "rk4"])
     def test_repeated_times(self, method: str, per_sample: bool) -> None:
-        """An output moves with its own time alone: dy(t_j)/dt_j = f, also where times coincide or are steps' ends."""
+        """An output depends on its own time alone: dy(t_j)/dt_j = f, also if times coincide or are ends of steps."""
         options: dict[str, Any] = {"step": 0.01} if method == "rk4" else {"controller": odenet.PID(step_ts=[0.5])}
         ts = torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], dtype=D, requires_grad=True)
         rate = torch.tensor([-0.5, 0.3], dtype=D)
@@ -136,10 +136,10 @@ class GradientSuite:
         assert relative(gy, dy) < tol and relative(gk, dk) < tol
 
     @pytest.mark.parametrize("per_sample", [False, True])
-    def test_memory_of_a_further_step(self, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_per_step(self, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Bytes of tensors alive at the peak of a forward and a backward pass, per step and in units of the state."""
         y0, w = torch.ones(4, 4096, dtype=D), torch.tensor(0.5, dtype=D, requires_grad=True)
-        monkeypatch.setattr(states, "GRAPH_BYTES", 8 * y0.nbytes)  # two steps' graphs
+        monkeypatch.setattr(state_store, "GRAPH_BYTES", 8 * y0.nbytes)  # two steps' graphs
 
         def peak(steps: int) -> int:
             with PeakMemory() as memory:
@@ -180,7 +180,7 @@ class GradientSuite:
             gc.enable()
 
     def test_second_backward_pass(self) -> None:
-        """Over the same solution, with what the first one dropped computed once more."""
+        """Over the same solution, recomputing what the first pass freed."""
         y0 = torch.tensor([0.4, -0.2], dtype=D, requires_grad=True)
         k = torch.tensor(0.7, dtype=D, requires_grad=True)
         sol = odenet.solve(
@@ -193,7 +193,7 @@ class GradientSuite:
                 torch.testing.assert_close(a, b, rtol=1e-13, atol=0.0)
 
     def test_solution_changed_in_place(self) -> None:
-        """The gradient is right or an error, as with PyTorch's own functions."""
+        """The gradient is right or raises, as with PyTorch's own functions."""
         y0 = torch.tensor([0.3, -0.2], dtype=D, requires_grad=True)
         for what in ("y1", "ys"):
             sol = odenet.solve(lambda t, y: -2 * y, y0, [0.0, 0.5, 1.0], gradient=self.how, rtol=1e-9, atol=1e-9)
@@ -246,7 +246,7 @@ class GradientSuite:
         assert relative(mine, -2 * torch.exp(-2 * w.detach())) < 1e-6
 
     def test_hidden_captured_tensor(self) -> None:
-        """Computed, and where no search of closures and attributes comes: told by the operands of an evaluation."""
+        """A computed tensor that no search of closures or attributes reaches; the operands of f reveal it."""
         w = torch.ones(2, dtype=D, requires_grad=True)
         hidden: Any = 2 * w
         for _ in range(9):
@@ -362,7 +362,7 @@ class GradientSuite:
             sol.y1.sum().backward()
 
     def test_jump(self) -> None:
-        """A jump of f at a time that the controller knows."""
+        """A jump of f at a time in the controller's jump_ts."""
         w = torch.tensor([1.0, 3.0], dtype=D, requires_grad=True)
         y0 = torch.zeros(1, dtype=D)
         control = odenet.PID(jump_ts=[0.5])

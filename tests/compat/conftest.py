@@ -1,4 +1,4 @@
-"""The two packages that the same calls go through."""
+"""The two packages that get the same calls."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def ours() -> Any:
 
 @pytest.fixture(params=["theirs", "ours"])
 def ode(request: pytest.FixtureRequest) -> Any:
-    """Each of the two in turn."""
+    """Both packages, one after the other."""
     return request.getfixturevalue(request.param)

@@ -1,4 +1,4 @@
-"""What the comparisons with torchdiffeq share: problems with closed forms, which are the outside witness, and spies.
+"""Shared by the comparisons with torchdiffeq: problems with closed forms, as an independent reference, and spies.
 
 A test takes the fixtures of conftest.py: `theirs` and `ours` to compare the two, `ode` to run on each in turn.
 """
@@ -54,8 +54,8 @@ class Riccati(nn.Module):
         return 1 / (1 / y0 + self.rate * (torch.sin(t) - torch.sin(t[0]))[:, None])
 
 
-class Turning(nn.Module):
-    """A tuple state of unlike shapes: q and p turn about each other, and s' = -s cos t."""
+class Rotation(nn.Module):
+    """A tuple state of different shapes: q and p rotate about each other, and s' = -s cos t."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class Turning(nn.Module):
         return q * cos + p * sin, p * cos - q * sin, s * torch.exp(torch.sin(t[0]) - torch.sin(t))
 
 
-def turning_start() -> tuple[Tensor, ...]:
+def rotation_start() -> tuple[Tensor, ...]:
     return double(0.3, -0.8).reshape(2, 1), double(1.1, 0.4).reshape(2, 1), torch.tensor(0.9, dtype=torch.float64)
 
 
 class Fall(nn.Module):
-    """y = (height, speed), y' = (speed, -g): a polynomial in t, so all but the event's own error is rounding."""
+    """y = (height, speed), y' = (speed, -g): a polynomial in t, so only the event has an error above rounding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class Fall(nn.Module):
         return (y0[1] + (root if forwards else -root)) / self.g
 
 
-class Step:
-    """y' = 1 before t = 0.5 and 10 after it; it writes down the times it is asked for."""
+class JumpingField:
+    """y' = 1 before t = 0.5 and 10 after it; records the times of its evaluations."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -104,8 +104,8 @@ class Step:
         return torch.where(t < 0.5, 1.0, 10.0).to(y.dtype) * torch.ones_like(y)
 
 
-class Watched:
-    """A right-hand side with all three callbacks, which write down what they are given."""
+class RecordingFunc:
+    """A right-hand side with all three callbacks, which record their arguments."""
 
     def __init__(self, f: Callable[..., Any]) -> None:
         self.f = f
@@ -143,5 +143,5 @@ def close(got: Any, want: Any, tol: float) -> None:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What summing the same terms in another order may change, over a few dozen steps."""
+    """The change by summing the same terms in another order, over a few dozen steps."""
     return 64 * torch.finfo(real(dtype)).eps

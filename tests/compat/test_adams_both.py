@@ -1,4 +1,4 @@
-"""Adams methods of few steps: at most half as many evaluations again as torchdiffeq, and nearer to the solution."""
+"""Adams methods over few steps: at most 1.5 times torchdiffeq's evaluations, and nearer to the solution."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def drawn(seed: int) -> tuple[Any, Tensor]:
 @pytest.mark.parametrize("span", [1.0, 4.0])
 @pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
 def test_few_steps_of_random_fields(theirs: Any, ours: Any, method: str, span: float) -> None:
-    """At most half as many evaluations again, and in the median no larger an error: also of steps that are too long."""
+    """At most 1.5 times the evaluations, and no larger median error, also with steps that are too long."""
     fields = [drawn(seed) for seed in range(24)]
     exact = [
         solve_ivp(

@@ -1,4 +1,4 @@
-"""The graph of odeint_adjoint's result: who gets a gradient, what is found there, and which derivatives are refused."""
+"""The graph of odeint_adjoint's result: which tensors get gradients, what its nodes hold, which derivatives raise."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import odenet
-from compat.sides import Fall, Riccati, Turning, close, double, start, turning_start
+from compat.sides import Fall, Riccati, Rotation, close, double, rotation_start, start
 
 METHODS = pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams", "scipy_solver"])
 
 
 class Idle(Riccati):
-    """A module that uses `rate` alone of its parameters; one of the others asks for no gradient."""
+    """A module that uses only `rate`; one of its other parameters requires no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def test_a_parameter_that_func_does_not_use_has_the_gradient_zero(ode: Any, meth
     assert f.frozen.grad is None
 
 
-def test_so_has_one_of_adjoint_params_a_computed_one_and_what_a_client_adds(ode: Any) -> None:
+def test_adjoint_params_computed_and_added_by_clients_have_gradients(ode: Any) -> None:
     raw, idle = double(0.7).requires_grad_(), double(1.0, 2.0).requires_grad_()
     rate = raw.exp()
     ys = ode.odeint_adjoint(
@@ -53,7 +53,7 @@ ASKING = {
 
 
 class Plain(nn.Module):
-    """Uses nothing that asks for a gradient."""
+    """A module that uses no tensor that requires a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("asking", ASKING)
 @pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.5, 0.0), (0.3,)])
-def test_the_result_has_its_options_if_anything_asks(ode: Any, asking: str, times: tuple[float, ...]) -> None:
+def test_the_result_has_its_options_if_it_requires_a_gradient(ode: Any, asking: str, times: tuple[float, ...]) -> None:
     f, y0, t = Plain(), double(1.0, 2.0), double(*times)
     x = ASKING[asking](f, y0, t)
     ys = ode.odeint_adjoint(f, y0, t, adjoint_options={"max_num_steps": 500})
@@ -84,14 +84,14 @@ def test_the_result_has_its_options_if_anything_asks(ode: Any, asking: str, time
     close(got, want, 1e-5)
 
 
-def test_nothing_that_asks_has_no_graph(ode: Any) -> None:
+def test_without_gradients_there_is_no_graph(ode: Any) -> None:
     assert ode.odeint_adjoint(Plain(), double(1.0), double(0.0, 1.0)).grad_fn is None
 
 
 @pytest.mark.parametrize("kind", ["default", "given", "seminorm", "own", "options"])
 @pytest.mark.parametrize("tuples", [False, True])
-def test_the_norm_found_there_is_torchdiffeqs(theirs: Any, ours: Any, kind: str, tuples: bool) -> None:
-    """It takes (t, y, adj_y, *params), y and adj_y as one vector each where the state is a tuple."""
+def test_the_norm_in_adjoint_options_is_torchdiffeqs(theirs: Any, ours: Any, kind: str, tuples: bool) -> None:
+    """It takes (t, y, adj_y, *params), with y and adj_y as one vector each if the state is a tuple."""
 
     def own(state: tuple[Tensor, ...]) -> Tensor:
         assert len(state) == (1 + 2 * 3 + 1 if tuples else 1 + 2 + 1)
@@ -104,7 +104,7 @@ def test_the_norm_found_there_is_torchdiffeqs(theirs: Any, ours: Any, kind: str,
         "default": {}, "given": {"adjoint_options": {}}, "seminorm": {"adjoint_options": {"norm": "seminorm"}},
         "own": {"adjoint_options": {"norm": own}}, "options": {"method": "dopri5", "options": {"norm": largest}},
     }[kind]  # fmt: skip
-    f, y0 = (Turning(), turning_start()) if tuples else (Riccati(), start())
+    f, y0 = (Rotation(), rotation_start()) if tuples else (Riccati(), start())
     size = sum(x.numel() for x in y0) if isinstance(y0, tuple) else y0.numel()
     random = torch.Generator().manual_seed(3)
     found = []
@@ -130,8 +130,8 @@ def f_size(f: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("tuples", [False, True])
-def test_a_norm_put_there_is_the_one_of_the_backward_solve(ode: Any, tuples: bool) -> None:
-    f, y0 = (Turning(), turning_start()) if tuples else (Riccati(), start())
+def test_a_norm_in_adjoint_options_is_used_in_the_backward_solve(ode: Any, tuples: bool) -> None:
+    f, y0 = (Rotation(), rotation_start()) if tuples else (Riccati(), start())
     ys = ode.odeint_adjoint(f, y0, double(0.0, 1.0))
     first = ys[0] if tuples else ys
     node = first.grad_fn.next_functions[0][0].next_functions[0][0] if tuples else first.grad_fn
@@ -158,7 +158,7 @@ def test_the_time_of_an_event_is_in_the_graph_and_constant(ode: Any) -> None:
 
 @METHODS
 def test_a_first_derivative_with_create_graph(ours: Any, method: str) -> None:
-    """It is that without; only a second derivative is refused, when it is taken."""
+    """The same first derivative as without create_graph; only a second derivative raises."""
     f, y0, t = Riccati(), start().requires_grad_(), double(0.0, 0.4, 1.0).requires_grad_()
     inputs = (y0, f.rate) if method == "scipy_solver" else (y0, f.rate, t)
     ys = ours.odeint_adjoint(f, y0, t if len(inputs) == 3 else t.detach(), method=method)

@@ -1,4 +1,4 @@
-"""The settings of the backward solve, seen through how often func is asked and what a norm is given."""
+"""The settings of the backward solve, observed by evaluations of func and arguments of norms."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.sides import Riccati, close, double, start, turning_start
+from compat.sides import Riccati, close, double, rotation_start, start
 
 TOL = 1e-9
 TIMES = (0.0, 0.3, 0.35, 0.8, 1.0)
 
 
 def loss(ys: Any) -> Tensor:
-    """Every value counts, each differently."""
+    """A loss that weights every value differently."""
     parts = ys if isinstance(ys, tuple) else (ys,)
     return sum(((1 + torch.arange(x.numel()).reshape(x.shape)).sqrt() * x.sin()).sum() for x in parts)  # type: ignore[return-value]
 
 
 def inputs(f: nn.Module, reverse: bool) -> tuple[Any, Tensor]:
     t = double(*TIMES).flip(0) if reverse else double(*TIMES)
-    y0 = start() if isinstance(f, Riccati) else turning_start()
+    y0 = start() if isinstance(f, Riccati) else rotation_start()
     asking = y0.requires_grad_() if isinstance(y0, Tensor) else tuple(x.requires_grad_() for x in y0)
     return asking, t.requires_grad_()
 
@@ -59,7 +59,7 @@ def test_gradients_of_a_length_one_solve(ode: Any, name: str, method: str) -> No
 
 @pytest.mark.parametrize("as_module", [False, True])
 def test_func_without_module(ode: Any, as_module: bool) -> None:
-    """`adjoint_params` names what a plain function uses; a generator will do."""
+    """`adjoint_params` lists the tensors of a plain function; a generator works."""
     f = Riccati()
     y0, t = inputs(f, reverse=False)
     func = f if as_module else lambda t, y: f(t, y)
@@ -69,7 +69,7 @@ def test_func_without_module(ode: Any, as_module: bool) -> None:
         close(a, b, 2e-5)
 
 
-class Counted(Riccati):
+class CountingRiccati(Riccati):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
@@ -80,8 +80,8 @@ class Counted(Riccati):
 
 
 def backwards(ode: Any, **options: Any) -> tuple[int, tuple[Tensor, ...]]:
-    """How often func is asked in the backward pass, and the gradients."""
-    f = Counted()
+    """The number of evaluations of func in the backward pass, and the gradients."""
+    f = CountingRiccati()
     y0, t = inputs(f, reverse=False)
     t = t.detach()
     ys = ode.odeint_adjoint(f, y0, t, **({"rtol": TOL, "atol": TOL} | options))
@@ -98,7 +98,7 @@ def exact_gradients() -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("which", ["adjoint_rtol", "adjoint_atol"])
 def test_adjoint_tolerances(ode: Any, which: str) -> None:
-    """Both default to those of the forward solve; a loose one saves evaluations and costs accuracy."""
+    """The defaults are those of the forward solve; a loose tolerance saves evaluations and costs accuracy."""
     other = "adjoint_atol" if which == "adjoint_rtol" else "adjoint_rtol"
     strict_calls, strict = backwards(ode, **{which: TOL, other: 1e-12})
     loose_calls, loose = backwards(ode, **{which: 1e-4, other: 1e-12})
@@ -112,7 +112,7 @@ def test_adjoint_tolerances(ode: Any, which: str) -> None:
 
 
 def test_adjoint_method(theirs: Any, ours: Any) -> None:
-    """Coarse steps show which method it was: its errors are large, and of one size in both."""
+    """Coarse steps reveal the method: its errors are large, and equal in both packages."""
     options = {"adjoint_method": "midpoint", "adjoint_options": {"step_size": 0.1}}
     (_, want), (_, got) = backwards(theirs, **options), backwards(ours, **options)
     for a, b, witness in zip(got, want, exact_gradients(), strict=True):
@@ -127,7 +127,7 @@ def test_adjoint_method(theirs: Any, ours: Any) -> None:
 
 @pytest.mark.parametrize(("method", "tol"), [("heun3", 1e-3), ("rk4", 3e-6)])
 def test_constant_steps_keep_their_order(ode: Any, method: str, tol: float) -> None:
-    """In the parameters too, however outputs within a step are interpolated: here every output ends one."""
+    """Also for parameters, with any interpolation: every output ends a step here."""
     f, y0, t = Riccati(), start().requires_grad_(), torch.linspace(0, 1, 11, dtype=torch.float64)
     got = gradients(loss(ode.odeint_adjoint(f, y0, t, method=method)), f, y0, t, with_t=False)
     for a, witness in zip(got, gradients(loss(f.exact(y0, t)), f, y0, t, with_t=False), strict=True):
@@ -158,7 +158,7 @@ def test_seminorm(ode: Any, method: str) -> None:
 
 
 def test_custom_adjoint_norm_of_a_tensor(ode: Any) -> None:
-    """It gets (t, y, adj_y, *params) as one tuple. Ours solves for y and adj_y alone: the others are zeros there."""
+    """It gets (t, y, adj_y, *params) as one tuple; this library passes zeros for t and params."""
     seen = []
 
     def norm(state: tuple[Tensor, ...]) -> Tensor:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.sides import EventFunctions, Fall, Riccati, Turning, close, double, start, turning_start
+from compat.sides import Fall, RecordingFunc, Riccati, Rotation, close, double, rotation_start, start
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, reverse: bool) -> None:
-    """(t0, y0, dt) of every attempt, accepted and rejected ones; the first is the same.
+    """(t0, y0, dt) of every attempt, accepted or rejected; the first attempt is the same in both packages.
 
     Later ones are not: there a step that was accepted never shrinks the next, and dopri5's estimate is 2/3 of that of
     Dormand & Prince.
@@ -23,7 +23,7 @@ def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, revers
     t = double(1.0, 0.0) if reverse else double(0.0, 1.0)
     found = []
     for ode in (theirs, ours):
-        watched = EventFunctions(lambda t, y: -y * torch.cos(9 * t))
+        watched = RecordingFunc(lambda t, y: -y * torch.cos(9 * t))
         ode.odeint(watched, start(), t, method=method, rtol=1e-6, atol=1e-6, options={"first_step": 0.4})
         assert all(y.shape == (3,) and float(dt) > 0 for _, _, y, dt in watched.calls)
         kinds = [name for name, *_ in watched.calls]
@@ -36,9 +36,9 @@ def test_callbacks_of_adaptive_steps(theirs: Any, ours: Any, method: str, revers
 def test_callbacks_of_constant_steps(theirs: Any, ours: Any) -> None:
     steps = []
     for ode in (theirs, ours):
-        watched = EventFunctions(Turning())
+        watched = RecordingFunc(Rotation())
         with pytest.warns(UserWarning, match="callback"):
-            ode.odeint(watched, turning_start(), double(2.0, 1.0), method="rk4", options={"step_size": 0.25})
+            ode.odeint(watched, rotation_start(), double(2.0, 1.0), method="rk4", options={"step_size": 0.25})
         assert {name for name, *_ in watched.calls} == {"step"}
         assert all(
             isinstance(y, tuple) and [x.shape for x in y] == [(2, 1), (2, 1), ()] for _, _, y, _ in watched.calls
@@ -89,7 +89,7 @@ def test_the_time_of_an_event_of_odeint_is_a_constant(theirs: Any, ours: Any) ->
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
 def test_odeint_event(ode: Any, interface: str, reverse: bool) -> None:
-    """The time and the state move with y0, t0 and the parameters of func, as the closed form does."""
+    """Derivatives of time and state by y0, t0 and the parameters of func are those of the closed form."""
     f, y0, t0 = Fall(), double(2.0, 1.0).requires_grad_(), double(0.5).requires_grad_()
     at, ys = ode.odeint_event(
         f, y0, t0, event_fn=lambda t, y: y[0], reverse_time=reverse, odeint_interface=getattr(ode, interface),
@@ -130,9 +130,9 @@ def test_a_zero_at_the_start_stops_at_once(ode: Any) -> None:
 
 
 def test_event_of_a_tuple_backwards_in_time(ode: Any) -> None:
-    state = turning_start()
+    state = rotation_start()
     at, ys = ode.odeint(
-        Turning(), state, double(1.0, 0.0), event_fn=lambda t, y: y[0][0, 0] - 0.1, rtol=1e-9, atol=1e-9
+        Rotation(), state, double(1.0, 0.0), event_fn=lambda t, y: y[0][0, 0] - 0.1, rtol=1e-9, atol=1e-9
     )
     assert [y.shape for y in ys] == [(2, 2, 1), (2, 2, 1), (2,)]
     assert float(at) < 1.0 and float(ys[0][1, 0, 0].detach()) == pytest.approx(0.1, abs=1e-6)
@@ -181,7 +181,7 @@ def test_a_bouncing_ball(theirs: Any, ours: Any) -> None:
 def test_odeint_dense(ours: Any, method: str) -> None:
     """Any method, tuples, reversed time, and a tensor of times; torchdiffeq has none of these."""
     options = None if method in ("dopri5", "tsit5") else {"step_size": 0.02, "interp": "cubic"}
-    f, state = Turning(), turning_start()
+    f, state = Rotation(), rotation_start()
     for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
         sol = ours.odeint_dense(f, state, double(t0)[0], double(t1)[0], method=method, options=options)
         t = double(t0, 0.3, 0.77, 0.5)
@@ -190,7 +190,7 @@ def test_odeint_dense(ours: Any, method: str) -> None:
         assert torch.autograd.grad(sol(t)[0].sum(), f.speed)[0].abs() > 0
 
 
-def test_odeint_dense_as_there(ode: Any) -> None:
+def test_odeint_dense_as_in_torchdiffeq(ode: Any) -> None:
     f, t = Riccati(), double(0.0, 0.3)
     sol = ode.odeint_dense(f, start(), double(0.0)[0], double(1.0)[0], method="dopri5")
     close(sol(double(0.3)[0]).detach(), f.exact(start(), t)[1].detach(), 1e-6)

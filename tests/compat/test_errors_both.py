@@ -190,7 +190,7 @@ SHAPES = [(2,), (), (1, 2), (3, 1), (4, 3, 2), (6,), (2, 3), (1, 3, 2)]
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun", "rk4", "euler", "explicit_adams"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_result_of_another_shape(theirs: Any, ours: Any, shape: tuple[int, ...], method: str) -> None:
-    """What torchdiffeq solves is solved to the same values, and what it refuses is refused, but for axes of one."""
+    """Solved to the same values where torchdiffeq solves, and an error where it raises, but for axes of length one."""
     y0 = torch.ones(3, 2, dtype=torch.float64)
     rate = torch.linspace(0.1, 0.9, math.prod(shape), dtype=torch.float64).reshape(shape)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.sides import FIXED, Fall, Riccati, Turning, close, double, start, turning_start
+from compat.sides import FIXED, Fall, Riccati, Rotation, close, double, rotation_start, start
 
 both_interfaces = pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
 both_directions = pytest.mark.parametrize("reverse", [False, True])
 
 
-def crossing(f: Turning, state: tuple[Tensor, ...], level: float, reverse: bool) -> Tensor:
+def crossing(f: Rotation, state: tuple[Tensor, ...], level: float, reverse: bool) -> Tensor:
     """How long after (before) t0 the first entry of q = a cos + b sin is `level`, in closed form."""
     q, p = state[0][0, 0], state[1][0, 0]
     phase, size = torch.atan2(p, q), torch.sqrt(q**2 + p**2)
@@ -27,12 +27,12 @@ def crossing(f: Turning, state: tuple[Tensor, ...], level: float, reverse: bool)
 
 @both_directions
 @both_interfaces
-def test_event_of_a_tuple_moves_with_its_inputs(theirs: Any, ours: Any, interface: str, reverse: bool) -> None:
-    """Its time and all parts of the state there, in both packages and in the closed form."""
+def test_event_of_a_tuple_depends_on_its_inputs(theirs: Any, ours: Any, interface: str, reverse: bool) -> None:
+    """Its time and the whole state at that time, in both packages and in the closed form."""
     found = []
     for ode in (theirs, ours):
-        f = Turning()
-        state = tuple(x.requires_grad_() for x in turning_start())
+        f = Rotation()
+        state = tuple(x.requires_grad_() for x in rotation_start())
         t0 = double(0.3).requires_grad_()
         at, ys = ode.odeint_event(
             f, state, t0, event_fn=lambda t, y: y[0][0, 0] - 0.1, reverse_time=reverse,
@@ -82,7 +82,7 @@ def test_zero_at_the_start(ode: Any, method: str, reverse: bool) -> None:
 
 @both_directions
 def test_first_of_several(ode: Any, reverse: bool) -> None:
-    """Each in turn is the first; they may begin positive or negative."""
+    """Either event function may be first; they may start positive or negative."""
     f, y0 = Fall(), double(2.0, 1.0)
     sign = -1.0 if reverse else 1.0
     lands = float(f.lands(y0, forwards=not reverse).detach())
@@ -111,7 +111,7 @@ def test_no_event_in_sight_ends_by_max_num_steps(ode: Any) -> None:
 
 
 def test_interface_with_options_of_its_own(ode: Any) -> None:
-    """Keywords go on to the interface, here those of the backward solve."""
+    """Keyword arguments are passed to the interface, here those of the backward solve."""
     f, y0 = Fall(), double(2.0, 1.0).requires_grad_()
     at, _ = ode.odeint_event(
         f, y0, double(0.0), event_fn=lambda t, y: y[0], odeint_interface=ode.odeint_adjoint, method="dopri5",
@@ -122,7 +122,7 @@ def test_interface_with_options_of_its_own(ode: Any) -> None:
 
 @both_directions
 def test_many_times_at_once(ours: Any, reverse: bool) -> None:
-    """theirs takes one time a call, and only forwards."""
+    """torchdiffeq's takes one time a call, and only forwards."""
     f, y0 = Riccati(), start()
     t = double(1.0, 0.9, 0.31, 0.0) if reverse else double(0.0, 0.31, 0.9, 1.0)
     dense = ours.odeint_dense(f, y0, t[0], t[-1], rtol=1e-8, atol=1e-8)
@@ -134,7 +134,7 @@ def test_many_times_at_once(ours: Any, reverse: bool) -> None:
 
 @pytest.mark.parametrize("given", [{"method": "rk4"}, {"method": "dopri8"}, {"method": "bosh3"}, {}], ids=str)
 def test_dense_output_that_theirs_refuses(theirs: Any, ours: Any, given: dict[str, Any]) -> None:
-    f, state = Turning(), turning_start()
+    f, state = Rotation(), rotation_start()
     y0: Any = state if not given else start()
     func: Any = f if not given else Riccati()
     with pytest.raises(AssertionError):
@@ -147,10 +147,10 @@ def test_dense_output_that_theirs_refuses(theirs: Any, ours: Any, given: dict[st
 
 
 def test_adjoint_callbacks_of_a_tuple(ode: Any) -> None:
-    """The backward state is (t, y, adj_y, *params), a tuple y as one vector; its time runs back."""
-    f, seen = Turning(), []
+    """The backward state is (t, y, adj_y, *params), a tuple y as one vector; time runs backwards."""
+    f, seen = Rotation(), []
     f.callback_step_adjoint = lambda t0, y0, dt: seen.append((float(t0), [tuple(x.shape) for x in y0], float(dt)))
-    ys = ode.odeint_adjoint(f, turning_start(), double(0.0, 0.5, 1.0), rtol=1e-6, atol=1e-6)
+    ys = ode.odeint_adjoint(f, rotation_start(), double(0.0, 0.5, 1.0), rtol=1e-6, atol=1e-6)
     assert not seen
     ys[0][-1].sum().backward()
     assert seen[0][0] == 1.0 and all(0 < t0 <= 1 and dt > 0 for t0, _, dt in seen)
@@ -159,7 +159,7 @@ def test_adjoint_callbacks_of_a_tuple(ode: Any) -> None:
 
 
 def test_callbacks_see_every_accepted_step_once(ode: Any) -> None:
-    """The accepted steps follow each other without a gap, from t[0] at least to t[-1]."""
+    """The accepted steps follow one another without a gap, from t[0] to t[-1] or past it."""
 
     def f(t: Tensor, y: Tensor) -> Tensor:
         return -y * torch.cos(9 * t)
@@ -179,7 +179,7 @@ def test_callbacks_see_every_accepted_step_once(ode: Any) -> None:
 @pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_at_the_latest_at_a_time(ode: Any, method: str, interface: str) -> None:
-    """event_fn jumps to zero at a time: the state there has a gradient, and the time is a constant."""
+    """event_fn jumps to zero at a time: the state at that time has a gradient, and the time is a constant."""
     y0 = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     rate = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
     options = {"step_size": 0.05} if method == "rk4" else None
@@ -197,7 +197,7 @@ def test_at_the_latest_at_a_time(ode: Any, method: str, interface: str) -> None:
 
 
 def test_a_jump_that_the_state_makes(ours: Any) -> None:
-    """Its time is taken as a constant, as in torchdiffeq, which says nothing."""
+    """Its time is a constant, as in torchdiffeq, which does not warn."""
     y0 = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     event_t, ys = ours.odeint_event(
         lambda t, y: -2 * y, y0, torch.tensor(0.0, dtype=torch.float64),

@@ -80,7 +80,7 @@ def test_the_same_program_says_the_same(program: str, of_solve: float, of_traini
 
 @pytest.mark.slow
 def test_the_learned_ball_is_the_true_one() -> None:
-    """The drop-in alone, to the end: event times have the gradients that lead to the closed form's parameters."""
+    """The drop-in alone, to convergence: gradients of event times lead to the parameters of the closed form."""
     found = result("bouncing_ball.py --adjoint", "-m", DROP_IN)
     assert found["loss"] < 1e-7
     for key, true in {"gravity": 9.8, "restitution": 0.8, "velocity": 3.0}.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.sides import Riccati, Turning, close, double, start, turning_start
+from compat.sides import Riccati, Rotation, close, double, rotation_start, start
 
 UP = (0.0, 0.4, 1.0)
 
@@ -23,7 +23,7 @@ def gradients(ys: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4", "implicit_adams"])
 @pytest.mark.parametrize("function", ["odeint", "odeint_adjoint"])
 def test_of_a_tensor(ode: Any, function: str, method: str, reverse: bool) -> None:
-    """To y0, parameters and t; to the tolerance, and for t to the order of the line between two steps."""
+    """By y0, parameters and t: to the tolerance, and for t to the order of linear interpolation."""
     f, y0 = Riccati(), start().requires_grad_()
     t = double(*UP).flip(0).requires_grad_() if reverse else double(*UP).requires_grad_()
     fixed = method in ("rk4", "implicit_adams")
@@ -36,7 +36,7 @@ def test_of_a_tensor(ode: Any, function: str, method: str, reverse: bool) -> Non
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
 def test_of_constant_steps_are_the_same(theirs: Any, ours: Any, method: str, interp: str) -> None:
-    """To rounding, to t too; where no output is at the end of a step, as theirs has no gradient to that one's time."""
+    """To rounding, also by t; no output ends a step, as torchdiffeq has no gradient for such a time."""
     f, y0, t = Riccati(), start().requires_grad_(), double(*UP).requires_grad_()
     inputs = (y0, t, *f.parameters())
     for options in ({"step_size": 0.037, "interp": interp}, {"interp": interp}):
@@ -47,8 +47,8 @@ def test_of_constant_steps_are_the_same(theirs: Any, ours: Any, method: str, int
 @pytest.mark.parametrize("method", ["dopri5", "midpoint"])
 @pytest.mark.parametrize("function", ["odeint", "odeint_adjoint"])
 def test_of_a_tuple(theirs: Any, ours: Any, function: str, method: str) -> None:
-    f, t = Turning(), double(*UP).requires_grad_()
-    state = tuple(x.requires_grad_() for x in turning_start())
+    f, t = Rotation(), double(*UP).requires_grad_()
+    state = tuple(x.requires_grad_() for x in rotation_start())
     options = {"step_size": 0.037} if method == "midpoint" else {}
     inputs = (*state, t, *f.parameters())
     both = [
@@ -88,7 +88,7 @@ def test_settings_of_the_backward_solve(ours: Any, given: dict[str, Any]) -> Non
 
 
 def test_what_a_norm_of_the_backward_solve_gets(ode: Any) -> None:
-    f, state, seen = Turning(), turning_start(), []
+    f, state, seen = Rotation(), rotation_start(), []
 
     def norm(tensors: Any) -> Tensor:
         seen.append([x.shape for x in tensors])

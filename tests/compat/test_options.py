@@ -1,4 +1,4 @@
-"""The options of the adaptive methods, seen through the callbacks: what a step was, and when f was asked."""
+"""The options of the adaptive methods, observed by callbacks: the steps, and the times of evaluations."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from compat.sides import (
     ADAPTIVE,
     DTYPES,
     ONLY_OURS,
-    EventFunctions,
+    JumpingField,
+    RecordingFunc,
     Riccati,
-    Step,
-    Turning,
+    Rotation,
     close,
     double,
     real,
+    rotation_start,
     start,
-    turning_start,
 )
 
 
 def watch(ode: Any, f: Any, y0: Any, t: Tensor, method: str = "dopri5", tol: float = 1e-6, **options: Any) -> Any:
-    watched = EventFunctions(f)
+    watched = RecordingFunc(f)
     with torch.no_grad():
         ys = ode.odeint(watched, y0, t, method=method, rtol=tol, atol=tol, options=options)
     return ys, watched
@@ -59,7 +59,7 @@ def test_max_step(ode: Any, method: str, t: Tensor) -> None:
 @both_ways(0.0, 1.0)
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_min_step(ode: Any, method: str, t: Tensor) -> None:
-    """A step of at most `min_step` is accepted whatever its error; only the one that ends at t[-1] may be shorter."""
+    """A step of at most `min_step` is accepted whatever its error; only the last one may be shorter."""
     f = Riccati()
     ys, watched = watch(ode, f, start(), t, method, 1e-13, min_step=1 / 16)
     steps = watched.steps()
@@ -71,7 +71,7 @@ def test_min_step(ode: Any, method: str, t: Tensor) -> None:
 @both_ways(0.0, 0.9, 1.0)
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_step_t(ode: Any, method: str, t: Tensor) -> None:
-    """Steps end at these exactly; those outside [t0, t1] do no harm; the order in which they are given neither."""
+    """Steps end at these times exactly; times outside [t0, t1], and their order, have no effect."""
     f = Riccati()
     given = double(0.7, 0.1, 0.2, -3.0, 7.0)
     ys, watched = watch(ode, f, start(), t, method, 1e-4, step_t=given)
@@ -94,9 +94,9 @@ def test_list_of_step_t_in_reverse(ours: Any) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_jump_t(ode: Any, method: str, reverse: bool) -> None:
-    """No step has both sides of a jump in it, so f is constant in each of them and the result exact."""
+    """No step contains a jump, so f is constant in each of them and the result is exact."""
     t = double(1.0, 0.0) if reverse else double(0.0, 1.0)
-    f = Step()
+    f = JumpingField()
     ys, watched = watch(ode, f, double(2.0), t, method, 1e-8, jump_t=double(0.5))
     close(ys[-1], 2.0 + double(-5.5 if reverse else 5.5), 1e-11)
     assert not watched.steps("reject")
@@ -108,7 +108,9 @@ def test_jump_t(ode: Any, method: str, reverse: bool) -> None:
 
 
 def test_step_t_and_jump_t_together(ode: Any) -> None:
-    ys, watched = watch(ode, Step(), double(2.0), double(0.0, 1.0), step_t=double(0.25, 0.75), jump_t=double(0.5))
+    ys, watched = watch(
+        ode, JumpingField(), double(2.0), double(0.0, 1.0), step_t=double(0.25, 0.75), jump_t=double(0.5)
+    )
     assert {0.25, 0.5, 0.75} <= {t0 for t0, _ in watched.steps("accept")}
     close(ys[-1], double(7.5), 1e-11)
 
@@ -120,7 +122,7 @@ class EnoughError(Exception):
 @both_ways(0.0, 1.0)
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_ifactor_and_dfactor(ode: Any, method: str, t: Tensor) -> None:
-    """A step far too small grows by `ifactor`, one far too large shrinks by `dfactor`."""
+    """A step far too small grows by `ifactor`, and one far too large shrinks by `dfactor`."""
     small, large = {"first_step": 1e-9, "tol": 1e-4}, {"first_step": 1.0, "tol": 1e-14}
     for factor, options in (
         (10.0, small),
@@ -168,7 +170,7 @@ def test_max_num_steps_is_per_output_interval(ode: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype_of_time(ode: Any, dtype: torch.dtype) -> None:
-    """float64 unless it is asked for otherwise, and never less than y's precision."""
+    """float64 by default, and never less than y's precision."""
     t = torch.tensor([0.0, 1.0], dtype=real(dtype))
     for options, of_time in (({}, torch.float64), ({"dtype": torch.float32}, real(dtype))):
         ys, watched = watch(ode, Riccati(dtype), start(dtype), t, "dopri5", 1e-4, **options)
@@ -177,7 +179,7 @@ def test_dtype_of_time(ode: Any, dtype: torch.dtype) -> None:
 
 
 def test_norm_of_a_tensor(ode: Any) -> None:
-    """A norm that sees less lets longer steps pass."""
+    """A norm that ignores components allows longer steps."""
     f, t = Riccati(), double(0.0, 4.0)
     counts = []
     for factor in (1.0, 1e-3):
@@ -193,20 +195,20 @@ def test_norm_of_a_tensor(ode: Any) -> None:
 
 
 def test_norm_of_a_tuple(ode: Any) -> None:
-    f, t = Turning(), double(1.0, 0.0)
+    f, t = Rotation(), double(1.0, 0.0)
     seen = []
 
     def norm(error: tuple[Tensor, ...]) -> Tensor:
         seen.append([tuple(x.shape) for x in error])
         return torch.stack([x.abs().max() for x in error]).max()
 
-    ys, _ = watch(ode, f, turning_start(), t, norm=norm)
-    close(ys, f.exact(turning_start(), t), 1e-4)
+    ys, _ = watch(ode, f, rotation_start(), t, norm=norm)
+    close(ys, f.exact(rotation_start(), t), 1e-4)
     assert seen and all(shapes == [(2, 1), (2, 1), ()] for shapes in seen)
 
 
 def test_default_norm_of_a_tuple_is_the_largest_rms(ode: Any) -> None:
-    """Ten thousand components at rest beside the one that moves do not dilute its error."""
+    """Ten thousand constant components beside a moving one do not dilute its error."""
     t = double(0.0, 4.0)
 
     def alone(t: Tensor, y: Tensor) -> Tensor:
@@ -222,8 +224,8 @@ def test_default_norm_of_a_tuple_is_the_largest_rms(ode: Any) -> None:
 
 @both_ways(0.0, 0.3, 0.7)
 @pytest.mark.parametrize("method", [*ADAPTIVE, *ONLY_OURS])
-def test_ours_stays_inside(ours: Any, method: str, t: Tensor) -> None:
-    """torchdiffeq steps past t[-1] and interpolates back; the one that has no f beyond the end cannot use it."""
+def test_our_times_stay_inside(ours: Any, method: str, t: Tensor) -> None:
+    """torchdiffeq steps past t[-1] and interpolates back, so it needs f beyond the end."""
     low, high = float(t.min()), float(t.max())
 
     def f(t: Tensor, y: Tensor) -> Tensor:
@@ -236,8 +238,8 @@ def test_ours_stays_inside(ours: Any, method: str, t: Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_ours_ends_exactly_at_the_end(ours: Any, method: str) -> None:
-    """The last accepted step ends at t[-1], and there is no interpolation in the last value."""
+def test_our_last_time_is_exact(ours: Any, method: str) -> None:
+    """The last accepted step ends at t[-1], and the last value is not interpolated."""
     f, t = Riccati(), double(0.0, 1.0)
     ys, watched = watch(ours, f, start(), t, method, 1e-4)
     t0, dt = watched.steps("accept")[-1]

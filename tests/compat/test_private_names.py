@@ -18,7 +18,7 @@ from odenet.compat.torchdiffeq._impl.solvers import FixedGridODESolver
 from torch import Tensor, nn
 
 import odenet.compat.torchdiffeq as drop_in
-from compat.sides import Riccati, Turning, close, double, start, turning_start
+from compat.sides import Riccati, Rotation, close, double, rotation_start, start
 
 SOURCE = Path(drop_in.__file__).parent.parent.parent
 NAMES = {
@@ -48,7 +48,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_every_name_is_there(module: str) -> None:
+def test_every_name_exists(module: str) -> None:
     found = importlib.import_module(f"odenet.compat.torchdiffeq._impl.{module}")
     text = (SOURCE.parent.parent / "docs" / "migrate.md").read_text(encoding="utf-8")
     for name in NAMES[module].split():
@@ -65,7 +65,7 @@ def test_nothing_imports_them() -> None:
                 assert "_impl" not in (node.module or "").split("."), file
 
 
-def test_they_are_reached_as_an_attribute(ode: Any) -> None:
+def test_private_modules_are_attributes(ode: Any) -> None:
     assert ode._impl.misc._rms_norm(torch.tensor([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
     with pytest.raises(AttributeError, match="odeint2"):
         ode.odeint2  # noqa: B018
@@ -98,7 +98,7 @@ def test_a_solver_of_a_clients_own(theirs: Any, reverse: bool) -> None:
     table["ralston"], SOLVERS["ralston"] = ralston(Theirs), ralston(FixedGridODESolver)
     try:
         t = double(1.0, 0.4, 0.0) if reverse else double(0.0, 0.4, 1.0)
-        for f, y0 in ((Riccati(), start()), (Turning(), turning_start())):
+        for f, y0 in ((Riccati(), start()), (Rotation(), rotation_start())):
             for options in ({"step_size": 0.05}, {}, {"step_size": 0.07, "interp": "cubic"}):
                 got, want = (ode.odeint(f, y0, t, method="ralston", options=options) for ode in (drop_in, theirs))
                 close(got, want, 1e-12)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.sides import Riccati, Turning, close, double, start, turning_start
+from compat.sides import Riccati, Rotation, close, double, rotation_start, start
 
 TIMES = (0.0, 0.3, 0.35, 1.0)
 FIXED = {"Euler": 0.2, "Midpoint": 2e-2, "Heun2": 2e-2, "Heun3": 2e-3, "RK4": 1e-4}
@@ -63,8 +63,8 @@ def test_the_table_of_solvers_can_be_called(ode: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4", "radauIIA5",
                                   "gl6", "sdirk2", "trbdf2", "tsit5"])  # fmt: skip
-def test_those_that_the_release_lacks(ours: Any, name: str) -> None:
-    """Against odeint, which is tested in its own right; func needs no wrapper."""
+def test_solvers_missing_from_the_release(ours: Any, name: str) -> None:
+    """Against odeint, which has its own tests; func needs no wrapper."""
     kind, t = impl(ours, "odeint").SOLVERS[name], double(0.0, 0.25, 0.5, 1.0)
     more = {} if name == "tsit5" else {"step_size": 0.125, "max_iters": 50}
     got = kind(func=Riccati(), y0=start(), rtol=1e-10, atol=1e-12, **more).integrate(t)
@@ -74,7 +74,7 @@ def test_those_that_the_release_lacks(ours: Any, name: str) -> None:
 
 @pytest.mark.parametrize("module", PAIRS)
 def test_adaptive_steps_by_hand(theirs: Any, ours: Any, module: str) -> None:
-    """As samplers do it: so many attempts, and what is known after each of them."""
+    """As samplers do: a number of attempts, and the state after each of them."""
     states = []
     for ode in (theirs, ours):
         kind = getattr(impl(ode, module), PAIRS[module])
@@ -136,7 +136,7 @@ def test_until_an_event_by_hand(ode: Any, where: str) -> None:
 
 
 def clamped(base: type) -> type:
-    """A projection after each step, in a loop of its own: with `_linear_interp`, and a step without `perturb`."""
+    """A projection after each step in its own loop, with `_linear_interp` and a step without `perturb`."""
 
     class Clamped(base):  # type: ignore[misc]
         def __init__(self, func: Any, y0: Tensor, *, project: Any = None, **options: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_subclass_with_a_loop_of_its_own(theirs: Any, ours: Any, base: str) ->
         table = impl(ode, "odeint").SOLVERS
         table["clamped"] = kind
         try:
-            f, y0 = Turning(), tuple(x.requires_grad_() for x in turning_start())
+            f, y0 = Rotation(), tuple(x.requires_grad_() for x in rotation_start())
             ys = ode.odeint(f, y0, double(1.0, 0.4, 0.0), method="clamped", options={"step_size": 0.05})
             grads = torch.autograd.grad(sum(y.sin().sum() for y in ys), (*y0, f.speed))
             again = ode.odeint_adjoint(f, y0, double(0.0, 1.0), method="clamped", options={"step_size": 0.05})
@@ -184,7 +184,7 @@ def test_a_subclass_with_a_loop_of_its_own(theirs: Any, ours: Any, base: str) ->
 
 
 def stopping(ode: Any) -> type:
-    """An adaptive pair that stops early, as graph networks do it: built with positional arguments, in its own loop."""
+    """An adaptive pair that stops early, as in graph networks: positional arguments, and its own loop."""
     pair, interp = impl(ode, "dopri5"), impl(ode, "interp")
 
     class Stopping(impl(ode, "rk_common").RKAdaptiveStepsizeODESolver):  # type: ignore[misc]
@@ -236,7 +236,7 @@ def test_a_subclass_that_stops_early(theirs: Any, ours: Any) -> None:
         del SOLVERS["stopping"]
 
 
-def test_small_parts(theirs: Any, ours: Any) -> None:
+def test_small_functions(theirs: Any, ours: Any) -> None:
     found = []
     for ode in (theirs, ours):
         misc, common, adams = (impl(ode, name) for name in ("misc", "rk_common", "fixed_adams"))

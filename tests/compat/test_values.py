@@ -16,15 +16,15 @@ from compat.sides import (
     DTYPES,
     FIXED,
     ONLY_OURS,
+    JumpingField,
     Riccati,
-    Step,
-    Turning,
+    Rotation,
     close,
     double,
     real,
+    rotation_start,
     rounding,
     start,
-    turning_start,
 )
 
 # Off the grids of the fixed steps, so that what lies between the steps is compared as well.
@@ -64,7 +64,7 @@ def test_fixed_steps(theirs: Any, ours: Any, method: str, dtype: torch.dtype, in
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", FIXED)
 def test_fixed_steps_of_a_tuple(theirs: Any, ours: Any, method: str, reverse: bool) -> None:
-    f, y0, t = Turning(), turning_start(), times(reverse)
+    f, y0, t = Rotation(), rotation_start(), times(reverse)
     options = {"step_size": 0.07, "interp": "cubic"}
     got = solve(ours, f, y0, t, method, options)
     close(got, solve(theirs, f, y0, t, method, options), rounding(torch.float64))
@@ -91,7 +91,7 @@ def test_without_options_the_grid_is_t(theirs: Any, ours: Any, method: str) -> N
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_grid_constructor(theirs: Any, ours: Any, reverse: bool) -> None:
-    """It is called with (func, y0, t) in the caller's own direction of time."""
+    """It is called with (func, y0, t) in the caller's direction of time."""
     f, y0, t = Riccati(), start(), times(reverse)
     seen: list[Tensor] = []
 
@@ -109,9 +109,9 @@ def test_grid_constructor(theirs: Any, ours: Any, reverse: bool) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["euler", "heun2", "rk4"])
 def test_perturb(ode: Any, method: str, reverse: bool) -> None:
-    """With `perturb` a step sees f inside itself only, so a jump at a grid point costs nothing."""
+    """With `perturb` a step evaluates f only inside itself, so a jump at a grid point causes no error."""
     t, y0 = double(0.0, 0.25, 0.5, 0.75, 1.0), double(2.0)
-    f = Step()
+    f = JumpingField()
     exact = 2.0 + double(0.0, 0.25, 0.5, 3.0, 5.5)[:, None]
     if reverse:
         t, exact = t.flip(0), 2.0 - double(0.0, 2.5, 5.0, 5.25, 5.5)[:, None]
@@ -124,7 +124,7 @@ def test_perturb(ode: Any, method: str, reverse: bool) -> None:
 @pytest.mark.parametrize(("dtype", "reverse"), WAYS)
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adaptive_steps(theirs: Any, ours: Any, method: str, dtype: torch.dtype, reverse: bool) -> None:
-    """A tolerance bounds the error of a step; theirs adds that of interpolating back, which ours has not at the end."""
+    """The tolerance bounds the error of a step; torchdiffeq adds the error of interpolating back from past the end."""
     f, y0, t = Riccati(dtype), start(dtype), times(reverse, dtype)
     tol = 1e-4 if real(dtype) == torch.float32 or ADAPTIVE[method] == 2 else 1e-6
     got, want = solve(ours, f, y0, t, method, {}, tol), solve(theirs, f, y0, t, method, {}, tol)
@@ -138,7 +138,7 @@ def test_adaptive_steps(theirs: Any, ours: Any, method: str, dtype: torch.dtype,
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adaptive_steps_of_a_tuple(theirs: Any, ours: Any, method: str, reverse: bool) -> None:
-    f, y0, t = Turning(), turning_start(), times(reverse)
+    f, y0, t = Rotation(), rotation_start(), times(reverse)
     tol = 1e-4 if ADAPTIVE[method] == 2 else 1e-6
     got, want = solve(ours, f, y0, t, method, {}, tol), solve(theirs, f, y0, t, method, {}, tol)
     many = ERROR_OVER_TOLERANCE.get(method, 250)
@@ -182,8 +182,8 @@ def test_adams_options(ode: Any) -> None:
     explicit = solve(ode, f, y0, t, "implicit_adams", {"max_order": 5, "implicit": False})
     assert torch.equal(explicit, solve(ode, f, y0, t, "explicit_adams", {"max_order": 5}))
     close(explicit, f.exact(y0, t), 1e-5)
-    state = solve(ode, Turning(), turning_start(), t, "implicit_adams", {"max_order": 5})
-    close(state, Turning().exact(turning_start(), t), 1e-4)
+    state = solve(ode, Rotation(), rotation_start(), t, "implicit_adams", {"max_order": 5})
+    close(state, Rotation().exact(rotation_start(), t), 1e-4)
 
 
 def test_adams_of_a_low_order_is_rk4(theirs: Any, ours: Any) -> None:
@@ -201,7 +201,7 @@ def test_scipy_solver(ode: Any, solver: str | None, reverse: bool) -> None:
     options: dict[str, Any] = {"max_step": 0.1} | ({"solver": solver} if solver else {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SciPy: all but LSODA have no `min_step`, which theirs passes on
-        for f, y0 in ((Riccati(), start()), (Turning(), turning_start())):
+        for f, y0 in ((Riccati(), start()), (Rotation(), rotation_start())):
             got = solve(ode, f, y0, t, "scipy_solver", options, 1e-8)
             close(got, f.exact(y0, t), 1e-5)
         if solver in ("RK45", "DOP853"):
@@ -237,12 +237,12 @@ def test_default_method_is_dopri5(ode: Any) -> None:
 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_tolerances_of_every_form(ode: Any, method: str) -> None:
-    """A number, one an element, one a component of a tuple: a loose one where it is not asked for changes the steps."""
+    """A number, one per element, or one per tensor of a tuple: a loose one changes the steps."""
     f, y0, t = Riccati(), start(), double(0.0, 1.0)
     exact = f.exact(y0, t).detach()
     for tol in (1e-7, torch.tensor(1e-7), double(1e-7, 1e-7, 1e-7)):
         close(ode.odeint(f, y0, t, method=method, rtol=tol, atol=tol).detach(), exact, 1e-4)
-    g, state = Turning(), turning_start()
+    g, state = Rotation(), rotation_start()
     rtol = (1e-7, double(1e-7, 1e-6).reshape(2), torch.tensor(1e-7))
     for given in (rtol, 1e-7, [1e-7, 1e-7, 1e-7]):
         got = ode.odeint(g, state, t, method=method, rtol=given, atol=given)
@@ -251,7 +251,7 @@ def test_tolerances_of_every_form(ode: Any, method: str) -> None:
 
 @pytest.mark.parametrize("method", ONLY_OURS)
 class TestMethodsOfTheMainBranch:
-    """The release has nothing to compare with: the closed form alone."""
+    """Compared with the closed form alone, as the release lacks these methods."""
 
     def options(self, method: str, step: float) -> dict[str, Any]:
         if method == "tsit5":  # adaptive: these bounds make its steps constant
@@ -279,7 +279,7 @@ class TestMethodsOfTheMainBranch:
 
     @pytest.mark.parametrize("reverse", [False, True])
     def test_tuple(self, ours: Any, method: str, reverse: bool) -> None:
-        f, y0, t = Turning(), turning_start(), times(reverse)
+        f, y0, t = Rotation(), rotation_start(), times(reverse)
         got = solve(ours, f, y0, t, method, self.options(method, 1 / 32) | self.smooth(method))
         close(got, f.exact(y0, t), 0.1 if ONLY_OURS[method] == 1 else 2e-3)
 
@@ -287,7 +287,7 @@ class TestMethodsOfTheMainBranch:
         return {} if method == "tsit5" else {"interp": "cubic"}
 
     def test_stiff(self, ours: Any, method: str) -> None:
-        """The implicit ones stand steps far above 1/1000, the time scale of what has died out."""
+        """Implicit methods allow steps far above 1/1000, the time scale of the decayed component."""
         if method == "tsit5":
             pytest.skip("explicit")
         t = torch.linspace(0, 2, 41, dtype=torch.float64)

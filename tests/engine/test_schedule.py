@@ -6,7 +6,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from odenet.gradients.checkpoint_schedule import OnlineSchedule, beta, optimal_recomputation, reversal_cost, split
+from odenet.gradients.checkpoint_schedule import (
+    OnlineSchedule,
+    beta,
+    first_checkpoint,
+    optimal_recomputation,
+    reversal_cost,
+)
 
 # The most that the online placement may cost, relative to the best one, by number of slots: the measured worst of all
 # sweeps of up to 5000 steps, rounded up.
@@ -62,7 +68,7 @@ def reverse(held, steps, slots):
             end = start
             continue
         free = slots - len(held) + 1
-        first = split(end - start, free)
+        first = first_checkpoint(end - start, free)
         assert 0 < first < end - start
         advances += first
         if free > 1:
@@ -82,7 +88,7 @@ def test_the_costs_and_the_split_solve_the_recurrence(slots):
         assert cost == least_cost(steps, slots)
         assert optimal_recomputation(steps, slots) == least_placed(steps, slots)
         if steps > 1:
-            j = split(steps, slots)
+            j = first_checkpoint(steps, slots)
             rest = reversal_cost(steps - j, slots - 1) if slots > 1 else 0
             assert 0 < j < steps and cost == j + rest + reversal_cost(j, slots)
 

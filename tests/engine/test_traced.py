@@ -118,7 +118,7 @@ def test_without_grad_and_other_values() -> None:
     assert eager is not None and eager[2].rejected > 0
 
 
-def test_rejected_attempts_do_not_poison() -> None:
+def test_rejected_attempts_keep_gradients_finite() -> None:
     """An attempt overflows; the gradient comes from the accepted steps alone."""
 
     def run(y: Tensor, k: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def test_what_cannot_be_traced_breaks_the_graph() -> None:
 
 
 def test_a_gradient_of_times_breaks_the_graph() -> None:
-    """Inductor gets it wrong through the differentiated loop; the adjoint's own loops give it."""
+    """Inductor computes it wrongly through the differentiated loop; the adjoint's own loops give it."""
 
     def run(ts: Tensor) -> Tensor:
         return odenet.solve(lambda t, y: -y * t, torch.ones(2, dtype=D), ts).ys.square().sum()
@@ -224,8 +224,8 @@ def test_transforms_in_a_compiled_model_break_the_graph() -> None:
     torch.testing.assert_close(torch.compile(run, backend="eager")(y), run(y))
 
 
-def test_no_length() -> None:
-    """PyTorch's loop gives a wrong gradient where it takes no turn."""
+def test_zero_length() -> None:
+    """PyTorch's loop operator gives a wrong gradient without any iteration."""
 
     @torch.compile(fullgraph=True, backend="eager")
     def run(y: Tensor) -> Tensor:

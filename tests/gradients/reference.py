@@ -1,4 +1,4 @@
-"""The true solution and gradient of a nonlinear equation, by SciPy alone: forward sensitivities at tiny tolerances."""
+"""The exact solution and gradient of a nonlinear equation, by SciPy: forward sensitivities at tight tolerances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Outputs(NamedTuple):
-    """For each of m times: y (m, n), its slope in its own time (m, n) and in t0 (m, n), and its Jacobians.
+    """For each of m times: y (m, n), its derivatives by that time and by t0 (m, n), and its Jacobians.
 
     by_y0: (m, n, n). by_matrix: (m, n, n, n), as y_i by A_ab. by_k: (m, n, n).
     """
@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of sum_j w_j |y(t_j)|^2 by y0, by each t_j, by t0 and by the parameters.
+    """The gradient of sum_j w_j |y(t_j)|^2 by y0, by each t_j, by t0 and by the parameters.
 
     Of complex inputs as PyTorch has it: the derivative by the real part, plus i times that by the imaginary part.
     """

@@ -1,4 +1,4 @@
-"""A solve inside `torch.func`: each lane of a vmap solves as it would alone, and derivatives are those of autograd."""
+"""A solve inside `torch.func`: each vmapped sample solves as in a loop, and derivatives are those of autograd."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def numeric_jacobian(y: Tensor, a: Tensor, ts: Tensor, options: Any) -> Tensor:
 
 @INTERPRETED
 def test_vmap_is_a_loop(case: Any, options: Any) -> None:
-    """Over y0 and args: states, outputs, counts and the dense solution of each lane are its own."""
+    """With y0 and args vmapped, states, outputs, counts and dense solution of each sample equal a single solve's."""
     y0, a, ts = case
     inner = torch.tensor([0.0, 0.33, 1.0, 1.2], dtype=D)
 
@@ -102,7 +102,7 @@ def test_derivatives(case: Any, options: Any) -> None:
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "gauss", "forward"])
 def test_every_gradient_is_exact(case: Any, gradient: str) -> None:
-    """Inside a transform all are derivatives of the solver's own operations."""
+    """Inside a transform every gradient is that of the solver's own operations."""
     y0, a, ts = case
 
     def end(y: Tensor, b: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def test_reversible(case: Any) -> None:
 
 @pytest.mark.parametrize("options", [METHODS[0], METHODS[4]], ids=["tsit5", "rk4"])
 def test_times(case: Any, options: Any) -> None:
-    """The gradient of ts, for one ts and for one that is vmapped, backwards in time too; ts[0] may be repeated."""
+    """The gradient of ts, shared or vmapped, also backwards in time; ts[0] may be repeated."""
     y0, a, ts = case
     ts = torch.cat([ts[:1], ts])
 
@@ -148,7 +148,7 @@ def test_times(case: Any, options: Any) -> None:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_ensemble(per_sample: bool) -> None:
-    """Models side by side, by `stack_module_state`; with gradients for each."""
+    """An ensemble of models by `stack_module_state`, with gradients for each."""
     torch.manual_seed(0)
     models = [MLPField(3, (8,)).double() for _ in range(3)]
     params, buffers = stack_module_state(models)  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def test_ensemble(per_sample: bool) -> None:
 
 
 def test_under_autograd(case: Any) -> None:
-    """A vmap between leaves and loss: autograd goes through it."""
+    """Autograd differentiates through a vmap."""
     y0, a, ts = case
     x, w = y0.clone().requires_grad_(), a.clone().requires_grad_()
     mine = torch.autograd.grad(vmap(lambda y, b: solve(y, b, ts).ys)(x, w).square().sum(), (x, w))
@@ -198,8 +198,8 @@ def test_a_layer_and_a_pytree() -> None:
     same(vmap(grad(end, argnums=(0, 1)))(x, v)[1], one.sin().expand(5), 1e-6)
 
 
-def test_a_rejected_lane_does_not_poison() -> None:
-    """One lane's first attempts overflow; its gradient and its neighbour's are finite and right."""
+def test_a_rejected_sample_keeps_gradients_finite() -> None:
+    """The first attempts of one sample overflow; its gradient and the other sample's are finite and right."""
 
     def field(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
         return -k * y * torch.exp(y.clamp(max=600.0)) / 10

@@ -14,7 +14,7 @@ from odenet.methods.reversible_method import ReversibleMethod
 
 
 class TestDiscrete(GradientSuite):
-    """Graphs are kept: nothing is evaluated again."""
+    """Graphs are stored, so the backward pass evaluates nothing."""
 
     name, exact, states_a_step, evaluates_backwards = "discrete", True, 1.1, False
 
@@ -53,19 +53,19 @@ class TestReversible(GradientSuite):
         return options | {"method": ReversibleMethod(METHODS[options["method"]], 0.99)}
 
 
-class ByStages:
-    """Steps are pulled through evaluation by evaluation, as those of large states are."""
+class Stagewise:
+    """Steps use one graph per evaluation, as those of large states do."""
 
     @pytest.fixture(autouse=True)
-    def small_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backward_pass, "BY_STAGES", 0)
+    def stagewise_from_zero_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backward_pass, "STAGEWISE_BYTES", 0)
 
 
-class TestCheckpointsByStages(ByStages, TestCheckpoints):
+class TestCheckpointsStagewise(Stagewise, TestCheckpoints):
     pass
 
 
-class TestReversibleByStages(ByStages, TestReversible):
+class TestReversibleStagewise(Stagewise, TestReversible):
     pass
 
 

@@ -1,4 +1,4 @@
-"""Random solves, and the gradient that each gives, against the sensitivities of gradients/reference.py."""
+"""Random solves: the gradient of each method against the sensitivities of gradients/reference.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNIT = {
 
 
 class Limits(NamedTuple):
-    """Of relative errors in units (see `unit`). exact_times in units ** 0.8.
+    """Limits of relative errors in units (see `unit`). exact_times in units ** 0.8.
 
     Exact gradients are those of the numerical solution, and no error control sees them: they vary more. Their
     derivatives by time are those of the dense output, which is one order less exact.
@@ -66,7 +66,7 @@ EXAMPLES = 120  # for all gradients together
 
 @dataclass(frozen=True)
 class Case:
-    """tol: of an adaptive solve. step: constant. rows: ts, of each sample or of all. inside: where sol(t) is asked."""
+    """tol: of an adaptive solve. step: constant step size. rows: ts, per sample or shared. inside: times of sol(t)."""
 
     gradient: str
     method: str
@@ -80,7 +80,7 @@ class Case:
     passing: str
     uses: frozenset[str]
     needs: frozenset[str]
-    by_stages: bool
+    stagewise: bool
     seed: int
 
 
@@ -111,7 +111,7 @@ def cases(draw: st.DrawFn, gradient: str) -> Case:
         passing=draw(st.sampled_from(["args", "pytree", "closed over", "both"])),
         uses=uses,
         needs=needs,
-        by_stages=draw(st.booleans()),
+        stagewise=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
     )
 
@@ -166,7 +166,7 @@ class Setting:
 
 
 def mine(setting: Setting, gradient: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values (B, m, N) by name, and the gradients that the case asks for."""
+    """Values (B, m, N) by name, and the gradients that the case requires."""
     case, e = setting.case, setting.equation
     real = real_dtype(case.dtype)
     inputs = {
@@ -244,7 +244,7 @@ def error(got: Tensor, want: np.ndarray) -> float:
 
 
 def unit(case: Case) -> float:
-    """The size of error that the solve was asked for: its tolerance, or what the order makes of its step."""
+    """The expected size of the error: the tolerance, or a power of the step size."""
     rounding = 5e-6 if case.dtype == torch.float32 else 1e-12  # dopri8's dense output cancels
     if case.tol is not None:
         return case.tol + rounding
@@ -253,7 +253,7 @@ def unit(case: Case) -> float:
 
 
 def no_dense_slope(case: Case) -> bool:
-    """The dense solution of a solve of no length is the constant y0, also as a function of the times."""
+    """The dense solution of a solve of zero length is the constant y0, also as a function of the times."""
     return "dense" in case.uses and any(row[0] == row[-1] for row in case.rows) and bool({"t", "ts"} & case.needs)
 
 
@@ -267,7 +267,7 @@ def check(case: Case) -> float:
     """The largest error of a gradient by y0 and by parameters, in units."""
     assume(not no_dense_slope(case))
     setting = Setting(case)
-    with patch.object(backward_pass, "BY_STAGES", 0 if case.by_stages else backward_pass.BY_STAGES):
+    with patch.object(backward_pass, "STAGEWISE_BYTES", 0 if case.stagewise else backward_pass.STAGEWISE_BYTES):
         values, found = mine(setting, case.gradient)
     true_values, exact = true(setting)
     size, limit = unit(case), limits(case)
@@ -313,7 +313,7 @@ def test_against_sensitivities_of_many(gradient: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
-def test_dense_moves_with_its_time_at_the_ends(gradient: str) -> None:
+def test_dense_depends_on_its_time_at_the_ends(gradient: str) -> None:
     y0 = torch.ones(1, dtype=torch.float64)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
     sol = odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True, gradient=gradient, rtol=1e-9, atol=1e-9)
@@ -321,7 +321,7 @@ def test_dense_moves_with_its_time_at_the_ends(gradient: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
-def test_end_moves_with_the_last_of_equal_times(gradient: str) -> None:
+def test_end_depends_on_the_last_of_equal_times(gradient: str) -> None:
     y0 = torch.ones(1, dtype=torch.float64)
     ts = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
     sol = odenet.solve(lambda t, y: -y, y0, ts, method="rk4", step=0.01, gradient=gradient)
@@ -330,7 +330,7 @@ def test_end_moves_with_the_last_of_equal_times(gradient: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])
-def test_end_of_a_solve_of_no_length_moves_with_its_times(gradient: str) -> None:
+def test_end_of_a_solve_of_zero_length_depends_on_its_times(gradient: str) -> None:
     y0 = torch.ones(1, dtype=torch.float64)
     ts = torch.tensor([0.5, 0.5], dtype=torch.float64, requires_grad=True)
     sol = odenet.solve(lambda t, y: -y, y0, ts, dense=True, gradient=gradient)

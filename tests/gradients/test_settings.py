@@ -1,4 +1,4 @@
-"""What the settings of a gradient do: checkpoints, memory, coupling, interpolation; and what goes wrong in words."""
+"""The settings of gradients: checkpoints, memory, coupling, interpolation; and their error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 import odenet
 from odenet.gradients import backward_pass
 from odenet.gradients.checkpoint_schedule import optimal_recomputation
-from odenet.gradients.memory_budget import whole_bytes
+from odenet.gradients.memory_budget import parse_bytes
 from odenet.methods import METHODS, ExplicitRK
 from odenet.methods.reversible_method import ReversibleMethod
 
@@ -47,14 +47,14 @@ def test_recomputation_is_near_the_optimum(slots: int, steps: int) -> None:
     assert best <= again <= (1.06 if slots > 4 else 1.25) * best
 
 
-def test_steps_whose_graphs_are_kept_are_not_taken_again() -> None:
+def test_steps_with_stored_graphs_are_not_replayed() -> None:
     _, sol = gradient_of("discrete")
     assert sol.stats.accepted > 3 and sol.stats.backward_nfe == 0
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("gradient", ["discrete", odenet.Discrete(checkpoints=2), "backprop", "forward"], ids=str)
-def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool) -> None:
+def test_dense_solution_of_a_solve_of_zero_length(gradient: Any, per_sample: bool) -> None:
     y0 = torch.tensor([[0.4], [-0.3]], dtype=D, requires_grad=True)
     sol = odenet.solve(wave_of_rows, y0, [0.5, 0.5], gradient=gradient, dense=True, per_sample=per_sample)
     value = sol(torch.full((2, 1), 0.5, dtype=D) if per_sample else 0.5)
@@ -63,19 +63,19 @@ def test_dense_solution_of_a_solve_of_no_length(gradient: Any, per_sample: bool)
     assert torch.equal(mine, torch.full_like(y0, 2.0))
 
 
-def test_held_states_are_never_more_than_asked() -> None:
+def test_checkpoints_never_exceed_their_number() -> None:
     from odenet.gradients.state_store import Checkpoints
 
     problem = SimpleNamespace(f=SimpleNamespace(random=False))
     for slots in (1, 3, 8):
-        states = Checkpoints(slots, method_carries=False)
+        states = Checkpoints(slots, stores_carry=False)
         y = (torch.zeros(1),)
         for n in range(100):
             states.store(n, SimpleNamespace(y=y, carry=(), problem=problem))  # type: ignore[arg-type]
-            assert len(states.held) <= slots
+            assert len(states.stored) <= slots
         for n in reversed(range(100)):
-            states.start(n, lambda k, start: start, lambda k, y: ())
-            assert len(states.held) <= slots
+            states.step_start(n, lambda k, start: start, lambda k, y: ())
+            assert len(states.stored) <= slots
 
 
 def test_memory_chooses_checkpoints() -> None:
@@ -84,7 +84,7 @@ def test_memory_chooses_checkpoints() -> None:
     for memory in (16_000, "300kB", "1 MiB"):
         sol = odenet.solve(wave, y0, [0.0, 1.0], method="rk4", step=0.1, gradient=odenet.Discrete(memory=memory))
         counts.append(sol.stats.checkpoints)
-        assert sol.stats.checkpoints * 8000 <= whole_bytes(memory)
+        assert sol.stats.checkpoints * 8000 <= parse_bytes(memory)
     assert counts[0] == 1 < counts[1] < counts[2]
     with pytest.raises(ValueError, match=r"memory of 100 bytes holds no state of 8000 bytes.*reversible"):
         odenet.solve(wave, y0, [0.0, 1.0], gradient=odenet.Discrete(memory=100))
@@ -96,7 +96,7 @@ def test_memory_chooses_checkpoints() -> None:
 def test_stages_give_what_one_graph_gives(
     name: str, gradient: str, per_sample: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluation by evaluation or the whole step as one graph: the same gradient, from as many evaluations."""
+    """One graph per evaluation or per step: the same gradient, from as many evaluations."""
     calls = []
     pull = ExplicitRK._pull
     monkeypatch.setattr(ExplicitRK, "_pull", lambda *given: calls.append(1) or pull(*given))
@@ -105,7 +105,7 @@ def test_stages_give_what_one_graph_gives(
     options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if adaptive else {"step": 0.02}
 
     def found(limit: int) -> tuple[Tensor, ...]:
-        monkeypatch.setattr(backward_pass, "BY_STAGES", limit)
+        monkeypatch.setattr(backward_pass, "STAGEWISE_BYTES", limit)
         generator = torch.Generator().manual_seed(0)
         y0 = [torch.randn(2, 3, dtype=d, generator=generator).requires_grad_() for d in (D, torch.complex128)]
         A = torch.randn(3, 3, dtype=D, generator=generator).requires_grad_()
@@ -125,7 +125,7 @@ def test_stages_give_what_one_graph_gives(
 
 
 def test_units_of_memory() -> None:
-    assert [whole_bytes(x) for x in (7, "7", "2kB", "2 KiB", "1.5MiB", "1g")] == [7, 7, 2000, 2048, 1572864, 2**30]
+    assert [parse_bytes(x) for x in (7, "7", "2kB", "2 KiB", "1.5MiB", "1g")] == [7, 7, 2000, 2048, 1572864, 2**30]
 
 
 WRONG: list[tuple[Any, type[Exception], str]] = [
@@ -138,7 +138,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: odenet.Reversible(coupling=0.0), ValueError, r"coupling must lie in \(0, 1\].*0.0"),
     (lambda: odenet.Reversible(coupling=1.5), ValueError, "coupling.*1.5"),
     (lambda: odenet.GaussAdjoint(interpolate="dens"), ValueError, "Did you mean 'dense'"),
-    (lambda: odenet.GaussAdjoint(checkpoints=1), ValueError, "checkpoints must be an int of at least 2"),
+    (lambda: odenet.GaussAdjoint(checkpoints=1), ValueError, "checkpoints must be at least 2; got 1"),
     (lambda: odenet.Adjoint(rtol=-1.0), ValueError, "rtol of the backward solve.*-1.0"),
     (lambda: odenet.Adjoint(atol=-1.0), ValueError, "^atol of the backward solve.*-1.0"),
     (lambda: odenet.Adjoint(max_steps=0), ValueError, "max_steps of the backward solve"),
@@ -182,7 +182,7 @@ def test_order_of_the_reversible_method(name: str) -> None:
 
 
 def test_stability_of_the_reversible_method() -> None:
-    """Constant steps on y' = -a y: y and z stay together for a step below -log(coupling) / a, and part above."""
+    """Constant steps on y' = -a y: y and z stay close for a step below -log(coupling) / a, and separate above."""
     for coupling in (0.99, 0.9, 0.7):
         edge = -math.log(coupling)
         sizes = []
@@ -195,8 +195,8 @@ def test_stability_of_the_reversible_method() -> None:
         assert sizes[0] < 1e-3 < sizes[1], (coupling, sizes)
 
 
-def test_lost_digits_are_told_and_the_gradient_is_right() -> None:
-    """4000 steps at a coupling of 0.99 lose all of float64; the steps are then taken again instead of undone."""
+def test_lost_digits_warn_and_the_gradient_is_right() -> None:
+    """4000 steps at a coupling of 0.99 lose all digits of float64; the steps are then replayed instead of undone."""
     options: dict[str, Any] = {"method": "midpoint", "step": 1 / 4000}
     with pytest.warns(UserWarning, match=r"could not undo.*reconstructed y0 is off"):
         mine, _ = gradient_of(odenet.Reversible(0.99), **options)
@@ -206,7 +206,7 @@ def test_lost_digits_are_told_and_the_gradient_is_right() -> None:
     torch.testing.assert_close(undone, exact, rtol=1e-4, atol=0.0)
 
 
-def test_a_contracting_ode_is_told() -> None:
+def test_a_contracting_ode_warns() -> None:
     with pytest.warns(UserWarning, match="not accurate.*coupling"):
         odenet.solve(
             lambda t, y: -10 * y, torch.ones(1, dtype=D), [0.0, 2.0], gradient=odenet.Reversible(), rtol=1e-6, atol=1e-6
@@ -223,7 +223,7 @@ def test_float32_is_undone_in_float64() -> None:
 
 
 def test_an_input_computed_from_another_counts_once() -> None:
-    """Second derivatives with two tensors of which one was computed from the other, handed over or closed over."""
+    """Second derivatives by two tensors, one computed from the other, as args or captured."""
     w = torch.tensor(0.7, dtype=D, requires_grad=True)
     y0 = torch.ones(1, dtype=D)
     for gradient in ("discrete", "adjoint", "reversible"):

@@ -31,10 +31,10 @@ from ..events.event import Hit
 from ..events.event_loop import EventLoop
 from ..gradients import ContinuousAdjoint, Gradient
 from ..gradients.failed_samples import succeeded, without_failed
-from ..gradients.gradient import Trajectory, direct
+from ..gradients.gradient import Trajectory, gradient_bypassed
 from ..gradients.zero_gradients import ensure_zero_grads
 from ..methods import Method
-from ..tracing.dynamo_entry import outside_graphs
+from ..tracing.dynamo_entry import with_traced_version
 from . import checks, traced_solve, transform_limits
 from .options import Layout, Options, checked_options
 from .progress_bar import bar
@@ -46,7 +46,7 @@ Judge = Callable[[Problem, Outcome], None]
 OPTIONS = tuple(inspect.signature(Options.of).parameters)
 
 
-@outside_graphs(traced_solve.solve)
+@with_traced_version(traced_solve.solve)
 def solve(
     f: Callable[..., Any],
     y0: Any,
@@ -209,7 +209,7 @@ def _run(o: Options, judge: Judge, p: Problem, request: Request) -> Trajectory:
     if not (p.on_host and outcome.state.status == Status.SUCCESS):
         judge(p, outcome)
         found = without_failed(p, found, lambda q: _once(o, q, request.unobserved()))
-    moves = direct() or not isinstance(o.gradient, ContinuousAdjoint)
+    moves = gradient_bypassed() or not isinstance(o.gradient, ContinuousAdjoint)
     outcome.state = outcome.state._replace(time=_reached(p, outcome, moves))
     found.y1 = _ends(p, found)
     return ensure_zero_grads(p, found)
@@ -249,7 +249,7 @@ def _solution(
         found.dense,
         pack,
         (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
-        found.pieces,
+        found.dense_values,
         f"{_name(p.f.user_call[0])} by {p.method.name}",
         None if steps is None else steps.taken(p, shown, ts.dtype),
     )

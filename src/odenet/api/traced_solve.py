@@ -16,11 +16,11 @@ from ..engine.loop import guesses_first_step
 from ..engine.problem import Problem
 from ..gradients import Adjoint, Backprop, Discrete, Forward, Gradient
 from ..gradients.gradient import Stats
-from ..tracing.dynamo_entry import counts_allowed, exporting
-from ..tracing.traced_adjoint import adjoint
-from ..tracing.traced_field import TracedField, with_own_tensors
-from ..tracing.unrolled import host_steps, unrolled
-from ..tracing.while_loop import TracedEnd, differentiable_steps, record_plan, traced_loop
+from ..tracing.dynamo_entry import exporting, scalar_outputs_allowed
+from ..tracing.traced_adjoint import solve_traced_adjoint
+from ..tracing.traced_field import TracedField, with_cloned_tensors
+from ..tracing.unrolled import known_steps, solve_unrolled
+from ..tracing.while_loop import TracedEnd, differentiable_steps, traced_loop, without_state
 from . import checks
 from .options import Options
 from .solution import Solution
@@ -67,7 +67,7 @@ def solve(
     relative = checks.tolerance("rtol", o.rtol, y0, working)
     absolute = checks.tolerance("atol", o.atol, y0, working)
     dtypes = tuple(x.dtype for x in leaves)
-    field: Any = TracedField(with_own_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
+    field: Any = TracedField(with_cloned_tensors(f), y0, dtypes, time_dtype(given_ts, working), tuple(args))
     precise = given_ts.to(torch.float32 if given_ts.device.type == "mps" else torch.float64)
     limits = {"rtol": relative, "atol": absolute, "max_steps": o.max_steps}
     p: Any = replace(Problem.build(field, working, precise, o.controller, method=o.method, **limits), traced=True)
@@ -95,11 +95,11 @@ def _rounded(times: Sequence[float], dtype: torch.dtype) -> list[float]:
 
 def _unrolled(p: Problem, times: Sequence[float]) -> tuple[Leaves, Leaves, TracedEnd] | None:
     """y1, ys and the end, where the steps are known and few."""
-    steps = host_steps(p, times)
+    steps = known_steps(p, times)
     if steps is None:
         return None
     count = torch.full((), len(steps))
-    return (*unrolled(p, times, steps), TracedEnd(p.ts[-1], count * 0, count, count * 0))
+    return (*solve_unrolled(p, times, steps), TracedEnd(p.ts[-1], count * 0, count, count * 0))
 
 
 def _run(
@@ -108,15 +108,15 @@ def _run(
     if not torch.is_grad_enabled() or not _asks(p):
         with torch.no_grad():
             found = traced_loop(p, True, False)
-        return found.end.unless_failed(found.at.state.y), found.ys, found.end
+        return found.end.nan_if_failed(found.last.state.y), found.ys, found.end
     _refuse_random(p)
     if isinstance(how, Adjoint):
-        return adjoint(p, how, f, args)
-    if not counts_allowed():
+        return solve_traced_adjoint(p, how, f, args)
+    if not scalar_outputs_allowed():
         return None
     with torch.no_grad():
         q = replace(p, y0=tuple(x.detach() for x in p.y0))
-        found = traced_loop(q if p.controller.adaptive else record_plan(q), False, True)
+        found = traced_loop(q if p.controller.adaptive else without_state(q), False, True)
     return (*differentiable_steps(p, found), found.end)
 
 

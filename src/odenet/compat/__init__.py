@@ -1,1 +1,1 @@
-"""The interfaces of other libraries, on top of this one."""
+"""Interfaces of other libraries, implemented on this one."""

@@ -118,7 +118,7 @@ class _Forth:
         """One attempt, and what it takes down."""
         plan, p = self.plan, self._problem(x)
         before = at._replace(leaves=all_by_rows(at.leaves)).counted(len(plan.y))
-        after, move = before.turn(p, StopTracker(p), x.most)
+        after, move = before.iterate(p, StopTracker(p), x.most)
         taken = self._taken_down(before.state, move) if plan.slots else ()
         self.calls_in_turn = p.f.calls
         row = at.counts[0].flatten()[0] + move.accept.any()

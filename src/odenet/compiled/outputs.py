@@ -12,7 +12,7 @@ from ..core.leaves import Leaves, as_graph_inputs, select
 from ..engine.dense_recorder import PiecewisePolynomial
 from ..engine.output_rule import blank_outputs, outputs_within, times_of
 from ..engine.problem import Problem
-from ..gradients.gradient import add_counts
+from ..gradients.gradient import add_cotangents
 from .columns import tape_of
 from .plan import Plan
 from .shelves import Shelf
@@ -114,7 +114,7 @@ class Outputs:
         start, pieces = [None] * n, cotangents[2 * n + 2 :]  # of the pieces but their times
         if pieces and not flat:  # the constant piece of a solve of no length
             start, pieces = [None if b is None else b[0] for b in pieces[:n]], ()
-        sums = add_counts(found, (*start, *cotangents[n : 2 * n], *pieces))
+        sums = add_cotangents(found, (*start, *cotangents[n : 2 * n], *pieces))
         bars = [torch.zeros_like(x) if b is None else b for x, b in zip(given, sums, strict=True)]
         return Bars(bars[n : 2 * n], self._chunked(bars[2 * n :]), bars[:n])
 

@@ -17,9 +17,9 @@ from ..engine.integrate import NumericalSolution, Request
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..engine.step_attempt import State
-from ..gradients.attach import attach
-from ..gradients.gradient import Gradient, Stats, Trajectory, direct
-from ..gradients.taped_solve import once_more, unpacked
+from ..gradients.custom_vjp import custom_vjp
+from ..gradients.gradient import Gradient, Stats, Trajectory, gradient_bypassed
+from ..gradients.taped_solve import recompute_outputs, to_trajectory
 from .capture import FieldGraph
 from .choice import refuse_slower
 from .columns import LARGE, all_arranged, all_by_rows, few
@@ -77,7 +77,7 @@ def solve_compiled(p: Problem, how: Gradient, request: Request) -> Trajectory:
 
 
 def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Request) -> Trajectory:
-    recording = not direct()
+    recording = not gradient_bypassed()
     differentiable = [recording and x.requires_grad for x in others]
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
     given = {id(x) for x in p.f.differentiable_args}
@@ -96,12 +96,14 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
         outputs = Outputs(p, plan, run.chunks, outcome.state.y)
         ys = outputs.ys()
         pieces = outputs.pieces() if request.dense else None
-    stats = Stats.of(outcome)
+    stats = Stats.from_outcome(outcome)
     solved = NumericalSolution(ys, outcome.state.y, pieces, outcome)
     values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
     if attached:
-        values = attach(partial(_backward, run, outputs, stats), partial(once_more, p, request), values, inputs, held)
-    return unpacked(p, values, solved, stats)
+        values = custom_vjp(
+            partial(_backward, run, outputs, stats), partial(recompute_outputs, p, request), values, inputs, held
+        )
+    return to_trajectory(p, values, solved, stats)
 
 
 def _plan(

@@ -276,13 +276,13 @@ class EventLoop:
         return whole._replace(y=select(on, y, whole.y), time=where(on, time, whole.time))
 
     def _whole(self, whole: State) -> tuple[Trajectory, Hit | None, Hit]:
-        stats = Stats.joined([leg.found.stats for leg in self.legs])
+        stats = Stats.summed([leg.found.stats for leg in self.legs])
         last = self.legs[-1].found.outcome
         outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, events=last.events)
         ys = self.collected.assemble(self.p.ts, torch.nan)
         dense = pieces = None
         if self.request.dense:
-            dense, pieces = self._along(lambda found: found.dense), self._along(lambda found: found.pieces)
+            dense, pieces = self._along(lambda found: found.dense), self._along(lambda found: found.dense_values)
         time = self.p.ts.detach()[..., 0]
         hits = stacked_hits(self.hits, self.p.f.pack(self.p.y0), self.p.batched, time)
         good = succeeded(self.p, whole.status)

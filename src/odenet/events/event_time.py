@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves, add_scaled, as_graph_inputs, dot, expand_over
 from ..core.scalars import MaskLike, where
-from ..gradients.attach import once
+from ..gradients.custom_vjp import once_differentiable
 
 Value = Callable[[Tensor, Leaves], Tensor]
 """(t, y) -> the one number of the event function that was zero; a lane, where samples have events of their own."""
@@ -108,5 +108,5 @@ class _EventTime(torch.autograd.Function):
             # nobody asks for what may have no derivative
             moved = torch.where((total == 0) | still, 0.0, -total / ctx.rate)
         moved = moved.to(ctx.dtype).reshape(ctx.shape)
-        (moved,) = once([moved], (*ctx.saved_tensors, *bars), _ONLY_FIRST)
+        (moved,) = once_differentiable([moved], (*ctx.saved_tensors, *bars), _ONLY_FIRST)
         return moved, None, None, None, None, *y_bar

@@ -1,8 +1,8 @@
 """The continuous adjoint of the Neural ODE paper (Chen et al. 2018, algorithm 1): the state is solved again backwards.
 
-The gradient of parameters and args is kept out of the ODE's state: it is the integral of a^T df/dtheta along the
-backward solution, by Gauss-Legendre quadrature on each step's dense output. So error control sees (y, a) alone, which
-is the seminorm of Kidger, Chen & Lyons 2021, and no memory is spent on a parameter state.
+The gradient of parameters and args stays outside the ODE's state. It is the integral of a^T df/dtheta along the
+backward solution, by Gauss-Legendre quadrature on the dense output of each step. So error control sees (y, a) alone,
+which is the seminorm of Kidger, Chen & Lyons 2021, and no memory is spent on a parameter state.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .continuous_adjoint import AdjointSolve, ContinuousAdjoint
 
 @final
 class Adjoint(ContinuousAdjoint):
-    """The continuous adjoint, with the state solved again backwards from each output; memory constant in the steps.
+    """The continuous adjoint that solves the state again backwards from each output.
 
-    It drifts where the ODE is unstable backwards, as every dissipative one is. rtol, atol, method, norm, controller,
-    max_steps: see `ContinuousAdjoint`.
+    Memory is constant in the number of steps. The backward state drifts where the ODE is unstable backwards, as every
+    dissipative ODE is. rtol, atol, method, norm, controller, max_steps: see `ContinuousAdjoint`.
     """
 
     name = "adjoint"
 
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         solved = integrate(q, request, OutputRecorder(q))
         return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured))

@@ -11,7 +11,7 @@ from .gradient import Gradient, Trajectory, solve_plain
 
 @final
 class Backprop(Gradient):
-    """Keeps every intermediate of every accepted step; exact for the numerical solution, to any order of derivative."""
+    """Stores every intermediate of every accepted step; exact for the numerical solution, to any order."""
 
     name = "backprop"
 

@@ -1,4 +1,4 @@
-"""One backward pass over a tape: the accepted steps in reverse order, one step's graph at a time."""
+"""One backward pass over a tape: the VJPs of the accepted steps in reverse order, one step's graph at a time."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ from ..engine.problem import Problem
 from ..engine.tape import TapeStep
 from ..methods.method import Cotangents, Method, StagewiseMethod
 from .batch_segments import BatchSegment, ParameterGrads, Start, take_start
-from .gradient import add_counts
+from .gradient import add_cotangents
 from .memory_budget import nbytes
-from .step_graph import NonFiniteGraphError, StepGraph, divided
+from .step_graph import NonFiniteGraphError, StepGraph, split_by_acceptance
 from .taped_solve import TapedSolve
 
-# From a state of this many bytes on, a step is pulled through evaluation by evaluation: with less memory, as one graph
-# goes before the next is pulled through. A small state takes longer that way: autograd is called for every stage.
-BY_STAGES = 2**18
+# States of at least this many bytes use one graph per evaluation of f: less memory, as each graph is freed before the
+# next one is used. For smaller states that is slower, as autograd is called for every stage.
+STAGEWISE_BYTES = 2**18
 
 
 class BackwardPass(ABC):
-    """Pulls the cotangents of a solve back to its inputs.
+    """Carries the cotangents of a solve back to its inputs.
 
-    y_bar, carry_bar, time_bar: cotangents of where it stands, of the samples at hand; no carry_bar: there are none.
+    y_bar, carry_bar, time_bar: cotangents of the state, the carry and the time after the current step, for the samples
+    in the batch. An empty carry_bar means zero.
     """
 
-    def __init__(self, taken: TapedSolve, method: Method) -> None:
-        """method: the one whose evaluations of f make up a step."""
-        self.entries, self.captured, self.stats, self.graphs = taken.entries, taken.captured, taken.stats, taken.graphs
-        self.whole = self.part = BatchSegment(taken.q)
-        self.parts: dict[int, BatchSegment] = {}
-        self.passing: tuple[int, TapeStep, BatchSegment] | None = None  # a step's own, where it left lanes out
-        q = self.whole.q
-        self.shown = taken.shown
-        self.times_needed = taken.times_needed
-        self.shared = ParameterGrads(len(self.whole.args) + len(taken.captured))
-        self.apart = RowScatter()
+    def __init__(self, taped: TapedSolve, method: Method) -> None:
+        """method: the method whose stages make up a step."""
+        self.steps, self.captured, self.stats, self.graphs = taped.steps, taped.captured, taped.stats, taped.graphs
+        self.full_segment = self.segment = BatchSegment(taped.problem)
+        self.segments: dict[int, BatchSegment] = {}
+        # number, tape step and segment of a step replayed without the samples that rejected it
+        self.accepted_rows: tuple[int, TapeStep, BatchSegment] | None = None
+        q = self.full_segment.problem
+        self.num_outputs = taped.num_outputs
+        self.time_grads_needed = taped.time_grads_needed
+        self.parameter_grads = ParameterGrads(len(self.full_segment.args) + len(taped.captured))
+        self.row_scatter = RowScatter()
         self.ts_bar = torch.zeros_like(q.ts)
         self.stops_bar = torch.zeros_like(q.stops.times)
-        self.nfe = taken.stats["nfe"] * 0
+        self.nfe = taped.stats["nfe"] * 0
         self.marker = 0
-        self.seen: NodeSet = set()  # nodes of kept graphs
-        large = nbytes(q.y0) >= BY_STAGES
-        self.stagewise = method if large and isinstance(method, StagewiseMethod) else None
+        self.seen_nodes: NodeSet = set()  # autograd nodes of stored graphs that were already checked
+        large = nbytes(q.y0) >= STAGEWISE_BYTES
+        self.stagewise_method = method if large and isinstance(method, StagewiseMethod) else None
 
     @property
-    def q(self) -> Problem:
-        """That of the samples at hand."""
-        return self.part.q
+    def problem(self) -> Problem:
+        """The problem of the samples in the batch."""
+        return self.segment.problem
 
     @abstractmethod
     def step_graph(self, n: int) -> StepGraph:
-        """Step n, attached, with `y_bar` the cotangent of the state after it that is left to pull through it.
+        """The graph of step n. The pass sets `y_bar` to the cotangent of y1 that still has to flow through that graph.
 
         Called in grad mode.
         """
@@ -69,229 +71,234 @@ class BackwardPass(ABC):
     def step_vjp(
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
-        """Cotangents after step n -> before it, for a step of which only y1 and the carry are wanted, and no times.
+        """Cotangents of y and the carry after step n -> before it, for a step without outputs or time gradients.
 
         Called without grad mode.
         """
 
     def run(self, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        n, m = len(self.q.y0), self.shown
+        """Cotangents of the flat outputs -> cotangents of (y0, ts, stop times, args, captured tensors)."""
+        n, m = len(self.problem.y0), self.num_outputs
         self.ys_bar, self.y_bar, self.dense_bar = cotangents[:m], list(cotangents[m : m + n]), cotangents[m + n :]
-        self.outputs_wanted, self.dense_wanted = (
-            any(b is not None for b in bars) for bars in (self.ys_bar, self.dense_bar)
-        )
+        self.has_output_cotangents = any(b is not None for b in self.ys_bar)
+        self.has_dense_cotangents = any(b is not None for b in self.dense_bar)
         self.carry_bar: Cotangents = []
-        self.time_bar = torch.zeros_like(self.q.direction)
+        self.time_bar = torch.zeros_like(self.problem.direction)
         with torch.enable_grad():
-            left = len(self.entries)
-            while left:
-                self.enter(self.samples_of(left - 1)[1])
-                left -= self._steps(left - 1)
-            self.enter(self.whole)
-            self._first_carry()
-            self._first_outputs()
-        if not self.entries:  # the constant piece of a solve of no length
-            self.y_bar = add_counts(self.y_bar, [None if b is None else b[0] for b in self.dense_bar[2 : 2 + n]])
+            remaining = len(self.steps)
+            while remaining:
+                self.switch_to(self.replayed_step(remaining - 1)[1])
+                remaining -= self._chain_vjp(remaining - 1)
+            self.switch_to(self.full_segment)
+            self._first_carry_vjp()
+            self._first_outputs_vjp()
+        if not self.steps:  # a solve of zero length has one constant piece
+            self.y_bar = add_cotangents(self.y_bar, [None if b is None else b[0] for b in self.dense_bar[2 : 2 + n]])
         self.ts_bar[..., 0] += self.time_bar
         self.stats["backward_nfe"] = self.nfe
-        ts_bars = (self.ts_bar, self.stops_bar) if self.times_needed else (None, None)
-        return (*self.y_bar, *ts_bars, *self.shared.total)
+        ts_bars = (self.ts_bar, self.stops_bar) if self.time_grads_needed else (None, None)
+        return (*self.y_bar, *ts_bars, *self.parameter_grads.total)
 
-    def segment_of(self, n: int) -> BatchSegment:
-        """That of all samples that were in the batch at step n."""
-        p = self.entries[n].problem
+    def batch_segment(self, n: int) -> BatchSegment:
+        """The segment of all samples that were in the batch at step n."""
+        p = self.steps[n].problem
         if p.samples.index is None:
-            return self.whole
-        if id(p) not in self.parts:
-            self.parts[id(p)] = BatchSegment(p)
-        return self.parts[id(p)]
+            return self.full_segment
+        if id(p) not in self.segments:
+            self.segments[id(p)] = BatchSegment(p)
+        return self.segments[id(p)]
 
-    def samples_of(self, n: int) -> tuple[TapeStep, BatchSegment]:
-        """Step n and the problem of those samples that take it again."""
-        e = self.entries[n]
-        if e.rows is None:
-            return e, self.segment_of(n)
-        if self.passing is None or self.passing[0] != n:
-            with torch.no_grad():  # its args are leaves
-                narrowed = self.segment_of(n).q.subset(e.rows)
-            assert narrowed is not None  # the tape has asked
-            self.passing = n, e.among(e.rows), BatchSegment(narrowed)
-        return self.passing[1:]
+    def replayed_step(self, n: int) -> tuple[TapeStep, BatchSegment]:
+        """Step n, and the segment of the samples that replay it."""
+        step = self.steps[n]
+        if step.rows is None:
+            return step, self.batch_segment(n)
+        if self.accepted_rows is None or self.accepted_rows[0] != n:
+            with torch.no_grad():  # args stay leaves
+                subset = self.batch_segment(n).problem.subset(step.rows)
+            assert subset is not None  # the tape checked that f supports subsets
+            self.accepted_rows = n, step.among(step.rows), BatchSegment(subset)
+        return self.accepted_rows[1:]
 
-    def start_of(self, n: int, start: Start) -> Start:
-        """Of the samples that take step n again, from that of all that were in the batch."""
-        own = BatchIndex(self.entries[n].rows)
-        y, carry = (tuple(map(own.take, leaves)) for leaves in start)
+    def select_start(self, n: int, start: Start) -> Start:
+        """The initial state of step n, reduced to the samples that replay it."""
+        rows = BatchIndex(self.steps[n].rows)
+        y, carry = (tuple(map(rows.take, leaves)) for leaves in start)
         return y, carry
 
-    def enter(self, part: BatchSegment) -> None:
-        """Go on with the samples of a part, and their cotangents; the others' stay as they are."""
-        if part is self.part:
+    def switch_to(self, segment: BatchSegment) -> None:
+        """Continue with the samples of `segment`; the cotangents of all other samples stay unchanged."""
+        if segment is self.segment:
             return
-        self.part, n = part, len(self.y_bar)
-        self.shared.enter(part.q.f, part.q.samples)
-        moved = self.apart.exchange([*self.y_bar, self.time_bar, *self.carry_bar], part.q.samples)
-        self.y_bar, time_bar, self.carry_bar = moved[:n], moved[n], moved[n + 1 :]
+        self.segment, n = segment, len(self.y_bar)
+        self.parameter_grads.switch_to(segment.problem.f, segment.problem.samples)
+        exchanged = self.row_scatter.exchange([*self.y_bar, self.time_bar, *self.carry_bar], segment.problem.samples)
+        self.y_bar, time_bar, self.carry_bar = exchanged[:n], exchanged[n], exchanged[n + 1 :]
         assert time_bar is not None
         self.time_bar = time_bar
 
     def vjp(
         self,
         values: Sequence[Tensor],
-        bars: Sequence[Tensor | None],
+        cotangents: Sequence[Tensor | None],
         inputs: Sequence[Tensor],
-        suspect: bool = False,
+        check_finite: bool = False,
     ) -> Cotangents:
-        """Pull `bars` back to `inputs`; what reaches args and captured tensors is added up.
+        """The VJP of `values` for `inputs`; cotangents of args and captured tensors are added to `parameter_grads`.
 
-        suspect: raises PoisonedError, and adds nothing, where the result is not finite.
+        check_finite: raise NonFiniteGraphError, and add nothing, if a result is not finite.
         """
-        pairs = [(v, cast(b, v.dtype)) for v, b in zip(values, bars, strict=True) if b is not None and v.requires_grad]
+        pairs = [
+            (v, cast(b, v.dtype)) for v, b in zip(values, cotangents, strict=True) if b is not None and v.requires_grad
+        ]
         if not pairs:
             return [None] * len(inputs)
         outs = tuple(v for v, _ in pairs)
-        if self.q.f.captured is not None:
-            self.q.f.captured.collect(outs, (*inputs, *self.part.args), self.marker, self.seen)
-        grads = self.q.f.vjp(outs, (*inputs, *self.part.args, *self.captured), tuple(b for _, b in pairs))
-        if suspect and not all(bool(torch.isfinite(g.sum())) for g in grads if g is not None):
+        if self.problem.f.captured is not None:
+            self.problem.f.captured.collect(outs, (*inputs, *self.segment.args), self.marker, self.seen_nodes)
+        grads = self.problem.f.vjp(outs, (*inputs, *self.segment.args, *self.captured), tuple(b for _, b in pairs))
+        if check_finite and not all(bool(torch.isfinite(g.sum())) for g in grads if g is not None):
             raise NonFiniteGraphError
         split = len(inputs)
-        self.shared.add(grads[split:])
+        self.parameter_grads.add(grads[split:])
         return list(grads[:split])
 
     @torch.no_grad()
     def replay(self, n: int, start: Start) -> Start:
-        """The end of step n from its start; what its evaluations cost is charged to its lanes."""
-        (e, part), own = self.samples_of(n), BatchIndex(self.entries[n].rows)
-        _, after = part.replay(e, self.start_of(n, start))
-        self.charge(e.accept, part)
-        y, carry = (tuple(map(own.scatter_into, *pair)) for pair in zip(start, after, strict=True))
+        """The state after step n, from its initial state; its evaluations count for the samples that accepted it."""
+        (step, segment), rows = self.replayed_step(n), BatchIndex(self.steps[n].rows)
+        _, following = segment.replay(step, self.select_start(n, start))
+        self.count_evaluations(step.accept, segment)
+        y, carry = (tuple(map(rows.scatter_into, *pair)) for pair in zip(start, following, strict=True))
         return y, carry
 
-    def forwards(self, n: int, start: Start) -> Start:
-        """The start of step n + 1 from that of step n."""
-        here, after = (e.problem.samples for e in self.entries[n : n + 2])
-        return take_start(self.replay(n, start), here, after)
+    def next_start(self, n: int, start: Start) -> Start:
+        """The initial state of step n + 1 from that of step n."""
+        current, following = (step.problem.samples for step in self.steps[n : n + 2])
+        return take_start(self.replay(n, start), current, following)
 
-    def charge(self, lanes: MaskLike = True, part: BatchSegment | None = None) -> None:
-        """Charge these lanes for the evaluations since the last charge."""
-        self.nfe = (part or self.part).charge(self.nfe, lanes)
+    def count_evaluations(self, samples: MaskLike = True, segment: BatchSegment | None = None) -> None:
+        """Add the evaluations since the last call to the counts of these samples."""
+        self.nfe = (segment or self.segment).add_evaluations(self.nfe, samples)
 
-    def _steps(self, index: int) -> int:
-        """Back through step `index`, and those before it that its kept graph is attached to; how many."""
-        e = self.samples_of(index)[0]
-        chain = [] if self.graphs is None else self.graphs.take(index)
+    def _chain_vjp(self, index: int) -> int:
+        """The VJP of step `index` and of the earlier steps attached to it in a stored graph; returns their number."""
+        step = self.replayed_step(index)[0]
+        chain = [] if self.graphs is None else self.graphs.pop_chain(index)
         recorded = bool(chain)
         self.marker = graph_marker()
-        self.seen.clear()
+        self.seen_nodes.clear()
         if recorded and self.graphs is not None:
-            self.graphs.seen_by(self.q.f.captured, chain, self.part.args, self.seen)
-        elif self.stagewise is not None and self._plain(e):
-            return self._pulled(self.stagewise, index)
+            self.graphs.check_captured(self.problem.f.captured, chain, self.segment.args, self.seen_nodes)
+        elif self.stagewise_method is not None and self._needs_end_only(step):
+            return self._stagewise_vjp(self.stagewise_method, index)
         else:
             chain = [self.step_graph(index)]
         last, first = chain[0], chain[-1].attempt
         values = [*last.attempt.step.y, *last.carry1]
-        bars, passed = divided(e.accept, [*self.y_bar, *(self.carry_bar or [None] * len(last.carry1))])
+        carry_bar = self.carry_bar or [None] * len(last.carry1)
+        cotangents, past = split_by_acceptance(step.accept, [*self.y_bar, *carry_bar])
         times: Leaves = ()
-        for back, local in enumerate(chain):
-            times = self._inside(index - back, local, values, bars)
-        ends = (first.time0, first.time1, *times) if self.times_needed else ()
-        suspect = recorded and e.accept is not True and not bool(e.accept.all())  # some lanes rejected it
+        for offset, graph in enumerate(chain):
+            times = self._append_outputs(index - offset, graph, values, cotangents)
+        ends = (first.time0, first.time1, *times) if self.time_grads_needed else ()
+        some_rejected = isinstance(step.accept, Tensor) and not bool(step.accept.all())
         try:
-            grads = self.vjp(values, bars, (*first.y, *first.carry, *ends), suspect)
+            grads = self.vjp(values, cotangents, (*first.y, *first.carry, *ends), recorded and some_rejected)
         except NonFiniteGraphError:
-            return self._steps(index)
-        self.charge(e.accept)
+            return self._chain_vjp(index)
+        self.count_evaluations(step.accept)
         n, m = len(first.y), len(first.y) + len(first.carry)
-        if self.times_needed:
-            self._times(e, *add_counts(grads[m : m + 2], chain[-1].ends_bar))
+        if self.time_grads_needed:
+            self._add_time_cotangents(step, *add_cotangents(grads[m : m + 2], chain[-1].time_bars))
             ts_bar = grads[m + 2] if times else None
-            if e.outputs is not None and ts_bar is not None:
-                self.ts_bar[e.outputs.rows] += ts_bar
-        self.y_bar, self.carry_bar = add_counts(grads[:n], passed[:n]), add_counts(grads[n:m], passed[n:])
+            if step.outputs is not None and ts_bar is not None:
+                self.ts_bar[step.outputs.rows] += ts_bar
+        self.y_bar, self.carry_bar = add_cotangents(grads[:n], past[:n]), add_cotangents(grads[n:m], past[n:])
         return len(chain)
 
-    def _inside(self, index: int, local: StepGraph, values: list[Tensor], bars: Cotangents) -> Leaves:
-        """Adds what the solve shows of a step beside its end: outputs within it, and its polynomial.
+    def _append_outputs(self, index: int, graph: StepGraph, values: list[Tensor], cotangents: Cotangents) -> Leaves:
+        """Append outputs inside a step, and its dense output, with their cotangents.
 
-        Gives the times of those outputs, as a leaf, where there are any.
+        Returns the times of those outputs as a leaf, or () without outputs.
         """
-        attempt, given = local.attempt, self.samples_of(index)[0].outputs if self.outputs_wanted else None
+        attempt, outputs = graph.attempt, self.replayed_step(index)[0].outputs if self.has_output_cotangents else None
         times: Leaves = ()
-        if given is not None:
-            times = (self.whole.q.ts[given.rows].requires_grad_(self.times_needed),)
-            values += saved_outputs(attempt, times[0], given.lane)
-            bars += [None if b is None else b[given.rows] for b in self.ys_bar]
-        if self.dense_wanted:
+        if outputs is not None:
+            times = (self.full_segment.problem.ts[outputs.rows].requires_grad_(self.time_grads_needed),)
+            values += saved_outputs(attempt, times[0], outputs.lane)
+            cotangents += [None if b is None else b[outputs.rows] for b in self.ys_bar]
+        if self.has_dense_cotangents:
             values += flat_piece(attempt)
-            bars += [None if d is None else d[index] for d in self.dense_bar]
-        attempt.step = attempt.step._replace(stages=())  # only dense output wanted them
+            cotangents += [None if d is None else d[index] for d in self.dense_bar]
+        attempt.step = attempt.step._replace(stages=())  # stages are needed by the dense output only
         return times
 
-    def _plain(self, e: TapeStep) -> bool:
-        """Whether only y1 and the carry of a step are wanted, and no evaluation belongs to it but the method's."""
-        if self.times_needed or self.dense_wanted or (e.outputs is not None and self.outputs_wanted):
-            return False
-        return not any_true(e.jumps)
+    def _needs_end_only(self, step: TapeStep) -> bool:
+        """True if a step needs only y1 and the carry, and f was evaluated by the method alone."""
+        has_outputs = step.outputs is not None and self.has_output_cotangents
+        return not (self.time_grads_needed or self.has_dense_cotangents or has_outputs or any_true(step.jumps))
 
     @torch.no_grad()
-    def _pulled(self, method: StagewiseMethod, index: int) -> int:
-        (e, _), n = self.samples_of(index), len(self.y_bar)
-        through, passed = divided(e.accept, [*self.y_bar, *self.carry_bar])
+    def _stagewise_vjp(self, method: StagewiseMethod, index: int) -> int:
+        (step, _), n = self.replayed_step(index), len(self.y_bar)
+        through, past = split_by_acceptance(step.accept, [*self.y_bar, *self.carry_bar])
         y_bar, carry_bar = self.step_vjp(method, index, through[:n], through[n:])
-        self.charge(e.accept)
-        self.y_bar, self.carry_bar = add_counts(y_bar, passed[:n]), add_counts(carry_bar, passed[n:])
+        self.count_evaluations(step.accept)
+        self.y_bar, self.carry_bar = add_cotangents(y_bar, past[:n]), add_cotangents(carry_bar, past[n:])
         return 1
 
-    def _times(self, e: TapeStep, bar0: Tensor | None, bar1: Tensor | None) -> None:
-        """The end of a step is a stop where it hit one, else its start plus a constant."""
-        zero = torch.zeros_like(self.time_bar)
-        bar0, bar1 = (zero if b is None else b for b in (bar0, bar1))
-        end_bar = self.time_bar + bar1
-        if self.q.on_host:
-            if e.hit and e.stop >= 0:  # the time of an event is a constant
-                self.stops_bar[e.stop] += end_bar
-            self.time_bar = bar0 if e.hit else self.time_bar + bar0 + bar1
-            return
-        hit = e.accept & e.hit
-        index = e.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
-        whose = self.q.samples.of_rows(torch.arange(len(index), device=index.device))
-        self.stops_bar.index_put_((whose, index), torch.where(hit & (e.stop >= 0), end_bar, zero), accumulate=True)
-        self.time_bar = torch.where(hit, bar0, self.time_bar + bar0 + bar1)
+    def _add_time_cotangents(self, step: TapeStep, time0_bar: Tensor | None, time1_bar: Tensor | None) -> None:
+        """Add the cotangents of a step's start and end time.
 
-    def _first_carry(self) -> None:
-        """Back through the carry at ts[0]."""
+        The end is a stop time if the step hit one; else it is the start plus a constant.
+        """
+        zero = torch.zeros_like(self.time_bar)
+        time0_bar, time1_bar = (zero if b is None else b for b in (time0_bar, time1_bar))
+        end_bar = self.time_bar + time1_bar
+        if self.problem.on_host:
+            if step.hit and step.stop >= 0:  # an event time is a constant
+                self.stops_bar[step.stop] += end_bar
+            self.time_bar = time0_bar if step.hit else self.time_bar + time0_bar + time1_bar
+            return
+        hit = step.accept & step.hit
+        index = step.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
+        samples = self.problem.samples.of_rows(torch.arange(len(index), device=index.device))
+        self.stops_bar.index_put_((samples, index), torch.where(hit & (step.stop >= 0), end_bar, zero), accumulate=True)
+        self.time_bar = torch.where(hit, time0_bar, self.time_bar + time0_bar + time1_bar)
+
+    def _first_carry_vjp(self) -> None:
+        """The VJP of the carry at ts[0]."""
         if all(b is None for b in self.carry_bar):
             return
-        q = self.q
-        self.seen.clear()
-        if self.graphs is not None and self.graphs.first is not None:
-            time, y, carry = self.graphs.first
-            self.graphs.first, self.marker = None, self.graphs.marker
+        q = self.problem
+        self.seen_nodes.clear()
+        if self.graphs is not None and self.graphs.first_evaluation is not None:
+            time, y, carry = self.graphs.first_evaluation
+            self.graphs.first_evaluation, self.marker = None, self.graphs.marker
         else:
             self.marker = graph_marker()
-            time, y = q.ts[..., 0].detach().requires_grad_(self.times_needed), as_graph_inputs(q.y0)
+            time, y = q.ts[..., 0].detach().requires_grad_(self.time_grads_needed), as_graph_inputs(q.y0)
             with q.f.with_random_states(q.f.initial_random_states):
                 carry = q.method.init(q.f, time, y)
-        self._from_start(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
+        self._start_vjp(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
 
-    def _first_outputs(self) -> None:
-        """Back through the outputs at ts[0]."""
+    def _first_outputs_vjp(self) -> None:
+        """The VJP of the outputs at ts[0]."""
         if all(b is None for b in self.ys_bar):
             return
-        q = self.q
+        q = self.problem
         self.marker = graph_marker()
-        ts, y = q.ts.detach().requires_grad_(self.times_needed), as_graph_inputs(q.y0)
-        rows, firsts, _ = first_outputs(q, ts, y)
-        bars = [None if b is None else b[rows] for b in self.ys_bar]
-        self._from_start(firsts, bars, y, ts, self.ts_bar)
+        ts, y = q.ts.detach().requires_grad_(self.time_grads_needed), as_graph_inputs(q.y0)
+        rows, outputs, _ = first_outputs(q, ts, y)
+        cotangents = [None if b is None else b[rows] for b in self.ys_bar]
+        self._start_vjp(outputs, cotangents, y, ts, self.ts_bar)
 
-    def _from_start(self, values: Leaves, bars: Cotangents, y: Leaves, times: Tensor, times_bar: Tensor) -> None:
-        """Pulls through what was made of y at ts[0]; the cotangent of `times` is added to `times_bar`."""
-        grads = self.vjp(values, bars, (*y, times) if self.times_needed else y)
-        bar = grads.pop() if self.times_needed else None
+    def _start_vjp(self, values: Leaves, cotangents: Cotangents, y: Leaves, times: Tensor, times_bar: Tensor) -> None:
+        """The VJP of `values` computed from y at ts[0]; adds the cotangent of `times` to `times_bar` in place."""
+        grads = self.vjp(values, cotangents, (*y, times) if self.time_grads_needed else y)
+        bar = grads.pop() if self.time_grads_needed else None
         if bar is not None:
             times_bar += bar
-        self.charge()
-        self.y_bar = add_counts(self.y_bar, grads)
+        self.count_evaluations()
+        self.y_bar = add_cotangents(self.y_bar, grads)

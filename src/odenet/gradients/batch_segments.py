@@ -1,4 +1,4 @@
-"""The parts of a backward pass: stretches of it in which the same samples are in the batch."""
+"""Segments of a backward pass: consecutive steps with the same samples in the batch."""
 
 from __future__ import annotations
 
@@ -16,59 +16,63 @@ from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from ..engine.tape import TapeStep
 from ..methods.method import Cotangents
-from .gradient import add_counts
+from .gradient import add_cotangents
 
-Start = tuple[Leaves, Leaves]  # of a step: y and the carry
+Start = tuple[Leaves, Leaves]  # initial state of a step: y and the carry
 
 
 class BatchSegment:
-    """A problem of some samples, with a count of its own. charged: evaluations that samples were charged for."""
+    """The problem of the samples in the batch, with its own count of evaluations."""
 
     def __init__(self, p: Problem) -> None:
         self.args = p.f.differentiable_args
-        self.q, self.charged = replace(p, f=p.f.with_args(self.args)), 0
+        self.problem, self.counted_calls = replace(p, f=p.f.with_args(self.args)), 0
 
-    def charge(self, total: Tensor | int, lanes: MaskLike) -> Tensor | int:
-        """`total` and what these lanes are charged: the evaluations since the last charge."""
-        calls, self.charged = self.q.f.calls - self.charged, self.q.f.calls
-        return total + self.q.samples.scatter(calls * lanes) if calls else total
+    def add_evaluations(self, total: Tensor | int, samples: MaskLike) -> Tensor | int:
+        """`total` plus the evaluations since the last call, for the samples of the mask."""
+        calls, self.counted_calls = self.problem.f.calls - self.counted_calls, self.problem.f.calls
+        if not calls:
+            return total
+        counts = calls * samples
+        return total + (self.problem.samples.scatter(counts) if isinstance(counts, Tensor) else counts)
 
-    def replay(self, e: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
-        """A step from its start, and what the step after it starts from."""
-        time0, time1 = e.ends(self.q)
-        attempt = e.replay(self.q, time0, time1, *start)
-        after = attempt.step.y, next_carry(self.q, time1, attempt.step, e.jumps)
-        y, carry = (select(e.accept, new, old) for new, old in zip(after, start, strict=True))
+    def replay(self, step: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
+        """Replay a step from its initial state; returns the attempt and the initial state of the next step."""
+        time0, time1 = step.ends(self.problem)
+        attempt = step.replay(self.problem, time0, time1, *start)
+        following = attempt.step.y, next_carry(self.problem, time1, attempt.step, step.jumps)
+        y, carry = (select(step.accept, new, old) for new, old in zip(following, start, strict=True))
         return attempt, (y, carry)
 
 
 def take_start(start: Start, outer: BatchIndex, inner: BatchIndex) -> Start:
-    """The start of a step of some samples, from that of more."""
+    """The rows of `inner` from the initial state of the samples `outer`."""
     y, carry = start
     return outer.take_from(y, inner), outer.take_from(carry, inner)
 
 
 class ParameterGrads:
-    """The sum of cotangents of args and captured tensors over the steps.
+    """Sums over steps of the cotangents of args and captured tensors.
 
-    An arg that is cut to the samples at hand has its cotangents put back when other samples come. Each row goes on from
-    its own sum, so that the order of adding, and with it the last bit, does not depend on who else is in the batch.
+    Args with a row per sample are sliced to the samples in the batch; when these change, their cotangents are scattered
+    back. Each row continues its own sum, so the order of additions, and with it the last bit, is independent of the
+    other samples.
     """
 
     def __init__(self, count: int) -> None:
         self.total: Cotangents = [None] * count
-        self.cut: list[int] = []
-        self.apart = RowScatter()
+        self.sliced: list[int] = []
+        self.row_scatter = RowScatter()
 
-    def enter(self, f: VectorField, samples: BatchIndex) -> None:
-        if samples.index is self.apart.samples.index:
+    def switch_to(self, f: VectorField, samples: BatchIndex) -> None:
+        if samples.index is self.row_scatter.samples.index:
             return
-        self.cut = self.cut or [
-            i for i, cut in enumerate(f.sliced_args) if cut
-        ]  # of the first part: the whole has none
-        moved = self.apart.exchange([self.total[i] for i in self.cut], samples)
-        for i, x in zip(self.cut, moved, strict=True):
+        self.sliced = self.sliced or [
+            i for i, sliced in enumerate(f.sliced_args) if sliced
+        ]  # the full batch has no sliced args, a later segment has
+        exchanged = self.row_scatter.exchange([self.total[i] for i in self.sliced], samples)
+        for i, x in zip(self.sliced, exchanged, strict=True):
             self.total[i] = x
 
-    def add(self, parts: Sequence[Tensor | None]) -> None:
-        self.total = add_counts(self.total, parts)
+    def add(self, cotangents: Sequence[Tensor | None]) -> None:
+        self.total = add_cotangents(self.total, cotangents)

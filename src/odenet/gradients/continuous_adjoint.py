@@ -1,4 +1,4 @@
-"""What the continuous adjoints share: settings, and the backward pass from output time to output time."""
+"""Base class of the continuous adjoints: settings, and a backward pass from output time to output time."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
 from ..methods.method import Cotangents, Method
 from .adjoint_field import AdjointField
-from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
-from .quadrature import quadrature
-from .step_graph import divided
-from .taped_solve import once_more
+from .custom_vjp import custom_vjp
+from .gradient import Gradient, Stats, Trajectory, gradient_bypassed, refuse_random, solve_plain
+from .quadrature import parameter_integral
+from .step_graph import split_by_acceptance
+from .taped_solve import recompute_outputs
 
 _STEPS = 10_000
 
@@ -41,13 +41,14 @@ _STEPS = 10_000
 class ContinuousAdjoint(Gradient):
     """A gradient that solves the adjoint ODE backwards; approximate, to the tolerances of that solve.
 
-    rtol, atol: tolerances of the backward solve. By default those of the forward solve, atol in units of the largest
-    entry of the cotangent (of each sample), so that the gradient of 0.001 times a loss is 0.001 times its gradient; an
-    atol given here is absolute. method: of the backward solve (default: that of the forward solve). controller: its
-    step control (default: that of the forward solve). max_steps: attempted steps between two output times (default: as
-    in the forward solve, and at least 10,000, as that may be meant to go on later). norm: "seminorm" (the error control
-    sees no parameters), or a callable on the leaves of the scaled error. callbacks: for the steps of the backward
-    solve, with its leaves as the state.
+    rtol, atol: tolerances of the backward solve; default: those of the forward solve. The default atol is in units of
+        the largest entry of the cotangent (of each sample), so 0.001 times a loss gives 0.001 times its gradient; an
+        atol given here is absolute.
+    method, controller: of the backward solve; default: those of the forward solve.
+    max_steps: attempted steps between two output times; default: that of the forward solve, and at least 10,000, as a
+        forward solve with a small limit may be continued later.
+    norm: "seminorm" (error control ignores parameters), or a callable on the leaves of the scaled error.
+    callbacks: called in the steps of the backward solve, with its leaves as the state.
     """
 
     rtol: float | None = None
@@ -57,17 +58,17 @@ class ContinuousAdjoint(Gradient):
     controller: Controller | None = None
     max_steps: int | None = None
     callbacks: Callbacks | None = None
-    twice: bool = field(default=True, init=False)  # second derivatives, through the steps; else they are refused
+    double_backward: bool = field(default=True, init=False)  # False: second derivatives raise
 
     def __post_init__(self) -> None:
         if not (callable(self.norm) or (isinstance(self.norm, str) and self.norm == "seminorm")):
             raise ValueError(f"norm must be 'seminorm' or a callable; got {self.norm!r}")
-        for name, given in (("rtol", self.rtol), ("atol", self.atol)):
-            if given is None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is None:
                 continue
-            setattr(self, name, number(f"{name} of the backward solve", given))
+            setattr(self, name, number(f"{name} of the backward solve", value))
             if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {given!r}")
+                raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {value!r}")
         if self.max_steps is not None:
             integer("max_steps of the backward solve", self.max_steps, most=2**62)
         for name, kinds, what in (
@@ -75,126 +76,142 @@ class ContinuousAdjoint(Gradient):
             ("controller", Controller, "a Controller"),
             ("callbacks", Callbacks, "a Callbacks"),
         ):
-            if (given := getattr(self, name)) is not None and not isinstance(given, kinds):
-                raise TypeError(f"{name} of the backward solve must be {what}; got {describe(given)}")
+            if (value := getattr(self, name)) is not None and not isinstance(value, kinds):
+                raise TypeError(f"{name} of the backward solve must be {what}; got {describe(value)}")
 
     def with_method(self, method: Method) -> ContinuousAdjoint:
-        other = copy.copy(self)
-        other.method = method
-        return other
+        copied = copy.copy(self)
+        copied.method = method
+        return copied
 
     def backward_solver(self, q: Problem) -> tuple[Method, Controller]:
-        """Method and controller of the backward solve of q."""
+        """Method and controller of the backward solve for the forward problem q."""
         method = q.method if self.method is None else self.method
         controller = self.controller or q.controller
-        assert isinstance(method, Method)  # solve has resolved the name
+        assert isinstance(method, Method)  # solve() replaces names by methods
         if callable(self.norm):
             controller = copy.copy(controller)
             controller.norm = cast(Any, self.norm)
         return method.with_dense_output(
             "own"
-        ), controller  # the quadrature runs along it, and lines would cost its order
+        ), controller  # quadrature uses the dense output; linear interpolation would cost its order
 
     def tolerances(self, q: Problem, a: Leaves, count: int) -> tuple[Tolerance, Tolerance]:
-        """Of the backward solve of q from the cotangents a: for each of its `count` leaves, y's (if any), then a's."""
+        """rtol and atol of a backward solve from the cotangents a.
+
+        One for each of its `count` leaves: those of y, if y is solved again, then those of a.
+        """
         rtol = [*q.rtol] * (count // len(a)) if self.rtol is None else [self.rtol] * count
         if self.atol is not None:
             return rtol, [self.atol] * count
-        top = max_abs(a, q.batched)  # the largest entry of a, of each lane; one where a is zero
-        top = torch.where((top > 0) & torch.isfinite(top), top, 1.0)
-        units = [float(top) if q.on_host else expand_to(top, x) for x in a]
-        return rtol, [*q.atol[: count - len(a)], *(x * unit for x, unit in zip(q.atol, units, strict=True))]
+        largest = max_abs(a, q.batched)  # largest entry of a, per sample; 1 where a is zero
+        largest = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+        scales = [float(largest) if q.on_host else expand_to(largest, x) for x in a]
+        return rtol, [*q.atol[: count - len(a)], *(x * scale for x, scale in zip(q.atol, scales, strict=True))]
 
     @abstractmethod
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
-        """Solve, and say what takes the backward pass, given the captured tensors."""
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        """Solve q; returns the solution, and a function of the captured tensors that gives the backward pass."""
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             return solve_plain(p, request)
         q = p.detached()
         with torch.no_grad():
-            solved, backward = self.forwards(q, request)
-        made = _Attaching(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
-        values, m = made.attached(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
-        plainly = Interpolation.of(p, solved.pieces)
-        # nothing that is attached keeps f alive
-        dense = made.query if plainly is not None and made.asked(p.ts) else plainly
-        return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)
+            solved, backward = self.solve_forward(q, request)
+        outputs = _DifferentiableOutputs(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
+        values, m = outputs.attach(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
+        dense_values = Interpolation.of(p, solved.pieces)
+        # without a gradient, sol(t) does not keep f alive
+        dense = outputs.dense if dense_values is not None and outputs.grad_needed(p.ts) else dense_values
+        return Trajectory(values[:m], values[m:], dense, solved.outcome, outputs.stats, dense_values)
 
 
-class _Attaching:
-    """Makes states of a forward solve of p, of which q is a detached copy, functions of all inputs."""
+class _DifferentiableOutputs:
+    """Attaches states of a forward solve of p, computed from the detached copy q, to all inputs."""
 
     def __init__(
-        self, how: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
-        backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], spare: Sequence[Tensor],
+        self, settings: ContinuousAdjoint, p: Problem, q: Problem, request: Request, solved: NumericalSolution,
+        backward: Callable[[Leaves], AdjointSolve], used: Sequence[Tensor], reachable: Sequence[Tensor],
     ) -> None:  # fmt: skip
-        self.how, self.p, self.q, self.request, self.solved, self.backward = how, p, q, request, solved, backward
-        self.used, self.spare, self.stats = used, spare, Stats.of(solved.outcome)
+        self.settings, self.request, self.solved, self.backward = settings, request, solved, backward
+        self.p, self.q = p, q
+        self.used, self.reachable, self.stats = used, reachable, Stats.from_outcome(solved.outcome)
 
-    def asked(self, ts: Tensor) -> bool:
-        """Whether a gradient is asked for, with respect to ts or to anything else."""
-        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.spare)
+    def grad_needed(self, ts: Tensor) -> bool:
+        """True if ts or any other input requires a gradient."""
+        inputs = (*self.p.y0, ts, *self.p.f.differentiable_args, *self.used, *self.reachable)
         return any(x.requires_grad for x in inputs)
 
-    def attached(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
-        """ys at ts, and the state `end` at the time reached. saved: ys are what is saved of the states."""
-        if not self.asked(ts):
+    def attach(self, ts: Tensor, ys: Leaves, end: Leaves, saved: bool = False) -> Leaves:
+        """Attach ys at ts, and the final state `end`. saved: ys are outputs of `save` instead of states."""
+        if not self.grad_needed(ts):
             return (*ys, *end)
         refuse_random(self.p, self.q.f, replayed=False)
         versions = [y._version for y in ys]
-        last = tuple(y.clone() for y in end)  # the caller's may be changed in place, as by ReLU(inplace=True)
-        times, times_needed = ts.detach(), ts.requires_grad
+        last = tuple(y.clone() for y in end)  # the caller may change it in place, as ReLU(inplace=True) does
+        times, time_grads_needed = ts.detach(), ts.requires_grad
 
-        def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        def backward(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             if versions != [y._version for y in ys]:
                 raise RuntimeError(
-                    f"the solution ys has been modified by an inplace operation, and gradient={self.how.name!r} starts "
-                    "its backward solves from it: change a copy, ys.clone()"
+                    f"the solution ys has been modified by an inplace operation, and "
+                    f"gradient={self.settings.name!r} starts its backward solves from it: change a copy, ys.clone()"
                 )
-            made, states = self.backward((*self.used, *self.spare)), None if saved else ys
-            grads = made.run(times, self.solved.outcome, states, last, cotangents, times_needed)
-            self.stats["backward_nfe"] = made.nfe
+            adjoint, states = self.backward((*self.used, *self.reachable)), None if saved else ys
+            grads = adjoint.run(times, self.solved.outcome, states, last, cotangents, time_grads_needed)
+            self.stats["backward_nfe"] = adjoint.nfe
             return grads
 
         inputs = (*self.p.y0, ts, *self.p.f.differentiable_args)
-        return attach(pull, self.again if self.how.twice else None, (*ys, *end), inputs, self.used, self.spare)
+        return custom_vjp(
+            backward,
+            self.recompute if self.settings.double_backward else None,
+            (*ys, *end),
+            inputs,
+            self.used,
+            self.reachable,
+        )
 
-    def again(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The states from other inputs (y0, ts, args), in grad mode."""
+    def recompute(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The states from new inputs (y0, ts, args), in grad mode."""
         p, n = self.p, len(self.p.y0)
         stops = p.stops.rule.stop_times(inputs[n], p.direction)
-        return once_more(replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :]))
+        return recompute_outputs(
+            replace(p, stops=stops), self.request, (*inputs[: n + 1], stops.times, *inputs[n + 1 :])
+        )
 
-    def query(self, t: Tensor) -> Leaves:
-        """The dense solution."""
+    def dense(self, t: Tensor) -> Leaves:
+        """The dense solution at times t, (m,) or (B, m), differentiable."""
         p, pieces = self.p, self.solved.pieces
         assert pieces is not None
         order = torch.argsort(t.detach() * p.direction.unsqueeze(-1), -1)
         ordered = torch.cat([p.ts[..., :1], t.gather(-1, order)], -1)
         ys = evaluate_pieces(pieces, ordered.detach(), p.direction, p.batched)
-        ys = self.attached(ordered, ys, self.solved.y1)[: len(p.y0)]
-        place: Any = torch.argsort(order, -1) + 1
+        ys = self.attach(ordered, ys, self.solved.y1)[: len(p.y0)]
+        position: Any = torch.argsort(order, -1) + 1
         if p.batched:
-            place = torch.arange(len(place), device=place.device).unsqueeze(-1), place
-        return tuple(y[place] for y in ys)
+            position = torch.arange(len(position), device=position.device).unsqueeze(-1), position
+        return tuple(y[position] for y in ys)
 
 
 class AdjointSolve:
-    """One backward pass: from output time to output time, adding its cotangent at each."""
+    """One backward pass: solves from output time to output time and adds the cotangent of each output."""
 
-    def __init__(self, how: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
-        self.how, self.q, self.field = how, q, field
-        method, controller = how.backward_solver(q)
+    def __init__(self, settings: ContinuousAdjoint, q: Problem, field: AdjointField) -> None:
+        self.settings, self.forward_problem, self.field = settings, q, field
+        method, controller = settings.backward_solver(q)
         self.options: dict[str, Any] = {
-            "method": method, "controller": controller, "max_steps": how.max_steps or max(q.max_steps, _STEPS),
+            "method": method, "controller": controller, "max_steps": settings.max_steps or max(q.max_steps, _STEPS),
         }  # fmt: skip
-        self.quadrature = quadrature(self.field, method, controller, q.batched)
+        self.integral = parameter_integral(self.field, method, controller, q.batched)
         self.nfe: Any = torch.zeros_like(q.direction, dtype=torch.int64) if q.batched else 0
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        """Lanes of times to stop at on the way back, to `start` at last; the next is asked for when one is reached."""
+        """Times to stop at on the way back, one per sample and the last one `start`.
+
+        The next one is requested when the previous one is reached.
+        """
         yield start
 
     def run(
@@ -204,101 +221,101 @@ class AdjointSolve:
         ys: Leaves | None,
         y1: Leaves,
         cotangents: Sequence[Tensor | None],
-        times_needed: bool,
+        time_grads_needed: bool,
     ) -> Sequence[Tensor | None]:
-        """Cotangents of y0, ts, and what f uses. ys: the states at ts; None: `save` keeps something else of them."""
-        q, batched = self.q, self.q.batched
+        """Cotangents of y0, ts and parameters. ys: the states at ts; None if `save` returns something else."""
+        q, batched = self.forward_problem, self.forward_problem.batched
         n = len(cotangents) - len(q.y0)
         reached, status = outcome.state.time, outcome.state.status
         direction = q.direction.unsqueeze(-1)
-        # times that a failed solve did not reach are left out: the adjoint starts where the solution ends
-        beyond = (ts - reached.unsqueeze(-1)) * direction > 0
-        self.asked: MaskLike = True
-        if batched:  # a sample that nobody asks for has no backward solve: it stands at its start
-            self.asked = asked = _asked(cotangents, ts)
-            reached, y1 = torch.where(asked, reached, ts[:, 0]), select(asked, y1, q.y0)
-            beyond = beyond | ~asked.unsqueeze(-1)
-        self.ts, self.ts_bar, self.times_needed, axis = ts, torch.zeros_like(ts), times_needed, int(batched)
+        # skip times that a failed solve did not reach: the adjoint starts at the end of the solution
+        unreached = (ts - reached.unsqueeze(-1)) * direction > 0
+        self.needed: MaskLike = True
+        if batched:  # a sample without cotangents has no backward solve: it starts at its initial time
+            self.needed = needed = _samples_with_cotangents(cotangents, ts)
+            reached, y1 = torch.where(needed, reached, ts[:, 0]), select(needed, y1, q.y0)
+            unreached = unreached | ~needed.unsqueeze(-1)
+        self.ts, self.ts_bar, self.time_grads_needed, axis = ts, torch.zeros_like(ts), time_grads_needed, int(batched)
         self.ys = None if ys is None else tuple(y.movedim(axis, 0) for y in ys)
         self.ys_bar = [None if b is None else b.movedim(axis, 0) for b in cotangents[:n]]
-        self.y, self.a, self.here, self.reached = y1, _filled(cotangents[n:], y1), reached, reached
-        # without states at the outputs to start from, the state is solved for from the end on
-        self.silent = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
+        self.y, self.a, self.time, self.end_time = y1, _zeros_for_none(cotangents[n:], y1), reached, reached
+        # without states at the outputs, the state is solved from the end
+        self.all_zero = all(b is None for b in (cotangents if ys is None else cotangents[n:]))
         with torch.no_grad():
-            # y1 moves with the end of the solve where it succeeded, and not with an event that is there
-            if times_needed:
-                last, still = self._rate(self.a, True), beyond[..., -1] | (status == Status.EVENT)
-                self.ts_bar[..., -1] += torch.where(still, torch.zeros_like(last), last)
-            left = ~beyond
-            for low in self.segments(ts[..., 0]):
-                ahead = (ts - low.unsqueeze(-1)) * direction
-                within = left & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
-                left = left & ~within
+            # y1 depends on the last time of a successful solve, but not of one that an event ended
+            if time_grads_needed:
+                last, end_fixed = self._time_bar(self.a, True), unreached[..., -1] | (status == Status.EVENT)
+                self.ts_bar[..., -1] += torch.where(end_fixed, torch.zeros_like(last), last)
+            remaining = ~unreached
+            for segment_start in self.segments(ts[..., 0]):
+                ahead = (ts - segment_start.unsqueeze(-1)) * direction
+                within = remaining & ((ahead > 0) | (ts == ts[..., :1]) & (ahead == 0))
+                remaining = remaining & ~within
                 for i in reversed(range(ts.shape[-1])):
                     if bool(within[..., i].any()):
-                        self._output(i, within[:, i] if batched else True)
-                self._go(where(self.asked, low, self.here))
-        return (*self.a, self.ts_bar if times_needed else None, *self.quadrature.total())
+                        self._add_output(i, within[:, i] if batched else True)
+                self._solve_to(where(self.needed, segment_start, self.time))
+        return (*self.a, self.ts_bar if time_grads_needed else None, *self.integral.total())
 
-    def _output(self, i: int, lanes: MaskLike) -> None:
-        """Go back to output i and take its cotangent up."""
-        self._go(where(lanes, self.ts[..., i], self.here))
+    def _add_output(self, i: int, samples: MaskLike) -> None:
+        """Solve back to output i and add its cotangent."""
+        self._solve_to(where(samples, self.ts[..., i], self.time))
         if self.ys is not None:
-            self.y = select(lanes, tuple(x[i] for x in self.ys), self.y)
-        if i == 0 and self.times_needed:
-            self.ts_bar[..., 0] -= self._rate(self.a, lanes)
+            self.y = select(samples, tuple(x[i] for x in self.ys), self.y)
+        if i == 0 and self.time_grads_needed:
+            self.ts_bar[..., 0] -= self._time_bar(self.a, samples)
         if all(b is None for b in self.ys_bar):
             return
-        self.silent = False
-        given, _ = divided(lanes, [None if b is None else b[i] for b in self.ys_bar])
-        bar = self._through_save(i, lanes, given) if self.ys is None else _filled(given, self.y)
-        if i > 0 and self.times_needed:
-            self.ts_bar[..., i] += self._rate(bar, lanes)
+        self.all_zero = False
+        cotangents, _ = split_by_acceptance(samples, [None if b is None else b[i] for b in self.ys_bar])
+        bar = self._save_vjp(i, samples, cotangents) if self.ys is None else _zeros_for_none(cotangents, self.y)
+        if i > 0 and self.time_grads_needed:
+            self.ts_bar[..., i] += self._time_bar(bar, samples)
         self.a = tuple(x + b for x, b in zip(self.a, bar, strict=True))
 
-    def _through_save(self, i: int, lanes: MaskLike, given: Cotangents) -> Leaves:
-        """Cotangents of what is saved at output i -> of the state there; the others' are added up."""
+    def _save_vjp(self, i: int, samples: MaskLike, cotangents: Cotangents) -> Leaves:
+        """Cotangents of the saved output i -> of the state; those of parameters and time are added."""
         f, y = self.field.f, as_graph_inputs(self.y)
         with torch.enable_grad():
             marker = graph_marker()
-            t = self.here.detach().requires_grad_()
-            kept = f.save_output(t, y)
-            f.collect_captured(kept, t, y, marker)
-            *found, by_t = self.field.pulled(kept, (*self.field.fixed, *y, t), given)
-        if self.times_needed and by_t is not None:
-            self.ts_bar[..., i] += by_t
-        m = len(self.field.fixed)
-        self.quadrature.add(found[:m])
-        return _filled(divided(lanes, found[m:])[0], self.y)
+            t = self.time.detach().requires_grad_()
+            saved = f.save_output(t, y)
+            f.collect_captured(saved, t, y, marker)
+            *grads, t_bar = self.field.vjp(saved, (*self.field.parameters, *y, t), cotangents)
+        if self.time_grads_needed and t_bar is not None:
+            self.ts_bar[..., i] += t_bar
+        m = len(self.field.parameters)
+        self.integral.add(grads[:m])
+        return _zeros_for_none(split_by_acceptance(samples, grads[m:])[0], self.y)
 
-    def _rate(self, a: Leaves, lanes: MaskLike) -> Tensor:
-        """a^T f where the pass stands, zero for the other lanes."""
-        rate = dot(a, self.field.f(self.here, self.y), self.q.batched)
-        return where(lanes, rate, torch.zeros_like(rate))
+    def _time_bar(self, a: Leaves, samples: MaskLike) -> Tensor:
+        """a^T f at the current time and state; zero for samples outside the mask."""
+        rate = dot(a, self.field.f(self.time, self.y), self.forward_problem.batched)
+        return where(samples, rate, torch.zeros_like(rate))
 
-    def _go(self, end: Tensor) -> None:
-        """Solve the adjoint ODE from here back to `end`; before the first cotangent there is nothing to solve."""
-        start, self.here = self.here, end
-        if self.silent or bool((start == end).all()):
+    def _solve_to(self, end: Tensor) -> None:
+        """Solve the adjoint ODE back to `end`; while all cotangents are zero only the time changes."""
+        start, self.time = self.time, end
+        if self.all_zero or bool((start == end).all()):
             return
         ts = torch.stack([start, end], -1)
-        state = self.field.state(self.y, self.a)
-        rtol, atol = self.how.tolerances(self.q, self.a, len(state))
+        state = self.field.join_state(self.y, self.a)
+        rtol, atol = self.settings.tolerances(self.forward_problem, self.a, len(state))
         p = Problem.build(cast(VectorField, self.field), state, ts, rtol=rtol, atol=atol, **self.options)
-        request = Request(callbacks=self.how.callbacks)
-        solved = integrate(p, request, OutputRecorder(p), (self.quadrature,))
-        raise_failure(p, solved.outcome, backward=self.how.name)
+        request = Request(callbacks=self.settings.callbacks)
+        solved = integrate(p, request, OutputRecorder(p), (self.integral,))
+        raise_failure(p, solved.outcome, backward=self.settings.name)
         self.nfe = self.nfe + solved.outcome.nfe
-        self.y, self.a = self.field.pair(end, solved.y1)
+        self.y, self.a = self.field.split_state(end, solved.y1)
 
 
-def _asked(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
-    """The samples that have a cotangent, (B,); all of them where none has."""
-    everyone = torch.ones_like(ts[:, 0], dtype=torch.bool)
-    given = [flatten_samples(b != 0).any(1) for b in cotangents if b is not None]
-    asked = torch.stack(given).any(0) if given else everyone
-    return asked if bool(asked.any()) else everyone
+def _samples_with_cotangents(cotangents: Sequence[Tensor | None], ts: Tensor) -> Tensor:
+    """Mask (B,) of samples with a nonzero cotangent; all samples if there is none."""
+    all_samples = torch.ones_like(ts[:, 0], dtype=torch.bool)
+    nonzero = [flatten_samples(b != 0).any(1) for b in cotangents if b is not None]
+    needed = torch.stack(nonzero).any(0) if nonzero else all_samples
+    return needed if bool(needed.any()) else all_samples
 
 
-def _filled(bars: Sequence[Tensor | None], like: Leaves) -> Leaves:
-    return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, bars, strict=True))
+def _zeros_for_none(cotangents: Sequence[Tensor | None], like: Leaves) -> Leaves:
+    return tuple(torch.zeros_like(x) if b is None else b for x, b in zip(like, cotangents, strict=True))

@@ -1,7 +1,8 @@
-"""A sample that failed is a constant: nothing goes back through it, to what is its own or to what all samples share.
+"""Failed samples are constants: no gradient flows through them, to their own inputs or to shared parameters.
 
-A cotangent of zero is not enough: times an infinite derivative it is NaN, for the parameters of all. So the others have
-the gradients of a solve in which it goes nowhere, and no gradient has to know of failures.
+A zero cotangent is not enough: times an infinite derivative it is NaN, in the gradient of shared parameters. So the
+solve is repeated with the failed samples idle, and healthy samples take their gradients from it. No gradient method has
+to know of failures.
 """
 
 from __future__ import annotations
@@ -16,74 +17,75 @@ from ..core.leaves import Leaves, select
 from ..core.scalars import ScalarLike
 from ..core.status import Status
 from ..engine.problem import Problem
-from .gradient import COUNTS, Trajectory, direct
+from .gradient import COUNTS, Trajectory, gradient_bypassed
 
 
 def succeeded(p: Problem, status: ScalarLike) -> Tensor | None:
-    """The samples that came to an end of theirs, (B,); None where all did, or where there are no samples."""
-    if not p.batched or p.traced:
+    """Mask (B,) of the samples that reached their end or an event; None if all did, or in a joint solve."""
+    if not p.batched or p.traced or not isinstance(status, Tensor):
         return None
-    good = (status == Status.SUCCESS) | (status == Status.EVENT)
-    return None if bool(good.all()) else good
+    healthy = (status == Status.SUCCESS) | (status == Status.EVENT)
+    return None if bool(healthy.all()) else healthy
 
 
-def detach_failed(good: Tensor, y: Leaves) -> Leaves:
-    """y with the rows of samples that failed detached."""
-    return select(good, y, tuple(x.detach() for x in y))
+def detach_failed(healthy: Tensor, y: Leaves) -> Leaves:
+    """y with the rows of failed samples detached."""
+    return select(healthy, y, tuple(x.detach() for x in y))
 
 
-def freeze_failed(p: Problem, found: Trajectory) -> Trajectory:
+def freeze_failed(p: Problem, trajectory: Trajectory) -> Trajectory:
     """The trajectory with failed samples as constants."""
-    good = succeeded(p, found.outcome.state.status)
-    if good is None or not torch.is_grad_enabled():
-        return found
-    return found.changed(lambda y: detach_failed(good, y))
+    healthy = succeeded(p, trajectory.outcome.state.status)
+    if healthy is None or not torch.is_grad_enabled():
+        return trajectory
+    return trajectory.map_states(lambda y: detach_failed(healthy, y))
 
 
-def without_failed(p: Problem, found: Trajectory, again: Callable[[Problem], Trajectory]) -> Trajectory:
-    """The trajectory with failed samples as constants, and the others with the gradients of a solve without those.
+def without_failed(p: Problem, trajectory: Trajectory, solve: Callable[[Problem], Trajectory]) -> Trajectory:
+    """The trajectory with failed samples as constants.
 
-    again: that solve.
+    Healthy samples get the gradients of a solve without the failed ones. solve: solves a given problem again.
     """
-    good = succeeded(p, found.outcome.state.status)
-    asked = not direct() and any(x.requires_grad for x in (*found.ys, *found.y1))
-    if good is None or not asked or not bool(good.any()):
-        return freeze_failed(p, found)
-    drew = found.field or p.f
-    p = _standing(p, found, good)
-    with drew.with_random_states(drew.initial_random_states):  # an f that draws random numbers draws those that it drew
-        others = again(p)
-    others.stats.update({k: found.stats[k] for k in COUNTS})
-    pieces = None if found.pieces is None else found.pieces.detached()
-    dense, start = others.dense, p.ts.detach()[..., :1]
+    healthy = succeeded(p, trajectory.outcome.state.status)
+    grad_needed = not gradient_bypassed() and any(x.requires_grad for x in (*trajectory.ys, *trajectory.y1))
+    if healthy is None or not grad_needed or not bool(healthy.any()):
+        return freeze_failed(p, trajectory)
+    f = trajectory.field or p.f
+    p = _with_failed_idle(p, trajectory, healthy)
+    with f.with_random_states(f.initial_random_states):  # a random f draws the same numbers again
+        resolved = solve(p)
+    resolved.stats.update({k: trajectory.stats[k] for k in COUNTS})
+    pieces = None if trajectory.dense_values is None else trajectory.dense_values.detached()
+    dense, start = resolved.dense, p.ts.detach()[..., :1]
 
-    def chosen(t: Tensor) -> Leaves:
+    def merged_dense(t: Tensor) -> Leaves:
         assert dense is not None and pieces is not None
-        return select(good, dense(torch.where(good[:, None], t, start)), pieces(t))
+        return select(healthy, dense(torch.where(healthy[:, None], t, start)), pieces(t))
 
     return replace(
-        others,
-        ys=select(good, others.ys, tuple(y.detach() for y in found.ys)),
-        y1=select(good, others.y1, tuple(y.detach() for y in found.y1)),
-        dense=None if dense is None else chosen,
-        outcome=found.outcome,
-        pieces=pieces,
+        resolved,
+        ys=select(healthy, resolved.ys, tuple(y.detach() for y in trajectory.ys)),
+        y1=select(healthy, resolved.y1, tuple(y.detach() for y in trajectory.y1)),
+        dense=None if dense is None else merged_dense,
+        outcome=trajectory.outcome,
+        dense_values=pieces,
     )
 
 
-def _standing(p: Problem, found: Trajectory, good: Tensor) -> Problem:
-    """The problem in which samples that failed go nowhere, from where f and its derivatives are finite.
+def _with_failed_idle(p: Problem, trajectory: Trajectory, healthy: Tensor) -> Problem:
+    """The problem with failed samples idle: their times do not advance.
 
-    That is their own start, or that of another sample where they never left it.
+    They stay where f and its derivatives are finite: at their own initial state, or at a healthy sample's if their
+    first step failed.
     """
-    index, drew = torch.arange(len(good), device=good.device), found.field or p.f
-    rows = torch.where(good | (found.outcome.accepted > 0), index, int(good.to(torch.uint8).argmax()))
+    index, drawing_field = torch.arange(len(healthy), device=healthy.device), trajectory.field or p.f
+    replacement = torch.where(healthy | (trajectory.outcome.accepted > 0), index, int(healthy.to(torch.uint8).argmax()))
     f = p.f.with_args(p.f.differentiable_args)
-    with torch.no_grad(), drew.with_random_states(drew.initial_random_states):
-        f(p.ts.detach()[..., 0], p.y0)  # what tells which args have a row a sample
-    f = f.subset(rows) or f
-    f.checked = False  # the solve to come is to see what it uses
-    mask, start, jumps = good[:, None], p.ts.detach()[..., :1][rows], p.stops.jumps
+    with torch.no_grad(), drawing_field.with_random_states(drawing_field.initial_random_states):
+        f(p.ts.detach()[..., 0], p.y0)  # f infers which args have a row per sample
+    f = f.subset(replacement) or f
+    f.checked = False  # the next solve checks captured tensors
+    mask, start, jumps = healthy[:, None], p.ts.detach()[..., :1][replacement], p.stops.jumps
     times, jumps = torch.where(mask, p.stops.times, start), None if jumps is None else jumps & mask
-    stops, y0 = replace(p.stops, times=times, jumps=jumps), tuple(x.index_select(0, rows) for x in p.y0)
+    stops, y0 = replace(p.stops, times=times, jumps=jumps), tuple(x.index_select(0, replacement) for x in p.y0)
     return replace(p, f=f, y0=y0, ts=torch.where(mask, p.ts, start), stops=stops)

@@ -1,7 +1,7 @@
-"""Forward-mode sensitivities: the Jacobian of the solution is carried along with it.
+"""Forward-mode sensitivities: the Jacobian of the solution is integrated along with it.
 
-Each accepted step is recorded by autograd. Its products with the tangents come from differentiating its vector-Jacobian
-product by the cotangent; that reaches tensors which f only closes over as well, where dual numbers would not.
+Each accepted step is recorded by autograd. Its Jacobian-vector products come from differentiating its VJP by the
+cotangent; unlike dual numbers, that also reaches captured tensors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -25,64 +25,64 @@ from ..engine.output_recorder import OutputBuffer, OutputRecorder, first_outputs
 from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
 from ..engine.tape import GraphStore, Tape, TapeStep
-from .attach import attach
-from .gradient import Gradient, Stats, Trajectory, direct, refuse_random, solve_plain
-from .step_graph import attached_step
+from .custom_vjp import custom_vjp
+from .gradient import Gradient, Stats, Trajectory, gradient_bypassed, refuse_random, solve_plain
+from .step_graph import replay_from_leaves
 from .tangents import Directions
-from .taped_solve import flat, once_more, unpacked
+from .taped_solve import flat_outputs, recompute_outputs, to_trajectory
 
 # flash attention has no second derivative
-_TWICE = "gradient='forward' differentiates f twice: take another one, such as 'discrete'."
+_NO_SECOND_DERIVATIVE = "gradient='forward' differentiates f twice: use another gradient, such as 'discrete'."
 
 
 @final
 class Forward(Gradient):
     """Exact for the numerical solution; for few inputs and many outputs.
 
-    Carries one tangent of the state for every number in y0 (in a sample of it, with per_sample), ts, args and captured
-    tensors that asks for a gradient. Memory constant in the steps, and a backward pass that evaluates nothing. f has to
-    be twice differentiable by autograd.
+    Carries one tangent of the state for every number in y0 (in one sample of it, with per_sample), ts, args and
+    captured tensors that requires a gradient. Memory is constant in the number of steps, and a backward pass evaluates
+    nothing. f must be twice differentiable by autograd.
     """
 
     name = "forward"
 
     def run(self, p: Problem, request: Request) -> Trajectory:
-        if direct():
+        if gradient_bypassed():
             return solve_plain(p, request)
-        q = replace(p.detached(), compact=False)  # the tangents are those of all samples
+        q = replace(p.detached(), compact=False)  # tangents have rows for all samples
         with torch.no_grad():
-            record = OutputRecorder(q)
-            tape = Tape(record, None, AllGraphs(), p.times_differentiable)
-            carried = Sensitivities(q, p, tape, request.dense)
-            solved = integrate(q, request, record, (tape, carried), tape.try_step)
-            carried.begin()
-        stats, n = Stats.of(solved.outcome), len(p.y0)
+            recorder = OutputRecorder(q)
+            tape = Tape(recorder, None, AllGraphs(), p.times_differentiable)
+            sensitivities = Sensitivities(q, p, tape, request.dense)
+            solved = integrate(q, request, recorder, (tape, sensitivities), tape.try_step)
+            sensitivities.start()
+        stats, n = Stats.from_outcome(solved.outcome), len(p.y0)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
-        values = flat(solved)
-        if carried.directions.count:
+        values = flat_outputs(solved)
+        if sensitivities.directions.count:
             refuse_random(p, q.f, replayed=True)
-            directions, tangents = carried.directions, carried.tangents()
+            directions, tangents = sensitivities.directions, sensitivities.tangents()
 
-            def pull(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-                bars, m = list(cotangents), len(solved.ys) + n
-                if p.batched:  # pieces are (N, B, ...); samples come first here
-                    bars[m:] = [None if b is None else b.transpose(0, 1) for b in bars[m:]]
-                found = directions.gradients(tangents, bars)
-                first = len(found) - len(carried.spare)
+            def backward(cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+                output_bars, m = list(cotangents), len(solved.ys) + n
+                if p.batched:  # pieces are (N, B, ...); tangents have the samples first
+                    output_bars[m:] = [None if b is None else b.transpose(0, 1) for b in output_bars[m:]]
+                grads = directions.gradients(tangents, output_bars)
+                first = len(grads) - len(sensitivities.reachable)
                 used = [
-                    x if id(leaf) in carried.touched else None
-                    for leaf, x in zip(carried.spare, found[first:], strict=True)
+                    x if id(leaf) in sensitivities.used_ids else None
+                    for leaf, x in zip(sensitivities.reachable, grads[first:], strict=True)
                 ]
-                return [*found[:first], *used]
+                return [*grads[:first], *used]
 
-            again = partial(once_more, p, request, like=q.f)
-            values = attach(pull, again, values, inputs, carried.used, carried.spare)
-        return replace(unpacked(p, values, solved, stats), field=q.f)
+            recompute = partial(recompute_outputs, p, request, field=q.f)
+            values = custom_vjp(backward, recompute, values, inputs, sensitivities.used, sensitivities.reachable)
+        return replace(to_trajectory(p, values, solved, stats), field=q.f)
 
 
 @final
 class AllGraphs(GraphStore):
-    """Wants every step recorded, and keeps none."""
+    """Records every step and stores none."""
 
     def wants_graph(self, p: Problem) -> bool:
         return True
@@ -93,132 +93,132 @@ class AllGraphs(GraphStore):
 
 @final
 class Sensitivities(Observer):
-    """Carries tangents (P, ...) of y, the carry and the time along the accepted steps. Comes after the tape."""
+    """Carries tangents (P, ...) of y, the carry and the time along the accepted steps. Observes after the tape."""
 
     def __init__(self, q: Problem, p: Problem, tape: Tape, dense: bool) -> None:
         self.q, self.p, self.tape, self.dense = q, p, tape, dense
-        self.times_needed = p.times_differentiable
+        self.time_grads_needed = p.times_differentiable
         self.marker = graph_marker()
-        self.begun = False
-        self.touched: set[int] = set()  # ids of tensors that some step was found to use
+        self.started = False
+        self.used_ids: set[int] = set()  # ids of tensors that some step used
         self.outputs = OutputBuffer()
         self.pieces: list[Leaves] = []
 
-    def begin(self) -> None:
-        """The tangents at ts[0]; once f has been evaluated, and so the tensors that it captures are known."""
-        if self.begun:
+    def start(self) -> None:
+        """Set the tangents at ts[0], once f has been evaluated and its captured tensors are known."""
+        if self.started:
             return
-        self.begun, q, p, n = True, self.q, self.p, len(self.p.y0)
+        self.started, q, p, n = True, self.q, self.p, len(self.p.y0)
         with torch.enable_grad():
-            ts = q.ts.detach().requires_grad_(self.times_needed)
+            ts = q.ts.detach().requires_grad_(self.time_grads_needed)
             y = as_graph_inputs(q.y0)
-            rows, first, _ = first_outputs(q, ts, y)  # may be the first to evaluate f
-        self.used, self.spare = q.f.capture()
-        self.captured = (*self.used, *self.spare)
-        self.fixed = (*q.f.differentiable_args, *self.captured)
+            rows, first, _ = first_outputs(q, ts, y)  # this may be the first evaluation of f
+        self.used, self.reachable = q.f.capture()
+        self.captured = (*self.used, *self.reachable)
+        self.parameters = (*q.f.differentiable_args, *self.captured)
         inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args, *self.captured)
         self.directions = d = Directions(inputs, n, p.batched)
-        self.y, self.ts, self.stops, self.fixed_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
+        self.y, self.ts, self.stops, self.parameter_seeds = d.seeds[:n], d.seeds[n], d.seeds[n + 1], d.seeds[n + 2 :]
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             with q.f.with_random_states(q.f.initial_random_states):
                 carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
-            found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
-        self.outputs.append(rows, tuple(x.transpose(0, 1) for x in found[: len(first)]))
-        self.carry = found[len(first) :]
+            tangents = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
+        self.outputs.append(rows, tuple(x.transpose(0, 1) for x in tangents[: len(first)]))
+        self.carry = tangents[len(first) :]
 
     def observe(self, attempt: StepAttempt) -> None:
         if not self.tape.entries:
             return
-        self.begin()
-        e, q, n = self.tape.entries.pop(), self.q, len(self.y)
+        self.start()
+        step, q, n = self.tape.entries.pop(), self.q, len(self.y)
         calls, known = q.f.calls, attempt.known_polynomial
         with torch.enable_grad():
-            attempt, carry1 = self._attached(e, attempt)
-            times = q.ts.detach().requires_grad_(self.times_needed)
-            given = e.outputs
-            inner = () if given is None else saved_outputs(attempt, times[given.rows], given.lane)
-            parts = flat_piece(attempt) if self.dense else ()
-            time1 = self._end(e)
-            found = self._jvp(
-                (*attempt.step.y, *carry1, *inner, *parts),
+            attempt, carry1 = self._recorded_step(step, attempt)
+            times = q.ts.detach().requires_grad_(self.time_grads_needed)
+            outputs = step.outputs
+            inner = () if outputs is None else saved_outputs(attempt, times[outputs.rows], outputs.lane)
+            piece = flat_piece(attempt) if self.dense else ()
+            time1 = self._end_tangent(step)
+            tangents = self._jvp(
+                (*attempt.step.y, *carry1, *inner, *piece),
                 (*attempt.y, *attempt.carry, attempt.time0, attempt.time1, times),
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
         if self.tape.dropped:
-            # the lanes that took the step are not charged for what those did that rejected it
+            # samples that accepted the step do not count the replay that rejected samples caused
             q.f.calls = calls + (0 if known else attempt.polynomial_calls)
         m = n + len(carry1)
-        if given is not None:
-            self.outputs.append(given.rows, tuple(x.transpose(0, 1) for x in found[m : m + len(inner)]))
+        if outputs is not None:
+            self.outputs.append(outputs.rows, tuple(x.transpose(0, 1) for x in tangents[m : m + len(inner)]))
         if self.dense:
-            self.pieces.append(tuple(found[m + len(inner) :]))
-        self.y = [_select(e.accept, a, b) for a, b in zip(found[:n], self.y, strict=True)]
-        self.carry = [_select(e.accept, a, b) for a, b in zip(found[n:m], self.carry, strict=True)]
-        self.time = _select(e.accept, time1, self.time)
+            self.pieces.append(tuple(tangents[m + len(inner) :]))
+        self.y = [_select(step.accept, a, b) for a, b in zip(tangents[:n], self.y, strict=True)]
+        self.carry = [_select(step.accept, a, b) for a, b in zip(tangents[n:m], self.carry, strict=True)]
+        self.time = _select(step.accept, time1, self.time)
 
-    def _attached(self, e: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
-        """The move and the carry after it, attached to leaves; taken again where it was not recorded whole."""
+    def _recorded_step(self, step: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
+        """The step and the carry after it, attached to leaves; replayed if its graph is missing."""
         if attempt.graph is not None:
             return replace(attempt, step=attempt.graph), attempt.graph.carry
-        local = attached_step(self.q, e, self.times_needed, attempt.y, attempt.carry)
-        return local.attempt, local.carry1
+        graph = replay_from_leaves(self.q, step, self.time_grads_needed, attempt.y, attempt.carry)
+        return graph.attempt, graph.carry1
 
-    def _end(self, e: TapeStep) -> Tensor:
-        """Tangent of the step's end: that of a stop where it hit one, else that of its start."""
+    def _end_tangent(self, step: TapeStep) -> Tensor:
+        """The tangent of the step's end: that of the stop time if the step hit one, else that of its start."""
         if self.q.on_host:
-            if e.hit and e.stop < 0:  # the time of an event is a constant
+            if step.hit and step.stop < 0:  # an event time is a constant
                 return torch.zeros_like(self.time)
-            return self.stops[..., e.stop] if e.hit else self.time
-        index = e.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
-        there = torch.where(e.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
-        return torch.where(e.hit, there, self.time)
+            return self.stops[..., step.stop] if step.hit else self.time
+        index = step.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
+        stop_tangent = torch.where(step.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
+        return torch.where(step.hit, stop_tangent, self.time)
 
-    @add_note("derivative for", _TWICE)
+    @add_note("derivative for", _NO_SECOND_DERIVATIVE)
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:
-        """Tangents (P, ...) of `values`, from those of `inputs` and of what all steps share."""
+        """Tangents (P, ...) of `values`, from those of `inputs` and of the parameters."""
         out = [v.new_zeros(self.directions.count, *v.shape) for v in values]
-        live = [i for i, v in enumerate(values) if v.requires_grad]
-        attached = tuple(values[i] for i in live)
+        attached_index = [i for i, v in enumerate(values) if v.requires_grad]
+        attached = tuple(values[i] for i in attached_index)
         if self.q.f.captured is not None:
-            self.q.f.captured.collect(attached, (*inputs, *self.fixed), self.marker)
-        asked = [
+            self.q.f.captured.collect(attached, (*inputs, *self.parameters), self.marker)
+        seeded = [
             (x, t)
-            for x, t in zip((*inputs, *self.fixed), (*tangents, *self.fixed_seeds), strict=True)
+            for x, t in zip((*inputs, *self.parameters), (*tangents, *self.parameter_seeds), strict=True)
             if x.requires_grad
         ]
-        if not live or not asked or not self.directions.count:
+        if not attached_index or not seeded or not self.directions.count:
             return out
-        bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
-        pulled = self.q.f.vjp(attached, [x for x, _ in asked], bars, create_graph=True)
-        self.touched.update(id(x) for g, (x, _) in zip(pulled, asked, strict=True) if g is not None)
-        pairs = [(g, t) for g, (_, t) in zip(pulled, asked, strict=True) if g is not None and g.requires_grad]
+        zero_bars = [torch.zeros_like(v, requires_grad=True) for v in attached]
+        grads = self.q.f.vjp(attached, [x for x, _ in seeded], zero_bars, create_graph=True)
+        self.used_ids.update(id(x) for g, (x, _) in zip(grads, seeded, strict=True) if g is not None)
+        pairs = [(g, t) for g, (_, t) in zip(grads, seeded, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return out
-        # one direction after the other: is_grads_batched took five times as long for 35 directions of a small field
+        # one direction at a time: is_grads_batched took five times as long for 35 directions of a small field
         for k in range(self.directions.count):
-            found = torch.autograd.grad(
-                [g for g, _ in pairs], bars, [t[k] for _, t in pairs], allow_unused=True, retain_graph=True
+            products = torch.autograd.grad(
+                [g for g, _ in pairs], zero_bars, [t[k] for _, t in pairs], allow_unused=True, retain_graph=True
             )
-            for i, x in zip(live, found, strict=True):
+            for i, x in zip(attached_index, cast(Sequence[Tensor | None], products), strict=True):
                 if x is not None:
                     out[i][k] = x
         return out
 
     def tangents(self) -> list[Tensor]:
-        """(P, ...) for each output: ys, y1, and the flat pieces with `dense`. Per sample (P, B, ...)."""
+        """Tangents (P, ...), or (P, B, ...), of each output: ys, y1 and, with dense=True, the flat pieces."""
         axis = 1 + self.q.batched
         ys = [x.movedim(axis, 0) for x in self.outputs.assemble(self.q.ts, 0.0)]
         if not self.dense:
             return [*ys, *self.y]
         start = [self.time, self.time, *self.y, *(torch.zeros_like(x) for x in self.y)]
-        parts = self.pieces or [tuple(start)]
-        flat = [torch.stack(x, axis) for x in zip(*parts, strict=True)]
+        piece = self.pieces or [tuple(start)]
+        flat = [torch.stack(x, axis) for x in zip(*piece, strict=True)]
         return [*ys, *self.y, *flat]
 
 
 def _select(accept: MaskLike, a: Tensor, b: Tensor) -> Tensor:
-    """Lane by lane, where lanes are the second axis."""
-    if accept is True:
+    """`where` over the samples, which are the second axis."""
+    if not isinstance(accept, Tensor):
         return a
     return torch.where(accept.view(-1, *(1,) * (a.ndim - 2)), a, b)

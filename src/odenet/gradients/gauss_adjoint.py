@@ -1,7 +1,7 @@
-"""The continuous adjoint along the stored dense solution; parameters by Gauss quadrature outside the ODE's state.
+"""The continuous adjoint along the stored dense solution, with Gauss quadrature of the parameter gradients.
 
 The GaussAdjoint of SciMLSensitivity (without the quadrature, its InterpolatingAdjoint). The state is not solved
-backwards, so it cannot drift. Stored is the local polynomial of every step, or checkpoints to compute it from.
+backwards, so it cannot drift. Stored are the local polynomials of all steps, or checkpoints to recompute them from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.dense import evaluate
 from ..core.leaves import Leaves, expand_to
 from ..core.scalars import where
+from ..core.validate import integer
 from ..engine.dense_recorder import DenseRecorder, PiecewisePolynomial, flat_piece, stack_pieces
 from ..engine.dense_solution import evaluate_pieces
 from ..engine.integrate import NumericalSolution, Request, integrate
@@ -35,7 +36,7 @@ class GaussAdjoint(ContinuousAdjoint):
     """The continuous adjoint along the dense forward solution: approximate, without backward drift.
 
     interpolate: "dense" stores the local polynomial of every step; "checkpoints" stores between `checkpoints` / 2 and
-    `checkpoints` states and computes the polynomials between two of them again when the backward solve gets there.
+        `checkpoints` states and recomputes the polynomials between two of them when the backward solve reaches them.
     rtol, atol, method, norm, controller, max_steps: see `ContinuousAdjoint`.
     """
 
@@ -49,98 +50,97 @@ class GaussAdjoint(ContinuousAdjoint):
         super().__post_init__()
         if self.interpolate not in ("dense", "checkpoints"):
             raise unknown_name("interpolate", str(self.interpolate), ("dense", "checkpoints"))
-        count = self.checkpoints
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-            raise ValueError(f"checkpoints must be an int of at least 2; got {count!r}")
+        self.checkpoints = integer("checkpoints", self.checkpoints, least=2, most=2**62)
 
-    def forwards(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
-        record = OutputRecorder(q)
+    def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
+        recorder = OutputRecorder(q)
         if self.interpolate == "dense":
-            everywhere = DenseRecorder()
-            solved = integrate(q, request, record, (everywhere,))
-            path = StoredSolution(q)
-            path.enter(everywhere.parts)
-            return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, path))
+            dense_recorder = DenseRecorder()
+            solved = integrate(q, request, recorder, (dense_recorder,))
+            solution = StoredSolution(q)
+            solution.load(dense_recorder.parts)
+            return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, solution))
         starts = SpacedStates(self.checkpoints)
-        tape = Tape(record, starts)
-        solved = integrate(q, request, record, (tape,))
-        entries = tape.entries
-        return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, entries)
+        tape = Tape(recorder, starts)
+        solved = integrate(q, request, recorder, (tape,))
+        steps = tape.entries
+        return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, steps)
 
 
 class StoredSolution:
-    """y(t) on the pieces at hand."""
+    """y(t) from the local polynomials that are loaded."""
 
     def __init__(self, q: Problem) -> None:
-        self.q, self.leaves = q, len(q.y0)
-        self.parts: list[Leaves] = []
+        self.problem, self.num_leaves = q, len(q.y0)
+        self.pieces: list[Leaves] = []
         self.stacked: PiecewisePolynomial | None = None
         self.ends: list[float] = []
 
-    def enter(self, parts: list[Leaves]) -> None:
-        self.parts, self.stacked = parts, None
-        if self.q.batched:
-            self.stacked = stack_pieces(parts, self.leaves) if parts else None
+    def load(self, pieces: list[Leaves]) -> None:
+        self.pieces, self.stacked = pieces, None
+        if self.problem.batched:
+            self.stacked = stack_pieces(pieces, self.num_leaves) if pieces else None
         else:
-            self.sign = float(self.q.direction)
-            self.ends = [float(part[1]) * self.sign for part in parts]
+            self.sign = float(self.problem.direction)
+            self.ends = [float(piece[1]) * self.sign for piece in pieces]
 
-    def __call__(self, t: Tensor, lanes: Tensor | None = None) -> Leaves:
+    def __call__(self, t: Tensor, sample_index: Tensor | None = None) -> Leaves:
         if self.stacked is not None:
-            direction = self.q.direction if lanes is None else self.q.direction[lanes]
-            values = evaluate_pieces(self.stacked, t[:, None], direction, True, lanes)
+            direction = self.problem.direction if sample_index is None else self.problem.direction[sample_index]
+            values = evaluate_pieces(self.stacked, t[:, None], direction, True, sample_index)
             return tuple(x[:, 0] for x in values)
-        flat = self.parts[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
-        piece = PiecewisePolynomial.from_flat(flat, self.leaves)
+        leaves = self.pieces[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
+        piece = PiecewisePolynomial.from_flat(leaves, self.num_leaves)
         theta = (t - piece.start) / (piece.end - piece.start)
         return evaluate(piece.y, piece.coefficients, tuple(expand_to(theta, y) for y in piece.y))
 
 
 @final
 class SpacedStates(StepStore):
-    """The start of every `stride`-th step; the stride doubles when there are more than `most`."""
+    """The initial state of every `stride`-th step; the stride doubles when `capacity` is exceeded."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.stride = most, 1
-        self.held: list[Start] = []
+        self.capacity, self.stride = most, 1
+        self.starts: list[Start] = []
 
     def store(self, n: int, attempt: StepAttempt) -> None:
-        if n % self.stride == 0 and len(self.held) == self.most:
-            self.held, self.stride = self.held[::2], 2 * self.stride
+        if n % self.stride == 0 and len(self.starts) == self.capacity:
+            self.starts, self.stride = self.starts[::2], 2 * self.stride
         if n % self.stride == 0:
-            self.held.append((attempt.y, attempt.carry))
+            self.starts.append((attempt.y, attempt.carry))
 
 
 class SegmentedAdjointSolve(AdjointSolve):
-    """Takes the steps from each checkpoint again, for their polynomials, and goes back along them."""
+    """Replays the steps after each checkpoint for their polynomials, and solves the adjoint back along them."""
 
     def __init__(
-        self, how: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStates, entries: list[TapeStep]
+        self, settings: GaussAdjoint, q: Problem, captured: Leaves, starts: SpacedStates, steps: list[TapeStep]
     ) -> None:
-        self.path = StoredSolution(q)
-        super().__init__(how, q, AdjointField(q.f, captured, self.path))
-        self.starts, self.entries, self.whole = starts, entries, BatchSegment(q)
+        self.solution = StoredSolution(q)
+        super().__init__(settings, q, AdjointField(q.f, captured, self.solution))
+        self.states, self.steps, self.full_segment = starts, steps, BatchSegment(q)
 
     def segments(self, start: Tensor) -> Iterator[Tensor]:
-        for k in reversed(range(len(self.starts.held))):
-            first = k * self.starts.stride
-            self.path.enter([])  # those of the segment after it go first
-            self.path.enter(self._pieces(first, self.starts.held[k]))
-            yield where(self.asked, self._start_of(self.entries[first]), start)
+        for k in reversed(range(len(self.states.starts))):
+            first = k * self.states.stride
+            self.solution.load([])  # free the polynomials of the later segment first
+            self.solution.load(self._replay_pieces(first, self.states.starts[k]))
+            yield where(self.needed, self._start_time(self.steps[first]), start)
         yield start
 
-    def _start_of(self, e: TapeStep) -> Tensor:
-        """Where a step starts; where the solution ends for samples that had left the batch."""
-        return e.problem.samples.scatter_into(self.reached, e.ends(self.q)[0])
+    def _start_time(self, step: TapeStep) -> Tensor:
+        """The start time of a step; for samples that had left the batch, the end of their solution."""
+        return step.problem.samples.scatter_into(self.end_time, step.ends(self.forward_problem)[0])
 
-    def _pieces(self, first: int, start: Start) -> list[Leaves]:
-        parts: list[Leaves] = []
-        part, samples = self.whole, self.entries[first].problem.samples
-        for e in self.entries[first : first + self.starts.stride]:
-            start, samples = take_start(start, samples, e.problem.samples), e.problem.samples
-            if part.q.samples.index is not samples.index:
-                part = BatchSegment(e.problem)
-            attempt, start = part.replay(e, start)
-            parts.append(flat_piece(attempt))
-            self.nfe = part.charge(self.nfe, e.accept)
-        return parts
+    def _replay_pieces(self, first: int, start: Start) -> list[Leaves]:
+        """Local polynomials of the steps from number `first` up to the next checkpoint."""
+        pieces: list[Leaves] = []
+        segment, samples = self.full_segment, self.steps[first].problem.samples
+        for step in self.steps[first : first + self.states.stride]:
+            start, samples = take_start(start, samples, step.problem.samples), step.problem.samples
+            if segment.problem.samples.index is not samples.index:
+                segment = BatchSegment(step.problem)
+            attempt, start = segment.replay(step, start)
+            pieces.append(flat_piece(attempt))
+            self.nfe = segment.add_evaluations(self.nfe, step.accept)
+        return pieces

@@ -1,4 +1,4 @@
-"""Gradient: how a solve is made differentiable."""
+"""Base class of the gradients, the solution that they return, and its counts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ COUNTS = ("nfe", "accepted", "rejected", "njev", "nlu")  # of the forward solve
 
 
 class Stats(dict[str, Any]):
-    """Counts of a solve, by key or as attributes: nfe, accepted, rejected, njev, nlu, backward_nfe.
+    """Counts of a solve, as keys and as attributes: nfe, accepted, rejected, njev, nlu, backward_nfe.
 
-    Ints, or (B,) tensors per sample. nfe: evaluations of f in the forward solve (a sample's own count does not include
-    those made after it ended, or had converged in an implicit step). njev, nlu: Jacobians and factorisations of an
-    implicit method in the forward solve; each Jacobian is one of the evaluations. backward_nfe: evaluations of f in the
-    last backward pass (0 before one, and 0 for `backprop`, which keeps the graph instead of evaluating again).
+    Ints in a joint solve, (B,) tensors in a per-sample solve.
+
+    nfe: evaluations of f in the forward solve. Evaluations after a sample has ended, or has converged in an implicit
+        step, do not count for that sample.
+    njev, nlu: Jacobians and factorisations of an implicit method in the forward solve; each Jacobian also counts as one
+        evaluation.
+    backward_nfe: evaluations of f in the last backward pass; 0 before the first one, and 0 for `backprop`, which stores
+        the graph instead of evaluating again.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -43,37 +47,37 @@ class Stats(dict[str, Any]):
             raise AttributeError(f"stats has {', '.join(self)}; no {name!r}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The counts alone, as constants: what a sum is of stays where it is."""
+        """Pickle the counts as constants, without the functions that update sums of them."""
         return Stats, (detach_tree(dict(self)),)
 
     def __copy__(self) -> Stats:
         return Stats(self)
 
-    def kept(self) -> Stats:
-        """Counts that can be kept: inside `torch.func.vmap` those of all lanes, which outlive it."""
+    def outliving_vmap(self) -> Stats:
+        """Counts that stay valid after `torch.func.vmap` returns: inside it, those of all samples."""
         return Stats({k: without_vmap(v) for k, v in self.items()}) if vmapping() else self
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        for total in self.__dict__.get("totals", ()):
-            total()
+        for update in self.__dict__.get("listeners", ()):
+            update()
 
     @staticmethod
-    def joined(parts: list[Stats]) -> Stats:
-        """The sums over solves one after another; a backward pass of one of them counts here as well."""
-        whole = Stats(parts[0])
+    def summed(stats: list[Stats]) -> Stats:
+        """Sums of the counts of consecutive solves; a later backward pass of one of them updates the sums."""
+        sums = Stats(stats[0])
 
-        def total() -> None:
+        def update() -> None:
             for key in (*COUNTS, "backward_nfe"):
-                dict.__setitem__(whole, key, sum(part[key] for part in parts[1:]) + parts[0][key])
+                dict.__setitem__(sums, key, sum(segment[key] for segment in stats[1:]) + stats[0][key])
 
-        total()
-        for part in parts:
-            part.__dict__["totals"] = (total,)
-        return whole
+        update()
+        for segment in stats:
+            segment.__dict__["listeners"] = (update,)
+        return sums
 
     @staticmethod
-    def of(outcome: Outcome) -> Stats:
+    def from_outcome(outcome: Outcome) -> Stats:
         zero = outcome.nfe * 0
         counts = {key: getattr(outcome, key) + zero for key in COUNTS}
         return Stats(counts, backward_nfe=zero)
@@ -81,10 +85,12 @@ class Stats(dict[str, Any]):
 
 @dataclass
 class Trajectory:
-    """A differentiable solution. dense: times (m,) or (B, m) -> leaves, where it was asked for.
+    """A differentiable solution.
 
-    pieces: the same without derivatives, where `dense` is not that itself. field: f as it was evaluated, where it may
-    have drawn random numbers that another solve is to draw again.
+    ys, y1: leaves of the outputs, (T, ...) or (B, T, ...), and of the last state.
+    dense: maps times (m,) or (B, m) to leaves (m, ...) or (B, m, ...); None without dense=True.
+    dense_values: dense output without derivatives, where `dense` is not an interpolation itself.
+    field: the f that was evaluated; a second solve replays its random states if it drew random numbers.
     """
 
     ys: Leaves
@@ -92,22 +98,22 @@ class Trajectory:
     dense: Callable[[Tensor], Leaves] | None
     outcome: Outcome
     stats: Stats
-    pieces: Interpolation | JoinedInterpolation | None = None
+    dense_values: Interpolation | JoinedInterpolation | None = None
     field: VectorField | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.dense, (Interpolation, JoinedInterpolation)) and self.pieces is None:
-            self.pieces = self.dense
+        if isinstance(self.dense, (Interpolation, JoinedInterpolation)) and self.dense_values is None:
+            self.dense_values = self.dense
 
-    def changed(self, change: Callable[[Leaves], Leaves]) -> Trajectory:
-        """The same with all its states changed."""
+    def map_states(self, transform: Callable[[Leaves], Leaves]) -> Trajectory:
+        """The same trajectory with all its states transformed."""
         dense = self.dense
-        there = None if dense is None else lambda t: change(dense(t))
-        return replace(self, ys=change(self.ys), y1=change(self.y1), dense=there)
+        mapped_dense = None if dense is None else lambda t: transform(dense(t))
+        return replace(self, ys=transform(self.ys), y1=transform(self.y1), dense=mapped_dense)
 
 
 class Gradient(ABC):
-    """A way to differentiate a solve; `name` is how `solve(gradient=...)` knows it."""
+    """A way to differentiate a solve; `solve(gradient=name)` selects it by `name`."""
 
     name: str
 
@@ -118,40 +124,41 @@ class Gradient(ABC):
     def run(self, p: Problem, request: Request) -> Trajectory: ...
 
 
-def direct() -> bool:
-    """Whether the solver's own operations are to be run as they are.
+def gradient_bypassed() -> bool:
+    """True if the solver's own operations run as they are, whatever the gradient.
 
-    So it is without grad mode, and where forward-mode differentiation (`torch.autograd.forward_ad`) or a transform of
-    `torch.func` is under way: derivatives then pass through every operation, exactly, whatever the gradient.
+    That is so without grad mode, and under forward-mode autograd (`torch.autograd.forward_ad`) or a `torch.func`
+    transform: derivatives then pass through every operation, exactly.
     """
     return not torch.is_grad_enabled() or forward_mode() or transforming()
 
 
 def solve_plain(p: Problem, request: Request) -> Trajectory:
-    """Integrate in the caller's grad mode."""
-    smooth = p.method.twice_differentiable()
-    if smooth is not p.method:
-        p = replace(p, method=smooth)
+    """Integrate in the caller's grad mode, with the solver's own operations."""
+    method = p.method.twice_differentiable()
+    if method is not p.method:
+        p = replace(p, method=method)
     solved = integrate(p, request, VmapRecorder(p) if p.traced else OutputRecorder(p))
     dense = Interpolation.of(p, solved.pieces)
-    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.of(solved.outcome))
+    return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.from_outcome(solved.outcome))
 
 
 def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
-    """Raise CaptureError where f draws random numbers and a backward pass would draw others.
+    """Raise CaptureError if f draws random numbers and the backward pass would draw different ones.
 
-    f: that was evaluated. replayed: whether steps are taken again as they were.
+    f: the field that the forward solve evaluated.
+    replayed: True if the backward pass replays recorded steps.
     """
     if not f.random or (replayed and isinstance(p.method, StagewiseMethod) and p.stops.jumps is None):
         return
     raise CaptureError(
         "f draws random numbers (as Dropout does in training), and this choice of `gradient`, method or jump times "
-        "evaluates it anew for the backward pass, with other numbers: the gradient would be of another solve. Draw "
-        "them once, outside f, and hand them over through `args`; or use f.eval(), gradient='backprop', or "
+        "evaluates it again in the backward pass, with different numbers: the gradient would be that of another "
+        "solve. Draw them once, outside f, and pass them through `args`; or use f.eval(), gradient='backprop', or "
         "gradient='discrete' with an explicit Runge-Kutta method and without jump_ts."
     )
 
 
-def add_counts(totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sums of cotangents, of which there may be none yet on either side."""
-    return [b if a is None else a if b is None else a + b for a, b in zip_longest(totals, parts)]
+def add_cotangents(sums: Sequence[Tensor | None], stats: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Elementwise sums of two lists of cotangents; None is zero, and the lists may differ in length."""
+    return [b if a is None else a if b is None else a + b for a, b in zip_longest(sums, stats)]

@@ -1,4 +1,4 @@
-"""How many bytes the graph of a step holds."""
+"""The memory that the autograd graph of a step holds."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from ..core.torch_func import functorch, unwrapped
 
 @final
 class GraphSize(saved_tensors_hooks):
-    """Notes how many bytes autograd saves inside."""
+    """Measures the bytes that autograd saves inside this context."""
 
     def __init__(self) -> None:
-        # sizes alone: what is saved holds this object by its hook, so a tensor held here would never be free again
+        # stores sizes only: saved tensors hold this object through its hook, so a tensor stored here would never be
+        # freed
         self._sizes: dict[int, int] = {}
         super().__init__(self._pack, lambda x: x)
 
-    def bytes_beside(self, known: Iterable[Tensor]) -> int:
-        """Those of all but the tensors that are there anyway."""
-        for place in {x.untyped_storage().data_ptr() for x in known if x.layout is torch.strided}:
-            self._sizes.pop(place, None)
+    def bytes_without(self, excluded: Iterable[Tensor]) -> int:
+        """Bytes of all saved tensors except those that share memory with `excluded`."""
+        for pointer in {x.untyped_storage().data_ptr() for x in excluded if x.layout is torch.strided}:
+            self._sizes.pop(pointer, None)
         return sum(self._sizes.values())
 
     def _pack(self, x: Tensor) -> Tensor:
         inner = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
-        # a zero tensor of forward mode has no memory, and of a sparse one none can be asked for
+        # a zero tensor of forward mode has no storage, and a sparse tensor does not expose one
         if not inner._is_zerotensor() and inner.layout is torch.strided:
             storage = inner.untyped_storage()
             self._sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
     def add(self, leaves: Iterable[Tensor]) -> None:
+        """Count these tensors as well."""
         for x in leaves:
             self._pack(x)
 
 
-def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
-    """What the graph behind `outputs` has saved, as far as operations later than `marker`.
+def saved_tensors(outputs: Leaves, marker: int) -> Iterator[Tensor]:
+    """The tensors saved by the graph of `outputs`, in nodes later than `marker`.
 
-    For an f that uses `torch.func`, whose transforms refuse to work inside hooks for saved tensors.
+    For an f that uses `torch.func`, whose transforms refuse to run inside saved-tensor hooks.
     """
     stack: list[Any] = [x.grad_fn for x in outputs]
     seen: set[Any] = set()
@@ -56,8 +58,8 @@ def saved(outputs: Leaves, marker: int) -> Iterator[Tensor]:
         seen.add(node)
         stack += (edge[0] for edge in node.next_functions)
         if isinstance(node, BackwardCFunction):
-            kept: list[Any] = list(node.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
+            values: list[Any] = list(node.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            kept = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        for x in kept:
+            values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for x in values:
             yield from (y for y in (x if isinstance(x, (list, tuple)) else (x,)) if isinstance(y, Tensor))

@@ -1,4 +1,4 @@
-"""Gauss-Legendre quadrature along a backward solve: the gradient of parameters, kept out of the ODE's state."""
+"""The gradient of parameters in a backward solve: the integral of a^T df/dtheta, outside the ODE's state."""
 
 from __future__ import annotations
 
@@ -32,82 +32,82 @@ _GAUSS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def nodes_and_weights(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What goes with a solve of this order."""
+    """The Gauss-Legendre rule for a method of this order."""
     return _GAUSS[min(4, (order + 1) // 2)]
 
 
-def quadrature(field: AdjointField, method: Method, controller: Controller, batched: bool) -> Integral:
-    """The cheaper of both where the stages are there to be used: no step is tried in vain, none is carried over."""
+def parameter_integral(field: AdjointField, method: Method, controller: Controller, batched: bool) -> ParameterIntegral:
+    """The cheaper rule where it applies: the method's stages, if no step is rejected and no stage reused."""
     rule = StopRule.from_controller(controller)
-    plain = rule.jump_ts is None and not rule.perturb  # f where a jump is seen is evaluated anew
-    if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and plain:
+    no_jumps = rule.jump_ts is None and not rule.perturb  # f is evaluated again at a jump
+    if isinstance(method, ExplicitRK) and not (method.tableau.fsal or controller.adaptive or batched) and no_jumps:
         return StageSum(field, method)
     return Quadrature(field, method.order)
 
 
-class Integral(Observer):
+class ParameterIntegral(Observer):
     """Sums the integral of a^T df/dtheta over the accepted steps of a backward solve."""
 
     def __init__(self, field: AdjointField) -> None:
-        self.field, self.shared = field, ParameterGrads(len(field.fixed))
+        self.field, self.parameter_grads = field, ParameterGrads(len(field.parameters))
 
     def total(self) -> Cotangents:
-        """For each of the field's fixed tensors."""
-        self.shared.enter(self.field.f, ALL)
-        return self.shared.total
+        """The integral for each entry of the field's `parameters`."""
+        self.parameter_grads.switch_to(self.field.f, ALL)
+        return self.parameter_grads.total
 
-    def add(self, parts: Cotangents) -> None:
-        """Cotangents that belong to no step."""
-        self.shared.enter(self.field.f, ALL)
-        self.shared.add(parts)
+    def add(self, cotangents: Cotangents) -> None:
+        """Add cotangents that belong to no step."""
+        self.parameter_grads.switch_to(self.field.f, ALL)
+        self.parameter_grads.add(cotangents)
 
 
 @final
-class StageSum(Integral):
-    """The integral of a^T df/dtheta by the weights of the method itself, from the stages of its steps.
+class StageSum(ParameterIntegral):
+    """The integral by the method's own weights, from the stages of its steps.
 
-    As if the integral were part of the ODE's state, but for the memory: one more product with each of the evaluations
-    that are made anyway, where `Quadrature` makes its own.
+    The same as with the integral in the ODE's state, without its memory: one more VJP for each evaluation that the step
+    makes anyway, where `Quadrature` makes its own evaluations.
     """
 
     def __init__(self, field: AdjointField, method: ExplicitRK) -> None:
         super().__init__(field)
         self.weights = method.tableau.b
-        field.parts = [] if field.fixed else None
+        field.collected_vjps = [] if field.parameters else None
 
     def observe(self, attempt: StepAttempt) -> None:
-        parts, totals = self.field.parts, self.shared.total
-        if parts is None:
+        stage_vjps, totals = self.field.collected_vjps, self.parameter_grads.total
+        if stage_vjps is None:
             return
-        self.field.parts = []
+        self.field.collected_vjps = []
         if not attempt.accept:
             return
-        for weight, part in zip(self.weights, parts, strict=True):
-            live = [(j, g) for j, g in enumerate(part) if g is not None]
+        for weight, vjps in zip(self.weights, stage_vjps, strict=True):
+            present = [(j, g) for j, g in enumerate(vjps) if g is not None]
             sums = []
-            for j, g in live:
+            for j, g in present:
                 total = totals[j]
                 if total is None:
                     total = totals[j] = torch.zeros_like(g)
                 sums.append(total)
-            if sums and weight != 0.0:  # the backward solve runs against time
-                grads = [g for _, g in live]
-                torch._foreach_add_(sums, grads, alpha=weight * (attempt.t0 - attempt.t1))  # pyright: ignore[reportPrivateImportUsage]
+            if sums and weight != 0.0:  # dt is negative in a backward solve
+                grads = [g for _, g in present]
+                torch._foreach_add_(sums, grads, alpha=weight * (attempt.t0 - attempt.t1))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 @final
-class Quadrature(Integral):
-    """The integral by evaluations of its own, on each step's dense output."""
+class Quadrature(ParameterIntegral):
+    """The integral by Gauss-Legendre quadrature on the dense output of each step."""
 
     def __init__(self, field: AdjointField, order: int) -> None:
         super().__init__(field)
         self.nodes, self.weights = nodes_and_weights(order)
 
     def observe(self, attempt: StepAttempt) -> None:
-        if not self.field.fixed:
+        if not self.field.parameters:
             return
         field = cast(AdjointField, attempt.problem.f)
-        self.shared.enter(field.f, attempt.problem.samples)
+        self.parameter_grads.switch_to(field.f, attempt.problem.samples)
         accept = attempt.accept
         if not any_true(accept):
             return
@@ -116,8 +116,7 @@ class Quadrature(Integral):
             theta = tuple(expand_to(torch.full_like(length, node), x) for x in attempt.y)
             state = select(accept, evaluate(attempt.y, attempt.polynomial(), theta), attempt.y)
             time = where(accept, attempt.time0 + node * length, attempt.time0)
-            y, a = field.pair(time, state)
-            # the backward solve runs against time: its dt is negative, and the integral runs from t0 to t1
+            y, a = field.split_state(time, state)
             weighted = tuple(x * expand_to(-weight * length, x) for x in a)
             weighted = select(accept, weighted, tuple(torch.zeros_like(x) for x in weighted))
-            self.shared.add(field.towards_fixed(time, y, weighted))
+            self.parameter_grads.add(field.parameter_vjp(time, y, weighted))

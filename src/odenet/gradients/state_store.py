@@ -1,4 +1,4 @@
-"""What a sweep over the accepted steps starts each of them from: every state, or K of them and the steps between."""
+"""The initial states of steps for a backward pass: all of them, or K checkpoints with replay in between."""
 
 from __future__ import annotations
 
@@ -17,146 +17,155 @@ from ..engine.problem import Problem
 from ..engine.step_attempt import State, StepAttempt
 from ..engine.tape import GraphStore, StepStore, TapeStep
 from .batch_segments import Start, take_start
-from .checkpoint_schedule import OnlineSchedule, split
-from .graph_size import GraphSize, saved
+from .checkpoint_schedule import OnlineSchedule, first_checkpoint
+from .graph_size import GraphSize, saved_tensors
 from .memory_budget import nbytes
 from .step_graph import StepGraph
 
-Forwards = Callable[[int, Start], Start]  # step n from its start, no graph
-Restart = Callable[[int, Leaves], Leaves]  # the carry of step n from its y
+AdvanceStep = Callable[[int, Start], Start]  # (n, start of step n) -> start of step n + 1, without a graph
+RestartCarry = Callable[[int, Leaves], Leaves]  # (n, y before step n) -> carry before step n
 
-# Steps attached to one another, at most: PyTorch frees a chain of graphs by recursion, and a stack is not endless.
-LONGEST_CHAIN = 64
-# Graphs of steps are kept up to this many bytes in all.
+# PyTorch frees a chain of graphs recursively, and the C stack is finite.
+MAX_CHAIN = 64
+# Total bytes of stored step graphs.
 GRAPH_BYTES = 256 * 2**20
-BLOCK_BYTES = 32 * 2**20  # of states that are put side by side
+BLOCK_BYTES = 32 * 2**20  # bytes of states allocated as one block
 
 
 class StateStore(StepStore):
-    """Gives the starts of the steps back in reverse order."""
+    """Stores the initial states of steps and returns them in reverse order."""
 
     @abstractmethod
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
-        """The start of step n."""
+    def step_start(self, n: int, advance: AdvanceStep, restart: RestartCarry) -> Start:
+        """The initial state of step n."""
 
 
 @final
 class StepGraphs(GraphStore):
-    """Keeps the graphs of the first steps up to GRAPH_BYTES; such a step need not be taken again.
+    """Stores the graphs of the first steps, up to GRAPH_BYTES; these steps need no replay.
 
-    Steps of a joint solve that follow one another stay attached: one call of autograd then pulls through all of them.
-    With lanes, some of which may not have taken a step, and where a step's end is a leaf, each is attached to its own.
-    marker: taken before the first step, so that nodes of the graphs come after it. A graph is used once and dropped: a
-    second backward pass over the same solution takes all steps again.
+    Consecutive steps of a joint solve stay attached to one another, so one call of autograd differentiates a chain of
+    them. Per-sample steps, which some samples may reject, and steps whose end is a leaf have separate graphs. A graph
+    is used once and freed: a second backward pass over the same solution replays all steps.
+
+    marker: graph marker from before the first step; all nodes of the graphs are later.
     """
 
     def __init__(self) -> None:
-        self.left = GRAPH_BYTES
+        self.bytes_left = GRAPH_BYTES
         self.marker = graph_marker()
         self.attempts: dict[int, StepAttempt] = {}
-        self.joined: set[int] = set()  # steps attached to the one before
-        self.length = 0  # of the last steps that are attached to one another
-        self.last: StepAttempt | None = None  # the last step, where its graph is kept
-        self.size: int | None = None
-        self.asked = True
-        self.weighed: GraphSize | None = None
-        self.hooks = True  # a step is weighed by hooks for what autograd saves
-        self.first: tuple[Tensor, Leaves, Leaves] | None = None  # t, y, and the carry at ts[0] where f gives it
+        self.attached_to_previous: set[int] = set()  # numbers of steps attached to the previous step
+        self.chain_length = 0  # length of the current chain
+        self.last: StepAttempt | None = None  # the last step, if its graph is stored
+        self.step_bytes: int | None = None
+        self.grad_needed = True
+        self.measuring: GraphSize | None = None
+        self.use_hooks = True  # measure a step by saved-tensor hooks
+        self.first_evaluation: tuple[Tensor, Leaves, Leaves] | None = (
+            None  # t, y, and the carry at ts[0] if that is a slope
+        )
 
-    def keep_first(self, p: Problem, by_time: bool, asked: bool) -> None:
-        """Keep the graph of the evaluation at ts[0] as well, where that is the carry there.
+    def record_first_evaluation(self, p: Problem, by_time: bool, grad_needed: bool) -> None:
+        """Also store the graph of f at ts[0], if the initial carry is that slope.
 
-        asked: for a gradient with respect to something that f is given.
+        by_time: True if the time needs a gradient.
+        grad_needed: True if y0, ts or an arg requires a gradient.
         """
-        self.asked = asked
+        self.grad_needed = grad_needed
 
         def keep(t: Tensor, y: Leaves, slope: Leaves) -> None:
-            self.first = t, y, slope
+            self.first_evaluation = t, y, slope
 
         if p.method.carry_is_slope:
             p.f.on_first_call, p.f.needs_time_derivative = keep, by_time
 
     def wants_graph(self, p: Problem) -> bool:
         captured = p.f.captured
-        if not self.asked and p.f.checked and captured is not None and not (captured.watching or captured.tensors):
-            return False  # nothing that the solve uses asks for a gradient
-        return self.left > 0 if self.size is None else self.size <= self.left
+        if (
+            not self.grad_needed
+            and p.f.checked
+            and captured is not None
+            and not (captured.watching or captured.tensors)
+        ):
+            return False  # nothing that the solve uses requires a gradient
+        return self.bytes_left > 0 if self.step_bytes is None else self.step_bytes <= self.bytes_left
 
     def recording(self, p: Problem) -> AbstractContextManager[object]:
-        if self.size is not None:
+        if self.step_bytes is not None:
             return nullcontext()
-        self.weighed = GraphSize()
-        return self.weighed if self.hooks else nullcontext()
+        self.measuring = GraphSize()
+        return self.measuring if self.use_hooks else nullcontext()
 
     def goes_on_after(self, error: RuntimeError) -> bool:
-        if bypasses_autograd(error) and not self.asked:
-            self.left, self.size = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
+        if bypasses_autograd(error) and not self.grad_needed:
+            self.bytes_left, self.step_bytes = 0, None  # f leaves PyTorch, and no gradient through it is needed
             return True
-        if self.weighed is None or not self.hooks or "saved tensor hooks" not in str(error):
+        if self.measuring is None or not self.use_hooks or "saved tensor hooks" not in str(error):
             return False
-        self.hooks = False
+        self.use_hooks = False
         return True
 
     def start(self, s: State) -> Start:
-        last = self.last if self.length < LONGEST_CHAIN else None
+        last = self.last if self.chain_length < MAX_CHAIN else None
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
             return super().start(s)
         return last.graph.y, last.graph.carry
 
     def store(self, n: int, attempt: StepAttempt) -> None:
-        before, self.last = self.last, None
+        previous, self.last = self.last, None
         if attempt.graph is None:
             return
-        if self.weighed is not None:
+        if self.measuring is not None:
             for leaves in (attempt.y + attempt.carry + attempt.graph.y + attempt.graph.carry, *attempt.graph.stages):
-                self.weighed.add(leaves)
-            if not self.hooks:
-                self.weighed.add(saved((*attempt.graph.y, *attempt.graph.carry), self.marker))
+                self.measuring.add(leaves)
+            if not self.use_hooks:
+                self.measuring.add(saved_tensors((*attempt.graph.y, *attempt.graph.carry), self.marker))
             f = attempt.problem.f
             known = (*f.differentiable_args, *(f.captured.tensors if f.captured else ()))
-            self.size, self.weighed = self.weighed.bytes_beside(known), None
-            if self.size > self.left:
-                self.first = None
-        assert self.size is not None
-        if self.size <= self.left:
-            self.left -= self.size
-            attempt.step_input = None  # its cache is not to be kept
+            self.step_bytes, self.measuring = self.measuring.bytes_without(known), None
+            if self.step_bytes > self.bytes_left:
+                self.first_evaluation = None
+        assert self.step_bytes is not None
+        if self.step_bytes <= self.bytes_left:
+            self.bytes_left -= self.step_bytes
+            attempt.step_input = None  # the method's cache is not needed again
             self.attempts[n] = self.last = attempt
-            attached = before is not None and before.graph is not None and attempt.y is before.graph.y
-            self.length = self.length + 1 if attached else 1
+            attached = previous is not None and previous.graph is not None and attempt.y is previous.graph.y
+            self.chain_length = self.chain_length + 1 if attached else 1
             if attached:
-                self.joined.add(n)
+                self.attached_to_previous.add(n)
 
-    def take(self, n: int) -> list[StepGraph]:
-        """Step n, and the steps before it that it is attached to, the last first; empty where it has no graph."""
+    def pop_chain(self, n: int) -> list[StepGraph]:
+        """The graphs of step n and of the earlier steps attached to it, last step first; [] if step n has none."""
         chain: list[StepGraph] = []
         self.last = None
         while (attempt := self.attempts.pop(n, None)) is not None and attempt.graph is not None:
             attempt.step, attempt.graph = attempt.graph, None
             chain.append(StepGraph(attempt, attempt.step.carry))
-            if n not in self.joined:
+            if n not in self.attached_to_previous:
                 break
             n -= 1
         return chain
 
-    def seen_by(
+    def check_captured(
         self, captured: CapturedTensors | None, chain: Sequence[StepGraph], args: Leaves, seen: NodeSet
     ) -> None:
-        """The check of what f closes over, for kept steps: their nodes are of the thread of the forward pass."""
+        """Check the captured tensors of stored steps, whose nodes belong to the thread of the forward pass."""
         if captured is None:
             return
-        made: list[Tensor] = []
+        outputs: list[Tensor] = []
         inputs = list(args)
-        for local in chain:
-            attempt, step = local.attempt, local.attempt.step
+        for graph in chain:
+            attempt, step = graph.attempt, graph.attempt.step
             inputs += (*attempt.y, *attempt.carry, attempt.time0, attempt.time1)
-            made += (x for leaves in (step.y, local.carry1, *step.stages, *attempt.known_polynomial) for x in leaves)
-        captured.collect(made, inputs, self.marker, seen)
+            outputs += (x for leaves in (step.y, graph.carry1, *step.stages, *attempt.known_polynomial) for x in leaves)
+        captured.collect(outputs, inputs, self.marker, seen)
 
 
 @final
 class AllStates(StateStore):
-    """The start of every step."""
+    """Stores the initial state of every step."""
 
     def __init__(self) -> None:
         self.starts: list[Start] = []
@@ -164,83 +173,92 @@ class AllStates(StateStore):
     def store(self, n: int, attempt: StepAttempt) -> None:
         self.starts.append((constants(attempt.y), constants(attempt.carry)))
 
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
+    def step_start(self, n: int, advance: AdvanceStep, restart: RestartCarry) -> Start:
         return self.starts[n]
 
 
 class StateBuffer:
-    """Room for at most `places` copies of a state, side by side in large blocks.
+    """Memory for at most `capacity` copies of a state, allocated in large blocks.
 
-    Side by side, since what is kept for long among what comes and goes would leave holes that nothing fits into.
+    Blocks avoid fragmentation: long-lived states between short-lived ones would leave holes too small to use.
     """
 
-    def __init__(self, places: int) -> None:
-        self.left = places
+    def __init__(self, capacity: int) -> None:
+        self.unallocated = capacity
         self.free: list[Leaves] = []
 
-    def put(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
-        """The copy, and its place; of fewer samples than the first ones it is a part of that."""
+    def store(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """Copy the leaves; returns the copy and its slot.
+
+        With fewer samples than at first, the copy is a part of the slot.
+        """
         if not self.free:
-            # a pass that was interrupted may have lost a place: there is one more then
-            more = max(1, min(self.left, BLOCK_BYTES // max(1, nbytes(leaves))))
-            blocks = [x.new_empty((more, *x.shape)) for x in leaves]
-            self.free = [tuple(block[i] for block in blocks) for i in range(more)]
-            self.left -= more
-        place = self.free.pop()
-        copy = tuple(to if to.shape == x.shape else to[: len(x)] for to, x in zip(place, leaves, strict=True))
-        for to, x in zip(copy, leaves, strict=True):
-            to.copy_(x.detach())  # a slope of an f that turns gradients on has a graph
-        return copy, place
+            # an interrupted backward pass may have lost a slot: allocate one more then
+            count = max(1, min(self.unallocated, BLOCK_BYTES // max(1, nbytes(leaves))))
+            blocks = [x.new_empty((count, *x.shape)) for x in leaves]
+            self.free = [tuple(block[i] for block in blocks) for i in range(count)]
+            self.unallocated -= count
+        slot = self.free.pop()
+        copy = tuple(
+            target if target.shape == x.shape else target[: len(x)] for target, x in zip(slot, leaves, strict=True)
+        )
+        for target, x in zip(copy, leaves, strict=True):
+            target.copy_(x.detach())  # an f that enables grad returns a slope with a graph
+        return copy, slot
 
 
 @final
 class Checkpoints(StateStore):
-    """At most `slots` states (that at ts[0] is one); a start between two of them comes from taking the steps again."""
+    """Stores at most `slots` states, the initial one included; replays steps to reach any other state.
 
-    def __init__(self, slots: int, method_carries: bool) -> None:
-        self.slots, self.method_carries = slots, method_carries
-        self.shelf = StateBuffer(slots)
+    stores_carry: store the carry too; else it is recomputed from y.
+    """
+
+    def __init__(self, slots: int, stores_carry: bool) -> None:
+        self.slots, self.stores_carry = slots, stores_carry
+        self.buffer = StateBuffer(slots)
         self.schedule = OnlineSchedule(slots)
-        self.held: dict[int, tuple[Start, Leaves]] = {}  # and their places on the shelf
+        self.stored: dict[int, tuple[Start, Leaves]] = {}  # by step: the state, and its slot in the buffer
 
     @staticmethod
-    def at_start(slots: int, p: Problem, entries: list[TapeStep]) -> Checkpoints:
-        """With the initial state alone, for a method whose carry does not depend on f."""
-        states = Checkpoints(slots, method_carries=True)
+    def initial_state_only(slots: int, p: Problem, entries: list[TapeStep]) -> Checkpoints:
+        """Checkpoints with the initial state alone, for a method whose initial carry does not depend on f."""
+        states = Checkpoints(slots, stores_carry=True)
         start = p.y0, p.method.init(p.f, p.ts[..., 0], p.y0)
-        states._hold(0, *take_start(start, ALL, entries[0].problem.samples))
+        states._store_copy(0, *take_start(start, ALL, entries[0].problem.samples))
         return states
 
     def store(self, n: int, attempt: StepAttempt) -> None:
-        wanted, dropped = self.schedule.offer(n)
-        if dropped is not None:
-            self._drop(dropped)
-        self.method_carries = self.method_carries or attempt.problem.f.random  # it would be evaluated to other numbers
-        if wanted:
-            self._hold(n, attempt.y, attempt.carry)
+        store, discarded = self.schedule.offer(n)
+        if discarded is not None:
+            self._discard(discarded)
+        # f would draw different numbers when evaluated again
+        self.stores_carry = self.stores_carry or attempt.problem.f.random
+        if store:
+            self._store_copy(n, attempt.y, attempt.carry)
 
-    def _hold(self, n: int, y: Leaves, carry: Leaves) -> None:
-        kept, place = self.shelf.put((*y, *(carry if self.method_carries else ())))
-        self.held[n] = (kept[: len(y)], kept[len(y) :]), place
+    def _store_copy(self, n: int, y: Leaves, carry: Leaves) -> None:
+        copies, slot = self.buffer.store((*y, *(carry if self.stores_carry else ())))
+        self.stored[n] = (copies[: len(y)], copies[len(y) :]), slot
 
-    def _drop(self, n: int) -> None:
-        self.shelf.free.append(self.held.pop(n)[1])
+    def _discard(self, n: int) -> None:
+        self.buffer.free.append(self.stored.pop(n)[1])
 
-    def start(self, n: int, forwards: Forwards, restart: Restart) -> Start:
-        stack = sorted(self.held)  # few, and right whatever pass was interrupted before
+    def step_start(self, n: int, advance: AdvanceStep, restart: RestartCarry) -> Start:
+        stack = sorted(self.stored)  # sorted anew, as an earlier pass may have been interrupted
         while stack[-1] > n:
-            self._drop(stack.pop())
-        at = stack[-1]
-        y, carry = self.held[at][0]
-        carry = carry if self.method_carries else restart(at, y)
-        while at < n:
-            # steps at..n are still to be reversed; `at` has one of the slots that are left to them
+            self._discard(stack.pop())
+        position = stack[-1]
+        y, carry = self.stored[position][0]
+        carry = carry if self.stores_carry else restart(position, y)
+        while position < n:
+            # steps position..n are still to be reversed; `position` uses one of their slots
             slots = self.slots - len(stack) + 1
-            target = n if slots == 1 else at + split(n + 1 - at, slots)
-            for k in range(at, target):
-                y, carry = forwards(k, (y, carry))
-            at = target
-            if at < n:
-                self._hold(at, y, carry)
-                stack.append(at)
+            target = n if slots == 1 else position + first_checkpoint(n + 1 - position, slots)
+            for k in range(position, target):
+                y, carry = advance(k, (y, carry))
+            position = target
+            if position < n:
+                self._store_copy(position, y, carry)
+                stack.append(position)
         return y, carry

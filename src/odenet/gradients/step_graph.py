@@ -1,4 +1,4 @@
-"""One step of a solve, differentiable by itself."""
+"""One step of a solve with its own autograd graph."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from ..methods.method import Cotangents, Field, Stage
 
 @dataclass
 class StepGraph:
-    """One step, differentiable: `attempt` and the carry after it, attached to leaves (the move's y, carry, time0, time1).
+    """The autograd graph of one step.
 
-    ends_bar: cotangents of time0 and time1 that do not come through `attempt`.
+    attempt: the step, attached to its leaves y, carry, time0 and time1. carry1: the carry after the step.
+    time_bars: cotangents of time0 and time1 that do not flow through `attempt`.
     """
 
     attempt: StepAttempt
     carry1: Leaves
-    ends_bar: tuple[Tensor | None, Tensor | None] = (None, None)
+    time_bars: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
-def leaf_ends(q: Problem, e: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
-    """Both ends of a step, as leaves where their gradients are wanted."""
-    time0, time1 = e.ends(q)
-    if times_needed:
+def leaf_times(q: Problem, step: TapeStep, time_grads_needed: bool) -> tuple[Tensor, Tensor]:
+    """Start and end time of a step, as leaves if time gradients are needed."""
+    time0, time1 = step.ends(q)
+    if time_grads_needed:
         time0.requires_grad_()
         time1.requires_grad_()
     return time0, time1
 
 
-def attached_step(q: Problem, e: TapeStep, times_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
-    """The step taken again, from leaves."""
-    time0, time1 = leaf_ends(q, e, times_needed)
-    attempt = e.replay(q, time0, time1, as_graph_inputs(y), as_graph_inputs(carry))
-    return StepGraph(attempt, next_carry(q, time1, attempt.step, e.jumps))
+def replay_from_leaves(q: Problem, step: TapeStep, time_grads_needed: bool, y: Leaves, carry: Leaves) -> StepGraph:
+    """Replay the step from leaf copies of y and carry."""
+    time0, time1 = leaf_times(q, step, time_grads_needed)
+    attempt = step.replay(q, time0, time1, as_graph_inputs(y), as_graph_inputs(carry))
+    return StepGraph(attempt, next_carry(q, time1, attempt.step, step.jumps))
 
 
 @final
 class EvaluationGraphs:
-    """A field that remembers its evaluations, each recorded by autograd from leaves; what it returns is detached.
+    """A field that records the graph of each evaluation separately, from leaf states, and returns detached slopes.
 
-    So each has a graph of its own; what joins them to a step is pulled through by the method.
+    The method itself computes the VJP of the sums that join the evaluations to a step.
     """
 
     def __init__(self, f: Field) -> None:
@@ -64,15 +65,16 @@ class EvaluationGraphs:
         return tuple(k.detach() for k in slope)
 
 
-def divided(accept: MaskLike, bars: Cotangents) -> tuple[Cotangents, Cotangents]:
-    """Cotangents of the lanes that took the step, and those that pass the others by."""
+def split_by_acceptance(accept: MaskLike, cotangents: Cotangents) -> tuple[Cotangents, Cotangents]:
+    """Split cotangents by sample: those that flow through the step, and those that bypass it (rejected samples)."""
     if accept is True:
-        return bars, []
-    some = tuple(b for b in bars if b is not None)
-    none = tuple(torch.zeros_like(b) for b in some)
-    through, passed = iter(select(accept, some, none)), iter(select(accept, none, some))
-    return [None if b is None else next(through) for b in bars], [None if b is None else next(passed) for b in bars]
+        return cotangents, []
+    present = tuple(b for b in cotangents if b is not None)
+    zeros = tuple(torch.zeros_like(b) for b in present)
+    accepted, rejected = iter(select(accept, present, zeros)), iter(select(accept, zeros, present))
+    through = [None if b is None else next(accepted) for b in cotangents]
+    return through, [None if b is None else next(rejected) for b in cotangents]
 
 
 class NonFiniteGraphError(Exception):
-    """A gradient through a recorded step is not finite: zeros met infinity in a lane that had rejected it, maybe."""
+    """A gradient through a recorded step is not finite: perhaps zero times infinity in a sample that rejected it."""

@@ -1,4 +1,4 @@
-"""What every gradient by a sweep has in common: solve with a tape, and attach the sweep to what was solved."""
+"""The forward solve of gradients that replay steps: solve with a tape, then attach a backward pass to the outputs."""
 
 from __future__ import annotations
 
@@ -17,70 +17,80 @@ from ..engine.integrate import NumericalSolution, Request, integrate
 from ..engine.output_recorder import OutputRecorder
 from ..engine.problem import Problem
 from ..engine.tape import StepStore, Tape, TapeStep
-from .attach import attach
+from .custom_vjp import custom_vjp
 from .gradient import Stats, Trajectory, refuse_random
 from .state_store import StepGraphs
 
 
 @dataclass
 class TapedSolve:
-    """A solve that was taken down on a tape.
+    """A solve with its tape: the input of a backward pass.
 
-    q: the problem, detached. carry: at the end, until somebody takes it. graphs: those of some steps. times_needed:
-    whether ts or stops ask for a gradient. shown: leaves of each output.
+    problem: the detached problem. steps: the accepted steps.
+    carry: at the end of the solve; a backward pass that overwrites it sets it to None.
+    graphs: recorded graphs of some steps. captured: captured tensors, used ones first.
+    time_grads_needed: True if output times or stop times require a gradient.
+    num_outputs: number of leaves in ys.
     """
 
-    q: Problem
-    entries: list[TapeStep]
+    problem: Problem
+    steps: list[TapeStep]
     carry: Leaves | None
     graphs: StepGraphs | None
     captured: Leaves
     stats: Stats
-    times_needed: bool
-    shown: int
+    time_grads_needed: bool
+    num_outputs: int
 
 
 def solve_with_tape(
     p: Problem,
     request: Request,
-    keeper: StepStore | None,
+    states: StepStore | None,
     graphs: StepGraphs | None,
-    pull: Callable[[TapedSolve, Sequence[Tensor | None]], Sequence[Tensor | None]],
+    backward: Callable[[TapedSolve, Sequence[Tensor | None]], Sequence[Tensor | None]],
     replayed: bool = True,
 ) -> Trajectory:
-    """The trajectory of p. `pull` is the backward pass.
+    """The trajectory of p, differentiable by a backward pass over the tape.
 
-    replayed: steps are taken again as they were, from a state at their start.
+    states, graphs: stores that receive each accepted step.
+    backward: maps the solve and the cotangents of its flat outputs to cotangents of (y0, ts, stop times, args, captured
+        tensors).
+    replayed: True if the backward pass replays steps from stored states, so random numbers are drawn again.
     """
-    q = p.detached()
-    given = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
+    detached = p.detached()
+    inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
     if graphs is not None:
-        graphs.keep_first(q, p.times_differentiable, any(x.requires_grad for x in given))
+        graphs.record_first_evaluation(detached, p.times_differentiable, any(x.requires_grad for x in inputs))
     with torch.no_grad():
-        record = OutputRecorder(q)
-        tape = Tape(record, keeper, graphs, p.times_differentiable)
-        solved = integrate(q, request, record, (tape,), tape.try_step)
-    stats = Stats.of(solved.outcome)
-    used, spare = q.f.capture()
-    captured = (*used, *spare)
-    values = flat(solved)
-    if any(x.requires_grad for x in (*given, *captured)):
-        refuse_random(p, q.f, replayed)
+        recorder = OutputRecorder(detached)
+        tape = Tape(recorder, states, graphs, p.times_differentiable)
+        solved = integrate(detached, request, recorder, (tape,), tape.try_step)
+    stats = Stats.from_outcome(solved.outcome)
+    used, reachable = detached.f.capture()
+    captured = (*used, *reachable)
+    values = flat_outputs(solved)
+    if any(x.requires_grad for x in (*inputs, *captured)):
+        refuse_random(p, detached.f, replayed)
         end = solved.outcome.state
-        # copies of what is the caller's too, and may be changed in place
+        # clone leaves that the caller also holds and may change in place
         carry = tuple(x.clone() if any(x is y for y in end.y) else x for x in end.carry)
-        taken = TapedSolve(q, tape.entries, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys))
-        again = partial(once_more, p, request, like=q.f)
-        values = attach(partial(pull, taken), again, values, given, used, spare)
-    return replace(unpacked(p, values, solved, stats), field=q.f)
+        taped = TapedSolve(
+            detached, tape.entries, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys)
+        )
+        recompute = partial(recompute_outputs, p, request, field=detached.f)
+        values = custom_vjp(partial(backward, taped), recompute, values, inputs, used, reachable)
+    return replace(to_trajectory(p, values, solved, stats), field=detached.f)
 
 
-def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: VectorField | None = None) -> Leaves:
-    """The outputs of a solve, from other inputs (y0, ts, stops, args), in grad mode.
+def recompute_outputs(
+    p: Problem, request: Request, inputs: Sequence[Tensor], field: VectorField | None = None
+) -> Leaves:
+    """The flat outputs of a solve from new inputs (y0, ts, stop times, args), in grad mode.
 
-    like: the field of the solve before, whose random numbers are drawn again.
+    field: the field of the first solve, whose random states are used again.
     """
-    n, drew = len(p.y0), like or p.f
+    n, drawing_field = len(p.y0), field or p.f
     p = replace(
         p,
         method=p.method.twice_differentiable(),
@@ -89,18 +99,18 @@ def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: Vect
         stops=replace(p.stops, times=inputs[n + 1]),
         f=p.f.with_args(tuple(inputs[n + 2 :])),
     )
-    with drew.with_random_states(drew.initial_random_states):
+    with drawing_field.with_random_states(drawing_field.initial_random_states):
         solved = integrate(p, request.unobserved(), OutputRecorder(p))
-    return flat(solved)
+    return flat_outputs(solved)
 
 
-def flat(solved: NumericalSolution) -> Leaves:
-    """What is attached of a solve: ys, y1 and, with dense, the flat pieces."""
+def flat_outputs(solved: NumericalSolution) -> Leaves:
+    """The tensors of a solution that get attached: ys, y1 and, with dense=True, the flat pieces."""
     return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
 
 
-def unpacked(p: Problem, values: Sequence[Tensor], solved: NumericalSolution, stats: Stats) -> Trajectory:
-    """The trajectory of the outputs `flat`, attached."""
+def to_trajectory(p: Problem, values: Sequence[Tensor], solved: NumericalSolution, stats: Stats) -> Trajectory:
+    """The trajectory of attached flat outputs (see `flat_outputs`)."""
     m, n = len(solved.ys), len(p.y0)
     dense = Interpolation.of(p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n))
     return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)

@@ -1,7 +1,7 @@
-"""A solve that took no step, or none that counts: what f would have used has the gradient zero there, and not none.
+"""If no step was accepted, the parameters of f get zero gradients instead of None.
 
-A process whose samples need no step (no time to cross, a failure at the start) takes part in what all processes do with
-the gradients; one that had none to give would leave the others waiting.
+Distributed training needs a gradient from every process: one whose samples take no step (times of zero length, failure
+at the start) would leave all other processes waiting.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from ..core.reachable import find_reachable
 from ..core.scalars import any_true
 from ..engine.problem import Problem
 from .failed_samples import succeeded
-from .gradient import Trajectory, direct
+from .gradient import Trajectory, gradient_bypassed
 
 
-def ensure_zero_grads(p: Problem, found: Trajectory) -> Trajectory:
-    """`found`, with zeros for what f uses and all leaves that it reaches, if no step was accepted or all failed."""
-    accepted = found.outcome.accepted
-    if direct() or p.traced:
-        return found
-    good = succeeded(p, found.outcome.state.status)
-    constant = good is not None and not bool(good.any())
-    if not constant and any_true(accepted > 0):
-        return found
-    asked = {id(x): x for x in ((*p.y0, p.ts) if constant else ())}
-    asked |= {id(x): x for x in p.f.differentiable_args}
-    asked |= {key: x for key, (_, x) in find_reachable(p.f.user_call[0]).leaves.items()}
-    if is_distributed():  # FullyShardedDataParallel hands f views of what it shards: those are found by their use
+def ensure_zero_grads(p: Problem, trajectory: Trajectory) -> Trajectory:
+    """The trajectory, with zero gradients for what f uses or reaches if no step was accepted or all samples failed."""
+    accepted = trajectory.outcome.accepted
+    if gradient_bypassed() or p.traced:
+        return trajectory
+    healthy = succeeded(p, trajectory.outcome.state.status)
+    all_failed = healthy is not None and not bool(healthy.any())
+    if not all_failed and any_true(accepted > 0):
+        return trajectory
+    tensors = {id(x): x for x in ((*p.y0, p.ts) if all_failed else ())}
+    tensors |= {id(x): x for x in p.f.differentiable_args}
+    tensors |= {key: x for key, (_, x) in find_reachable(p.f.user_call[0]).leaves.items()}
+    if is_distributed():  # FullyShardedDataParallel passes views of its shards to f: an evaluation finds them
         q = p.detached()
         with torch.no_grad():
             q.f(q.ts[..., 0], q.y0)
-        asked |= {id(x): x for x in q.f.capture()[0]}
-    if not asked:
-        return found
+        tensors |= {id(x): x for x in q.f.capture()[0]}
+    if not tensors:
+        return trajectory
 
-    def attached(y: Leaves) -> Leaves:
-        y = tuple(x.detach() for x in y) if constant else y
-        return tuple(Zeros.apply(len(asked), *asked.values(), *y))
+    def with_zeros(y: Leaves) -> Leaves:
+        y = tuple(x.detach() for x in y) if all_failed else y
+        return tuple(Zeros.apply(len(tensors), *tensors.values(), *y))
 
-    return found.changed(attached)
+    return trajectory.map_states(with_zeros)
 
 
 class Zeros(torch.autograd.Function):
-    """Copies of what follows the first `count` tensors; the gradient of those is zero."""
+    """Copies the tensors after the first `count`; the gradient of the first `count` is zero."""
 
     takes_none = True
 
     @staticmethod
-    def forward(ctx: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.looks = [(x.shape, x.dtype, x.device) for x in given[:count]]
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.specs = [(x.shape, x.dtype, x.device) for x in tensors[:count]]
         ctx.set_materialize_grads(False)
-        return tuple(x.clone() for x in given[count:])
+        return tuple(x.clone() for x in tensors[count:])
 
     @staticmethod
-    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-        pairs = zip(ctx.looks, ctx.needs_input_grad[1:], strict=False)
-        zeros = [torch.zeros(s, dtype=d, device=at) if wanted else None for (s, d, at), wanted in pairs]
-        return (None, *zeros, *bars)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.specs, ctx.needs_input_grad[1:], strict=False)
+        zeros = [torch.zeros(s, dtype=d, device=device) if needed else None for (s, d, device), needed in pairs]
+        return (None, *zeros, *cotangents)

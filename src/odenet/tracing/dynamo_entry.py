@@ -1,4 +1,4 @@
-"""How the library looks to `torch.compile` of the caller's own model."""
+"""How `torch.compile` and `torch.export` of the caller's own model enter the library."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ R = TypeVar("R")
 
 
 def exporting() -> bool:
-    """Whether `torch.export` (or the ONNX exporter, which uses it) is recording."""
-    known = getattr(torch.compiler, "is_exporting", None)  # from PyTorch 2.7 on
-    return bool(known()) if known is not None else False
+    """True while `torch.export`, or the ONNX exporter on top of it, records."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # PyTorch 2.7 and later
+    return bool(is_exporting()) if is_exporting is not None else False
 
 
-def counts_allowed() -> bool:
-    """Whether the graph that is recorded may hold numbers that are read off tensors.
+def scalar_outputs_allowed() -> bool:
+    """True if the recorded graph may hold numbers read off tensors.
 
-    The backward pass of PyTorch's loop operator reads the number of its turns. Without fullgraph=True the compiler
-    refuses that, after the forward pass has been recorded, and then records the library's own functions one by one.
+    The backward pass of PyTorch's loop operator reads its iteration count. Without fullgraph=True the compiler refuses
+    that, after it has recorded the forward pass, and then records the library's functions one by one.
     """
     dynamo = sys.modules.get("torch._dynamo.symbolic_convert")
     if dynamo is None or exporting():
@@ -34,18 +34,18 @@ def counts_allowed() -> bool:
     return bool(translator.one_graph or sys.modules["torch._dynamo"].config.capture_scalar_outputs)
 
 
-# as torch.compiler.assume_constant_result has it, which would load the compiler: run while it records, not recorded
-cast(Any, counts_allowed)._dynamo_marked_constant = True
+# what torch.compiler.assume_constant_result does, without loading the compiler: run while recording, not recorded
+cast(Any, scalar_outputs_allowed)._dynamo_marked_constant = True
 
 
-def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a function that `torch.compile` and `torch.export` of the caller's model meet.
+def with_traced_version(traced: Callable[..., R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a function that `torch.compile` and `torch.export` of the caller's model call.
 
-    There `inside` is called in its place and traced, a part of the caller's graph. Where that gives None the function
-    runs eagerly, and the graph breaks there and goes on after it.
+    Inside them `traced` is called instead and becomes a part of the caller's graph. If it returns None the function
+    runs eagerly, with a graph break.
 
-    An f that is itself compiled stays so. `torch.compiler.disable` would load the compiler, which takes longer than the
-    rest of the library together, so it waits until somebody else has loaded it.
+    A compiled f stays compiled. `torch.compiler.disable` would load the compiler, which takes longer than the rest of
+    the library together, so it is called only after another module has loaded the compiler.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,11 +53,11 @@ def outside_graphs(inside: Callable[..., R | None]) -> Callable[[Callable[P, R]]
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            # the loop operator knows no transforms: a vmap that is compiled breaks the graph too
+            # the loop operator supports no transforms: a compiled vmap breaks the graph too
             if torch.compiler.is_compiling() and not inside_transform():
-                found = inside(*args, **kwargs)
-                if found is not None:
-                    return found
+                result = traced(*args, **kwargs)
+                if result is not None:
+                    return result
             if "torch._dynamo" not in sys.modules:
                 return function(*args, **kwargs)
             if not disabled:

@@ -1,4 +1,4 @@
-"""The field of a solve that is traced: the caller's f on leaves, with nothing counted and nothing looked for."""
+"""The field of a traced solve: the user's f on leaves, without counting or captured tensors."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ..core.leaves import Leaves, cast
 from ..core.pytrees import flatten, flatten_like, unflatten
 
 
-def with_own_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A module f with copies of its parameters, made within each evaluation.
+def with_cloned_tensors(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A module f that clones its parameters within each evaluation.
 
-    The loop operator of PyTorch allows no two inputs that share memory, and TorchDynamo makes inputs of the views that
-    an attribute gives (`w.T`) and of tensors that a module keeps beside the parameters that they are views of.
+    PyTorch's loop operator forbids inputs that share memory, and TorchDynamo makes inputs of views that an attribute
+    returns (`w.T`) and of tensors that a module stores beside the parameters that they are views of.
     """
     if not isinstance(f, nn.Module):
         return f
-    kept = {k: x.clone() for k, x in f.named_parameters()}
-    if not f.training:  # in training a buffer may be changed in place, which a copy would hide
-        kept |= {k: x.clone() for k, x in f.named_buffers()}
+    copies = {k: x.clone() for k, x in f.named_parameters()}
+    if not f.training:  # in training mode a buffer may be updated in place, which a clone would hide
+        copies |= {k: x.clone() for k, x in f.named_buffers()}
 
-    def g(t: Tensor, y: Any, *args: Any) -> Any:
-        return torch.func.functional_call(f, {k: own(x) for k, x in kept.items()}, (t, y, *args))
+    def with_copies(t: Tensor, y: Any, *args: Any) -> Any:
+        return torch.func.functional_call(f, {k: clone_with_strides(x) for k, x in copies.items()}, (t, y, *args))
 
-    return g
+    return with_copies
 
 
-def own(x: Tensor) -> Tensor:
-    """A copy of x, whose cotangent has the strides of x whatever made it: the loop operator asks for that."""
+def clone_with_strides(x: Tensor) -> Tensor:
+    """A clone of x whose cotangent always has the strides of x, as the loop operator requires."""
     return x.reshape(-1).clone().view(x.shape) if x.is_contiguous() else x.clone()
 
 
 class TracedField:
-    """A `VectorField` without memory: what it did to itself would be a side effect inside an operator's graph."""
+    """A `VectorField` without internal state, which would be a side effect inside an operator's graph."""
 
     calls = 0
     checked = True
@@ -56,13 +56,13 @@ class TracedField:
         self._f, self._spec, self.dtypes, self.time_dtype, self._args = f, flatten(y0)[1], dtypes, time_dtype, args
 
     def with_function(self, f: Callable[..., Any], args: tuple[Any, ...]) -> TracedField:
-        """The same with another function and other args."""
-        other = copy.copy(self)
-        other._f, other._args = f, args
-        return other
+        """The same field with another function and other args."""
+        copied = copy.copy(self)
+        copied._f, copied._args = f, args
+        return copied
 
     def pack(self, leaves: Leaves) -> Any:
-        """The state in the caller's structure and dtypes."""
+        """The state in the user's structure and dtypes."""
         return unflatten([cast(x, d) for x, d in zip(leaves, self.dtypes, strict=True)], self._spec)
 
     def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
@@ -75,5 +75,7 @@ class TracedField:
             raise TypeError(f"f returned the structure {spec}, but y has {self._spec}: return dy/dt with y's structure")
         for k, x in zip(out, y, strict=True):
             if k.shape != x.shape:
-                raise ValueError(f"f returned the shape {tuple(k.shape)} for a y of {tuple(x.shape)}")
+                raise ValueError(
+                    f"f returned the shape {tuple(k.shape)} for y of shape {tuple(x.shape)}: return dy/dt in y's shape"
+                )
         return tuple(cast(k, x.dtype) for k, x in zip(out, y, strict=True))

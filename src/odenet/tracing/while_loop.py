@@ -1,16 +1,16 @@
-"""The loop as one operator of a graph: what `torch.compile` and `torch.export` of the caller's own model see.
+"""The solver loop as one operator of a graph, for `torch.compile` and `torch.export` of the caller's own model.
 
-The steps are found first, detached from all graphs; where a gradient is wanted they are then taken again, known, by a
-second loop that PyTorch differentiates. That loop has no rejected attempts, whose values may not be finite and would
-poison the gradient, and nothing of the step control.
+The steps are computed first, detached from all graphs. If a gradient is needed, a second loop, which PyTorch
+differentiates, replays the known steps. It has no rejected attempts, whose values may be non-finite and would make the
+gradient NaN, and no step control.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,11 +28,13 @@ from ..engine.step_attempt import State, StepAttempt
 from ..engine.stop_tracker import StopTracker
 from ..methods.method import StepInput
 
+T = TypeVar("T")
+
 _RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(Status.MAX_STEPS)
 
 
 class LoopState(NamedTuple):
-    """A state, and how many attempts and accepted steps led there."""
+    """The engine's state, with the number of attempts and of accepted steps."""
 
     state: State
     attempts: Tensor
@@ -43,148 +45,158 @@ class LoopState(NamedTuple):
         s = start(p, tracker)
         return LoopState(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
 
-    def turn(self, p: Problem, tracker: StopTracker, most: int | Tensor) -> tuple[LoopState, StepAttempt]:
-        """One attempt, settled and counted: what every loop in a graph repeats. most: max_steps."""
+    def iterate(self, p: Problem, tracker: StopTracker, max_steps: int | Tensor) -> tuple[LoopState, StepAttempt]:
+        """One attempt, accepted or rejected and counted: the body of every loop in a graph."""
         s = self.state
         attempt, decision = try_step(p, tracker, s)
         attempts, accepted = self.attempts + (s.status == _RUNNING), self.accepted + attempt.accept
         s = accept_or_reject(p, tracker, s, attempt, decision)
-        spent = (s.status == _RUNNING) & (attempts >= most)
-        return LoopState(s._replace(status=torch.where(spent, _MAX_STEPS, s.status)), attempts, accepted), attempt
+        exhausted = (s.status == _RUNNING) & (attempts >= max_steps)
+        return LoopState(s._replace(status=torch.where(exhausted, _MAX_STEPS, s.status)), attempts, accepted), attempt
 
 
 class TracedEnd(NamedTuple):
-    """Where a solve ended, and how."""
+    """The end of a traced solve: time reached, status and counts, all 0-d."""
 
     t: Tensor
     status: Tensor
     accepted: Tensor
     rejected: Tensor
 
-    def unless_failed(self, y: Leaves) -> Leaves:
-        """The last state; NaN where the solve failed."""
+    def nan_if_failed(self, y: Leaves) -> Leaves:
+        """y if the solve succeeded, else NaN."""
         return tuple(torch.where(self.status == _SUCCESS, x, torch.nan) for x in y)
 
 
 class TracedSolution(NamedTuple):
     """A solve without a graph.
 
-    at: how it ended. ys: (T, ...), or () where they were not asked for. ends: end of each accepted step, (max_steps,),
-    or () likewise; `at.accepted` of them hold. extra: what `more` summed up.
+    last: the final loop state.
+    ys: outputs, leaves (T, ...); () if not requested.
+    step_ends: a tensor (max_steps,) with the end of each accepted step in its first `last.accepted` entries; () if not
+        requested.
+    sums: the totals of `accumulate`.
     """
 
-    at: LoopState
+    last: LoopState
     ys: Leaves
-    ends: Leaves
-    extra: Leaves
+    step_ends: Leaves
+    sums: Leaves
 
     @property
     def end(self) -> TracedEnd:
-        s = self.at.state
-        return TracedEnd(s.t, s.status, self.at.accepted, self.at.attempts - self.at.accepted)
+        s = self.last.state
+        return TracedEnd(s.t, s.status, self.last.accepted, self.last.attempts - self.last.accepted)
 
 
-More = Callable[[StepAttempt, Leaves], Leaves]
-"""Adds to the leaves what an attempt brings."""
+Accumulate = Callable[[StepAttempt, Leaves], Leaves]
+"""(attempt, sums) -> sums with the contribution of the attempt added."""
 
 
-def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any) -> Any:
-    """`turn` of a pytree again and again while `go`, as one operator. What is no tensor in it stays as it is."""
-    # imported here: the package loads without the compiler
+def run_while_loop(condition: Callable[[T], Tensor], iterate: Callable[[T], T], initial: T) -> T:
+    """Repeat `iterate` on a pytree while `condition` holds, as one operator; non-tensor leaves stay constant."""
+    # imported here, as it loads the compiler
     from torch._higher_order_ops.while_loop import while_loop
 
-    leaves, spec = flatten(first)
-    fixed = [None if isinstance(x, Tensor) else x for x in leaves]
-    places = [i for i, x in enumerate(fixed) if x is None]
+    leaves, spec = flatten(initial)
+    constants = [None if isinstance(x, Tensor) else x for x in leaves]
+    positions = [i for i, x in enumerate(constants) if x is None]
 
-    def tree(tensors: Any) -> Any:
-        whole = list(fixed)
-        for i, x in zip(places, tensors, strict=True):
-            whole[i] = x
-        return unflatten(whole, spec)
+    def tree(tensors: Sequence[Tensor]) -> T:
+        filled = list(constants)
+        for i, x in zip(positions, tensors, strict=True):
+            filled[i] = x
+        return unflatten(filled, spec)
 
     def body(*old: Tensor) -> Leaves:
-        """The operator allows no aliases of what it was given, and no other dtype."""
-        new = flatten(turn(tree(old)))[0]
-        return tuple(new[i].clone() if new[i] is x else new[i].to(x.dtype) for i, x in zip(places, old, strict=True))
+        """Iterate on tensors; the operator forbids outputs that alias inputs or differ in dtype."""
+        new = flatten(iterate(tree(old)))[0]
+        return tuple(new[i].clone() if new[i] is x else new[i].to(x.dtype) for i, x in zip(positions, old, strict=True))
 
-    return tree(while_loop(lambda *x: go(tree(x)), body, tuple(leaves[i].clone() for i in places)))
+    return tree(while_loop(lambda *x: condition(tree(x)), body, tuple(leaves[i].clone() for i in positions)))
 
 
-def traced_loop(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> TracedSolution:
-    """Solve p, traced and detached."""
-    p = _apart(p)
+def traced_loop(
+    p: Problem, outputs: bool, step_ends: bool, accumulate: Accumulate | None = None, sums: Leaves = ()
+) -> TracedSolution:
+    """Solve p inside a graph, detached.
+
+    outputs, step_ends: whether the solution has them. accumulate, sums: totals over attempts, and their initial values.
+    """
+    p = _with_cloned_times(p)
     tracker = StopTracker(p)
-    tape = (p.ts[:1].repeat(p.max_steps),) if ends else ()
+    tape = (p.ts[:1].repeat(p.max_steps),) if step_ends else ()
 
-    def turn(s: TracedSolution) -> TracedSolution:
-        # a rejected attempt writes what the next one overwrites
-        at, attempt = s.at.turn(p, tracker, p.max_steps)
+    def iterate(s: TracedSolution) -> TracedSolution:
+        # the next attempt overwrites the entries of a rejected one
+        last, attempt = s.last.iterate(p, tracker, p.max_steps)
         ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if outputs else ()
-        tape = tuple(x.scatter(0, s.at.accepted.view(1), attempt.t1.view(1)) for x in s.ends)
-        return TracedSolution(at, ys, tape, more(attempt, s.extra) if more is not None else ())
+        tape = tuple(x.scatter(0, s.last.accepted.view(1), attempt.t1.view(1)) for x in s.step_ends)
+        return TracedSolution(last, ys, tape, accumulate(attempt, s.sums) if accumulate is not None else ())
 
-    first = TracedSolution(LoopState.start(p, tracker), blank_outputs(p, None) if outputs else (), tape, extra)
-    return repeated(lambda s: s.at.state.status == _RUNNING, turn, first)
+    initial = TracedSolution(LoopState.start(p, tracker), blank_outputs(p, None) if outputs else (), tape, sums)
+    return run_while_loop(lambda s: s.last.state.status == _RUNNING, iterate, initial)
 
 
-def _apart(p: Problem) -> Problem:
-    """The same problem, with times that share no memory: the operator allows no aliases in what its body sees."""
+def _with_cloned_times(p: Problem) -> Problem:
+    """The same problem with cloned times: the operator forbids aliases among the tensors that its body uses."""
     jumps = p.stops.jumps
     stops = replace(p.stops, times=p.stops.times.clone(), jumps=None if jumps is None else jumps.clone())
     return replace(p, ts=p.ts.clone(), stops=stops)
 
 
-def record_plan(p: Problem) -> Problem:
-    """A problem without a state, whose steps are those of p where no error decides them."""
+def without_state(p: Problem) -> Problem:
+    """A problem with an empty state and the same steps as p, if no error estimate controls them."""
     control = copy.copy(p.controller)
     control.finite = False
-    nothing: Any = lambda t, y, side=None: ()  # noqa: E731
-    return replace(p, f=nothing, y0=(), controller=control)
+    empty_field: Any = lambda t, y, side=None: ()  # noqa: E731
+    return replace(p, f=empty_field, y0=(), controller=control)
 
 
-class _Taken(NamedTuple):
-    """Steps that were taken again. steps: how many. jumped: `time` is a jump time."""
+class _ReplayState(NamedTuple):
+    """State of the replay loop. steps: number of replayed steps. at_jump: `time` is a jump time."""
 
     steps: Tensor
     time: Tensor
-    jumped: MaskLike
+    at_jump: MaskLike
     y: Leaves
     carry: Leaves
     ys: Leaves
 
 
-def differentiable_steps(p: Problem, found: TracedSolution) -> tuple[Leaves, Leaves]:
-    """y1 and ys of the steps that `found` has, by a loop that is differentiated."""
-    p = _apart(p)
-    (ends,), jumps = found.ends, p.stops.jumps
-    yes = torch.ones_like(found.at.state.rejected)
+def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, Leaves]:
+    """y1 and ys of the steps of `solution`, by a loop that PyTorch differentiates."""
+    p = _with_cloned_times(p)
+    (ends,), jumps = solution.step_ends, p.stops.jumps
+    accept = torch.ones_like(solution.last.state.rejected)
 
-    def go(s: _Taken) -> Tensor:
-        # at least once, if for a step of no length: with no turns at all the operator's gradients are wrong
-        return s.steps < found.at.accepted.clamp(min=1)
+    def condition(s: _ReplayState) -> Tensor:
+        # at least one iteration, if of a step of zero length: the operator's gradients are wrong without any
+        return s.steps < solution.last.accepted.clamp(min=1)
 
-    def turn(s: _Taken) -> _Taken:
+    def iterate(s: _ReplayState) -> _ReplayState:
         t1 = ends.gather(0, s.steps.view(1)).view(())
         jump = False if jumps is None else (jumps & (p.stops.times == t1)).any()
-        f = one_sided_field(p, s.time, t1, s.jumped, jump)
+        f = one_sided_field(p, s.time, t1, s.at_jump, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
-        attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
+        attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, accept, accept, 0, s.at_jump, jump)
         ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if s.ys else ()
-        carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may give back a part of its y
-        return _Taken(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
+        carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may return a view of its y
+        return _ReplayState(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 
     carry = p.method.init(p.f, p.ts[0], p.y0)
-    moving = _differentiated((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
-    jumped = False if jumps is None else ~yes
-    last = repeated(go, turn, _Taken(torch.zeros_like(found.at.accepted), p.ts[0], jumped, *moving))
-    y1 = found.end.unless_failed(last.y)
+    attached = _all_attached((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
+    jumped = False if jumps is None else ~accept
+    last = run_while_loop(
+        condition, iterate, _ReplayState(torch.zeros_like(solution.last.accepted), p.ts[0], jumped, *attached)
+    )
+    y1 = solution.end.nan_if_failed(last.y)
     return y1, last.ys or tuple(torch.stack([a, b]) for a, b in zip(p.y0, y1, strict=True))
 
 
-def _differentiated(tree: Any, slope: Leaves) -> Any:
-    """The same values, all attached to a graph: the operator gives no gradient to what begins as a constant."""
+def _all_attached(tree: Any, slope: Leaves) -> Any:
+    """The same values, all attached to a graph: the operator gives no gradient to tensors that start as constants."""
     anchor = next(x for x in (*flatten(tree)[0], *slope) if x.requires_grad).reshape(-1)[0]
     anchor = anchor.real if anchor.is_complex() else anchor
-    never = torch.zeros_like(anchor, dtype=torch.bool)
-    return tree_map(lambda x: x if x.requires_grad else torch.where(never, anchor.to(x.dtype), x), tree)
+    mask = torch.zeros_like(anchor, dtype=torch.bool)
+    return tree_map(lambda x: x if x.requires_grad else torch.where(mask, anchor.to(x.dtype), x), tree)

@@ -1,8 +1,8 @@
 """torchdiffeq's functions on this library's solvers: `import odenet.compat.torchdiffeq as torchdiffeq`.
 
-Signatures, options, callbacks, event mode, norms and classes of errors are those of torchdiffeq's main branch;
-docs/migrate.md says what is better and what differs on purpose. `register()` makes `import torchdiffeq` mean this
-package for programs that cannot be changed, and `python -m odenet.compat.torchdiffeq -m some.module ...` runs one so.
+Signatures, options, callbacks, event mode, norms and error classes are those of torchdiffeq's main branch;
+docs/migrate.md lists improvements and intended differences. `register()` makes `import torchdiffeq` mean this package
+in programs that cannot be changed; `python -m odenet.compat.torchdiffeq -m some.module ...` runs such a program.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from .event_call import odeint_event
 from .launch import register
 from .plain_call import odeint, odeint_dense
 
-__version__ = "0.2.5"  # whose callers this serves; they compare it
+__version__ = "0.2.5"  # torchdiffeq's version with the same interface; programs compare it
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`torchdiffeq._impl`, as an attribute, for who reaches into it without an import of their own."""
+    """`torchdiffeq._impl` as an attribute, for programs that use it without importing it."""
     if name == "_impl":
         return importlib.import_module(f"{__name__}._impl")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""python -m odenet.compat.torchdiffeq -m some.module ...: see launch.py."""
+"""`python -m odenet.compat.torchdiffeq -m some.module ...`: see launch.py."""
 
 import sys
 

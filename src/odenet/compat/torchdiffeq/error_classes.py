@@ -1,8 +1,8 @@
-"""Failures of a solve as a caller of torchdiffeq catches them: AssertionErrors, and this library's own as well."""
+"""Failures of a solve that are also AssertionErrors, as callers of torchdiffeq catch them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from ...errors import BlowUpError, MaxStepsError, NonFiniteError, SolveError, StepUnderflowError
@@ -33,15 +33,15 @@ _TWINS: dict[type[SolveError], type[SolveError]] = {
 
 
 @contextmanager
-def as_assertions() -> Iterator[None]:
-    """Raise a failure as its twin that is an AssertionError too."""
+def as_assertions() -> Generator[None, None, None]:
+    """Raise a failed solve as the subclass that is also an AssertionError, with torchdiffeq's option names."""
     try:
         yield
     except SolveError as error:
         twin = _TWINS.get(type(error))
         if twin is None:
             raise
-        # the options' names here are torchdiffeq's
+        # replace option names by torchdiffeq's
         text = str(error).replace("max_steps", "max_num_steps").replace("PID(jump_ts=...)", "options={'jump_t': ...}")
         text = text.split(", or take on_failure")[0].rstrip(".") + "."
         raise twin(text, t=error.t, dt=error.dt, sample=error.sample, component=error.component) from None

@@ -16,10 +16,10 @@ from ...events.event_time import with_event_time
 from .inputs import Inputs
 from .plain_call import odeint
 
-_BACK = 1e-5  # of the size of the times: how far before an event it is looked whether the state made it
+_STEP_BACK = 1e-5  # relative to the size of the times: distance before an event at which event_fn is compared
 _CONSTANT_TIME = (
-    "event_fn jumps across zero, or only touches it: the time of the event has no derivative, and is taken as a "
-    "constant, as in torchdiffeq. If it is to move with the state, let event_fn be continuous, such as y[0] - 0.5 for "
+    "event_fn jumps across zero, or only touches it: the event time has no derivative and is treated as a "
+    "constant, as in torchdiffeq. For a derivative use a continuous event_fn, such as y[0] - 0.5 instead of "
     "(y[0] > 0.5).float() - 0.5"
 )
 
@@ -34,66 +34,71 @@ def odeint_event(
     odeint_interface: Callable[..., Any] = odeint,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """The time at which event_fn(t, y) crosses zero, 0-d, and the solution at t0 and there; differentiable.
+    """The time at which event_fn(t, y) crosses zero, 0-d, and the solution at t0 and at that time; differentiable.
 
-    The gradient reaches y0, t0, the parameters of func and those of event_fn, through the time of the event as well.
-    t0: a tensor of one number. odeint_interface: `odeint`, `odeint_adjoint`, or a function like them; kwargs go to it.
+    Gradients reach y0, t0, the parameters of func and those of event_fn, also through the event time. t0: a tensor of
+    one number. odeint_interface: `odeint`, `odeint_adjoint`, or a compatible function; it gets kwargs.
     """
     function("odeint_interface", odeint_interface, "odeint(func, y0, t, ...)")
     function("event_fn", event_fn, "event_fn(t, y)")
     boolean("reverse_time", reverse_time)
-    if not isinstance(t0, Tensor) or t0.numel() != 1 or not t0.is_floating_point():
-        raise TypeError(f"t0 must be a floating point tensor of one time; got {describe(t0)}")
-    start = t0.reshape(-1)
+    start = _start_time(t0)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    whole = isinstance(solution, Tensor)
-    last: Leaves = (solution[-1],) if whole else tuple(x[-1] for x in solution)
+    is_tensor = isinstance(solution, Tensor)
+    last: Leaves = (solution[-1],) if is_tensor else tuple(x[-1] for x in solution)
     if not torch.is_grad_enabled():
         return event_t, solution
     time = event_t.detach()
 
-    def packed(y: Leaves) -> Any:
-        return y[0] if whole else y
+    def pack(y: Leaves) -> Any:
+        return y[0] if is_tensor else y
 
     with torch.no_grad():
-        values = event_fn(time, packed(tuple(x.detach() for x in last))).reshape(-1)
-        field = Inputs.of(func, y0, t, 0.0, 0.0).field()
+        values = event_fn(time, pack(tuple(x.detach() for x in last))).reshape(-1)
+        field = Inputs.from_arguments(func, y0, t, 0.0, 0.0).field()
         span = torch.maximum(time.abs(), start.detach()[0].abs()) * (-1.0 if reverse_time else 1.0)
-        slope = _slope_before(lambda s, y: _leaves(field(s, packed(y))), time, span, tuple(x.detach() for x in last))
-    which = int(values.abs().argmin())  # of several, the one that is zero here
+        slope = _slope_before(lambda s, y: _to_leaves(field(s, pack(y))), time, span, tuple(x.detach() for x in last))
+    index = int(values.abs().argmin())  # of several values, the one that is zero
     direction = torch.full_like(time, -1.0 if reverse_time else 1.0)
 
-    def chosen(s: Tensor, y: Leaves) -> Tensor:
-        return event_fn(s, packed(y)).reshape(-1)[which]
+    def event_value(s: Tensor, y: Leaves) -> Tensor:
+        return event_fn(s, pack(y)).reshape(-1)[index]
 
-    def take_as_constant() -> None:
-        here = tuple(x.detach() for x in last)
-        before = tuple(x - k * _BACK * span for x, k in zip(here, slope, strict=True))
+    def warn_constant_time() -> None:
+        end = tuple(x.detach() for x in last)
+        earlier = tuple(x - k * _STEP_BACK * span for x, k in zip(end, slope, strict=True))
         with torch.no_grad():
-            if bool(chosen(time, before) != chosen(time, here)):  # else it is the time alone that ends the solve
+            if bool(event_value(time, earlier) != event_value(time, end)):  # else the time alone triggers the event
                 warnings.warn(_CONSTANT_TIME, UserWarning, stacklevel=2)
 
-    event_t, ends = with_event_time(chosen, time, last, slope, direction, unless=take_as_constant)
-    if whole:
+    event_t, ends = with_event_time(event_value, time, last, slope, direction, unless=warn_constant_time)
+    if is_tensor:
         return event_t, torch.cat([solution[:-1], ends[0][None]])
     return event_t, tuple(torch.cat([x[:-1], end[None]]) for x, end in zip(solution, ends, strict=True))
 
 
-def _slope_before(f: Callable[[Tensor, Leaves], Leaves], time: Tensor, span: Tensor, y: Leaves) -> Leaves:
-    """f at the event; where it jumps there just before it, as the solve that ended there saw it.
+def _start_time(t0: object) -> Tensor:
+    """t0 as a tensor (1,)."""
+    if not isinstance(t0, Tensor) or t0.numel() != 1 or not t0.is_floating_point():
+        raise TypeError(f"t0 must be a floating point tensor of one time; got {describe(t0)}")
+    return t0.reshape(-1)
 
-    span: the size of the times at hand, with the sign of their direction.
+
+def _slope_before(f: Callable[[Tensor, Leaves], Leaves], time: Tensor, span: Tensor, y: Leaves) -> Leaves:
+    """f at the event; if f jumps there, f just before it, as the solve saw it.
+
+    span: the size of the times, with the sign of their direction.
     """
-    back = 16 * torch.finfo(time.dtype).eps * span
+    step_back = 16 * torch.finfo(time.dtype).eps * span
     slope = f(time, y)
-    if not bool(jumps_across(f, time, y, slope, back, tuple(k * back for k in slope))):
+    if not bool(jumps_across(f, time, y, slope, step_back, tuple(k * step_back for k in slope))):
         return slope
-    for _ in range(2):  # along the solution, as soon as its slope is known
-        slope = f(time - back, y)
-        y = tuple(x - k * back for x, k in zip(y, slope, strict=True))
+    for _ in range(2):  # the first pass gives the slope, the second one steps back along it
+        slope = f(time - step_back, y)
+        y = tuple(x - k * step_back for x, k in zip(y, slope, strict=True))
     return slope
 
 
-def _leaves(y: Any) -> Leaves:
+def _to_leaves(y: Any) -> Leaves:
     return (y,) if isinstance(y, Tensor) else tuple(y)

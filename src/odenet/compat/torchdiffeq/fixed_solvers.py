@@ -1,8 +1,8 @@
-"""torchdiffeq's solver classes of fixed steps, for who builds them, steps them by hand, or makes subclasses.
+"""torchdiffeq's fixed-step solver classes, for programs that build, step or subclass them.
 
-`odeint` itself runs in this library's own loop. What is here is plain PyTorch, one operation after the other:
-differentiable by autograd, and without what that loop does better. func gets (t, y), y one tensor; it need not be
-wrapped in `_PerturbFunc`, unless it is to be evaluated just beside a time.
+`odeint` itself runs in this library's loop. These classes are plain PyTorch operations: differentiable by autograd,
+without the loop's features. func gets (t, y), with y a single tensor; it must be a `PerturbFunc` only with
+perturb=True.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from ...core.dense import hermite
 from ...methods import Adams, ExplicitRK, ImplicitRK, Method
 from ...methods.method import StepInput
-from .parts import Perturb, _handle_unused_kwargs, _interp_evaluate, callback, evaluated, find_event
+from .solver_functions import Perturb, callback, evaluate_func, find_event, handle_unused_kwargs, interp_evaluate
 
 
 class FixedGridODESolver:
-    """Base class of clients' own fixed-step solvers: they define `_step_func(func, t0, dt, t1, y0) -> (dy, f0)`."""
+    """Base class of fixed-step solvers: a subclass defines `_step_func(func, t0, dt, t1, y0) -> (dy, f0)`."""
 
     order: int = 1
 
@@ -33,7 +33,7 @@ class FixedGridODESolver:
         self.atol = unused.pop("atol", None)
         self.rtol = unused.pop("rtol", None)
         unused.pop("norm", None)
-        _handle_unused_kwargs(self, unused)
+        handle_unused_kwargs(self, unused)
         if step_size is not None and grid_constructor is not None:
             raise ValueError("step_size and grid_constructor exclude each other: give one of them")
         self.func, self.y0, self.dtype, self.device = func, y0, y0.dtype, y0.device
@@ -62,20 +62,20 @@ class FixedGridODESolver:
     def integrate(self, t: Tensor) -> Tensor:
         """The solution at all of t, increasing, (len(t), *y0.shape)."""
         grid = self.grid_constructor(self.func, self.y0, t)
-        ends, outputs = grid.tolist(), t.tolist()  # comparing tensors costs as much as a stage
+        ends, outputs = grid.tolist(), t.tolist()  # floats, as comparing tensors costs as much as a stage
         if ends[0] != outputs[0] or ends[-1] != outputs[-1]:
             raise AssertionError("grid_constructor must give a grid from t[0] to t[-1]")
-        y0, solution, own = self.y0, [self.y0], grid is not t
-        before = callback(self.func, "callback_step")
+        y0, solution, separate_grid = self.y0, [self.y0], grid is not t
+        callback_step = callback(self.func, "callback_step")
         for (t0, t1), end in zip(pairwise(grid.unbind()), ends[1:], strict=True):
             dt = t1 - t0
-            before(t0, y0, dt)
+            callback_step(t0, y0, dt)
             dy, f0 = self._step_func(self.func, t0, dt, t1, y0)
             y1 = y0 + dy
-            if not own:  # every end of a step is an output
+            if not separate_grid:  # every step ends at an output
                 solution.append(y1)
-            while own and len(solution) < len(outputs) and end >= outputs[len(solution)]:
-                solution.append(self._between(t0, t1, y0, y1, f0)(t[len(solution)]))
+            while separate_grid and len(solution) < len(outputs) and end >= outputs[len(solution)]:
+                solution.append(self._interpolant(t0, t1, y0, y1, f0)(t[len(solution)]))
             y0 = y1
         return torch.stack(solution)
 
@@ -91,13 +91,13 @@ class FixedGridODESolver:
             y1 = y0 + dy
             if bool(torch.sign(event_fn(t1, y1)) != sign):
                 tol = 1e-9 if self.atol is None else float(self.atol)
-                time, y1 = find_event(self._between(t0, t1, y0, y1, f0), sign, t0, t1, event_fn, tol)
+                time, y1 = find_event(self._interpolant(t0, t1, y0, y1, f0), sign, t0, t1, event_fn, tol)
                 return time, torch.stack([self.y0, y1])
             t0, y0 = t1, y1
         raise RuntimeError("no event in 20,000 steps")
 
-    def _between(self, t0: Tensor, t1: Tensor, y0: Tensor, y1: Tensor, f0: Tensor) -> Callable[[Tensor], Tensor]:
-        """The solution within a step, by `interp`."""
+    def _interpolant(self, t0: Tensor, t1: Tensor, y0: Tensor, y1: Tensor, f0: Tensor) -> Callable[[Tensor], Tensor]:
+        """The solution within a step as a function of t, by `interp`."""
         if self.interp == "linear":
             return lambda t: self._linear_interp(t0, t1, y0, y1, t)
         if self.interp == "cubic":
@@ -114,50 +114,50 @@ class FixedGridODESolver:
         self, t0: Tensor, y0: Tensor, f0: Tensor, t1: Tensor, y1: Tensor, f1: Tensor, t: Tensor
     ) -> Tensor:
         dt = (t1 - t0).to(y0.abs().dtype)
-        parts = hermite((dt,), (y0,), (y1,), (f0,), (f1,))
-        return _interp_evaluate([y0, *(part[0] for part in parts)], t0, t1, t)
+        coefficients = hermite((dt,), (y0,), (y1,), (f0,), (f1,))
+        return interp_evaluate([y0, *(c[0] for c in coefficients)], t0, t1, t)
 
 
-class ByMethod(FixedGridODESolver):
-    """One step of a method of this library."""
+class MethodSolver(FixedGridODESolver):
+    """A solver class whose step is that of a method of this library."""
 
     method: ClassVar[Method]
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
-        f0 = evaluated(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
+        f0 = evaluate_func(func, t0, y0, Perturb.NEXT if self.perturb else Perturb.NONE)
         if self.method.num_stages == 1 and isinstance(
             self.method, ExplicitRK
         ):  # Euler's, to which what follows comes down
             return (dt if dt.dtype == y0.dtype else dt.to(y0.abs().dtype)) * f0, f0
-        first = [f0]  # what every method evaluates first
+        first_slope = [f0]  # every method evaluates this first
 
         def field(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if first:
-                return (first.pop(),)
-            late = self.perturb and bool(t == t1)
-            return (evaluated(func, t, y[0], Perturb.PREV if late else Perturb.NONE),)
+            if first_slope:
+                return (first_slope.pop(),)
+            at_end = self.perturb and bool(t == t1)
+            return (evaluate_func(func, t, y[0], Perturb.PREV if at_end else Perturb.NONE),)
 
         return self.method.increment(StepInput(field, torch.as_tensor(t0), torch.as_tensor(t1), (y0,)))[0][0], f0
 
 
-class FixedGridFIRKODESolver(ByMethod):
-    """An implicit Runge-Kutta method, all of whose stages are found together."""
+class FixedGridFIRKODESolver(MethodSolver):
+    """An implicit Runge-Kutta method that solves for all stages together."""
 
     tableau: ClassVar[Any]
 
-    def __init__(self, func: Any, y0: Tensor, *given: Any, max_iters: int = 100, **options: Any) -> None:
-        super().__init__(func, y0, *given, **options)
+    def __init__(self, func: Any, y0: Tensor, *args: Any, max_iters: int = 100, **options: Any) -> None:
+        super().__init__(func, y0, *args, **options)
         self.max_iters = max_iters
         if isinstance(self.method, ImplicitRK):
             self.method = ImplicitRK(self.method.tableau, max_iters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class FixedGridDIRKODESolver(FixedGridFIRKODESolver):
-    """An implicit Runge-Kutta method whose stages are found one after another."""
+    """An implicit Runge-Kutta method that solves for its stages one after another."""
 
 
 class AdamsBashforthMoulton(FixedGridODESolver):
-    """The implicit Adams method, which remembers the slopes of its steps: one instance for one solve."""
+    """The implicit Adams method. It stores the slopes of its steps: use one instance per solve."""
 
     order = 4
 

@@ -1,4 +1,4 @@
-"""The arguments of torchdiffeq's functions, checked, in the form that `odenet.solve` takes."""
+"""Checked arguments of torchdiffeq's functions, in the form that `odenet.solve` takes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ...core.leaves import real_dtype
 from ...core.validate import describe, function
 
 State = Tensor | tuple[Tensor, ...]
-_FEW = 64
+_COMPARED_IN_PYTHON = 64
 
 
-class Field:
+class FuncAdapter:
     """func as `odenet.solve` calls it: t in y's real dtype, and results in y's shape and dtype.
 
-    broadcasts: a result for one tensor is broadcast to y's shape, as torchdiffeq does with methods of fixed steps.
+    broadcasts: broadcast a result for a single tensor to y's shape, as torchdiffeq does in fixed-step methods.
     """
 
     def __init__(self, func: Callable[..., Any], dtype: torch.dtype, broadcasts: bool = True) -> None:
@@ -31,17 +31,17 @@ class Field:
         t = t if t.dtype == self.dtype else t.to(self.dtype)
         out = self.func(t, y)
         if isinstance(y, Tensor):
-            return self._like(out, y, False)
-        return tuple(self._like(k, x, True) for k, x in zip(out, y, strict=True))
+            return self._checked_like(out, y, False)
+        return tuple(self._checked_like(k, x, True) for k, x in zip(out, y, strict=True))
 
-    def _like(self, k: Any, y: Tensor, part: bool) -> Any:
-        """part: of a tuple, whose parts torchdiffeq lays out in one row."""
+    def _checked_like(self, k: Any, y: Tensor, in_tuple: bool) -> Any:
+        """in_tuple: y is an entry of a tuple, which torchdiffeq flattens into one vector."""
         if not isinstance(k, Tensor):
-            return k  # the solve refuses it, with its name
+            return k  # solve() raises an error that names it
         if k.shape != y.shape:
-            if _without_ones(k) == _without_ones(y) or (part and k.numel() == y.numel()):
+            if _without_ones(k) == _without_ones(y) or (in_tuple and k.numel() == y.numel()):
                 k = k.reshape(y.shape)
-            elif self.broadcasts and not part and _broadcasts(k, y):
+            elif self.broadcasts and not in_tuple and _broadcasts(k, y):
                 k = k.expand(y.shape)
             else:
                 raise RuntimeError(
@@ -56,14 +56,14 @@ def _without_ones(x: Tensor) -> list[int]:
 
 
 def _broadcasts(k: Tensor, y: Tensor) -> bool:
-    """Whether k has y's shape once it is broadcast."""
+    """True if k broadcasts to y's shape."""
     ones = (1,) * (y.ndim - k.ndim)
     return k.ndim <= y.ndim and all(a in (1, b) for a, b in zip((*ones, *k.shape), y.shape, strict=True))
 
 
 @dataclass
 class Inputs:
-    """y0: a tensor, or a tuple of tensors of one dtype. t: on its device. rtol, atol: as solve takes them."""
+    """y0: a tensor, or a tuple of tensors of one dtype. t: on the device of y0. rtol, atol: as solve() takes them."""
 
     func: Callable[..., Any]
     y0: State
@@ -72,7 +72,8 @@ class Inputs:
     atol: Any
 
     @staticmethod
-    def of(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
+    def from_arguments(func: Any, y0: Any, t: Any, rtol: Any, atol: Any, event_fn: Any = None) -> Inputs:
+        """Check and convert the arguments; raises where torchdiffeq does."""
         function("func", func, "func(t, y)")
         if event_fn is not None:
             function("event_fn", event_fn, "event_fn(t, y)")
@@ -87,11 +88,12 @@ class Inputs:
         return Inputs(func, y0, t, _tolerance("rtol", rtol, y0), _tolerance("atol", atol, y0))
 
     @property
-    def leaf(self) -> Tensor:
+    def first_tensor(self) -> Tensor:
+        """y0, or its first entry."""
         return self.y0 if isinstance(self.y0, Tensor) else self.y0[0]
 
-    def field(self, broadcasts: bool = True) -> Field:
-        return Field(self.func, self.leaf.dtype, broadcasts)
+    def field(self, broadcasts: bool = True) -> FuncAdapter:
+        return FuncAdapter(self.func, self.first_tensor.dtype, broadcasts)
 
 
 def _state(y0: Any) -> State:
@@ -127,46 +129,46 @@ def _check_times(t: Any) -> None:
 
 
 def _monotone(t: Tensor) -> bool:
-    """Whether t strictly increases or strictly decreases; few times are looked at quicker in Python."""
-    if len(t) > _FEW:
+    """True if t strictly increases or strictly decreases; short times are faster to compare in Python."""
+    if len(t) > _COMPARED_IN_PYTHON:
         steps = t.diff()
         return bool((steps > 0).all() or (steps < 0).all())
     pairs = list(pairwise(t.tolist()))
     return all(a < b for a, b in pairs) or all(a > b for a, b in pairs)
 
 
-def tensor(name: str, given: Any) -> Tensor:
-    """given as a tensor."""
+def as_dense_tensor(name: str, value: Any) -> Tensor:
+    """value as a tensor; raises TypeError if it is none."""
     try:
-        out = torch.as_tensor(given)
+        out = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
-        raise TypeError(f"{name} must be a number or a tensor; got {describe(given)}: {error}") from None
+        raise TypeError(f"{name} must be a number or a tensor; got {describe(value)}: {error}") from None
     if out.is_meta or out.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor that holds its values; got {describe(given)}")
+        raise TypeError(f"{name} must be a dense tensor that holds its values; got {describe(value)}")
     return out
 
 
-def chosen(name: str, given: Any) -> dict[str, Any]:
-    """A dictionary of options, of the caller's own."""
-    if given is not None and not isinstance(given, dict):
-        raise TypeError(f"{name} must be a dictionary of options, or None; got {describe(given)}")
-    return dict(given or {})
+def options_dict(name: str, value: Any) -> dict[str, Any]:
+    """A copy of a dictionary of options, {} for None."""
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{name} must be a dictionary of options, or None; got {describe(value)}")
+    return dict(value or {})
 
 
-def _tolerance(name: str, given: Any, y0: State) -> Any:
-    if isinstance(given, Tensor) and given.requires_grad:
+def _tolerance(name: str, value: Any, y0: State) -> Any:
+    if isinstance(value, Tensor) and value.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     if isinstance(y0, Tensor):
-        return given if isinstance(given, (int, float, Tensor)) else tensor(name, given)
-    if (isinstance(given, Tensor) and given.ndim == 0) or not hasattr(given, "__iter__"):
-        return given
-    given = tuple(given)
-    if len(given) != len(y0):
-        raise AssertionError(f"{name} must have one entry for each tensor of y0, {len(y0)}; got {len(given)}")
+        return value if isinstance(value, (int, float, Tensor)) else as_dense_tensor(name, value)
+    if (isinstance(value, Tensor) and value.ndim == 0) or not hasattr(value, "__iter__"):
+        return value
+    value = tuple(value)
+    if len(value) != len(y0):
+        raise AssertionError(f"{name} must have one entry for each tensor of y0, {len(y0)}; got {len(value)}")
     out = []
-    for tol, x in zip(given, y0, strict=True):
+    for tol, x in zip(value, y0, strict=True):
         if isinstance(tol, Tensor) and tol.requires_grad:
             raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
-        tol = tensor(name, tol)
+        tol = as_dense_tensor(name, tol)
         out.append(tol.reshape(x.shape) if tol.numel() == x.numel() else tol)
     return tuple(out)

@@ -1,4 +1,4 @@
-"""Other people's programs on this library: `import torchdiffeq` then means this package."""
+"""Run programs that import torchdiffeq on this library."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import runpy
 import sys
 from pathlib import Path
 
-_HERE = __name__.rpartition(".")[0]
+_PACKAGE = __name__.rpartition(".")[0]
 
 
 def register() -> None:
-    """From now on `import torchdiffeq`, and its submodules, give this package; before the first such import."""
+    """Make `import torchdiffeq`, and its submodules, return this package; call it before the first such import."""
     loaded = sys.modules.get("torchdiffeq")
-    if loaded is not None and loaded is not sys.modules[_HERE]:
+    if loaded is not None and loaded is not sys.modules[_PACKAGE]:
         raise RuntimeError("torchdiffeq has been imported already: call register() before anything that imports it")
-    importlib.import_module(f"{_HERE}._impl")
+    importlib.import_module(f"{_PACKAGE}._impl")
     for name, module in list(sys.modules.items()):
-        if name == _HERE or name.startswith(f"{_HERE}._impl"):
-            sys.modules["torchdiffeq" + name.removeprefix(_HERE)] = module
+        if name == _PACKAGE or name.startswith(f"{_PACKAGE}._impl"):
+            sys.modules["torchdiffeq" + name.removeprefix(_PACKAGE)] = module
 
 
 _USAGE = """usage: python -m odenet.compat.torchdiffeq (-m MODULE | SCRIPT.py) [arguments]

@@ -1,4 +1,4 @@
-"""torchdiffeq's method names, and what their options mean here: a method, a step control, and how many steps."""
+"""torchdiffeq's method names and options, translated to a method, a controller and a step limit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ...errors import unknown_name
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .adjoint_norms import largest_rms
 from .fixed_solvers import FixedGridODESolver
-from .inputs import Inputs, chosen
+from .inputs import Inputs, options_dict
 from .solvers import ADAPTIVE, BUILT_IN, IMPLICIT, SCIPY
-from .step_function import ByStepFunction
+from .step_function import StepFunctionMethod
 
-# name there -> name here
+# torchdiffeq's name -> this library's name
 _ADAPTIVE = {name: name for name in ADAPTIVE} | {"adaptive_heun": "heun"}
 _EXPLICIT = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun", "heun3": "heun3", "rk4": "rk4_38"}
 
 SOLVERS: dict[str, Any] = dict(BUILT_IN)
-"""Clients enter solver classes of their own here, which can be called, and call those that are in it."""
+"""Solver classes by method name. Other programs add classes, and call the existing ones."""
 
 _ADAPTIVE_OPTIONS = {
     *("norm", "first_step", "min_step", "max_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
@@ -33,11 +33,11 @@ _ADAPTIVE_OPTIONS = {
 }
 _FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb"}
 _SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step", "grid_points", "eps"}
-_MOST = 2**31 - 1
+_UNLIMITED = 2**31 - 1
 
 
-def known(method: str | None, argument: str = "method") -> str:
-    """The name of the method, or an error."""
+def method_name(method: object, argument: str = "method") -> str:
+    """The method's name, by default 'dopri5'; raises for an unknown one."""
     if method is None:
         return "dopri5"
     if not isinstance(method, str) or method not in SOLVERS:
@@ -45,15 +45,15 @@ def known(method: str | None, argument: str = "method") -> str:
     return method
 
 
-def adaptive(name: str) -> bool:
+def is_adaptive(name: str) -> bool:
     return name in _ADAPTIVE
 
 
 @dataclass
 class Settings:
-    """What a method's name and options come to. max_steps: of the whole solve.
+    """The meaning of a method's name and options. max_steps: of the whole solve.
 
-    client: a class of the caller's own, which solves by itself.
+    solver_class: a class of another program, which solves on its own.
     """
 
     name: str
@@ -61,36 +61,36 @@ class Settings:
     method: Method
     controller: Controller
     max_steps: int
-    client: type | None = None
+    solver_class: type | None = None
 
     def time_dtype(self, inputs: Inputs) -> torch.dtype:
-        """That of the times which callbacks get."""
-        real = real_dtype(inputs.leaf.dtype)
+        """The dtype of the times that callbacks get."""
+        real = real_dtype(inputs.first_tensor.dtype)
         return (
             torch.promote_types(self.options.get("dtype", torch.float64), real)
-            if adaptive(self.name)
+            if is_adaptive(self.name)
             else inputs.t.dtype
         )
 
     @staticmethod
-    def of(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
-        """norm: of the error, on leaves; by default that of the options, on the state as the caller has it."""
-        options = chosen("options", options)
+    def from_options(name: str, options: dict[str, Any] | None, inputs: Inputs, norm: Any = None) -> Settings:
+        """norm: of the error, on leaves; default: that of the options, on the state in the user's structure."""
+        options = options_dict("options", options)
         if SOLVERS[name] is not BUILT_IN.get(name):
-            return _by_client(name, options, inputs)
+            return _custom_solver(name, options, inputs)
         if name in _ADAPTIVE:
             _warn_unused(name, options, _ADAPTIVE_OPTIONS)
-            most = int(options.get("max_num_steps", _MOST))
-            control = _pid(options, inputs, norm or state_norm(options.get("norm"), inputs))
-            return Settings(name, options, METHODS[_ADAPTIVE[name]], control, most * max(len(inputs.t) - 1, 1))
+            max_steps = int(options.get("max_num_steps", _UNLIMITED))
+            control = _pid_controller(options, inputs, norm or state_norm(options.get("norm"), inputs))
+            return Settings(name, options, METHODS[_ADAPTIVE[name]], control, max_steps * max(len(inputs.t) - 1, 1))
         if name == SCIPY:
             _warn_unused(name, options, _SCIPY_OPTIONS)
-            return Settings(name, options, METHODS["dopri5"], PID(), _MOST)
+            return Settings(name, options, METHODS["dopri5"], PID(), _UNLIMITED)
         method = _fixed_method(name, options, inputs)
         interp = options.get("interp", "linear")
         if interp not in ("linear", "cubic"):
             raise unknown_name("interp", str(interp), ("linear", "cubic"))
-        return Settings(name, options, method.with_dense_output(interp), _fixed(options, inputs), _MOST)
+        return Settings(name, options, method.with_dense_output(interp), _fixed_controller(options, inputs), _UNLIMITED)
 
 
 def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
@@ -118,15 +118,15 @@ def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
     return Adams(order, implicit, int(options.get("max_iters", 4)), **tolerances, start="short")
 
 
-def _warn_unused(name: str, options: dict[str, Any], used: set[str]) -> None:
-    unused = {key: value for key, value in options.items() if key not in used}
+def _warn_unused(name: str, options: dict[str, Any], known: set[str]) -> None:
+    unused = {key: value for key, value in options.items() if key not in known}
     if unused:
-        warnings.warn(f"{name}: unexpected options {unused} are not used; it has {', '.join(sorted(used))}",
+        warnings.warn(f"{name}: unexpected options {unused} are not used; it has {', '.join(sorted(known))}",
                       UserWarning, stacklevel=5)  # fmt: skip
 
 
 def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
-    """The norm of a state's leaves. By default RMS, for a tuple the largest RMS of its tensors."""
+    """The norm of a state's leaves; default: RMS, and for a tuple the largest RMS of its tensors."""
     if norm is not None and not callable(norm):
         raise TypeError(f"norm must be callable; got {norm!r}")
     if isinstance(inputs.y0, Tensor):
@@ -136,11 +136,11 @@ def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:
     return None if len(inputs.y0) == 1 else largest_rms
 
 
-def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
+def _pid_controller(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
     step_t, jump_t = (_times(key, options.get(key), inputs.t) for key in ("step_t", "jump_t"))
-    both = [x for x in (step_t, jump_t) if x is not None]
-    if both and len(torch.cat(both).unique()) < sum(len(x) for x in both):
-        raise ValueError("step_t and jump_t must not have a time twice, in one of them or in both")
+    all_times = [x for x in (step_t, jump_t) if x is not None]
+    if all_times and len(torch.cat(all_times).unique()) < sum(len(x) for x in all_times):
+        raise ValueError("step_t and jump_t must not repeat a time, within one of them or across both")
     first = options.get("first_step")
     return PID(
         safety=float(options.get("safety", 0.9)),
@@ -155,11 +155,11 @@ def _pid(options: dict[str, Any], inputs: Inputs, norm: Any) -> PID:
     )
 
 
-def _times(name: str, given: Any, t: Tensor) -> Tensor | None:
-    """Those at or after t[0], in the direction of t."""
-    if given is None:
+def _times(name: str, value: Any, t: Tensor) -> Tensor | None:
+    """The times at or after t[0], in the direction of t."""
+    if value is None:
         return None
-    times = torch.as_tensor(given, dtype=torch.float64, device=t.device).reshape(-1)
+    times = torch.as_tensor(value, dtype=torch.float64, device=t.device).reshape(-1)
     if times.requires_grad:
         raise AssertionError(f"{name} must not require a gradient: use {name}.detach()")
     start = t[0].detach().double()
@@ -167,20 +167,20 @@ def _times(name: str, given: Any, t: Tensor) -> Tensor | None:
     return times[times <= start] if backwards else times[times >= start]
 
 
-def _fixed(options: dict[str, Any], inputs: Inputs) -> Controller:
+def _fixed_controller(options: dict[str, Any], inputs: Inputs) -> Controller:
     size, constructor = options.get("step_size"), options.get("grid_constructor")
     perturb = bool(options.get("perturb", False))
     if size is not None and constructor is not None:
-        raise ValueError("step_size and grid_constructor exclude each other: give one of them")
+        raise ValueError("step_size and grid_constructor exclude each other: give only one")
     if size is not None:
         return ConstantStep(float(size), every_output=False, perturb=perturb, finite=False)
     if constructor is not None:
-        return Grid(constructed(constructor, inputs), perturb=perturb, finite=False)
+        return Grid(grid_from_constructor(constructor, inputs), perturb=perturb, finite=False)
     return Grid(perturb=perturb, finite=False)
 
 
-def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    """The constructor's grid for the times of a solve (the backward one's too)."""
+def grid_from_constructor(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """A grid function for `Grid` that calls the user's grid_constructor, also for the times of a backward solve."""
 
     def grid(ts: Tensor) -> Tensor:
         t = ts.to(inputs.t.dtype)
@@ -195,12 +195,17 @@ def constructed(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[
     return grid
 
 
-def _by_client(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
-    """For a class of a client's own: one step of it in this library's loop, or else its own `integrate`."""
-    kind = SOLVERS[name]
-    own_loop = callable(getattr(kind, "integrate", None)) and kind.integrate is not FixedGridODESolver.integrate
+def _custom_solver(name: str, options: dict[str, Any], inputs: Inputs) -> Settings:
+    """Settings for a class of another program: its `_step_func` in this library's loop, or its own `integrate`."""
+    solver_class = SOLVERS[name]
+    own_loop = (
+        callable(getattr(solver_class, "integrate", None))
+        and solver_class.integrate is not FixedGridODESolver.integrate
+    )
     if own_loop:
-        return Settings(name, options, METHODS["dopri5"], PID(), _MOST, kind)
-    method = ByStepFunction.of(name, kind, options, inputs)
-    control = Grid(constructed(method.solver.grid_constructor, inputs), finite=False)
-    return Settings(name, options, method.with_dense_output(getattr(method.solver, "interp", "linear")), control, _MOST)
+        return Settings(name, options, METHODS["dopri5"], PID(), _UNLIMITED, solver_class)
+    method = StepFunctionMethod.from_class(name, solver_class, options, inputs)
+    control = Grid(grid_from_constructor(method.solver.grid_constructor, inputs), finite=False)
+    return Settings(
+        name, options, method.with_dense_output(getattr(method.solver, "interp", "linear")), control, _UNLIMITED
+    )

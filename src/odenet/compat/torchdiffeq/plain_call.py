@@ -16,18 +16,18 @@ from ...engine.callbacks import Callbacks
 from ...errors import CaptureError
 from ...events.event import Event
 from ...gradients import Gradient
-from . import solver_callbacks as watchers
+from .custom_solvers import integrate_with
 from .error_classes import as_assertions
-from .inputs import Inputs, State, tensor
-from .method_names import SCIPY, Settings, adaptive, known
-from .protocol import solved_by
+from .inputs import Inputs, State, as_dense_tensor
+from .method_names import SCIPY, Settings, is_adaptive, method_name
 from .scipy_solver import SciPy
+from .solver_callbacks import find_callbacks
 from .solvers import BUILT_IN
 
-_FAR = 1e15  # where the search for an event ends, in the unit of time
-_SMALL = 2**18  # bytes of a state up to which autograd goes through the whole solve, as in torchdiffeq
-_EXPLICIT = ("euler", "midpoint", "heun2", "heun3", "rk4")
-_MOST_FIXED = 20_000  # steps of constant size until an event
+_EVENT_HORIZON = 1e15  # end of the search for an event, in units of time
+_BACKPROP_BYTES = 2**18  # states below this many bytes use autograd through the whole solve, as torchdiffeq does
+_UNROLLED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
+_MAX_FIXED_STEPS = 20_000  # with constant steps, until an event
 
 
 def odeint(
@@ -41,55 +41,56 @@ def odeint(
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
 ) -> Any:
-    """Solve dy/dt = func(t, y) from y0 at t[0], and give the solution at all of t; differentiable, exactly.
+    """Solve dy/dt = func(t, y) from y0 at t[0]; returns the solution at all of t, with exact gradients.
 
-    func: gets t, 0-d in y's real dtype, and y, a tensor or tuple like y0. y0: a tensor, or a tuple of them. t: (T,),
-        strictly increasing or decreasing. rtol, atol: numbers, tensors that broadcast against y0, or a tuple with one
-        for each tensor of a tuple y0. method, options: as in torchdiffeq; see docs/migrate.md.
-    event_fn: (t, y) -> tensor; the solve ends where it, or the first of its entries, crosses or becomes zero. Then t
-        has two times, and t[1] says only which way to go.
+    func: (t, y) -> dy/dt. t is 0-d in y's real dtype; y is a tensor or tuple like y0.
+    y0: a tensor, or a tuple of tensors. t: (T,), strictly increasing or decreasing.
+    rtol, atol: numbers, tensors that broadcast against y0, or a tuple with one entry for each tensor of a tuple y0.
+    method, options: as in torchdiffeq; see docs/migrate.md.
+    event_fn: (t, y) -> tensor; the solve ends at the first time at which one of its entries becomes zero or crosses
+        zero. Then t has two times, and t[1] gives the direction only.
 
-    Returns (T, *y0.shape), or a tuple of these; with event_fn the time of the event, 0-d, and the solution at t[0] and
-    there. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
+    Returns (T, *y0.shape), or a tuple of these. With event_fn, returns the event time, 0-d, and the solution at t[0]
+    and at the event. Raises AssertionError, ValueError, TypeError or RuntimeError where torchdiffeq does.
     """
-    inputs = Inputs.of(func, y0, t, rtol, atol, event_fn)
-    name = known(method)
-    settings = Settings.of(name, options, inputs)
-    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact(inputs)
-    return integrated(inputs, settings, gradient, event_fn)
+    inputs = Inputs.from_arguments(func, y0, t, rtol, atol, event_fn)
+    name = method_name(method)
+    settings = Settings.from_options(name, options, inputs)
+    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact_gradient(inputs)
+    return odeint_with_gradient(inputs, settings, gradient, event_fn)
 
 
-def _exact(inputs: Inputs) -> str:
-    """The faster of the exact gradients: a small state's steps are cheaper to keep than to handle one by one."""
+def _exact_gradient(inputs: Inputs) -> str:
+    """The faster exact gradient: storing the steps of a small state is cheaper than handling them one by one."""
     leaves = (inputs.y0,) if isinstance(inputs.y0, Tensor) else inputs.y0
-    return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _SMALL else "discrete"
+    return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _BACKPROP_BYTES else "discrete"
 
 
-def integrated(
+def odeint_with_gradient(
     inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
 ) -> Any:
-    """What odeint and odeint_adjoint return."""
-    if settings.client is not None:
-        return solved_by(settings.client, settings.name, inputs, settings.options, event_fn)
-    watch = watchers.of(inputs.func, settings.name, settings.time_dtype(inputs))
+    """The return value of odeint and odeint_adjoint."""
+    if settings.solver_class is not None:
+        return integrate_with(settings.solver_class, settings.name, inputs, settings.options, event_fn)
+    callbacks = find_callbacks(inputs.func, settings.name, settings.time_dtype(inputs))
     if event_fn is not None:
-        return _until_event(inputs, settings, gradient, event_fn, watch)
+        return _until_event(inputs, settings, gradient, event_fn, callbacks)
     if len(inputs.t) == 1:
-        return _stacked(inputs.y0)
-    if watch is None and gradient == "backprop" and _by_steps(inputs, settings):
+        return _single_output(inputs.y0)
+    if callbacks is None and gradient == "backprop" and _solver_class_suffices(inputs, settings):
         y0, options = inputs.y0, {k: settings.options.get(k) for k in ("step_size", "grid_constructor")}
         assert isinstance(y0, Tensor)
-        return BUILT_IN[settings.name](_checked(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
-    return solved(inputs, settings, gradient, inputs.t, callbacks=watch).ys
+        return BUILT_IN[settings.name](_checked_func(inputs.field()), y0.view_as(y0), **options).integrate(inputs.t)
+    return solve_inputs(inputs, settings, gradient, inputs.t, callbacks=callbacks).ys
 
 
-def _by_steps(inputs: Inputs, settings: Settings) -> bool:
-    """Whether the solver class alone gives the same, which for few steps of a small state is faster than the engine.
+def _solver_class_suffices(inputs: Inputs, settings: Settings) -> bool:
+    """True if the solver class alone gives the same result, which is faster for few steps of a small state.
 
-    So it is with known steps forwards in time, whose every operation autograd records.
+    That is so for known steps forwards in time whose every operation autograd records.
     """
     y0, t = inputs.y0, inputs.t
-    if settings.name not in _EXPLICIT or not isinstance(y0, Tensor) or y0.dtype.itemsize < 4:
+    if settings.name not in _UNROLLED_METHODS or not isinstance(y0, Tensor) or y0.dtype.itemsize < 4:
         return False
     if settings.options.get("perturb") or settings.options.get("interp", "linear") != "linear":
         return False
@@ -98,8 +99,8 @@ def _by_steps(inputs: Inputs, settings: Settings) -> bool:
     return not (inside_transform() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
 
 
-def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """func, whose results and in-place changes are looked at as the engine does."""
+def _checked_func(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """func with the engine's checks of results and in-place changes."""
 
     def checked(t: Tensor, y: Tensor) -> Tensor:
         version = y._version
@@ -113,66 +114,66 @@ def _checked(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tensor], T
     return checked
 
 
-def solved(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **rest: Any) -> Solution:
-    """`odenet.solve` of these inputs; its failures as assertions."""
-    given: dict[str, Any] = {
+def solve_inputs(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **options: Any) -> Solution:
+    """`odenet.solve` of these inputs; failures raise AssertionErrors."""
+    defaults: dict[str, Any] = {
         **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
         **{"rtol": inputs.rtol, "atol": inputs.atol},
     }
-    field = inputs.field(broadcasts=not adaptive(settings.name))
+    field = inputs.field(broadcasts=not is_adaptive(settings.name))
     with as_assertions():
         try:
-            return solve(field, inputs.y0, ts, gradient=gradient, **(given | rest))
+            return solve(field, inputs.y0, ts, gradient=gradient, **(defaults | options))
         except CaptureError:
-            # func closes over something that was computed: autograd through the solver's operations finds that itself
-            return solve(field, inputs.y0, ts, gradient="backprop", **(given | rest))
+            # func closes over a computed tensor: autograd through the solver's operations reaches it
+            return solve(field, inputs.y0, ts, gradient="backprop", **(defaults | options))
 
 
 def _until_event(
     inputs: Inputs,
     settings: Settings,
     gradient: str | Gradient,
-    event_fn: Callable[..., Tensor],
-    watch: Callbacks | None,
+    event_fn: Callable[..., Any],
+    callbacks: Callbacks | None,
 ) -> tuple[Tensor, Any]:
-    """The time, which counts as a constant of the differentiation, and the solution at both ends."""
+    """The event time, a constant for differentiation, and the solution at both ends."""
     if settings.name == SCIPY:
-        raise ValueError("method='scipy_solver' has no event mode: take 'dopri5' or another method of this library")
-    if not adaptive(settings.name):
+        raise ValueError("method='scipy_solver' has no event mode: use 'dopri5' or another method of this library")
+    if not is_adaptive(settings.name):
         if settings.options.get("step_size") is None:
             raise AssertionError(f"method={settings.name!r} with event_fn needs options={{'step_size': ...}}")
-        settings.max_steps = _MOST_FIXED
+        settings.max_steps = _MAX_FIXED_STEPS
     t, y0 = inputs.t, inputs.y0
     with torch.no_grad():
-        begin = event_fn(t[0], y0)
-    if not isinstance(begin, Tensor):
-        raise TypeError(f"event_fn must return a tensor; got {type(begin).__name__}")
-    if bool((begin == 0).any()):
-        return t[0].detach().clone(), _pair(y0, y0)
-    begin_t, towards = t[0].detach(), (t[1] - t[0]).detach().sign()
-    ts = torch.stack([t[0], begin_t + towards * _FAR * max(1.0, float(begin_t.abs()))]).double()
+        value0 = event_fn(t[0], y0)
+    if not isinstance(value0, Tensor):
+        raise TypeError(f"event_fn must return a tensor; got {type(value0).__name__}")
+    if bool((value0 == 0).any()):
+        return t[0].detach().clone(), _stack_ends(y0, y0)
+    start_time, direction = t[0].detach(), (t[1] - t[0]).detach().sign()
+    ts = torch.stack([t[0], start_time + direction * _EVENT_HORIZON * max(1.0, float(start_time.abs()))]).double()
     event = Event(event_fn, constant_time=True)
-    solution = solved(inputs, settings, gradient, ts, event=event, callbacks=watch)
+    solution = solve_inputs(inputs, settings, gradient, ts, event=event, callbacks=callbacks)
     if solution.event is None:
         raise RuntimeError(f"no event: event_fn did not cross zero until t={float(ts[1].detach()):.3g}")
-    return solution.event.t.to(t.dtype), _pair(y0, solution.event.y)
+    return solution.event.t.to(t.dtype), _stack_ends(y0, solution.event.y)
 
 
-def _stacked(y0: State) -> State:
+def _single_output(y0: State) -> State:
     return y0[None] if isinstance(y0, Tensor) else tuple(x[None] for x in y0)
 
 
-def _pair(y0: State, y1: State) -> State:
+def _stack_ends(y0: State, y1: State) -> State:
     if isinstance(y0, Tensor):
         assert isinstance(y1, Tensor)
         return torch.stack([y0, y1])
     return tuple(torch.stack([a, b]) for a, b in zip(y0, y1, strict=True))
 
 
-def _time(name: str, given: Any) -> Tensor:
-    out = tensor(name, given)
+def _finite_time(name: str, value: Any) -> Tensor:
+    out = as_dense_tensor(name, value)
     if out.numel() != 1 or out.is_complex() or not bool(out.isfinite()):
-        raise ValueError(f"{name} must be one finite time; got {given!r}")
+        raise ValueError(f"{name} must be one finite time; got {value!r}")
     return out
 
 
@@ -187,17 +188,19 @@ def odeint_dense(
     method: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """The solution between t0 and t1 as a function of t, a number or a tensor (m,): then (m, *y0.shape).
+    """The solution between t0 and t1 as a function of t: a number, or a tensor (m,) for (m, *y0.shape).
 
-    For any method but scipy_solver, a tuple y0, and t1 before t0. Differentiable.
+    For any method but scipy_solver, a tensor or tuple y0, and any order of t0 and t1. Differentiable.
     """
-    start = t0 if isinstance(t0, Tensor) else _time("t0", t0).to(torch.get_default_dtype())
-    t = torch.stack([_time("t0", start).reshape(()), _time("t1", _time("t1", t1).to(start)).reshape(())])
-    inputs = Inputs.of(func, y0, t, rtol, atol)
-    name = known(method)
+    start = t0 if isinstance(t0, Tensor) else _finite_time("t0", t0).to(torch.get_default_dtype())
+    t = torch.stack(
+        [_finite_time("t0", start).reshape(()), _finite_time("t1", _finite_time("t1", t1).to(start)).reshape(())]
+    )
+    inputs = Inputs.from_arguments(func, y0, t, rtol, atol)
+    name = method_name(method)
     if name == SCIPY:
-        raise ValueError("method='scipy_solver' has no dense output here: take 'dopri5' or another method")
-    settings = Settings.of(name, options, inputs)
-    return solved(
-        inputs, settings, "discrete", t, dense=True, callbacks=watchers.of(func, name, settings.time_dtype(inputs))
+        raise ValueError("method='scipy_solver' has no dense output here: use 'dopri5' or another method")
+    settings = Settings.from_options(name, options, inputs)
+    return solve_inputs(
+        inputs, settings, "discrete", t, dense=True, callbacks=find_callbacks(func, name, settings.time_dtype(inputs))
     )

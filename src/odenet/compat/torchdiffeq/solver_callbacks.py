@@ -9,26 +9,26 @@ from typing import Any
 import torch
 
 from ...engine.callbacks import Callbacks
-from .method_names import SCIPY, adaptive
+from .method_names import SCIPY, is_adaptive
 
 _NAMES = {"callback_step": "step", "callback_accept_step": "accept", "callback_reject_step": "reject"}
 
 
-def of(
-    func: Any, method: str, dtype: torch.dtype, suffix: str = "", show: Callable[[Any], Any] | None = None
+def find_callbacks(
+    func: Any, method: str, dtype: torch.dtype, suffix: str = "", view: Callable[[Any], Any] | None = None
 ) -> Callbacks | None:
-    """Those that func has and the method supports; the others warn.
+    """The callbacks of func that the method supports; warns about unsupported ones.
 
-    dtype: of the times that they get. show: what they get of the state.
+    dtype: of the times that callbacks get. view: maps the state to the form that callbacks get.
     """
-    found = {name: getattr(func, name + suffix) for name in _NAMES if callable(getattr(func, name + suffix, None))}
-    supported = set(_NAMES) if adaptive(method) else set() if method == SCIPY else {"callback_step"}
-    if found.keys() - supported:
-        unsupported = ", ".join(sorted(name + suffix for name in found.keys() - supported))
+    callbacks = {name: getattr(func, name + suffix) for name in _NAMES if callable(getattr(func, name + suffix, None))}
+    supported = set(_NAMES) if is_adaptive(method) else set() if method == SCIPY else {"callback_step"}
+    if callbacks.keys() - supported:
+        unsupported = ", ".join(sorted(name + suffix for name in callbacks.keys() - supported))
         warnings.warn(f"method={method!r} does not call {unsupported}", UserWarning, stacklevel=4)
-    calls = {_NAMES[name]: _shown(f, dtype, show) for name, f in found.items() if name in supported}
+    calls = {_NAMES[name]: _converted(f, dtype, view) for name, f in callbacks.items() if name in supported}
     return Callbacks(**calls) if calls else None
 
 
-def _shown(f: Callable[..., Any], dtype: torch.dtype, show: Callable[[Any], Any] | None) -> Callable[..., Any]:
+def _converted(f: Callable[..., Any], dtype: torch.dtype, show: Callable[[Any], Any] | None) -> Callable[..., Any]:
     return lambda t0, y0, dt: f(t0.to(dtype), y0 if show is None else show(y0), dt.to(dtype))

@@ -1,4 +1,4 @@
-"""Clients' own fixed-step solvers, classes with `_step_func(func, t0, dt, t1, y0) -> (dy, f0)`, as methods."""
+"""Fixed-step solver classes of other programs, with `_step_func(func, t0, dt, t1, y0) -> (dy, f0)`, as methods."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor
 
 from ...core.leaves import Leaves
 from ...methods.method import Field, Method, Step, StepInput
-from .adjoint_norms import joined, parted
+from .adjoint_norms import from_vector, to_vector
 from .inputs import Inputs
 
 
 @final
-class ByStepFunction(Method):
-    """One step by a client's solver, which sees a tuple as one vector, and time running forwards."""
+class StepFunctionMethod(Method):
+    """A method whose step is that of another program's solver.
+
+    The solver gets a tuple state as one vector, and times running forwards.
+    """
 
     error_order = None
 
@@ -24,27 +27,29 @@ class ByStepFunction(Method):
         self.name, self.solver, self.order = name, solver, int(getattr(type(solver), "order", 1))
 
     @staticmethod
-    def of(name: str, kind: Any, options: dict[str, Any], inputs: Inputs) -> ByStepFunction:
-        if not isinstance(kind, type) or not hasattr(kind, "_step_func"):
+    def from_class(name: str, solver_class: Any, options: dict[str, Any], inputs: Inputs) -> StepFunctionMethod:
+        if not isinstance(solver_class, type) or not hasattr(solver_class, "_step_func"):
             raise ValueError(
-                f"method={name!r} stands for {kind!r} in SOLVERS: a solver of your own must be a subclass of "
+                f"SOLVERS[{name!r}] is {solver_class!r}: a custom solver must be a subclass of "
                 "FixedGridODESolver that defines _step_func"
             )
-        y0 = inputs.y0 if isinstance(inputs.y0, Tensor) else joined(inputs.y0)
-        return ByStepFunction(name, kind(func=inputs.func, y0=y0, rtol=inputs.rtol, atol=inputs.atol, **options))
+        y0 = inputs.y0 if isinstance(inputs.y0, Tensor) else to_vector(inputs.y0)
+        return StepFunctionMethod(
+            name, solver_class(func=inputs.func, y0=y0, rtol=inputs.rtol, atol=inputs.atol, **options)
+        )
 
     def step(self, at: StepInput) -> Step:
-        shown = joined(at.y)
+        vector = to_vector(at.y)
         sign = -1.0 if bool(at.t1 < at.t0) else 1.0
         func = self._func(at.f, at.y, sign)
         start, end = sign * at.t0, sign * at.t1
-        dt = (end - start).to(shown.abs().dtype)
-        rise, _ = self.solver._step_func(func, start, dt, end, shown)
-        return Step(parted(shown + rise, at.y))
+        dt = (end - start).to(vector.abs().dtype)
+        increment, _ = self.solver._step_func(func, start, dt, end, vector)
+        return Step(from_vector(vector + increment, at.y))
 
     def _func(self, f: Field, like: Leaves, sign: float) -> Callable[..., Tensor]:
         def func(t: Tensor, y: Tensor, *, perturb: Any = None) -> Tensor:
-            slope = f(torch.as_tensor(sign * t), parted(y, like))
-            return sign * joined(slope)
+            slope = f(torch.as_tensor(sign * t), from_vector(y, like))
+            return sign * to_vector(slope)
 
         return func

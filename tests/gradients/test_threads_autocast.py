@@ -1,4 +1,4 @@
-"""A backward pass in another place than the forward pass: another thread, as on a GPU, or outside `torch.autocast`."""
+"""A backward pass in another thread than the forward pass, as on a GPU, or outside its `torch.autocast`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_under_autocast(gradient: str, per_sample: bool, used_before: bool) -> None:
-    """f has the precision of the forward pass, and weights that autocast has cast before are found all the same."""
+    """f runs at the precision of the forward pass; captured weights that autocast cast before are found."""
 
     def gradients(how: Any, inside: bool) -> Tensor:
         net = Mixed()

@@ -1,4 +1,4 @@
-"""A solve that accepts no step: zero gradients of all that f uses, whatever the gradient; y0's passes."""
+"""A solve that accepts no step: zero gradients for all that f uses, with every gradient; y0's gradient passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What func gets is its own: it may mark it, and make leaves of it, and the caller's tensors stay as they were."""
+"""func gets its own tensors: it may mark them or make leaves of them, and the caller's tensors stay unchanged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ALL = pytest.mark.parametrize("name", SOLVES)
 
 
 def by_zeros(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-    """A new leaf each time, of the shape of y."""
+    """A new leaf at each evaluation, of the shape of y."""
     with torch.enable_grad():
         z = torch.zeros_like(y).requires_grad_(True)
         (slope,) = torch.autograd.grad((torch.exp(z) * 3.0).sum(), z, create_graph=True)
@@ -57,7 +57,7 @@ def by_zeros(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
 
 
 def by_time(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-    """A new leaf each time, at the time."""
+    """A new leaf at each evaluation, from the time."""
     with torch.enable_grad():
         s = t.clone().detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(s * s, s, create_graph=True)
@@ -65,7 +65,7 @@ def by_time(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
 
 
 def by_state(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-    """A Hamiltonian's gradient at a copy of the state, which the caller's derivative goes through."""
+    """A Hamiltonian's gradient at a copy of the state; the caller's derivative flows through it."""
     with torch.enable_grad():
         x = y if y.requires_grad else y.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(0.5 * (k * x * x).sum(), x, create_graph=True)
@@ -94,7 +94,7 @@ def marks(t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
 @ALL
 @pytest.mark.parametrize("graph", [True, False])
 def test_the_callers_tensors_keep_their_flags(name: str, graph: bool) -> None:
-    """numpy() refuses a tensor that asks for a gradient."""
+    """numpy() raises for a tensor that requires a gradient."""
     if name.startswith("odeint"):
         y0, t = double(2.0, 1.0), double(0.0, 0.5, 1.0)
         with torch.set_grad_enabled(graph):
@@ -111,7 +111,7 @@ def test_the_callers_tensors_keep_their_flags(name: str, graph: bool) -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_nor_are_those_of_a_tuple_or_a_batch_marked(per_sample: bool) -> None:
+def test_tensors_of_a_tuple_or_a_batch_keep_their_flags(per_sample: bool) -> None:
     y0 = {"a": torch.ones(2, 3, dtype=torch.float64), "b": torch.ones(2, dtype=torch.float64)}
     args = {"k": torch.ones(2, dtype=torch.float64)}
 
