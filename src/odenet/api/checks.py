@@ -271,7 +271,7 @@ def positive_tolerance(rtol: Tolerance, atol: Tolerance, control: Controller) ->
 
 
 def max_steps(given: Any) -> int:
-    return integer("max_steps", given, most=2**62)
+    return integer("max_steps", given, maximum=2**62)
 
 
 def arguments(args: Any) -> tuple[Any, ...]:
