@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 
 from .pytrees import tree_map
-from .serialization import PortableSettings
+from .serialization import PortableSettings, short_repr
 from .validate import function
 
 
@@ -40,7 +40,7 @@ class Partitioned(Terms):
         self.force = function("force", force, "force(t, q, *args)")
 
     def __repr__(self) -> str:
-        return f"Partitioned({self.velocity!r}, {self.force!r})"
+        return f"Partitioned({short_repr(self.velocity)}, {short_repr(self.force)})"
 
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
         q, p = y
