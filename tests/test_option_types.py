@@ -1,6 +1,7 @@
 """The types of the options name what the tables hold, and an option of another library gets a hint."""
 
 import functools
+import importlib
 import inspect
 import logging
 import typing
@@ -12,15 +13,16 @@ import odenet
 from odenet.api import option_types
 from odenet.gradients import GRADIENTS
 from odenet.methods import METHODS
-from odenet.nn import classifier as classifiers
 from odenet.nn import fields
+
+classifiers = importlib.import_module("odenet.nn.classifier")  # the function of that name hides the module
 
 NAMES = {
     "method": (odenet.MethodName, METHODS),
     "gradient": (odenet.GradientName, GRADIENTS),
     "on_failure": (option_types.OnFailure, option_types.ON_FAILURE),
     "activation": (fields.ActivationName, fields.ACTIVATIONS),
-    "kind": (inspect.getmodule(classifiers).ClassifierKind, inspect.getmodule(classifiers).KINDS),
+    "kind": (classifiers.ClassifierKind, classifiers.KINDS),
 }
 
 
