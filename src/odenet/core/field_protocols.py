@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .leaves import Leaves
@@ -20,15 +21,30 @@ class UserField(Protocol):
 
 
 class Field(Protocol):
-    """A right-hand side on leaves, as steps evaluate it: dy/dt at time t, () or (B,), and state y.
+    """A right-hand side as a step evaluates it: dy/dt at time t, () or (B,), and state y."""
+
+    def __call__(self, t: Tensor, y: Leaves, /) -> Leaves: ...
+
+
+class SolveField(Protocol):
+    """The right-hand side of a solve: `VectorField`, and the fields of a traced solve and of a backward solve.
 
     side: -1 or +1, () or (B,), evaluates the one-sided limit at a jump, just before or just after t; 0, or None for all
-    samples: at t itself.
+    samples, evaluates at t itself.
     """
 
-    def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves: ...
+    def __call__(self, t: Tensor, y: Leaves, /, side: Tensor | None = None) -> Leaves: ...
 
     @property
     def calls(self) -> int:
         """The number of evaluations."""
+        ...
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of the leaves in the caller's structure."""
+        ...
+
+    def pack(self, leaves: Leaves) -> Any:
+        """The state in the caller's structure and dtypes."""
         ...

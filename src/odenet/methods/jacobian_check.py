@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves
 from ..core.norms import all_finite
-from .method import Field
 from .stage_equations import DENSE, jacobian
 from .state_matrix import StateMatrix
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves, expand_over
 from ..core.norms import Tolerance
 from ..core.scalars import MaskLike, ScalarLike
 from ..errors import unknown_name
 
-Field = Callable[[Tensor, Leaves], Leaves]
 Cotangents = list[Tensor | None]
 """Cotangents, leaf by leaf; None: zero."""
 Stage = tuple[Leaves, Leaves]

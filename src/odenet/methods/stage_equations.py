@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..core.field_protocols import Field
 from ..core.leaf_function import bypasses_autograd
 from ..core.leaves import forward_mode
 from .gmres import gmres
-from .method import Field
 from .state_matrix import StateMatrix
 
 _FEW = 12  # Jacobians of up to so many rows are computed row by row, larger ones as one batched product
