@@ -180,7 +180,11 @@ class CapturedTensors:
         return depends
 
     def vjp(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
         """The VJP: cotangents of `inputs`, also captured tensors, from those of outputs; None for unused inputs."""
         if self._reentrant:
@@ -189,14 +193,14 @@ class CapturedTensors:
                     "f calls torch.utils.checkpoint with use_reentrant=True (PyTorch's default), which gives neither "
                     "second derivatives nor those to tensors that were computed outside f: use_reentrant=False does"
                 )
-            return accumulated_vjp(outputs, inputs, bars, self.tensors)
+            return accumulated_vjp(outputs, inputs, cotangents, self.tensors)
         if self._chained:
-            return local_vjp(outputs, inputs, bars, create_graph)
+            return local_vjp(outputs, inputs, cotangents, create_graph)
         hooked = [x for x in inputs if x._backward_hooks]
         if hooked:
             with without_hooks(hooked):
-                return self.vjp(outputs, inputs, bars, create_graph)
-        return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
+                return self.vjp(outputs, inputs, cotangents, create_graph)
+        return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, create_graph=create_graph)
 
     def collect(
         self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: NodeSet | None = None

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .field_output import call_note, check_field_output, matches
 from .field_protocols import UserField
-from .leaves import Leaves, versions
+from .leaves import Leaves, cast, versions
 from .pytrees import Spec, flatten, flatten_like, flatten_with_names, pack_leaves, unflatten
+from .save_function import SaveFunction
 
 _SHAPE_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 _NO_ARGS = flatten(())[1]
@@ -33,8 +34,11 @@ class LeafFunction:
     """f(t, y, *args) on leaves: called in the caller's structure and dtypes.
 
     dtypes: the caller's. A half-precision state is kept in float32 and rounded only for f, so that small steps are not
-    lost. time_dtype: of f's t. checked: f has been evaluated, and its result matched y; later only the fast checks run.
+    lost. time_dtype: of f's t. save: the caller's function of the state, if any. checked: f has been evaluated, and its
+    result matched y; later only the fast checks run.
     """
+
+    save: SaveFunction | None = None
 
     def __init__(
         self,
@@ -67,6 +71,19 @@ class LeafFunction:
     def user_call(self) -> tuple[UserField, Spec, tuple[Any, ...]]:
         """The caller's f, the structure of y, and the further arguments of f."""
         return self._f, self._spec, self._args_tree
+
+    def _saved(self, t: Tensor, y: Leaves) -> Leaves:
+        return () if self.save is None else self.save(t, self.pack(y), self._args_tree)
+
+    def save_output(self, t: Tensor, y: Leaves) -> Leaves:
+        """The result of `save` for the state y at t, () or (B,)."""
+        assert self.save is not None
+        return self.save(cast(t, self.time_dtype), self.pack(y), self._args_tree)
+
+    def save_outputs(self, ts: Tensor, ys: Leaves) -> Leaves:
+        """The results of `save` for the states ys at ts, (T,) or (B, T), with an axis for the times."""
+        assert self.save is not None
+        return self.save.over_times(cast(ts, self.time_dtype), ys, self.pack, self._args_tree)
 
     @property
     def differentiable_args(self) -> Leaves:

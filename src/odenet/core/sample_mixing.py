@@ -40,8 +40,8 @@ def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
 
     def gradients(weight: Tensor) -> list[Tensor]:
         """Gradients of the weighted sum over rows."""
-        bars = [_cotangent(k) * weight.to(k.dtype).view(-1, *[1] * (k.ndim - 1)) for k in outputs]
-        grads: Any = torch.autograd.grad(outputs, inputs, bars, allow_unused=True, retain_graph=True)
+        cotangents = [_cotangent(k) * weight.to(k.dtype).view(-1, *[1] * (k.ndim - 1)) for k in outputs]
+        grads: Any = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)
         return [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(grads, inputs, strict=True)]
 
     weight = 2.0 ** ((index + index // _POWERS) % _POWERS - _POWERS // 2)

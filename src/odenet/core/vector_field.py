@@ -22,7 +22,6 @@ from .pytrees import flatten
 from .random_state import DrawsRandomNumbers, Generators, same_states
 from .reachable import find_reachable, generators
 from .sample_mixing import refuse_mixed_values, refuse_mixing, time_may_broadcast_wrongly
-from .save_function import SaveFunction
 from .segment_ends import SegmentEnds
 from .torch_func import transforming
 
@@ -33,7 +32,6 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     """The `LeafFunction` of a solve. calls: the number of evaluations."""
 
     user_jacobian: Callable[..., Any] | None = None  # (t, y, *args) -> df/dy
-    save: SaveFunction | None = None
     calls = 0
     captured: CapturedTensors | None = None
     on_first_call: Callable[[Tensor, Leaves, Leaves], object] | None = None  # called with t, y and the attached slope
@@ -145,12 +143,16 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         return tuple(self.captured.used), tuple(self.captured.unused)
 
     def vjp(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
         """The VJP of evaluations: cotangents of `inputs`, each an independent variable; None for unused inputs."""
         if self.captured is None:
-            return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
-        return self.captured.vjp(outputs, inputs, bars, create_graph)
+            return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, create_graph=create_graph)
+        return self.captured.vjp(outputs, inputs, cotangents, create_graph)
 
     def __call__(self, t: Tensor, y: Leaves, side: Tensor | None = None) -> Leaves:
         """dy/dt. side, -1, 0 or +1, () or (B,), moves t to the next number in f's time dtype: a one-sided limit."""
@@ -302,19 +304,6 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         if on_first_call is not None:
             on_first_call(t, y, out)
         return constants(out)
-
-    def _saved(self, t: Tensor, y: Leaves) -> Leaves:
-        return () if self.save is None else self.save(t, self.pack(y), self._args_tree)
-
-    def save_output(self, t: Tensor, y: Leaves) -> Leaves:
-        """The result of `save` for the state y at t, () or (B,)."""
-        assert self.save is not None
-        return self.save(cast(t, self.time_dtype), self.pack(y), self._args_tree)
-
-    def save_outputs(self, ts: Tensor, ys: Leaves) -> Leaves:
-        """The results of `save` for the states ys at ts, (T,) or (B, T), with an axis for the times."""
-        assert self.save is not None
-        return self.save.over_times(cast(ts, self.time_dtype), ys, self.pack, self._args_tree)
 
     def _collecting_call(self, captured: CapturedTensors, t: Tensor, y: Leaves) -> Leaves:
         """An evaluation of an f that may use new captured tensors, or that makes leaves."""

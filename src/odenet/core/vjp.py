@@ -45,9 +45,9 @@ def without_hooks(tensors: Sequence[Any]) -> Generator[None]:
 
 
 def accumulated_vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], extra_leaves: Sequence[Tensor]
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], extra_leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """`torch.autograd.grad(outputs, inputs, bars, allow_unused=True)` by `backward`; inputs are leaves.
+    """`torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)` by `backward`; inputs are leaves.
 
     A reentrant `torch.utils.checkpoint` allows `backward` alone. extra_leaves: further leaves whose `grad` that call
     changes; `grad` of every leaf is restored.
@@ -58,7 +58,7 @@ def accumulated_vjp(
         for x in leaves:
             x.grad = None
         with without_hooks(leaves):
-            torch.autograd.backward(outputs, bars)
+            torch.autograd.backward(outputs, cotangents)
         return [x.grad if x.requires_grad else None for x in inputs]
     finally:
         for x, grad in zip(leaves, before, strict=True):
@@ -66,15 +66,15 @@ def accumulated_vjp(
 
 
 def local_vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool = False
 ) -> list[Tensor | None]:
     """Cotangents of `inputs`, each regarded as an independent variable; None for unused inputs.
 
-    `torch.autograd.grad(outputs, inputs, bars, allow_unused=True, retain_graph=True)`, except that no gradient flows
-    from an input to its own history, and that hooks of intermediate tensors are not called.
+    `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)`, except that no gradient
+    flows from an input to its own history, and that hooks of intermediate tensors are not called.
     """
     input_index = {gradient_edge(x): i for i, x in enumerate(inputs) if x.requires_grad}
-    input_bars: list[Tensor | None] = [None] * len(inputs)
+    input_cotangents: list[Tensor | None] = [None] * len(inputs)
     pending: dict[Node, list[Tensor | None]] = {}
     order, leads_to_input = _sorted_nodes(outputs, input_index)
 
@@ -82,21 +82,23 @@ def local_vjp(
         node, number = edge
         i = input_index.get((node, number))
         if i is not None:
-            input_bars[i] = _sum(input_bars[i], _reduced(bar, inputs[i].shape, inputs[i].dtype))
+            input_cotangents[i] = _sum(input_cotangents[i], _reduced(bar, inputs[i].shape, inputs[i].dtype))
         elif node in leads_to_input:
             like = node._input_metadata
-            node_bars = pending.setdefault(node, [None] * len(like))
-            node_bars[number] = _sum(node_bars[number], _reduced(bar, like[number].shape, like[number].dtype))
+            node_cotangents = pending.setdefault(node, [None] * len(like))
+            node_cotangents[number] = _sum(
+                node_cotangents[number], _reduced(bar, like[number].shape, like[number].dtype)
+            )
 
     def run() -> None:
         with torch.set_grad_enabled(create_graph):
-            for x, bar in zip(outputs, bars, strict=True):
+            for x, bar in zip(outputs, cotangents, strict=True):
                 if x.requires_grad:
                     accumulate(gradient_edge(x), bar)
             for node in reversed(order):
-                node_bars = pending.pop(node, None)
-                if node_bars is not None:
-                    for edge, bar in _node_vjp(node, node_bars):
+                node_cotangents = pending.pop(node, None)
+                if node_cotangents is not None:
+                    for edge, bar in _node_vjp(node, node_cotangents):
                         accumulate(edge, bar)
 
     if _graph_task_id() == -1:
@@ -106,7 +108,7 @@ def local_vjp(
         start = torch.zeros((), requires_grad=True)
         with torch.enable_grad():
             torch.autograd.backward(_RunInBackward.apply(start, run))
-    return input_bars
+    return input_cotangents
 
 
 class _RunInBackward(torch.autograd.Function):
@@ -149,10 +151,10 @@ def _sorted_nodes(outputs: Sequence[Tensor], input_index: dict[Edge, int]) -> tu
     return order, leads_to_input
 
 
-def _node_vjp(node: Node, bars: list[Tensor | None]) -> list[tuple[Edge, Tensor]]:
+def _node_vjp(node: Node, cotangents: list[Tensor | None]) -> list[tuple[Edge, Tensor]]:
     """The cotangents that a node returns, each with the edge it belongs to."""
     if not isinstance(node, BackwardCFunction):
-        results = node(*bars)
+        results = node(*cotangents)
         results = results if isinstance(results, tuple) else (results,)
         pairs = zip(node.next_functions, results, strict=False)
         return [(edge, bar) for edge, bar in pairs if edge[0] is not None and bar is not None]
@@ -161,15 +163,15 @@ def _node_vjp(node: Node, bars: list[Tensor | None]) -> list[tuple[Edge, Tensor]
     # whether it accepts None for a zero cotangent cannot be read: zeros are always right, but cost this library time
     if not getattr(custom._forward_cls, "takes_none", False):
         like = custom._input_metadata
-        bars = [
+        cotangents = [
             torch.zeros(m.shape, dtype=m.dtype, device=m.device) if b is None else b
-            for b, m in zip(bars, like, strict=True)
+            for b, m in zip(cotangents, like, strict=True)
         ]
-    results = custom.apply(*bars)
+    results = custom.apply(*cotangents)
     results = results if isinstance(results, tuple) else (results,)
-    input_bars = [bar for bar, needed in zip(results, custom.needs_input_grad, strict=False) if needed]
+    input_cotangents = [bar for bar, needed in zip(results, custom.needs_input_grad, strict=False) if needed]
     edges = [edge for edge in custom.next_functions if edge[0] is not None]
-    return [(edge, bar) for edge, bar in zip(edges, input_bars, strict=True) if bar is not None]
+    return [(edge, bar) for edge, bar in zip(edges, input_cotangents, strict=True) if bar is not None]
 
 
 def _reduced(bar: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
