@@ -6,13 +6,14 @@ ODE-Net).
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack, final
+from typing import Literal, Unpack, final
 
 from torch import Tensor, nn
 
 from ..api.option_types import SolveOptions
 from ..core.validate import integer, one_of
 from ..gradients import Adjoint, Backprop
+from ..gradients.gradient import Stats
 from .fields import ConvField, group_norm
 from .layer import NeuralODE
 
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
         return self.head(self.block(self.down(images)))
 
     @property
-    def stats(self) -> Any:
+    def stats(self) -> Stats | None:
         """Counts of the block's last solve; None for a residual block."""
         return getattr(self.block, "stats", None)
 
