@@ -175,7 +175,7 @@ class GradientSuite:
                     (sol.ys.sum() + (sol(0.5).sum() if dense else 0)).backward()
                 del sol, y0
                 w.grad = None
-                assert memory.peak > 0 and memory.now == 0
+                assert memory.peak > 0 and memory.current == 0
         finally:
             gc.enable()
 

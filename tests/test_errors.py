@@ -140,7 +140,7 @@ NOTES: list[tuple[Any, Any, type[Exception], str]] = [
         TypeError,
         r"y of shape \(2, 3\) and dtype torch.float32.*lambda t, y: f\(y\)",
     ),
-    (lambda t, y, rate: rate * y, torch.ones(3, dtype=F), TypeError, r"besides t and y is given by solve\(..., args="),
+    (lambda t, y, rate: rate * y, torch.ones(3, dtype=F), TypeError, r"after t and y are given by solve\(..., args="),
     (
         lambda t, y: y @ torch.ones(2, 2, dtype=F),
         torch.ones(4, 3, dtype=F),

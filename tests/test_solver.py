@@ -167,7 +167,7 @@ def test_inside_transforms() -> None:
 
 
 def test_what_is_kept_is_bounded_and_holds_no_f() -> None:
-    options = Options.of()
+    options = Options.from_keywords()
     for n in range(1, 20):
         odenet.Solver(decay)(torch.ones(n), [0.0, 1.0])
         options.layout(torch.ones(n), [0.0, 1.0])

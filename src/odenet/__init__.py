@@ -1,13 +1,18 @@
 """odenet: neural ordinary differential equations in PyTorch."""
 
+import logging
+
 from . import nn
 from .api.gradient_report import GradientReport, GradientRow, gradient_report
+from .api.option_types import GradientName, MethodName, SolveOptions
 from .api.solution import Solution
 from .api.solve import Solver, solve
 from .control import PID, ConstantStep, Grid, Predictive
+from .core.field_protocols import UserField
 from .core.status import Status
 from .core.terms import Partitioned, Terms
 from .engine.callbacks import Callbacks
+from .engine.step_recorder import Steps
 from .errors import (
     BlowUpError,
     ConvergenceWarning,
@@ -19,10 +24,13 @@ from .errors import (
     StepUnderflowError,
     StiffnessWarning,
 )
-from .events.event import Event
+from .events.event import Event, Hit
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
+from .gradients.gradient import Stats
 
 __version__ = "0.1.0"
+
+logging.getLogger("odenet").addHandler(logging.NullHandler())  # silent unless the application configures logging
 
 __all__ = [
     "PID",
@@ -36,10 +44,13 @@ __all__ = [
     "Event",
     "Forward",
     "GaussAdjoint",
+    "GradientName",
     "GradientReport",
     "GradientRow",
     "Grid",
+    "Hit",
     "MaxStepsError",
+    "MethodName",
     "NonFiniteError",
     "NonlinearSolveError",
     "Partitioned",
@@ -48,11 +59,15 @@ __all__ = [
     "Reversible",
     "Solution",
     "SolveError",
+    "SolveOptions",
     "Solver",
+    "Stats",
     "Status",
     "StepUnderflowError",
+    "Steps",
     "StiffnessWarning",
     "Terms",
+    "UserField",
     "gradient_report",
     "nn",
     "solve",

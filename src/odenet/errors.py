@@ -1,4 +1,4 @@
-"""Errors of a solve. All are RuntimeErrors; what failed is also in their attributes."""
+"""Errors and warnings of a solve. All errors are RuntimeErrors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-_INSIDE = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))
+_LIBRARY_FOLDERS = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))
 
 
 class SolveError(RuntimeError):
-    """A solve ended before its last time.
+    """A solve failed before its last time.
 
-    t: time reached. dt: size of the attempt that failed. sample: index with per_sample, else None. component: the
-    worst component of y, such as "y['x'][3]".
+    t: the time reached. dt: the size of the failed step attempt. sample: the index of the failed sample with
+    per_sample, else None. component: the component of y with the largest error, such as "y['x'][3]".
     """
 
     def __init__(self, message: str, *, t: float, dt: float, sample: int | None, component: str) -> None:
@@ -26,65 +26,65 @@ class SolveError(RuntimeError):
         self.t, self.dt, self.sample, self.component = t, dt, sample, component
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle and copy, which would call the class with the message alone: a pool of processes then waits."""
-        return _again, (type(self), self.args), vars(self)
+        """Pickle by `_rebuild`: by default pickle calls the class with the message alone, and a process pool hangs."""
+        return _rebuild, (type(self), self.args), vars(self)
 
 
-def _again(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
+def _rebuild(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
     return kind.__new__(kind, *args)
 
 
 class MaxStepsError(SolveError):
-    """`max_steps` attempts did not reach the end."""
+    """`max_steps` step attempts did not reach the last time."""
 
 
 class NonFiniteError(SolveError):
-    """f returned NaN or infinity from a finite state of ordinary size."""
+    """f returned NaN or infinity for a finite state of ordinary magnitude."""
 
 
 class BlowUpError(SolveError):
-    """The solution itself grows without bound."""
+    """The solution grows without bound."""
 
 
 class StepUnderflowError(SolveError):
-    """The step size fell below the resolution of time with everything finite."""
+    """The step size fell below the rounding of the time, although all values are finite."""
 
 
 class NonlinearSolveError(SolveError):
-    """The equations of an implicit step could not be solved, however small the step."""
+    """The equations of an implicit step could not be solved, even for the smallest step."""
 
 
 class PileUpError(SolveError):
-    """Events of a reset follow one another ever faster, towards a time that no solve gets beyond."""
+    """Events with a reset accumulate at a time that the solve cannot pass (Zeno behaviour)."""
 
 
 class CaptureError(RuntimeError):
-    """f closes over something whose gradient cannot be given with the choice of `gradient`."""
+    """f captures a tensor, or draws random numbers, for which this `gradient` cannot give the right gradient."""
 
 
 class WrappedFieldError(RuntimeError):
-    """f talks to other processes at every evaluation: a part of it is wrapped by DistributedDataParallel or FSDP."""
+    """f communicates with other processes in each evaluation: it contains DistributedDataParallel, FSDP or the like."""
 
 
 class ConvergenceWarning(UserWarning):
-    """An iteration inside a step ended before it converged; the solve goes on."""
+    """An iteration inside a step stopped before it converged; the solve continues."""
 
 
 class StiffnessWarning(UserWarning):
-    """The steps of an explicit method are held down by its stability and not by the tolerances; the solve goes on."""
+    """The stability of an explicit method limits the step size, not the tolerances; the solve continues."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning at the caller's line: the nearest that is neither this library's nor PyTorch's."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    """Warn at the innermost line of the caller's code, outside this library and PyTorch."""
+    frame, depth = sys._getframe(1), 2  # pyright: ignore[reportPrivateUsage]  # inspect.stack() reads source files
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY_FOLDERS):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)
 
 
-def unknown_name(argument: str, given: str, known: Iterable[str], meant: str | None = None) -> ValueError:
-    """The error for a name that is not in a table, with what is `meant` by it, else the nearest that is."""
+def unknown_name(argument: str, name: str, known: Iterable[str], meant: str | None = None) -> ValueError:
+    """The error for an unknown name. meant: the known name to suggest; None: the one of the most similar spelling."""
     names = sorted(known)
-    near = [meant] if meant else difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{argument}={given!r} is unknown.{hint} Known: {', '.join(names)}.")
+    suggestions = [meant] if meant else difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {suggestions[0]!r}?" if suggestions else ""
+    return ValueError(f"{argument}={name!r} is unknown.{hint} Known: {', '.join(names)}.")

@@ -238,7 +238,7 @@ def test_zero_length() -> None:
 
 def test_same_arguments() -> None:
     """What traced and plain solves read their options from has the arguments of `solve`, with the same defaults."""
-    mine = {k: v.default for k, v in inspect.signature(Options.of).parameters.items()}
+    mine = {k: v.default for k, v in inspect.signature(Options.from_keywords).parameters.items()}
     theirs = inspect.signature(odenet.solve).parameters.values()
     assert mine == {p.name: p.default for p in theirs if p.kind is p.KEYWORD_ONLY and p.name != "args"}
 

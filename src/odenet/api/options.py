@@ -1,12 +1,12 @@
-"""What a solve is told beside f, y0, ts and args, and what the looks of y0 and ts make of it.
+"""The checked options of a solve, and the layout that follows from the shapes of y0 and from ts.
 
-A repeated solve of the same shapes, times and options finds both as they were: they are checked and looked up once.
+A repeated solve with the same shapes, times and options reuses both: they are checked once.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,19 +27,20 @@ from ..engine.problem import direction_of
 from ..events.event import Event
 from ..gradients import ContinuousAdjoint, Gradient
 from ..methods import Method
-from . import checks
+from . import checks, state_checks
+from .option_types import ON_FAILURE, GradientName, MethodName, OnFailure
 
-_LAYOUTS = 4  # kept: those of training and of validation batches, whole and last ones
-_PLAIN = {str, float, int, bool, type(None)}
+_MAX_LAYOUTS = 4  # full and last batches of training and of validation
+_HASHABLE_TYPES = {str, float, int, bool, type(None)}
 
 
 @dataclass(eq=False)
 class Layout:
-    """What follows from the structure, shapes and dtypes of y0, and from ts.
+    """The consequences of the structure, shapes and dtypes of y0, and of ts.
 
-    names, dtypes: of the leaves. ts: as given, a tensor. precise: in the engine's dtype. looks: class, shape, dtype and
-    device of each leaf. times: what `_comparable` tells; () where it is used once. origin: the tensor that ts was
-    given as, which is told by its place in memory and so must still be there.
+    names, dtypes: of the leaves. ts: the caller's times as a tensor. engine_ts: ts in the engine's time dtype.
+    leaf_specs: class, shape, dtype and device of each leaf. times_key: see `_times_key`; () for a layout that is not
+    reused. ts_ref: the caller's tensor ts if the key contains its id, which is valid only while the tensor is alive.
     """
 
     spec: Spec
@@ -47,40 +48,39 @@ class Layout:
     dtypes: tuple[torch.dtype, ...]
     time_dtype: torch.dtype
     ts: Tensor
-    precise: Tensor
+    engine_ts: Tensor
     stops: StopTimes
     direction: Tensor
     rtol: Tolerance
     atol: Tolerance
     leaf_specs: tuple[Any, ...] = ()
-    times_key: tuple[Any, ...] = ()
+    times_key: tuple[Hashable, ...] = ()
     versions: tuple[int, int] = (0, 0)
     ts_ref: weakref.ref[Tensor] | None = None
 
-    def matches(self, leaves: Sequence[Any], spec: Spec, times: tuple[Any, ...]) -> bool:
-        """Whether it is that of these leaves and times."""
-        if times != self.times_key or spec != self.spec or (self.ts._version, self.precise._version) != self.versions:
+    def matches(self, leaves: Sequence[Any], spec: Spec, times_key: tuple[Hashable, ...]) -> bool:
+        """True when this is the layout of these leaves and times."""
+        if times_key != self.times_key or spec != self.spec:
             return False
+        if (self.ts._version, self.engine_ts._version) != self.versions:
+            return False  # the times were changed in place
         if self.ts_ref is not None and self.ts_ref() is None:
-            return False  # another tensor may have its place by now
-        for x, look in zip(leaves, self.leaf_specs, strict=True):
-            if type(x) is not look[0] or x.shape != look[1] or x.dtype is not look[2] or x.device != look[3]:
+            return False  # another tensor may have the same id by now
+        for x, (kind, shape, dtype, device) in zip(leaves, self.leaf_specs, strict=True):
+            if type(x) is not kind or x.shape != shape or x.dtype is not dtype or x.device != device:
                 return False
             if x.layout is not torch.strided or x.is_inference():
                 return False
         return True
 
     def copy_ts(self) -> Tensor:
-        """ts for the caller, who may change them: a tensor that nobody else has, unless a graph leads to it."""
+        """ts for the caller, who may change it in place: a copy, unless ts requires a gradient."""
         return self.ts if self.ts.requires_grad else self.ts.clone()
 
 
 @dataclass(eq=False)
 class Options:
-    """The options of `solve`, checked, with names looked up.
-
-    layouts: the last ones, where nothing else decides them.
-    """
+    """The options of `solve`, checked, with names replaced by objects. layouts: the latest reusable ones."""
 
     method: Method
     controller: Controller
@@ -101,107 +101,116 @@ class Options:
     layouts: list[Layout]
 
     @staticmethod
-    def of(
-        method: str | Method = "tsit5",
+    def from_keywords(
+        method: MethodName | Method = "tsit5",
         rtol: Any = 1e-5,
         atol: Any = 1e-7,
         step: float | None = None,
         controller: Controller | None = None,
-        gradient: str | Gradient = "discrete",
+        gradient: GradientName | Gradient = "discrete",
         per_sample: bool = False,
-        event: Any = None,
+        event: Event | Sequence[Event] | None = None,
         dense: bool = False,
         compile: bool = False,
         max_steps: int = 10_000,
-        on_failure: str = "raise",
+        on_failure: OnFailure = "raise",
         progress: bool | Progress = False,
         callbacks: Callbacks | None = None,
         save: Callable[..., Any] | None = None,
         save_steps: bool = False,
         jacobian: Callable[..., Any] | None = None,
     ) -> Options:
-        """Raise TypeError or ValueError for what is wrong whatever y0 and ts are."""
+        """Raise TypeError or ValueError for an option that is wrong for any y0 and ts."""
         compile, events = boolean("compile", compile), checks.events(event)
         per_sample, dense = boolean("per_sample", per_sample), boolean("dense", dense)
-        one_of("on_failure", on_failure, checks.ON_FAILURE)
+        one_of("on_failure", on_failure, ON_FAILURE)
         checks.observers(callbacks, progress)
-        solver = checks.method(method)
-        control = checks.controller(controller, step, solver)
-        how = checks.gradient(gradient)
-        solver = solver.for_control(control.adaptive)
+        named_method = checks.method(method)
+        checked_controller = checks.controller(controller, step, named_method)
+        checked_gradient = checks.gradient(gradient)
+        checked_method = named_method.for_control(checked_controller.adaptive)
         for name, value in (("rtol", rtol), ("atol", atol)):
             checks.tolerance_option(name, value)
         return Options(
-            solver, control, _with_method(how, control, solver), rtol, atol, checks.max_steps(max_steps), per_sample,
-            dense, compile, on_failure == "raise", events, progress, callbacks, checks.function_or_none("save", save),
-            boolean("save_steps", save_steps), checks.function_or_none("jacobian", jacobian), [],
+            checked_method, checked_controller,
+            _with_adjoint_method(checked_gradient, checked_controller, checked_method), rtol, atol,
+            checks.max_steps(max_steps), per_sample, dense, compile, on_failure == "raise", events, progress, callbacks,
+            checks.function_or_none("save", save), boolean("save_steps", save_steps),
+            checks.function_or_none("jacobian", jacobian), [],
         )  # fmt: skip
 
     def layout(self, y0: Any, ts: Any) -> tuple[Layout, Sequence[Tensor]]:
         """The layout of y0 and ts, and the leaves of y0; TypeError or ValueError where one of them is wrong."""
         leaves, spec = flatten(y0)
         rule = StopRule.from_controller(self.controller)
-        # whether the layout depends on nothing but looks and times
-        lasts = rule.ts_only and is_real(self.rtol) and is_real(self.atol)
-        times = _comparable(ts, rule) if lasts and not (inside_transform() or torch.compiler.is_compiling()) else None
-        if times is not None:
+        # a layout is reused if it depends on leaf_specs and times alone
+        reusable = rule.ts_only and is_real(self.rtol) and is_real(self.atol)
+        reusable = reusable and not (inside_transform() or torch.compiler.is_compiling())
+        key = _times_key(ts, rule) if reusable else None
+        if key is not None:
             for known in self.layouts:
-                if known.matches(leaves, spec, times):
+                if known.matches(leaves, spec, key):
                     return known, leaves
-        names, checked = checks.state(y0, self.per_sample)
-        given = checks.times(ts, self.per_sample, checks.narrowest(checked))
-        checks.stop_times(self.controller, given)
+        names, checked = state_checks.state(y0, self.per_sample)
+        checked_ts = state_checks.times(ts, self.per_sample, state_checks.smallest_range(checked))
+        checks.stop_times(self.controller, checked_ts)
         working = in_working_precision(checked)
-        relative, absolute = (
-            checks.tolerance(name, x, y0, working) for name, x in (("rtol", self.rtol), ("atol", self.atol))
-        )
-        checks.positive_tolerance(relative, absolute, self.controller)
-        precise = given.to(torch.float32 if given.device.type == "mps" else torch.float64)
-        direction = direction_of(precise)
-        made = Layout(
-            spec, names, tuple(x.dtype for x in checked), time_dtype(given, working), given, precise,
-            rule.stop_times(precise, direction), direction, relative, positive_atol(absolute, working),
+        rtol = state_checks.tolerance("rtol", self.rtol, y0, working)
+        atol = state_checks.tolerance("atol", self.atol, y0, working)
+        checks.positive_tolerance(rtol, atol, self.controller)
+        engine_ts = checked_ts.to(torch.float32 if checked_ts.device.type == "mps" else torch.float64)
+        direction = direction_of(engine_ts)
+        layout = Layout(
+            spec, names, tuple(x.dtype for x in checked), time_dtype(checked_ts, working), checked_ts, engine_ts,
+            rule.stop_times(engine_ts, direction), direction, rtol, positive_atol(atol, working),
         )  # fmt: skip
-        if times is not None and not torch.is_inference_mode_enabled():
-            made.leaf_specs = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
-            if all(x is y for x, y in zip(leaves, checked, strict=True)) and not given.is_inference():
-                made.times_key, made.versions = times, (given._version, precise._version)
-                made.ts_ref = weakref.ref(ts) if isinstance(ts, Tensor) else None
-                self.layouts = [made, *self.layouts[: _LAYOUTS - 1]]
-        return made, checked
+        if key is not None and not torch.is_inference_mode_enabled():
+            layout.leaf_specs = tuple((type(x), x.shape, x.dtype, x.device) for x in leaves)
+            if all(x is y for x, y in zip(leaves, checked, strict=True)) and not checked_ts.is_inference():
+                layout.times_key, layout.versions = key, (checked_ts._version, engine_ts._version)
+                layout.ts_ref = weakref.ref(ts) if isinstance(ts, Tensor) else None
+                self.layouts = [layout, *self.layouts[: _MAX_LAYOUTS - 1]]
+        return layout, checked
 
 
-def _comparable(ts: Any, rule: StopRule) -> tuple[Any, ...] | None:
-    """What tells whether times to hit are the same as others, without a look at a tensor; None: nothing does."""
+def _times_key(ts: Any, rule: StopRule) -> tuple[Hashable, ...] | None:
+    """A key that is equal for equal stop times, made without reading a tensor's values; None if there is none."""
     if isinstance(ts, Tensor):
-        if ts.requires_grad or ts.is_inference() or ts.numel() > checks.FEW:  # it is held
+        # not for many times, as a layout keeps them in memory
+        if ts.requires_grad or ts.is_inference() or ts.numel() > state_checks.FEW_TIMES:
             return None
         return (rule, id(ts), ts._version)
-    if isinstance(ts, (list, tuple)) and len(ts) <= checks.FEW and set(map(type, ts)) <= {int, float}:
+    if isinstance(ts, (list, tuple)) and len(ts) <= state_checks.FEW_TIMES and set(map(type, ts)) <= {int, float}:
         return (rule, *ts)
     return None
 
 
 @lru_cache(maxsize=64, typed=True)
-def _known(*given: Any) -> Options:
-    return Options.of(*given)
+def _cached_options(*values: Any) -> Options:
+    return Options.from_keywords(*values)
 
 
-def checked_options(*given: Any) -> Options:
-    """The options, in the order of `Options.of`; plain values are looked up once."""
-    return _known(*given) if set(map(type, given)) <= _PLAIN else Options.of(*given)
+def checked_options(*values: Any) -> Options:
+    """`Options.from_keywords(*values)`, in the order of its parameters; cached if all values are plain."""
+    plain = set(map(type, values)) <= _HASHABLE_TYPES
+    return _cached_options(*values) if plain else Options.from_keywords(*values)
 
 
-def _with_method(how: Gradient, control: Controller, solver: Method) -> Gradient:
-    """A continuous adjoint with its method looked up, and one that its step control can work with."""
-    if not isinstance(how, ContinuousAdjoint):
-        return how
-    checks.constant_stops(control, how.name)
-    control = how.controller or control
-    method = (solver if how.method is None else checks.method(how.method)).for_control(control.adaptive)
-    if control.adaptive and method.error_order is None:
+def _with_adjoint_method(gradient: Gradient, controller: Controller, method: Method) -> Gradient:
+    """The gradient; a continuous adjoint gets its method, which must suit its controller.
+
+    controller, method: of the forward solve, and of the backward solve if the gradient names no others.
+    """
+    if not isinstance(gradient, ContinuousAdjoint):
+        return gradient
+    checks.constant_stops(controller, gradient.name)
+    controller = gradient.controller or controller
+    method = method if gradient.method is None else checks.method(gradient.method)
+    method = method.for_control(controller.adaptive)
+    if controller.adaptive and method.error_order is None:
         raise ValueError(
-            f"gradient={how.name!r} with method={method.name!r}: it has no error estimate to choose the steps of the "
-            "backward solve by. Give it controller=ConstantStep(...), or an adaptive method such as 'tsit5'."
+            f"gradient={gradient.name!r} with method={method.name!r}: this method has no error estimate to choose the "
+            "steps of the backward solve by. Give the gradient controller=ConstantStep(...), or an adaptive method "
+            "such as 'tsit5'."
         )
-    return how.with_method(method)
+    return gradient.with_method(method)

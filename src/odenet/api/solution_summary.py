@@ -1,4 +1,4 @@
-"""A solution in words: what was solved, to which time, in how many steps, and how it ended."""
+"""`repr` and `str` of a solution: shapes, times, steps and status."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..core.torch_func import outside_transforms, unwrapped
 if TYPE_CHECKING:
     from .solution import Solution
 
-_MOST = 4  # leaves of a state that are told one by one
+_MAX_LEAVES = 4  # leaves of a state that are listed
 
 
 def one_line(x: Solution) -> str:
-    """In one line."""
-    parts = [_state(x.y1), f"t {_times(x)}", _status(x.status), f"{_range(x.stats['accepted'])} steps"]
-    return f"Solution({', '.join(parts)})"
+    """`repr`: one line."""
+    steps = f"{_range(x.stats['accepted'])} steps"
+    return f"Solution({_state(x.y1)}, t {_times(x)}, {_status(x.status)}, {steps})"
 
 
-def several_lines(x: Solution, about: str) -> str:
-    """In a few lines."""
+def several_lines(x: Solution, problem: str) -> str:
+    """`str`: a few lines. problem: equation and method as text, or empty."""
     samples = f" for {len(x.t1)} samples" if x.t1.ndim == 1 else ""
     counts = {k: _range(x.stats[k]) for k in ("accepted", "rejected", "nfe", "backward_nfe")}
     out = [
-        f"Solution{' of ' if about else ''}{about}{samples}",
+        f"Solution{' of ' if problem else ''}{problem}{samples}",
         f"  state: {_state(x.y1)}",
         f"  t: {_times(x)}; {x.ts.shape[-1]} output times",
         f"  steps: {counts['accepted']} accepted, {counts['rejected']} rejected",
@@ -43,14 +43,15 @@ def several_lines(x: Solution, about: str) -> str:
 
 def _state(y: Any) -> str:
     pairs = flatten_with_names(y)
-    shown = [f"y{name} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for name, leaf in pairs[:_MOST]]
-    return ", ".join(shown) + (f" and {len(pairs) - _MOST} more" if len(pairs) > _MOST else "")
+    listed = pairs[:_MAX_LEAVES]
+    texts = [f"y{name} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for name, leaf in listed]
+    return ", ".join(texts) + (f" and {len(pairs) - _MAX_LEAVES} more" if len(pairs) > _MAX_LEAVES else "")
 
 
 def _times(x: Solution) -> str:
-    start, end, reached = x.ts[..., 0], x.ts[..., -1], x.t1
-    short = "" if _values(end) == _values(reached) else f" of {_range(end)}"
-    return f"from {_range(start)} to {_range(reached)}{short}"
+    start, end = x.ts[..., 0], x.ts[..., -1]
+    unfinished = "" if _values(end) == _values(x.t1) else f" of {_range(end)}"
+    return f"from {_range(start)} to {_range(x.t1)}{unfinished}"
 
 
 def _status(status: Status | Tensor) -> str:
@@ -63,14 +64,14 @@ def _status(status: Status | Tensor) -> str:
 
 
 def _range(x: Any) -> str:
-    """A number, or from which to which those of all samples are."""
+    """A number; for samples with different numbers "smallest to largest"."""
     values = _values(x)
     low, high = min(values), max(values)
     return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
 
 
 def _values(x: Any) -> list[float]:
-    """All of them as numbers; of what is vmapped too."""
+    """The entries as numbers, of all vmapped samples."""
     if not isinstance(x, Tensor):
         return [x]
     with outside_transforms():

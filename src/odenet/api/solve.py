@@ -1,12 +1,13 @@
-"""`solve`: check, flatten once, build the problem, run the gradient, package the solution."""
+"""`solve`: checks the arguments, flattens y0, builds the problem, runs the gradient and packages the solution."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import Any, ParamSpec, TypeVar, Unpack, final
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from torch import Tensor
 from ..compiled import compiled_or_none
 from ..control import Controller
 from ..core.autocast import without_autocast_cache
+from ..core.field_protocols import UserField
 from ..core.leaves import Leaves, differentiable, in_working_precision, select, separate_view
 from ..core.pytrees import Structure, tree_map
 from ..core.save_function import SaveFunction
+from ..core.serialization import short_repr
 from ..core.status import Status
 from ..core.torch_func import any_true, inside_transform, vmapping
 from ..core.vector_field import VectorField
@@ -27,7 +30,7 @@ from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..engine.step_recorder import StepRecorder
 from ..engine.stiffness import Stiffness
-from ..events.event import Hit
+from ..events.event import Event, Hit
 from ..events.event_loop import EventLoop
 from ..gradients import ContinuousAdjoint, Gradient
 from ..gradients.failed_samples import succeeded, without_failed
@@ -36,81 +39,99 @@ from ..gradients.zero_gradients import ensure_zero_grads
 from ..methods import Method
 from ..tracing.dynamo_entry import with_traced_version
 from . import checks, traced_solve, transform_limits
+from .option_types import GradientName, MethodName, OnFailure, SolveOptions
 from .options import Layout, Options, checked_options
 from .progress_bar import bar
 from .solution import Solution
 
-Judge = Callable[[Problem, Outcome], None]
-"""Gives the failures of a solve their causes, or raises them."""
+FailurePolicy = Callable[[Problem, Outcome], None]
+"""Refines the status of failed samples by its cause, or raises a `SolveError`."""
 
-OPTIONS = tuple(inspect.signature(Options.of).parameters)
+_OPTION_NAMES = tuple(inspect.signature(Options.from_keywords).parameters)
+_KEYWORDS = frozenset(("f", "y0", "ts", "args", *_OPTION_NAMES))
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_keyword_hints(function: Callable[P, R]) -> Callable[P, R]:
+    """Raise TypeError for an unknown keyword, with the name that odenet has for it."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _KEYWORDS.issuperset(kwargs):
+            checks.known_options(kwargs.keys() - _KEYWORDS, _OPTION_NAMES)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @with_traced_version(traced_solve.solve)
+@_with_keyword_hints
 def solve(
-    f: Callable[..., Any],
+    f: UserField,
     y0: Any,
     ts: Any,
     *,
     args: tuple[Any, ...] = (),
-    method: str | Method = "tsit5",
+    method: MethodName | Method = "tsit5",
     rtol: Any = 1e-5,
     atol: Any = 1e-7,
     step: float | None = None,
     controller: Controller | None = None,
-    gradient: str | Gradient = "discrete",
+    gradient: GradientName | Gradient = "discrete",
     per_sample: bool = False,
-    event: Any = None,
+    event: Event | Sequence[Event] | None = None,
     dense: bool = False,
     compile: bool = False,
     max_steps: int = 10_000,
-    on_failure: str = "raise",
+    on_failure: OnFailure = "raise",
     progress: bool | Progress = False,
     callbacks: Callbacks | None = None,
     save: Callable[..., Any] | None = None,
     save_steps: bool = False,
     jacobian: Callable[..., Any] | None = None,
 ) -> Solution:
-    """Solve dy/dt = f(t, y, *args) from y0 at ts[0], and give the solution at all of ts; differentiable.
+    """Solve dy/dt = f(t, y, *args) from y0 at ts[0]: the solution at all times of ts, differentiable.
 
     f: returns dy/dt with y's structure, shapes and dtype. t is a 0-d tensor, (B,) with per_sample, in the dtype of ts
-        (Python numbers: float64), at least as precise as y's.
+        (Python numbers: float64), but at least as precise as y's.
     y0: tensor or pytree of tensors, float64, float32, bfloat16, float16 or complex.
-    ts: at least two times, increasing or decreasing, (T,); (B, T) gives each sample its own. f is never called outside
-        [ts[0], ts[-1]] (but by "kvaerno5", which looks up to 0.23 of a step ahead).
-    args: further arguments of f; tensors in them get their gradient.
+    ts: at least two times, increasing or decreasing, (T,); (B, T) gives each sample its own times. f is never called
+        outside [ts[0], ts[-1]], except by "kvaerno5", which evaluates up to 0.23 of a step ahead.
+    args: further arguments of f, differentiable.
     method: "tsit5", "dopri5", "dopri8", "bosh3", "heun", "ralston", "fehlberg2" choose their steps, and for stiff f
         "esdirk54", "kvaerno5", "kvaerno3", "radauIIA5", "trbdf2". All others need `step` (or a controller): "euler",
         "midpoint", "heun3", "rk4", "rk4_38"; for stiff f "implicit_euler", "implicit_midpoint", "trapezoid", "sdirk2",
         "radauIIA3", "gl4", "gl6"; of several steps "explicit_adams", "implicit_adams". Or a `Method`. docs/methods.md.
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
-    step: constant step size in the unit of time, with any method: rtol and atol then choose no steps. The last one
-        before each output time is shortened to end there.
+    step: constant step size in the unit of time, with any method: rtol and atol then have no effect on steps. The last
+        step before each output time is shortened to end there.
     controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
     gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
         most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
         (approximate, constant memory), "gauss" (approximate, no backward drift), or an instance.
-    per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps. Samples that have
-        ended leave the batch: give what has a row for each sample through args, whose rows go with them.
+    per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps. Finished samples
+        leave the batch: pass tensors with one row per sample through args, and f gets the remaining rows.
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.
-    on_failure: "raise", or "return" the part that was solved, with `status`.
-    event: an `Event`, or a list of them; with per_sample each sample has its own. A terminal one ends the solve:
-        `sol.y1` is the state there, and `sol.ys` NaN at times after it. `sol.event` is the last that happened, with
-        which, t and y; `sol.hits` are all.
+    on_failure: "raise", or "return" the solution up to the failure, with `status`.
+    event: an `Event`, or a list of them; with per_sample each sample has its own event times. A terminal event ends the
+        solve: `sol.y1` is the state there, and `sol.ys` is NaN at later times. `sol.event` is the last event that
+        happened, a `Hit` with which, t and y; `sol.hits` holds all of them.
     progress: True for a bar (needs tqdm), or a callable (fraction, stats).
-    compile: True: solve and exact gradient by machine code that is compiled at first use (some seconds) and kept; what
-        does not compile is solved as without, with one warning that says why. docs/compiling.md.
+    compile: True: solve and exact gradient by machine code, compiled at first use (some seconds) and cached. A solve
+        that cannot be compiled runs eagerly, with one warning that gives the reason. docs/compiling.md.
     callbacks: `Callbacks`, called around each attempted step.
-    save: fn(t, y, *args) -> pytree of tensors: what `sol.ys` holds in place of the states, differentiable. With
-        per_sample t is (B,), y (B, ...) and the result's leading axis the batch.
-    save_steps: True: `sol.steps` has the ends t of the accepted steps, their sizes h, and the states there (or what
-        `save` makes of them), as constants; see `odenet.engine.step_recorder.Steps`.
+    save: fn(t, y, *args) -> pytree of tensors: `sol.ys` holds its results in place of the states, differentiable. With
+        per_sample t is (B,), y (B, ...), and the leading axis of the result is the batch.
+    save_steps: True: `sol.steps` has the end times t of the accepted steps, their sizes h, and the states there (or the
+        results of `save`), without gradients; see `odenet.Steps`.
     jacobian: (t, y, *args) -> df/dy for implicit methods, (n, n) with the n entries of the state in their order, or
-        (B, n, n) with per_sample; by default it is found by autograd. A wrong one costs steps, and
-        one that is far too large accuracy, as error estimates are filtered by it; gradients take derivatives of f.
+        (B, n, n) with per_sample; by default autograd computes it. A wrong Jacobian costs steps, and one that is far
+        too large costs accuracy, as it filters error estimates; gradients use derivatives of f.
 
-    Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) where the solve fails.
+    Raises TypeError or ValueError for a wrong argument, and a `SolveError` (a RuntimeError) if the solve fails.
 
     >>> import torch, odenet
     >>> sol = odenet.solve(lambda t, y: -y, torch.ones(2, dtype=torch.float64), [0.0, 1.0], rtol=1e-8, atol=1e-10)
@@ -126,10 +147,10 @@ def solve(
 
 @final
 class Solver:
-    """`solve` with f and its options given once, for those who solve again and again: options are checked once.
+    """`solve` with f and options given in advance: options are checked once for many solves.
 
-    Solver(f, **options), with those of `odenet.solve`; solver(y0, ts, args=()) -> Solution. Raises as `solve` does, for
-    a wrong option at once.
+    Solver(f, **options), with the options of `odenet.solve`; solver(y0, ts, args=()) -> Solution. Raises as `solve`
+    does; for a wrong option in the constructor.
 
     >>> import torch, odenet
     >>> solver = odenet.Solver(lambda t, y, k: -k * y, method="dopri5", rtol=1e-8, atol=1e-10)
@@ -139,14 +160,15 @@ class Solver:
     True
     """
 
-    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, f: UserField, **options: Unpack[SolveOptions]) -> None:
         checks.function(f)
         self.f, self.options = f, options
-        self._checked = options_from_keywords(options)
+        checks.known_options(options, _OPTION_NAMES)
+        self._checked = Options.from_keywords(**options)
 
     @property
     def layouts(self) -> Sequence[Layout]:
-        """What it keeps of the last states and times."""
+        """The layouts of the last states and times, kept for reuse."""
         return self._checked.layouts
 
     def __call__(self, y0: Any, ts: Any, args: tuple[Any, ...] = ()) -> Solution:
@@ -154,122 +176,117 @@ class Solver:
             return solve(self.f, y0, ts, args=args, **self.options)
         return _solve(self.f, y0, ts, args, self._checked)
 
-    def matches(self, f: Any, options: dict[str, Any]) -> bool:
-        """Whether it was made of these very objects."""
+    def matches(self, f: Any, options: Mapping[str, object]) -> bool:
+        """True when the solver was made from these same objects."""
         same = self.f is f and self.options.keys() == options.keys()
         return same and all(v is options[k] for k, v in self.options.items())
 
     def __repr__(self) -> str:
-        given = "".join(f", {k}={v!r}" for k, v in self.options.items())
-        return f"Solver({getattr(self.f, '__name__', self.f)}{given})"
+        options = "".join(f", {k}={short_repr(v)}" for k, v in self.options.items())
+        return f"Solver({getattr(self.f, '__name__', self.f)}{options})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Solver, **self.options), (self.f,)
 
 
-def options_from_keywords(options: dict[str, Any]) -> Options:
-    """Options of `solve` by name, in the form that solves take them; raises for a wrong one."""
-    checks.known_options(options, OPTIONS)
-    return Options.of(**options)
-
-
-def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> Solution:
+def _solve(f: UserField, y0: Any, ts: Any, args: Any, o: Options) -> Solution:
     checks.function(f)
     checks.terms(f, o.method)
     layout, leaves = o.layout(y0, ts)
-    working = tuple([separate_view(x) for x in in_working_precision(leaves)])  # f may mark what it is given
-    given = () if type(args) is tuple and not args else tree_map(separate_view, checks.arguments(args))
-    field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, given)
+    working = tuple([separate_view(x) for x in in_working_precision(leaves)])  # f may set requires_grad
+    f_args = () if type(args) is tuple and not args else tree_map(separate_view, checks.arguments(args))
+    field = VectorField(f, layout.spec, layout.names, layout.dtypes, layout.time_dtype, f_args)
     field.save = None if o.save is None else SaveFunction(o.save, o.per_sample)
     field.user_jacobian = checks.jacobian(o.jacobian, working, o.method)
     problem = Problem(
-        field, working, layout.precise, layout.stops, layout.direction, o.method, o.controller, layout.rtol,
+        field, working, layout.engine_ts, layout.stops, layout.direction, o.method, o.controller, layout.rtol,
         layout.atol, o.per_sample, o.max_steps,
     )  # fmt: skip
     if inside_transform():
         transform_limits.refuse(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
         problem = replace(problem, traced=vmapping())
-    judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine
+    on_failure: FailurePolicy = partial(raise_failure, names=layout.names) if o.raises else refine
     steps = StepRecorder() if o.save_steps else None
-    run = partial(_run, o, judge)
+    run = partial(_run, o, on_failure)
     with bar(o.progress) as report, without_autocast_cache(working[0].device.type):
         request = Request(o.dense, report, o.callbacks, stiffness=Stiffness(), steps=steps)
-        last, hits = None, None
+        last_hit, hits = None, None
         if o.events:
-            trajectory, last, hits = EventLoop(problem, o.events, given, run, judge, request).journey()
+            trajectory, last_hit, hits = EventLoop(problem, o.events, f_args, run, on_failure, request).journey()
         else:
             trajectory = run(problem, request)
-    return _solution(problem, trajectory, layout, last, hits, o, steps)
+    return _solution(problem, trajectory, layout, last_hit, hits, o, steps)
 
 
-def _run(o: Options, judge: Judge, p: Problem, request: Request) -> Trajectory:
-    """One solve, with failures judged."""
-    found = _once(o, p, request)
-    outcome = found.outcome
+def _run(o: Options, on_failure: FailurePolicy, p: Problem, request: Request) -> Trajectory:
+    """Solve, handle failures, and attach the end time."""
+    trajectory = _run_once(o, p, request)
+    outcome = trajectory.outcome
     if not (p.on_host and outcome.state.status == Status.SUCCESS):
-        judge(p, outcome)
-        found = without_failed(p, found, lambda q: _once(o, q, request.unobserved()))
-    moves = gradient_bypassed() or not isinstance(o.gradient, ContinuousAdjoint)
-    outcome.state = outcome.state._replace(time=_reached(p, outcome, moves))
-    found.y1 = _ends(p, found)
-    return ensure_zero_grads(p, found)
+        on_failure(p, outcome)
+        trajectory = without_failed(p, trajectory, lambda q: _run_once(o, q, request.unobserved()))
+    differentiable_end = gradient_bypassed() or not isinstance(o.gradient, ContinuousAdjoint)
+    outcome.state = outcome.state._replace(time=_end_time(p, outcome, differentiable_end))
+    trajectory.y1 = _end_state(p, trajectory)
+    return ensure_zero_grads(p, trajectory)
 
 
-def _once(o: Options, p: Problem, request: Request) -> Trajectory:
-    """One solve, by compiled code where that is asked for and can be."""
-    found = compiled_or_none(p, o.gradient, request) if o.compile else None
-    if found is None:
+def _run_once(o: Options, p: Problem, request: Request) -> Trajectory:
+    """Solve by compiled code if the options ask for it and f compiles, else by the gradient's own run."""
+    trajectory = compiled_or_none(p, o.gradient, request) if o.compile else None
+    if trajectory is None:
         return o.gradient.run(p, request)
     if p.f.save is None:
-        return found
-    return replace(found, ys=p.f.save_outputs(p.ts, found.ys))  # a library gives whole states
+        return trajectory
+    return replace(trajectory, ys=p.f.save_outputs(p.ts, trajectory.ys))  # compiled code returns the states
 
 
 def _solution(
     p: Problem,
-    found: Trajectory,
+    trajectory: Trajectory,
     layout: Layout,
-    last: Hit | None,
+    last_hit: Hit | None,
     hits: Hit | None,
     o: Options,
     steps: StepRecorder | None,
 ) -> Solution:
-    final, save, ts = found.outcome.state, p.f.save, layout.copy_ts()
-    pack = Structure(layout.spec, layout.dtypes)  # not the field's own, which would keep f alive
-    shown = pack if save is None else save.pack
+    final, save, ts = trajectory.outcome.state, p.f.save, layout.copy_ts()
+    status: Any = final.status
+    pack = Structure(layout.spec, layout.dtypes)  # not p.f.pack, which would keep f alive
+    pack_output = pack if save is None else save.pack
     return Solution(
         ts,
-        shown(found.ys),
-        pack(found.y1),
+        pack_output(trajectory.ys),
+        pack(trajectory.y1),
         final.time.to(ts.dtype),
-        found.stats,
-        final.status if p.batched or p.traced else Status(int(final.status)),
-        _told(last, ts),
-        _told(hits, ts),
-        found.dense,
+        trajectory.stats,
+        status if p.batched or p.traced else Status(int(status)),
+        _with_user_times(last_hit, ts),
+        _with_user_times(hits, ts),
+        trajectory.dense,
         pack,
         (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
-        found.dense_values,
-        f"{_name(p.f.user_call[0])} by {p.method.name}",
-        None if steps is None else steps.taken(p, shown, ts.dtype),
+        trajectory.dense_values,
+        f"{_equation(p.f.user_call[0])} by {p.method.name}",
+        None if steps is None else steps.taken(p, pack_output, ts.dtype),
     )
 
 
-def _name(f: Callable[..., Any]) -> str:
-    """The equation, with f by its name where it has one."""
-    name = getattr(f, "__name__", type(f).__name__)
+def _equation(f: UserField) -> str:
+    """The equation as text, with f's name if it has one."""
+    name: str = getattr(f, "__name__", type(f).__name__)
     return f"y' = {name if name.isidentifier() else 'f'}(t, y)"
 
 
-def _told(hit: Hit | None, ts: Tensor) -> Hit | None:
-    """The hit with times in the dtype of ts."""
+def _with_user_times(hit: Hit | None, ts: Tensor) -> Hit | None:
+    """The hit with its times in the dtype of ts."""
     return None if hit is None else hit._replace(t=hit.t.to(ts.dtype))
 
 
-def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
-    """The time reached, as y1 depends on it: a constant after the last time that a step had to hit, or after ts[0].
+def _end_time(p: Problem, outcome: Outcome, differentiable_end: bool) -> Tensor:
+    """The time reached, attached to the last stop time before it, or to ts[0], plus a constant.
 
-    moves: False: of a solve that did not come to its end a constant, as the end of a continuous adjoint is.
+    differentiable_end: False makes the end of an unfinished solve a constant, as it is for a continuous adjoint.
     """
     time = outcome.state.time.detach()
     if not (differentiable(p.ts) or differentiable(p.stops.times)):
@@ -278,19 +295,19 @@ def _reached(p: Problem, outcome: Outcome, moves: bool) -> Tensor:
     passed = ((stops.detach() - time.unsqueeze(-1)) * p.direction.unsqueeze(-1) <= 0).sum(-1)
     last = stops.gather(-1, (passed - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     base = torch.where(passed > 0, last, p.ts[..., 0])
-    at = base + (time - base.detach())
-    if not moves:
-        at = torch.where(passed == stops.shape[-1], at, time)
-    good = succeeded(p, outcome.state.status)
-    return at if good is None else torch.where(good, at, time)
+    end = base + (time - base.detach())
+    if not differentiable_end:
+        end = torch.where(passed == stops.shape[-1], end, time)
+    success = succeeded(p, outcome.state.status)
+    return end if success is None else torch.where(success, end, time)
 
 
-def _ends(p: Problem, found: Trajectory) -> Leaves:
-    """The last states. Where a solve has no length they are y0, and move with its last time against the first."""
+def _end_state(p: Problem, trajectory: Trajectory) -> Leaves:
+    """y1; for a solve of zero length the last output, y0 with a derivative with respect to ts[-1] - ts[0]."""
     if not differentiable(p.ts) or p.f.save is not None:
-        return found.y1
-    still = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
-    if not any_true(still):
-        return found.y1
-    last = tuple(y[:, -1] if p.batched else y[-1] for y in found.ys)
-    return select(True if p.on_host else still, last, found.y1)
+        return trajectory.y1
+    zero_length = p.ts.detach()[..., 0] == p.ts.detach()[..., -1]
+    if not any_true(zero_length):
+        return trajectory.y1
+    last = tuple(y[:, -1] if p.batched else y[-1] for y in trajectory.ys)
+    return select(True if p.on_host else zero_length, last, trajectory.y1)

@@ -1,1 +1,1 @@
-"""What every layer stands on: leaves, lanes, the vector field, norms, status codes."""
+"""Foundations of all layers: leaves, the vector field, captured tensors, norms, status codes, checks of arguments."""

@@ -1,24 +1,25 @@
 """Mixed precision by `torch.autocast`: a backward pass evaluates f in the precision of the forward pass.
 
-Autocast's state belongs to a thread and a block of code, and a backward pass is usually run outside that block; on a
-GPU in another thread. Casts of weights are not kept: a kept one belongs to the graph of whoever asked for it first.
+Autocast's state belongs to a thread and a `with` block. A backward pass usually runs outside that block, and on a GPU
+in another thread. The cache of casted weights is off in a solve: a cached cast belongs to the graph of the evaluation
+that made it, and other evaluations would differentiate through that graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 
 def without_autocast_cache(device: str) -> AbstractContextManager[None]:
-    """Weights are cast anew at each use."""
-    return _uncached() if torch.is_autocast_enabled(device) else nullcontext()
+    """A context in which autocast casts weights anew at each use."""
+    return _cache_disabled() if torch.is_autocast_enabled(device) else nullcontext()
 
 
 @contextmanager
-def _uncached() -> Iterator[None]:
+def _cache_disabled() -> Generator[None]:
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -28,7 +29,7 @@ def _uncached() -> Iterator[None]:
 
 
 def current_autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Enters autocast's present state again, whatever it is then."""
+    """A function whose context restores autocast's present state, whatever the state is when it is entered."""
     if not torch.is_autocast_enabled(device):
         return lambda: torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
     dtype = torch.get_autocast_dtype(device)

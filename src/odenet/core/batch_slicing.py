@@ -1,9 +1,9 @@
-"""Whether a field also works on some samples of a batch, and which of its args then go with them.
+"""Decides whether f works on some samples of a batch, and which of its args are sliced with the samples.
 
-f(t, y, *args) is written for the whole batch, and what it uses may have a row for each sample: a tensor in args, which
-is cut to the rows of the samples at hand, or one that it closes over, which cannot be. Shapes alone do not tell a row a
-sample from a shared table that happens to have as many rows, so f is asked: a few rows of its first evaluation, once
-more, have to come out as they did beside all the others.
+f(t, y, *args) is written for the full batch. A tensor in args may have one row for each sample, and is then sliced to
+the rows of the remaining samples; a captured tensor cannot be sliced. Shapes do not distinguish one row per sample from
+a shared table with as many rows, so f is tried: its values for a few rows of the first evaluation must be those that it
+gave for the same rows in the full batch.
 """
 
 from __future__ import annotations
@@ -17,65 +17,65 @@ from torch import Tensor
 from .leaves import Leaves
 
 SlicedArgs = tuple[bool, ...]
-"""For each leaf of args, whether it is cut to the rows of the samples at hand."""
+"""For each leaf of args: True if it is sliced to the rows of the remaining samples."""
 
-_ASKED = 2  # rows of the first evaluation that are asked for again
-_MOST = 6  # args with a row a sample, of which every subset is tried
+_TRIED_ROWS = 2  # rows of the first evaluation that are evaluated again
+_MAX_SUBSET_ARGS = 6  # with more candidates than this, only none and all of them are tried
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of x, attached to it in grad mode; else, where x asks for a gradient, a leaf that asks for its own."""
-    part = x.index_select(0, rows)
+    """Rows of x: attached to x in grad mode; otherwise a new leaf that requires a gradient if x does."""
+    taken = x.index_select(0, rows)
     if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or not x.requires_grad:
-        return part
-    return part.requires_grad_()
+        return taken
+    return taken.requires_grad_()
 
 
 def infer_sliced_args(
-    args: list[object], count: int, evaluate: Callable[[Tensor, SlicedArgs], Leaves], whole: Leaves
+    args: list[object], count: int, evaluate: Callable[[Tensor, SlicedArgs], Leaves], full_output: Leaves
 ) -> SlicedArgs | None:
-    """Which args to cut, the fewest that will do; None where f does not work on a part of the batch.
+    """The smallest set of args to slice with which f works on a subset of the samples; None if there is none.
 
-    evaluate: some rows of the first evaluation, with args cut so. whole: that evaluation. An arg that f takes as it is
-    stays as it is: then whatever f does with it later is right.
+    count: B. evaluate: (rows, sliced args) -> f at these rows of the first evaluation. full_output: f of the full
+    batch there. An arg is not sliced if f also works with it unsliced: every later use by f is then right, too.
     """
     candidates = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == count]
-    # fewer than all, or an arg that is not cut would still fit, and its values may be the same for all rows
-    # the last rows first: a table that is cut wrongly then begins with another row than before
-    rows = torch.arange(count - 1, -1, -1, device=whole[0].device)[:: max(1, (count - 1) // (_ASKED - 1))]
-    rows = rows[: min(_ASKED, count - 1)]
-    expected = tuple(x.index_select(0, rows) for x in whole)
+    # fewer rows than B: with B rows an unsliced arg always fits, and its rows may have equal values
+    # last rows first: a shared table that is wrongly sliced then starts with another row than the unsliced one
+    rows = torch.arange(count - 1, -1, -1, device=full_output[0].device)[:: max(1, (count - 1) // (_TRIED_ROWS - 1))]
+    rows = rows[: min(_TRIED_ROWS, count - 1)]
+    expected = tuple(x.index_select(0, rows) for x in full_output)
 
-    def works(chosen: frozenset[int]) -> bool:
-        cut = tuple(i in chosen for i in range(len(args)))
+    def works(sliced: frozenset[int]) -> bool:
+        mask = tuple(i in sliced for i in range(len(args)))
         try:
-            found = evaluate(rows, cut)
-        except Exception:  # whatever f raises on shapes that it was not written for
+            output = evaluate(rows, mask)
+        except Exception:  # f may raise anything on shapes that it was not written for
             return False
-        return all(_same(a, b) for a, b in zip(found, expected, strict=True))
+        return all(_nearly_equal(a, b) for a, b in zip(output, expected, strict=True))
 
-    for chosen in _subsets(candidates):
-        if works(chosen):
-            for i in sorted(chosen) if len(chosen) == len(candidates) > 1 else ():
-                chosen = chosen - {i} if works(chosen - {i}) else chosen
-            return tuple(i in chosen for i in range(len(args)))
+    for sliced in _subsets(candidates):
+        if works(sliced):
+            for i in sorted(sliced) if len(sliced) == len(candidates) > 1 else ():
+                sliced = sliced - {i} if works(sliced - {i}) else sliced
+            return tuple(i in sliced for i in range(len(args)))
     return None
 
 
 def _subsets(candidates: list[int]) -> Iterator[frozenset[int]]:
-    """None, all, and then the others by size."""
+    """The empty set, the full set, and then the remaining subsets by size."""
     yield frozenset()
     if candidates:
         yield frozenset(candidates)
-    if len(candidates) <= _MOST:
+    if len(candidates) <= _MAX_SUBSET_ARGS:
         for size in range(1, len(candidates)):
             yield from map(frozenset, combinations(candidates, size))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal but for the rounding of a matrix product with fewer rows."""
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding of a matrix product with fewer rows."""
     if a.shape != b.shape:
         return False
     eps = torch.finfo(b.dtype).eps
-    top = float(torch.where(torch.isfinite(b), b.abs(), 0.0).max()) if b.numel() else 0.0
-    return torch.allclose(a, b, rtol=256 * eps, atol=256 * eps * top, equal_nan=True)
+    largest = float(torch.where(torch.isfinite(b), b.abs(), 0.0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=256 * eps, atol=256 * eps * largest, equal_nan=True)

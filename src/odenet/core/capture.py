@@ -1,9 +1,10 @@
-"""Finds the tensors that f uses without being given them: parameters, and whatever else it closes over.
+"""Finds captured tensors: parameters and other tensors that f uses without receiving them as arguments.
 
-What was used is told by the autograd graph of an evaluation: a tensor that its operations took, that asks for a
-gradient, and that the evaluation did not make. Where the graph alone does not give the tensor, or does not tell whether
-f made it, f is evaluated once more while every operation shows its operands. What f can merely reach (a loss that was
-kept, a feature of the last step) is no input of the solve, but for leaves: another branch of f may use them later.
+The autograd graph of an evaluation shows which tensors it used: those that require a gradient, that are operands of its
+operations, and that it did not make. If the graph alone does not give such a tensor, or does not show whether f made
+it, f is evaluated once more while every operation records its operands. A tensor that f can reach but did not use (a
+stored loss, a feature of the last step) is no input of the solve, unless it is a leaf: another branch of f may use it
+later.
 """
 
 from __future__ import annotations
@@ -21,77 +22,78 @@ from ..errors import CaptureError
 from .leaves import Leaves
 from .pytrees import flatten
 from .reachable import Edge, Reachable, find_reachable
-from .vjp import accumulated_vjp, gradient_edge, local_vjp, without_hooks
+from .vjp import Node, accumulated_vjp, gradient_edge, local_vjp, without_hooks
 
-NodeSet = set[Any]
-"""Nodes of autograd's graphs."""
+NodeSet = set[Node]
+"""Nodes of autograd graphs."""
 
 
-def _leaf_node() -> type[Any]:
-    """What ends a graph at a leaf; a look at the type is quicker than one for the attribute that only it has."""
+def _accumulate_grad_type() -> type[Any]:
+    """The type of the node that ends a graph at a leaf; a type check is faster than one for its `variable`."""
     with torch.inference_mode(False), torch.enable_grad():
         node = torch.zeros((), requires_grad=True).view(()).grad_fn
     assert node is not None
     return type(node.next_functions[0][0])
 
 
-_LEAF = _leaf_node()
-_REENTRANT = cast(Any, CheckpointFunction)._backward_cls
+_ACCUMULATE_GRAD = _accumulate_grad_type()
+_REENTRANT_CHECKPOINT = cast(Any, CheckpointFunction)._backward_cls
 
 
 def graph_marker() -> int:
-    """A point in the order in which autograd nodes are made: nodes of later operations have larger numbers.
+    """The present position in the order in which autograd nodes are made: later nodes have larger sequence numbers.
 
-    Each thread counts its own, and a backward pass on a GPU runs in another thread than the forward pass.
+    Each thread counts its own nodes, and a backward pass on a GPU runs in another thread than the forward pass.
     """
     with torch.enable_grad():
-        node = torch.zeros((), requires_grad=True).view(()).grad_fn
-    assert node is not None
+        node: Node = torch.zeros((), requires_grad=True).view(()).grad_fn
     return node._sequence_nr()
 
 
 @final
 class OperandRecorder(TorchFunctionMode):
-    """Notes the operands of every operation inside.
+    """Records the operands of every operation in its context.
 
-    computed: edge -> operand, of operands with a history older than `marker`. made: where leaves lie that they gave.
+    computed: edge -> operand, for operands with a history that is older than `marker`. made_memory: addresses of the
+    leaves that the operations returned.
     """
 
     def __init__(self, marker: int) -> None:
         super().__init__()
         self.marker = marker
         self.computed: dict[Edge, Tensor] = {}
-        self.made: set[int] = set()
-        self.kept: list[Tensor] = []
+        self.made_memory: set[int] = set()
+        self._keep_alive: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        for x in given:
-            node = x.grad_fn if x.requires_grad else None
+        operands = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        for x in operands:
+            node: Node = x.grad_fn if x.requires_grad else None
             if node is not None and node._sequence_nr() <= self.marker:
                 self.computed.setdefault((node, x.output_nr), x)
         out = func(*args, **kwargs)
         for x in flatten(out)[0]:
-            if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in given):
-                self.made.add(_memory(x))
-                self.kept.append(x)  # so that nothing else comes to lie where it is
+            if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in operands):
+                self.made_memory.add(_address(x))
+                self._keep_alive.append(x)  # otherwise another tensor could get the same address
         return out
 
     def makes(self, x: Tensor) -> bool:
-        """Whether the leaf x was made inside, be it as a parameter around what was."""
-        return _memory(x) in self.made
+        """True when an operation in the context made the leaf x, or the memory that the parameter x wraps."""
+        return _address(x) in self.made_memory
 
 
-def _memory(x: Tensor) -> int:
+def _address(x: Any) -> int:
     return id(x) if x.layout is not torch.strided else x.untyped_storage()._cdata
 
 
 class CapturedTensors:
-    """The tensors that f was found to use beside its arguments, and a check that no other turns up.
+    """The captured tensors of one f, and a check that no other appears later.
 
-    used: those that an evaluation used, leaves and computed ones, each cut from its own history. spare: leaves that f
-    can reach and did not use: another branch of f may.
+    used: tensors that an evaluation used, leaves and computed ones; the solve differentiates with respect to each,
+    without following a computed one's history. unused: leaves that f can reach and has not used: another branch of f
+    may. makes_leaves: f makes leaves that require a gradient in each evaluation.
     """
 
     def __init__(self, f: Any) -> None:
@@ -99,137 +101,146 @@ class CapturedTensors:
         self.used: list[Tensor] = []
         self.unused: list[Tensor] = []
         self.reachable = Reachable()
-        self._leaves: set[int] = set()
+        self.makes_leaves = False
+        self._leaf_ids: set[int] = set()
         self._computed: dict[Edge, Tensor] = {}
-        self._own: dict[int, weakref.ref[Tensor]] = {}
-        self._open = True
-        self._suspects = False
-        self._chained = False
+        self._excluded: dict[int, weakref.ref[Tensor]] = {}
+        self._closed = False
+        self._new_computed = False  # f can reach computed tensors that it has not used
+        self._chained = False  # a used tensor was computed from another one
         self._reentrant = False  # f uses torch.utils.checkpoint with use_reentrant=True
         self._marker = graph_marker()
-        self.makes_leaves = False
 
     @property
     def tensors(self) -> Leaves:
-        """All of them: inputs of the solve."""
+        """All captured tensors: inputs of the solve."""
         return (*self.used, *self.unused)
 
     @property
     def watching(self) -> bool:
-        """Whether every evaluation of the forward solve is to be shown: f can reach computed tensors not yet used."""
-        return self._open and self._suspects
+        """True when each evaluation must be collected: f can reach computed tensors that it has not used yet."""
+        return not self._closed and self._new_computed
 
     @property
     def closed(self) -> bool:
-        return not self._open
+        return self._closed
 
-    def update_reachable(self, again: bool = True) -> None:
-        """Find what may be used later; `again` where f may reach something else than when it was last looked at."""
-        if again:
+    def update_reachable(self, search: bool = True) -> None:
+        """Add leaves that f may use later; search: False if `reachable` is up to date."""
+        if search:
             self.reachable = find_reachable(self._f)
         for key, (_, x) in self.reachable.leaves.items():
-            if key not in self._leaves and not self._is_own(x):
-                self._leaves.add(key)
-                # what is used inside a reentrant checkpoint, no graph shows
+            if key not in self._leaf_ids and not self._is_excluded(x):
+                self._leaf_ids.add(key)
+                # no graph shows the tensors that are used inside a reentrant checkpoint
                 (self.used if self._reentrant else self.unused).append(x)
-        self._suspects = any(edge not in self._computed for edge in self.reachable.computed)
+        self._new_computed = any(edge not in self._computed for edge in self.reachable.computed)
 
     def close(self) -> None:
-        """From now on a tensor not seen before is an error: its gradient could no longer be given."""
-        if not self._open:
+        """From here on a new captured tensor is an error: its gradient can no longer be given."""
+        if self._closed:
             return
-        self._open = False
+        self._closed = True
         ends = {gradient_edge(x) for x in self.tensors}
-        self._chained = any(self._leads_on(x, ends) for x in self.used if x.grad_fn is not None)
+        self._chained = any(self._depends_on(x, ends) for x in self.used if x.grad_fn is not None)
 
     def exclude(self, x: Tensor) -> None:
-        """x is a leaf that f made, or one of its arguments that f marked: no input of the solve."""
-        self._own[id(x)] = weakref.ref(x)
+        """x is a leaf that f made, or an argument that f marked by requires_grad_(): no input of the solve."""
+        self._excluded[id(x)] = weakref.ref(x)
 
-    def _is_own(self, x: Tensor) -> bool:
-        known = self._own.get(id(x))
-        return known is not None and known() is x
+    def _is_excluded(self, x: Tensor) -> bool:
+        ref = self._excluded.get(id(x))
+        return ref is not None and ref() is x
 
-    def _leads_on(self, x: Tensor, ends: set[Edge]) -> bool:
-        """Whether x was computed from another one of them; raises where it was computed from a state of this solve."""
-        node = cast(Any, x.grad_fn)
-        during = node._sequence_nr() > self._marker
-        stack, seen, found = [node], {node}, False
-        while stack and (during or not found):
+    def _depends_on(self, x: Tensor, ends: set[Edge]) -> bool:
+        """True when x was computed from another captured tensor, an edge in `ends`.
+
+        Raises CaptureError when x was computed from a state of this solve.
+        """
+        node: Node = x.grad_fn
+        during_solve = node._sequence_nr() > self._marker
+        stack, seen, depends = [node], {node}, False
+        while stack and (during_solve or not depends):
             for edge in stack.pop().next_functions:
-                after = edge[0]
-                if after is None or after in seen:
+                source = edge[0]
+                if source is None or source in seen:
                     continue
                 if edge in ends:
-                    found = True
+                    depends = True
                     continue
-                seen.add(after)
-                if type(after) is not _LEAF:
-                    stack.append(after)
-                elif during:
+                seen.add(source)
+                if type(source) is not _ACCUMULATE_GRAD:
+                    stack.append(source)
+                elif during_solve:
                     raise CaptureError(
-                        f"f uses a tensor of shape {tuple(x.shape)} that an earlier evaluation of it made of its t, y "
-                        "or args: an evaluation has to depend on these alone. Keep x.detach() in f, or use "
-                        "gradient='backprop'."
+                        f"f uses a tensor of shape {tuple(x.shape)} that an earlier evaluation of f computed from its "
+                        "t, y or args: an evaluation may depend on its own arguments alone. Store x.detach() in f, or "
+                        "use gradient='backprop'."
                     )
-        return found
+        return depends
 
     def vjp(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
-        """Cotangents of `inputs`, captured tensors among them, from those of outputs; None where there is none."""
+        """The VJP: cotangents of `inputs`, also captured tensors, from those of outputs; None for unused inputs."""
         if self._reentrant:
             if self._chained or create_graph:
                 raise CaptureError(
                     "f calls torch.utils.checkpoint with use_reentrant=True (PyTorch's default), which gives neither "
                     "second derivatives nor those to tensors that were computed outside f: use_reentrant=False does"
                 )
-            return accumulated_vjp(outputs, inputs, bars, self.tensors)
+            return accumulated_vjp(outputs, inputs, cotangents, self.tensors)
         if self._chained:
-            return local_vjp(outputs, inputs, bars, create_graph)
+            return local_vjp(outputs, inputs, cotangents, create_graph)
         hooked = [x for x in inputs if x._backward_hooks]
         if hooked:
             with without_hooks(hooked):
-                return self.vjp(outputs, inputs, bars, create_graph)
-        return torch.autograd.grad(outputs, inputs, bars, allow_unused=True, create_graph=create_graph)
+                return self.vjp(outputs, inputs, cotangents, create_graph)
+        return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, create_graph=create_graph)
 
     def collect(
         self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: NodeSet | None = None
     ) -> None:
-        """Check that evaluations used nothing that is not known; until `close`, what f can reach becomes known.
+        """Check that evaluations used no unknown tensor; before `close`, tensors that f can reach become known.
 
-        inputs: f's own arguments. marker: taken before the evaluations. seen: nodes that were walked before, which may
-        be of another thread; those of this walk are added.
+        inputs: f's own arguments. marker: `graph_marker` before the evaluations. seen: nodes that need no visit, of any
+        thread; the nodes of this walk are added.
         """
-        leaves, computed = self._borders(outputs, inputs, marker, seen)
-        if computed and self._open:
+        leaves, computed = self._graph_ends(outputs, inputs, marker, seen)
+        if computed and not self._closed:
             self.update_reachable()
-            computed = [edge for edge in computed if not self._reachable(edge)]
+            computed = [edge for edge in computed if not self._use_reachable(edge)]
         if leaves:
             shape = tuple(leaves[0].shape)
-            raise _error(f"a tensor of shape {shape} that f did not use at its first evaluation")
+            raise _capture_error(f"a tensor of shape {shape} that f did not use at its first evaluation")
         if computed:
-            raise _error(f"a tensor computed outside f by {computed[0][0].name()}, of shape {_shape(*computed[0])}")
+            edge = computed[0]
+            raise _capture_error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(edge)}")
 
     def record_first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable) -> bool:
-        """Take in what the first evaluation used; False where it has to be shown by its operands.
+        """Record the tensors that the first evaluation used; False if `record_operands` is needed for that.
 
-        before: what f could reach before it; a leaf that was not there may be made anew in each evaluation.
+        before: the tensors that f could reach before the evaluation; a leaf that is not among them may be one that f
+        makes in each evaluation.
         """
-        leaves, computed = self._borders(outputs, inputs, marker)
-        self.reachable = found = find_reachable(self._f)
-        if any(id(x) not in before.leaves for x in leaves) or any(edge not in found.computed for edge in computed):
+        leaves, computed = self._graph_ends(outputs, inputs, marker)
+        self.reachable = after = find_reachable(self._f)
+        if any(id(x) not in before.leaves for x in leaves) or any(edge not in after.computed for edge in computed):
             return False
         for x in leaves:
             self._use(x)
         for edge in computed:
-            self._use(found.computed[edge][1])
-        self.update_reachable(again=False)
+            self._use(after.computed[edge][1])
+        self.update_reachable(search=False)
         return True
 
     def record_operands(self, outputs: Leaves, inputs: Iterable[Tensor], operands: OperandRecorder) -> None:
-        """Take in what an evaluation used that was shown by its operands."""
-        leaves, computed = self._borders(outputs, inputs, operands.marker)
+        """Record the tensors that an evaluation used; operands: the recorder of that evaluation."""
+        leaves, computed = self._graph_ends(outputs, inputs, operands.marker)
         for x in leaves:
             if operands.makes(x):
                 self.exclude(x)
@@ -242,21 +253,21 @@ class CapturedTensors:
             if x is None and edge in self.reachable.computed:
                 x = self.reachable.computed[edge][1]
             if x is None:
-                raise _error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(*edge)}")
+                raise _capture_error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(edge)}")
             self._use(x)
-        self.update_reachable(again=False)
+        self.update_reachable(search=False)
 
     def uses_any(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int) -> bool:
-        """Whether an evaluation used any tensor that asks for a gradient, beside its inputs."""
-        return any(self._borders(outputs, inputs, marker))
+        """True when an evaluation used a captured tensor that requires a gradient."""
+        return any(self._graph_ends(outputs, inputs, marker))
 
     def exclude_made(self, operands: OperandRecorder, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
-        """Leaves that f made in an evaluation."""
-        for x in self._borders(outputs, inputs, operands.marker)[0]:
+        """Exclude the leaves that f made in a recorded evaluation."""
+        for x in self._graph_ends(outputs, inputs, operands.marker)[0]:
             if operands.makes(x):
                 self.exclude(x)
 
-    def _reachable(self, edge: Edge) -> bool:
+    def _use_reachable(self, edge: Edge) -> bool:
         if edge not in self.reachable.computed:
             return False
         self._use(self.reachable.computed[edge][1])
@@ -264,56 +275,57 @@ class CapturedTensors:
 
     def _use(self, x: Tensor) -> None:
         if x.grad_fn is None:
-            self._leaves.add(id(x))
+            self._leaf_ids.add(id(x))
         else:
             self._computed[x.grad_fn, x.output_nr] = x
         self.used.append(x)
 
-    def _borders(
+    def _graph_ends(
         self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], marker: int, seen: NodeSet | None = None
     ) -> tuple[list[Tensor], list[Edge]]:
-        """Leaves and edges at which the graph of an evaluation ends, but for inputs and what is known."""
-        known, edges, given = set(self._leaves), set(self._computed), set()
+        """Unknown leaves, and unknown edges older than `marker`, at which the graph of an evaluation ends."""
+        known_ids, known_edges, input_edges = set(self._leaf_ids), set(self._computed), set[Edge]()
         for x in inputs:
             if x.grad_fn is None:
-                known.add(id(x))
+                known_ids.add(id(x))
             else:
-                given.add((x.grad_fn, x.output_nr))
+                input_edges.add((x.grad_fn, x.output_nr))
         seen = set() if seen is None else seen
         leaves: list[Tensor] = []
         computed: list[Edge] = []
         stack: list[Iterable[Edge]] = [[(x.grad_fn, x.output_nr) for x in outputs if x.grad_fn is not None]]
-        ends = [x for x in outputs if x.grad_fn is None and x.requires_grad]
-        leaves += [x for x in ends if id(x) not in known and not self._is_own(x)]
+        output_leaves = [x for x in outputs if x.grad_fn is None and x.requires_grad]
+        leaves += [x for x in output_leaves if id(x) not in known_ids and not self._is_excluded(x)]
         while stack:
             for edge in stack.pop():
                 node = edge[0]
-                if node is None or node in seen or (edges and edge in edges):
+                if node is None or node in seen or (known_edges and edge in known_edges):
                     continue
-                if type(node) is _LEAF:
+                if type(node) is _ACCUMULATE_GRAD:
                     seen.add(node)
-                    variable: Tensor = cast(Any, node).variable
-                    if id(variable) not in known and not self._is_own(variable):
+                    variable: Tensor = node.variable
+                    if id(variable) not in known_ids and not self._is_excluded(variable):
                         leaves.append(variable)
                 elif node._sequence_nr() <= marker:
-                    if edge not in given:
+                    if edge not in input_edges:
                         computed.append(edge)
-                    edges.add(edge)
+                    known_edges.add(edge)
                 else:
                     seen.add(node)
                     stack.append(node.next_functions)
-                    if type(node) is _REENTRANT:
+                    if type(node) is _REENTRANT_CHECKPOINT:
                         self._reentrant = True
         return leaves, computed
 
 
-def _error(what: str) -> CaptureError:
+def _capture_error(tensor: str) -> CaptureError:
     return CaptureError(
-        f"f closes over {what}: its gradient cannot be given with this choice of `gradient`. "
+        f"f closes over {tensor}: its gradient cannot be given with this choice of `gradient`. "
         "Hand it to f through `args` (solve(f, y0, ts, args=(...,)) and f(t, y, ...)), or use gradient='backprop'."
     )
 
 
-def _shape(node: Any, number: int) -> tuple[int, ...] | str:
+def _shape(edge: Edge) -> tuple[int, ...] | str:
+    node, number = edge
     metadata = getattr(node, "_input_metadata", None)
     return tuple(metadata[number].shape) if metadata and number < len(metadata) else "unknown"

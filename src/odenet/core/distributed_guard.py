@@ -1,9 +1,9 @@
-"""Refuses an f that talks to other processes whenever it is called.
+"""Refuses an f that communicates with other processes in each evaluation.
 
-A module wrapped by DistributedDataParallel or FSDP gathers weights or sends buffers in its forward, and another batch
-norm its statistics. Processes call f different numbers of times, so they would wait for each other for ever; and what a
-unit of FSDP does with its weights around a forward is not what a backward pass that calls f again needs: gradients
-would be wrong in silence.
+A module wrapped by DistributedDataParallel or FSDP gathers weights or sends buffers in its forward, and a synchronised
+batch norm its statistics. Processes evaluate f different numbers of times, so they would wait for each other for ever.
+What FSDP does with a module's weights around its forward also breaks a backward pass that evaluates f again: gradients
+would be wrong without an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -25,31 +25,31 @@ _AVAILABLE = dist.is_available()
 
 
 def refuse_wrapped(f: Any) -> None:
-    """Raise where f is a module that is, or has in it, one that talks to other processes."""
+    """Raise WrappedFieldError if f is, or contains, a module that communicates with other processes."""
     if not is_distributed():
         return
     if isinstance(f, nn.Module):
         for name, module in f.named_modules():
             _refuse(module, name)
-    # the forward of a wrapper, called as it is; that of a module under fully_shard has nothing done to it
+    # a bound forward of a wrapper communicates; that of a module under fully_shard does not, as no hooks are called
     elif inspect.ismethod(f) and isinstance(f.__self__, nn.Module) and _kind(f.__self__) not in (None, "fully_shard"):
         _refuse(f.__self__, "")
 
 
 def refusing_wrapped_modules() -> AbstractContextManager[None]:
-    """Raise where a module called in this context, in this thread, talks to other processes."""
-    return _no_wrapped() if is_distributed() else nullcontext()
+    """A context that raises WrappedFieldError if this thread calls a module that communicates with other processes."""
+    return _refusing_wrapped_modules() if is_distributed() else nullcontext()
 
 
 @contextmanager
-def _no_wrapped() -> Iterator[None]:
+def _refusing_wrapped_modules() -> Generator[None]:
     thread = threading.get_ident()
 
-    def look(module: nn.Module, _: Any) -> None:
+    def check(module: nn.Module, _: Any) -> None:
         if threading.get_ident() == thread:
             _refuse(module, "")
 
-    handle = register_module_forward_pre_hook(look)
+    handle = register_module_forward_pre_hook(check)
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def _refuse(module: nn.Module, name: str) -> None:
     raise WrappedFieldError(
         f"{where} is wrapped by {kind}: it would wait for the other processes at every evaluation of f, and they "
         "evaluate f different numbers of times. Wrap the module around the solve (the NeuralODE, or the whole model) "
-        "and leave f and what is in it as it is."
+        "and leave f and its modules unwrapped."
     )
 
 
@@ -82,7 +82,7 @@ def _kind(module: nn.Module) -> str | None:
         return "DistributedDataParallel"
     if isinstance(module, nn.SyncBatchNorm):
         return "SyncBatchNorm" if module.training and dist.get_world_size() > 1 else None
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has wrapped a module has loaded it
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a wrapped module has loaded it
     if fsdp is None:
         return None
     if isinstance(module, fsdp.FullyShardedDataParallel):

@@ -1,4 +1,4 @@
-"""Whether what f returns fits the state, and what is said where it does not."""
+"""Checks that the result of f matches the state, with an error that says the cure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pytrees import Spec, outline
 
 
 def matches(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether there is nothing to complain of; quick, as it is asked at every evaluation."""
+    """True when the result has the shapes, dtypes and devices of y. Fast: it runs at every evaluation."""
     for k, x, dtype in zip(out, y, dtypes, strict=True):
         if not isinstance(k, Tensor) or k.shape != x.shape or k.dtype is not dtype:
             return False
@@ -23,17 +23,17 @@ def matches(out: Sequence[Any], y: Leaves, dtypes: tuple[torch.dtype, ...]) -> b
 
 
 def call_note(
-    names: list[str], t: Tensor, y: Leaves, dtypes: tuple[torch.dtype, ...], more_args: int, error: Exception
+    names: list[str], t: Tensor, y: Leaves, dtypes: tuple[torch.dtype, ...], num_args: int, error: Exception
 ) -> str:
-    """The note of what f raised at its first evaluation."""
+    """A note for an error that f raised at its first evaluation: the arguments of f, and a cure."""
     pairs = zip(names, y, dtypes, strict=True)
     states = ", ".join(f"y{name} of shape {tuple(x.shape)} and dtype {dtype}" for name, x, dtype in pairs)
-    more = f", and {more_args} of args" if more_args else ""
-    note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{more}."
+    extra = f", and {num_args} of args" if num_args else ""
+    note = f"odenet called f(t, y, *args) with t of shape {tuple(t.shape)} and dtype {t.dtype}, {states}{extra}."
     if isinstance(error, TypeError) and "argument" in str(error):
         if "missing" in str(error):
-            note += " What f takes besides t and y is given by solve(..., args=(...))."
-        elif not more_args:
+            note += " Arguments of f after t and y are given by solve(..., args=(...))."
+        elif not num_args:
             note += " If f does not depend on t, write lambda t, y: f(y)."
     elif "dtype" in str(error) and t.dtype != dtypes[0]:
         note += (
@@ -44,12 +44,12 @@ def call_note(
 
 
 def check_field_output(
-    out: list[Any], spec: Spec, own: Spec, names: list[str], y: Leaves, dtypes: tuple[torch.dtype, ...]
+    out: list[Any], spec: Spec, y_spec: Spec, names: list[str], y: Leaves, dtypes: tuple[torch.dtype, ...]
 ) -> None:
-    """Raise TypeError or ValueError where f's result, of structure `spec`, does not fit y, of structure `own`."""
-    if spec != own:
+    """Raise TypeError or ValueError if f's result, of structure `spec`, does not match y, of structure `y_spec`."""
+    if spec != y_spec:
         raise TypeError(
-            f"f returned the structure {outline(spec)}, but y has {outline(own)}: return dy/dt with y's structure"
+            f"f returned the structure {outline(spec)}, but y has {outline(y_spec)}: return dy/dt with y's structure"
         )
     autocast = any(torch.is_autocast_enabled(x.device.type) for x in y)
     for name, k, x, dtype in zip(names, out, y, dtypes, strict=True):
@@ -70,10 +70,10 @@ def check_field_output(
             )
 
 
-def check_jacobian(found: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where what the caller's function gave is no real df/dy of this shape."""
-    if not isinstance(found, Tensor) or found.shape != shape:
-        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {what}")
-    if found.is_complex():
-        raise ValueError(f"jacobian must return real numbers for a real state; got {found.dtype}: give its .real")
+def check_jacobian(jacobian: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if the result of the caller's jacobian function is no real tensor of this shape."""
+    if not isinstance(jacobian, Tensor) or jacobian.shape != shape:
+        got = tuple(jacobian.shape) if isinstance(jacobian, Tensor) else type(jacobian).__name__
+        raise ValueError(f"jacobian must return df/dy as a tensor of shape {shape}; got {got}")
+    if jacobian.is_complex():
+        raise ValueError(f"jacobian must return real numbers for a real state; got {jacobian.dtype}: return its .real")

@@ -1,8 +1,7 @@
-"""The only door to pytrees, and the arithmetic of tuples of tensors.
+"""Arithmetic of leaves: the state as a flat tuple of tensors.
 
-Inside the library a state is `Leaves`, a flat tuple of tensors; `solve` flattens the caller's pytree once.
-A `Lane` is what belongs to a sequence of steps: the time, the step size. Shape () when all samples share their steps,
-(B,) when each sample has its own.
+`solve` flattens the caller's pytree once; inside the library every state is `Leaves`. Times and step sizes are tensors
+of shape () in a joint solve, and (B,) in a per-sample solve.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from .torch_func import functorch, tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 
-
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -28,7 +26,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def separate_view(x: Any) -> Any:
-    """A tensor that asks for no gradient as a view whose flag is its own; anything else as it is."""
+    """A view of a tensor that requires no gradient, so that f may set the view's flag; any other x unchanged."""
     if not isinstance(x, Tensor) or x.requires_grad:
         return x
     return x.view_as(x) if x.layout is torch.strided else x.detach()
@@ -38,12 +36,12 @@ _WORKING = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def in_working_precision(leaves: Sequence[Tensor]) -> Leaves:
-    """What the engine computes with: never less than float32."""
+    """The leaves in the engine's dtypes: half precision becomes float32, others stay."""
     return tuple([x.to(_WORKING[x.dtype]) if x.dtype in _WORKING else x for x in leaves])
 
 
 def time_dtype(ts: Tensor, leaves: Sequence[Tensor]) -> torch.dtype:
-    """What f's t has: the dtype of ts, never less precise than the state or float32."""
+    """The dtype of f's t: that of ts, but at least as precise as the state and float32."""
     dtype = torch.promote_types(ts.dtype, torch.float32)
     for leaf in leaves:
         dtype = torch.promote_types(dtype, real_dtype(leaf.dtype))
@@ -51,42 +49,46 @@ def time_dtype(ts: Tensor, leaves: Sequence[Tensor]) -> torch.dtype:
 
 
 def differentiable(x: Tensor) -> bool:
-    """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
-    if x.requires_grad or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
+    """True when x requires a gradient, carries a forward-mode tangent, or is tracked by a `torch.func` transform."""
+    if x.requires_grad:
+        return True
+    level = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]  # no public reader of the level
+    if level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         return True
     return functorch.get_dynamic_layer_stack_depth() > 0 and transforming() and tracked(x)
 
 
 def forward_mode() -> bool:
-    """Inside `torch.autograd.forward_ad.dual_level` or `torch.func.jvp`."""
-    return forward_ad._current_level >= 0
+    """True inside `torch.autograd.forward_ad.dual_level` or `torch.func.jvp`."""
+    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]  # no public reader of the level
 
 
-_NOTHING = nullcontext()
+_NULL_CONTEXT = nullcontext()
+_dispatch_modes = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]  # no public reader
 
 
 def without_grad() -> AbstractContextManager[Any]:
-    """`torch.no_grad()`, which takes its time also where it has nothing to do."""
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+    """`torch.no_grad()`, but only in grad mode: entering it costs time even when it changes nothing."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NULL_CONTEXT
 
 
 def being_recorded() -> bool:
-    """Operations are being recorded as a graph, which should see no tensor that was made beside it."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """True when operations are recorded as a graph, which must not use tensors made outside it, such as cached ones."""
+    return _dispatch_modes() > 0
 
 
 def flatten_samples(leaf: Tensor) -> Tensor:
-    """(B, n): all elements of each sample on one axis, also for a leaf of one number a sample."""
+    """(B, ...) -> (B, n): the elements of each sample on one axis; (B,) -> (B, 1)."""
     return leaf.unsqueeze(-1).flatten(1)
 
 
 def as_graph_inputs(x: Leaves) -> Leaves:
-    """The same values as leaves of a graph to come."""
+    """Detached tensors that require a gradient: inputs of a new autograd graph."""
     return tuple([a.detach().requires_grad_() for a in x])
 
 
 def constants(x: Leaves) -> Leaves:
-    """The same values, attached to no graph."""
+    """The same values, detached."""
     return tuple(map(Tensor.detach, x))
 
 
@@ -94,12 +96,12 @@ _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in double precision, where the device has it."""
-    return x if x.device.type == "mps" else x.to(_WIDER.get(x.dtype, x.dtype))  # mps has no float64
+    """x in double precision; unchanged on mps, which has none."""
+    return x if x.device.type == "mps" else x.to(_WIDER.get(x.dtype, x.dtype))
 
 
 def version(x: Tensor) -> int:
-    """How often x was changed in place; not counted in inference mode."""
+    """The number of in-place changes of x; 0 for an inference tensor, which does not count them."""
     return 0 if x.is_inference() else x._version
 
 
@@ -108,50 +110,55 @@ def versions(x: Sequence[Tensor]) -> list[int]:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x.to(dtype), which takes its time also where it has nothing to do."""
+    """x.to(dtype), but x itself if the dtype is right: `to` costs time even when it changes nothing."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def expand_to(lane: Tensor, leaf: Tensor) -> Tensor:
-    """The lane in the leaf's real dtype, shaped to broadcast against the leaf."""
+def expand_to(x: Tensor, leaf: Tensor) -> Tensor:
+    """x, () or (B,), in the leaf's real dtype and with trailing axes that broadcast against the leaf."""
     dtype = _REAL.get(leaf.dtype, leaf.dtype)
-    lane = lane if lane.dtype is dtype else lane.to(dtype)
-    return lane if lane.ndim == 0 else lane.view(lane.shape + (1,) * (leaf.ndim - lane.ndim))
+    x = x if x.dtype is dtype else x.to(dtype)
+    return x if x.ndim == 0 else x.view(x.shape + (1,) * (leaf.ndim - x.ndim))
 
 
-def expand_over(lane: Tensor, leaves: Leaves) -> Leaves:
+def expand_over(x: Tensor, leaves: Leaves) -> Leaves:
+    """`expand_to` for each leaf."""
     out: list[Tensor] = []
     for leaf in leaves:
-        out.append(expand_to(lane, leaf) if lane.ndim else lane.to(_REAL.get(leaf.dtype, leaf.dtype)))
+        out.append(expand_to(x, leaf) if x.ndim else x.to(_REAL.get(leaf.dtype, leaf.dtype)))
     return tuple(out)
 
 
 def unfused_sums() -> bool:
-    """Whether total + c * k is to be two operations: Inductor of PyTorch 2.13 leaves alpha out where k is a product.
+    """True when total + c * k must be two operations: Inductor of PyTorch 2.13 drops alpha if k is a product.
 
-    Elsewhere it is one, in place of total: that belongs to no one yet, and memory freed at once fragments the heap.
+    Otherwise `add_(k, alpha=c)` updates total in place: nothing else holds total yet, and temporaries that are freed at
+    once would fragment the heap.
     """
     return torch.compiler.is_compiling() or being_recorded()
 
 
-_OWNED, _ATTACHED, _APART, _VMAPPED = range(4)
+_IN_PLACE, _ATTACHED, _UNFUSED, _VMAPPED = range(4)
 
 
 def sum_kind() -> int:
-    """How sums are computed here: one question for each sum, as there is one for every stage of every step.
+    """How sums are computed; a caller with many sums asks once, as a step has one sum for each stage.
 
-    _OWNED: the memory of a sum may take the result. _ATTACHED: derivatives pass through it. _APART: see `apart`.
-    _VMAPPED: the first terms may be the same for all lanes of a vmap, and no place for the others.
+    _IN_PLACE: the result may overwrite the memory of the sum. _ATTACHED: derivatives pass through the sum. _UNFUSED:
+    see `unfused_sums`. _VMAPPED: the first term may have no vmapped axis, and then cannot hold the other terms.
     """
     if functorch.get_dynamic_layer_stack_depth() and vmapping():
         return _VMAPPED
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return _APART
-    return _ATTACHED if torch.is_grad_enabled() or forward_ad._current_level >= 0 else _OWNED
+    if torch.compiler.is_compiling() or _dispatch_modes():
+        return _UNFUSED
+    if torch.is_grad_enabled():
+        return _ATTACHED
+    level = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]  # no public reader of the level
+    return _ATTACHED if level >= 0 else _IN_PLACE
 
 
 def _sum(coefficients: Sequence[float], stages: Sequence[Leaves], i: int, kind: int) -> Tensor:
-    """The weighted sum of the i-th leaves, in memory of its own; of at least one coefficient that is not zero."""
+    """The weighted sum of the i-th leaves in new memory; at least one coefficient is not zero."""
     total: Tensor | None = None
     for c, stage in zip(coefficients, stages, strict=True):
         if c == 0.0:
@@ -159,16 +166,16 @@ def _sum(coefficients: Sequence[float], stages: Sequence[Leaves], i: int, kind: 
         if total is None:
             total = stage[i] * c
         else:
-            total = total + stage[i] * c if kind >= _APART else total.add_(stage[i], alpha=c)
+            total = total + stage[i] * c if kind >= _UNFUSED else total.add_(stage[i], alpha=c)
     assert total is not None
     return total
 
 
 def weighted_sum(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Leaves:
-    """sum_i coefficients[i] * stages[i], leaf by leaf, in this order.
+    """sum_i coefficients[i] * stages[i] for each leaf, summed in this order.
 
-    One elementwise operation a term, never a matrix product: the sum of a row then does not depend on the rows beside
-    it, so a sample's result is the same bit for bit in any batch.
+    Each term is one elementwise operation, never a matrix product: a row of the sum then does not depend on the other
+    rows, and a sample's result is the same bit for bit in any batch.
     """
     if coefficients.count(0.0) == len(coefficients):
         return tuple(torch.zeros_like(leaf) for leaf in stages[0])
@@ -180,7 +187,7 @@ def weighted_sum(coefficients: Sequence[float], stages: Sequence[Leaves]) -> Lea
 
 
 def add_scaled(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
-    """y + dt * slope, with dt spread over the leaves."""
+    """y + dt * slope; dt comes from `expand_over`."""
     triples = zip(y, slope, dt, strict=True)
     return tuple([x + k * h if x.is_complex() else torch.addcmul(x, k, h) for x, k, h in triples])
 
@@ -188,13 +195,13 @@ def add_scaled(y: Leaves, dt: Leaves, slope: Leaves) -> Leaves:
 def add_increment(
     y: Leaves, dt: Leaves, coefficients: Sequence[float], stages: Sequence[Leaves], kind: int | None = None
 ) -> Leaves:
-    """y + dt * sum_i coefficients[i] * stages[i], with dt spread over the leaves. kind: see `arithmetic`.
+    """y + dt * sum_i coefficients[i] * stages[i], summed as in `weighted_sum`; dt comes from `expand_over`.
 
-    Summed as `weighted` does. Tried: slopes side by side and one matrix-vector product, which saves two operations of
-    eight on a small state, and takes half as long again as these on one of 512 x 256.
+    kind: the result of `sum_kind`, None to call it here. Rejected: one matrix-vector product over stacked slopes, which
+    saves two of eight operations on a small state and takes 1.5 times as long on a state of 512 x 256.
     """
     kind, terms = sum_kind() if kind is None else kind, len(coefficients) - coefficients.count(0.0)
-    if kind == _VMAPPED:  # in-place operations are for tensors that are all batched
+    if kind == _VMAPPED:  # in-place operations need a vmapped axis on every operand
         return add_scaled(y, dt, weighted_sum(coefficients, stages))
     if not terms:
         return tuple(x.clone() for x in y)
@@ -207,17 +214,17 @@ def add_increment(
             out.append(torch.addcmul(x, stages[coefficients.index(c)][i], h, value=c))
         else:
             total = _sum(coefficients, stages, i, kind)
-            out.append(torch.addcmul(x, total, h, out=total if kind == _OWNED else None))
+            out.append(torch.addcmul(x, total, h, out=total if kind == _IN_PLACE else None))
     return tuple(out)
 
 
 def scale(dt: Leaves, leaves: Leaves) -> Leaves:
-    """dt * leaves, with dt spread over the leaves."""
+    """dt * leaves; dt comes from `expand_over`."""
     return tuple(map(torch.mul, leaves, dt))
 
 
 def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:
-    """Lane by lane `yes` where the mask holds, else `no`. A Python bool (one lane, on the host) copies nothing."""
+    """`yes` where the mask, (B,) or (), is true, else `no`, sample by sample. A Python bool copies nothing."""
     if isinstance(mask, bool):
         return yes if mask else no
     return tuple(
@@ -226,11 +233,11 @@ def select(mask: bool | Tensor, yes: Leaves, no: Leaves) -> Leaves:
 
 
 def dot(a: Leaves, b: Leaves, batched: bool) -> Tensor:
-    """Real inner product of two states, as a lane in float64 (or the widest real dtype at hand)."""
+    """Real inner product of two states: (), or (B,) if batched."""
     total: Tensor | None = None
     for x, y in zip(a, b, strict=True):
         product = (x.conj() * y).real if x.is_complex() else x * y
-        part = flatten_samples(product).sum(1) if batched else product.sum()
-        total = part if total is None else total + part
-    assert total is not None  # solve refuses an empty state
+        term = flatten_samples(product).sum(1) if batched else product.sum()
+        total = term if total is None else total + term
+    assert total is not None  # solve refuses a state without tensors
     return total

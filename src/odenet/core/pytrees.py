@@ -1,4 +1,4 @@
-"""The only door to PyTorch's pytrees: the caller's structure to leaves, and back."""
+"""The only module that uses PyTorch's pytrees: the caller's structure to leaves, and back."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from torch import Tensor
 from .leaves import Leaves, cast
 
 Spec = _pytree.TreeSpec
+"""The structure of a pytree."""
 
-
-_BARE = _pytree.tree_flatten(0)[1]
-
+_SINGLE = _pytree.tree_flatten(0)[1]  # the structure of a bare tensor
 
 tree_map = _pytree.tree_map
 
 
 def unflatten(leaves: Sequence[Any], spec: Spec) -> Any:
-    """The pytree of this structure."""
-    return leaves[0] if spec is _BARE else _pytree.tree_unflatten(leaves, spec)
+    """The pytree with these leaves and this structure."""
+    return leaves[0] if spec is _SINGLE else _pytree.tree_unflatten(leaves, spec)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Spec]:
     """The leaves of a pytree, and its structure."""
-    return ([tree], _BARE) if isinstance(tree, Tensor) else _pytree.tree_flatten(tree)
+    return ([tree], _SINGLE) if isinstance(tree, Tensor) else _pytree.tree_flatten(tree)
 
 
 def flatten_like(tree: Any, like: Spec) -> tuple[list[Any], Spec]:
-    """The same, where dicts may have their keys in another order than in `like`."""
+    """`flatten`, with the leaves in the order of `like` if only the order of dict keys differs."""
     leaves, spec = flatten(tree)
     if spec == like or spec.num_leaves != like.num_leaves:
         return leaves, spec
@@ -45,7 +44,7 @@ def flatten_like(tree: Any, like: Spec) -> tuple[list[Any], Spec]:
 
 
 def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare leaf)."""
+    """Each leaf with its path in the pytree, such as "['x'][0]" ("" for a bare tensor)."""
     if isinstance(tree, Tensor):
         return [("", tree)]
     pairs, _ = _pytree.tree_flatten_with_path(tree)
@@ -53,7 +52,7 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
 
 
 def outline(spec: Spec) -> str:
-    """The structure of a pytree, as a message shows it: {'x': tensor, 'v': (tensor, tensor)}."""
+    """The structure of a pytree as text for messages: {'x': tensor, 'v': (tensor, tensor)}."""
     if spec.is_leaf():
         return "tensor"
     inner = [outline(child) for child in spec.children()]
@@ -67,8 +66,8 @@ def outline(spec: Spec) -> str:
 
 
 def pack_leaves(leaves: Leaves, dtypes: tuple[torch.dtype, ...], spec: Spec) -> Any:
-    """The pytree of these leaves, in these dtypes."""
-    if spec is _BARE:
+    """The pytree with these leaves, cast to these dtypes."""
+    if spec is _SINGLE:
         (x,), (dtype,) = leaves, dtypes
         return x if x.dtype is dtype else x.to(dtype)
     return unflatten([cast(x, d) for x, d in zip(leaves, dtypes, strict=True)], spec)
@@ -76,7 +75,7 @@ def pack_leaves(leaves: Leaves, dtypes: tuple[torch.dtype, ...], spec: Spec) -> 
 
 @dataclass(frozen=True)
 class Structure:
-    """Leaves -> the state in the caller's structure and dtypes."""
+    """A function: leaves -> the state in the caller's structure and dtypes."""
 
     spec: Spec
     dtypes: tuple[torch.dtype, ...]
@@ -85,7 +84,7 @@ class Structure:
         return pack_leaves(leaves, self.dtypes, self.spec)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a state of numbers: PyTorch warns where a TreeSpec is pickled."""
+        """Pickle the structure as a pytree of numbers: PyTorch warns when a TreeSpec is pickled."""
         return Structure.like, (unflatten(range(len(self.dtypes)), self.spec), self.dtypes)
 
     @staticmethod

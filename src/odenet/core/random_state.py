@@ -1,8 +1,8 @@
-"""Random numbers: the states of the generators that f may draw from, kept and set again."""
+"""Random numbers: saves and restores the states of the generators that f may draw from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -12,32 +12,32 @@ GeneratorStates = tuple[Tensor, ...]
 
 
 class Generators:
-    """PyTorch's own generators, of the CPU and of a state's device, and those that f holds."""
+    """PyTorch's default generators, of the CPU and of the state's device, and the generators that f can reach."""
 
-    def __init__(self, device: torch.device, held: Sequence[torch.Generator] = ()) -> None:
-        self.device, self.user_generators = device, tuple(held)
+    def __init__(self, device: torch.device, user_generators: Sequence[torch.Generator] = ()) -> None:
+        self.device, self.user_generators = device, tuple(user_generators)
 
     def get_states(self) -> GeneratorStates:
-        found = [torch.get_rng_state()]
+        states = [torch.get_rng_state()]
         if self.device.type == "cuda":
-            found.append(torch.cuda.get_rng_state(self.device))
+            states.append(torch.cuda.get_rng_state(self.device))
         elif self.device.type == "mps":
-            found.append(torch.mps.get_rng_state())
-        return (*found, *(x.get_state() for x in self.user_generators))
+            states.append(torch.mps.get_rng_state())
+        return (*states, *(x.get_state() for x in self.user_generators))
 
     def set_states(self, states: GeneratorStates) -> None:
-        first, *others = states
-        torch.set_rng_state(first)
+        cpu_state, *remaining = states
+        torch.set_rng_state(cpu_state)
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(others.pop(0), self.device)
+            torch.cuda.set_rng_state(remaining.pop(0), self.device)
         elif self.device.type == "mps":
-            torch.mps.set_rng_state(others.pop(0))
-        for generator, state in zip(self.user_generators, others, strict=True):
+            torch.mps.set_rng_state(remaining.pop(0))
+        for generator, state in zip(self.user_generators, remaining, strict=True):
             generator.set_state(state)
 
     @contextmanager
-    def with_states(self, states: GeneratorStates | None) -> Iterator[None]:
-        """The numbers drawn here are those that were drawn from `states`; outside it is as if none had been."""
+    def with_states(self, states: GeneratorStates | None) -> Generator[None]:
+        """A context that draws from `states`, and restores the present states at its end; None changes nothing."""
         if states is None:
             yield
             return
@@ -54,9 +54,10 @@ def same_states(a: GeneratorStates, b: GeneratorStates) -> bool:
 
 
 class DrawsRandomNumbers:
-    """What draws random numbers, where it does: those of a step are drawn again where it is taken again.
+    """Base of a function that may draw random numbers: a replay of a step draws the same numbers again.
 
-    generators: that it may draw from. random: it has drawn. first_states: before its first evaluation.
+    generators: those that it may draw from; None before the first evaluation. random: the first evaluation drew
+    numbers. first_states: the states before the first evaluation.
     """
 
     generators: Generators | None = None
@@ -65,20 +66,20 @@ class DrawsRandomNumbers:
 
     @property
     def initial_random_states(self) -> GeneratorStates | None:
-        """Those from which f drew at its first evaluation, where it draws random numbers."""
+        """The generators' states before the first evaluation; None if f draws no numbers."""
         return self.first_states if self.random else None
 
     def random_states(self) -> GeneratorStates | None:
-        """Those of the generators that f draws from, where it does."""
+        """The generators' present states; None if f draws no numbers."""
         return self.generators.get_states() if self.random and self.generators is not None else None
 
     def set_random_states(self, states: GeneratorStates | None) -> None:
-        """f draws its next numbers from `states`."""
+        """Let f draw its next numbers from `states`; None changes nothing."""
         if states is not None and self.generators is not None:
             self.generators.set_states(states)
 
     def with_random_states(self, states: GeneratorStates | None) -> AbstractContextManager[object]:
-        """f draws the numbers here that it drew from `states`; None: where it draws none."""
+        """A context in which f draws the numbers that it drew from `states`; None changes nothing."""
         if states is None or self.generators is None:
             return nullcontext()
         return self.generators.with_states(states)

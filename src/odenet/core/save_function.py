@@ -1,4 +1,4 @@
-"""What a solve keeps of its solution in place of the state: a function of it that the caller gave."""
+"""The caller's `save` function: `sol.ys` holds its results in place of the states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .pytrees import Spec, flatten, outline, unflatten
 
 @final
 class SaveFunction:
-    """fn(t, y, *args) -> any pytree of tensors; the structure is that of its first result.
+    """fn(t, y, *args) -> pytree of floating-point tensors; every result has the structure of the first.
 
-    per_sample: t is (B,) and y (B, ...), and the result's leading axis is the batch too.
+    per_sample: t is (B,), y (B, ...), and the leading axis of the result is the batch.
     """
 
     def __init__(self, fn: Callable[..., Any], per_sample: bool) -> None:
@@ -34,8 +34,8 @@ class SaveFunction:
             )
         for x in leaves:
             if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
-                what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise TypeError(f"save must return tensors of floating point (NaN at times not reached); got {what}")
+                got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"save must return tensors of floating point (NaN at times not reached); got {got}")
             if self.per_sample and (x.ndim == 0 or len(x) != len(t)):
                 raise ValueError(
                     f"save returned the shape {tuple(x.shape)}, but per_sample=True gives it {len(t)} samples: its "
@@ -44,12 +44,12 @@ class SaveFunction:
         return tuple(leaves)
 
     def pack(self, leaves: Leaves) -> Any:
-        assert self._spec is not None  # the output at ts[0] came first
+        assert self._spec is not None  # set by the output at ts[0]
         return unflatten(list(leaves), self._spec)
 
     def over_times(self, ts: Tensor, ys: Leaves, pack: Callable[[Leaves], Any], args: tuple[Any, ...]) -> Leaves:
-        """What is kept of whole states ys at ts: (T,) and (T, ...), or (B, T) and (B, T, ...)."""
+        """fn at each time of ts: ts (T,) and ys (T, ...), or (B, T) and (B, T, ...); the results stacked likewise."""
         axis = int(self.per_sample)
         columns = zip(ts.unbind(-1), *(y.unbind(axis) for y in ys), strict=True)
-        kept = [self(t, pack(tuple(y)), args) for t, *y in columns]
-        return tuple(torch.stack(list(x), axis) for x in zip(*kept, strict=True))
+        results = [self(t, pack(tuple(y)), args) for t, *y in columns]
+        return tuple(torch.stack(list(x), axis) for x in zip(*results, strict=True))

@@ -1,6 +1,6 @@
-"""What of an object goes to another process, into a file, or into a deep copy: its values, and no graph.
+"""Pickles and deep copies hold values without autograd graphs.
 
-PyTorch refuses to copy a tensor that autograd follows to where it came from, and pickles one as if it were a leaf.
+PyTorch refuses to deep-copy a tensor with a history, and pickles it as if it were a leaf.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .pytrees import tree_map
 
 
 def detach_leaf(x: Any) -> Any:
-    """A tensor as a constant in memory of its own size, where it was a part of a larger one; anything else as it is."""
+    """A detached tensor, copied if it is a view of a larger one; any other x unchanged."""
     if not isinstance(x, Tensor):
         return x
     x = x.detach()
@@ -22,14 +22,14 @@ def detach_leaf(x: Any) -> Any:
 
 
 def detach_tree(tree: Any) -> Any:
-    """A pytree with its tensors as constants."""
+    """`detach_leaf` for each leaf of a pytree."""
     return tree_map(detach_leaf, tree)
 
 
 class PortableSettings:
-    """An object of plain attributes. A pickle, or a deep copy, has those that autograd follows as constants.
+    """Base of objects with plain attributes: a pickle or a deep copy detaches tensors that have a history.
 
-    `copy.copy` has the attributes themselves, as an assignment has.
+    `copy.copy` shares the attributes.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,15 +44,16 @@ class PortableSettings:
 
 
 def settings_repr(x: Any) -> str:
-    """The call that makes an object, without what is as by default; each parameter is an attribute of that name."""
-    shown, parameters = [], inspect.signature(type(x)).parameters
-    bare = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    """The constructor call of x without defaults, for classes whose parameters are attributes of the same name."""
+    arguments: list[str] = []
+    parameters = inspect.signature(type(x)).parameters
+    positional = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     for name, parameter in parameters.items():
         value, default = getattr(x, name, parameter.default), parameter.default
         if default is not parameter.empty and (value is default or _equal(value, default)):
             continue
-        shown.append(_short(value) if bare == [name] else f"{name}={_short(value)}")
-    return f"{type(x).__name__}({', '.join(shown)})"
+        arguments.append(short_repr(value) if positional == [name] else f"{name}={short_repr(value)}")
+    return f"{type(x).__name__}({', '.join(arguments)})"
 
 
 def _equal(value: Any, default: Any) -> bool:
@@ -60,8 +61,8 @@ def _equal(value: Any, default: Any) -> bool:
     return isinstance(value, plain) and isinstance(default, plain) and value == default
 
 
-def _short(value: Any) -> str:
-    """A value in few characters."""
+def short_repr(value: Any) -> str:
+    """`repr` in at most 80 characters; a function by its name, a tensor of many numbers by its shape."""
     if isinstance(value, Tensor) and value.numel() > 6:
         return f"<tensor {tuple(value.shape)}>"
     if callable(value) and hasattr(value, "__qualname__"):

@@ -1,4 +1,4 @@
-"""How a solve can end."""
+"""Status codes of solves and of step attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum, IntEnum
 
 
 class Status(IntEnum):
-    """Status of a solve, or of one sample (as its integer code in a (B,) tensor)."""
+    """Status of a solve; per sample an integer code in a (B,) tensor."""
 
     RUNNING = -1
     SUCCESS = 0
@@ -22,7 +22,7 @@ class Status(IntEnum):
 
 
 class StepStatus(IntEnum):
-    """What became of the equations of one attempted step; by sample, as an integer code in a tensor."""
+    """Status of the nonlinear equations of a step attempt; per sample an integer code in a (B,) tensor."""
 
     OK = 0
     NONLINEAR_FAILED = 1

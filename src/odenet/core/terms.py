@@ -1,4 +1,4 @@
-"""Right-hand sides in parts, for methods that treat the parts differently."""
+"""Right-hand sides that are sums of parts, for methods that evaluate the parts separately."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, final
 import torch
 
 from .pytrees import tree_map
-from .serialization import PortableSettings
+from .serialization import PortableSettings, short_repr
 from .validate import function
 
 
 class Terms(PortableSettings):
-    """dy/dt as a function of (t, y, *args) that is a sum of parts: methods of (t, y, *args) that `parts` names.
+    """Base class of dy/dt = sum of parts. `parts` names the parts, which are methods of (t, y, *args).
 
-    Called, it gives the sum, with which every method works. Each part gives a tensor for each of y's, zeros where it
-    says nothing. A method that treats them apart names the parts that it needs in `Method.parts`.
+    Calling the object returns the sum, which every method can solve. Each part returns y's structure and shapes, with
+    zeros for components that it does not change. `Method.parts` names the parts that a splitting method evaluates.
     """
 
     parts: tuple[str, ...]
@@ -29,8 +29,8 @@ class Terms(PortableSettings):
 class Partitioned(Terms):
     """Position and velocity: y is a pair (q, p), with dq/dt = velocity(t, p, *args) and dp/dt = force(t, q, *args).
 
-    q, p: tensors or pytrees of them. velocity gives the structure and shapes of q, force those of p. Parts: `drift`,
-    which moves q, and `kick`, which moves p.
+    q, p: tensors or pytrees of tensors. velocity returns the structure and shapes of q, force those of p. Parts:
+    `drift` (dq/dt, 0) and `kick` (0, dp/dt).
     """
 
     parts = ("drift", "kick")
@@ -40,7 +40,7 @@ class Partitioned(Terms):
         self.force = function("force", force, "force(t, q, *args)")
 
     def __repr__(self) -> str:
-        return f"Partitioned({self.velocity!r}, {self.force!r})"
+        return f"Partitioned({short_repr(self.velocity)}, {short_repr(self.force)})"
 
     def __call__(self, t: Any, y: Any, *args: Any) -> Any:
         q, p = y

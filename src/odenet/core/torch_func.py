@@ -1,4 +1,4 @@
-"""`torch.func`: whether a transform is under way, and what is inside the tensors that it wraps."""
+"""`torch.func`: whether a transform is active, and the tensors inside its wrappers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ functorch: Any = _functorch
 
 
 def inside_transform() -> bool:
-    """Inside a transform, or one that `torch.compile` is recording."""
+    """True inside a transform, also while `torch.compile` records it."""
     return functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def transforming() -> bool:
-    """Inside any of `torch.func`'s transforms: its tensors refuse what autograd.Function and in-place results need."""
+    """True inside a transform that runs: its tensors allow neither autograd.Function nor results in place."""
     return inside_transform() and not torch.compiler.is_compiling()
 
 
 def vmapping() -> bool:
-    """Inside `torch.func.vmap`, which may itself be inside other transforms, or around them."""
+    """True inside `torch.func.vmap`, at any level of nested transforms."""
     if not inside_transform() or torch.compiler.is_compiling():
         return False
     levels = functorch.get_interpreter_stack() or ()
@@ -31,49 +31,49 @@ def vmapping() -> bool:
 
 
 def unwrapped(x: Tensor) -> Tensor:
-    """The tensor inside all wrappers; the axes that `vmap` hides are its first ones, or wherever they were."""
+    """The tensor inside all wrappers, with the axes that `vmap` hides."""
     while functorch.is_functorch_wrapped_tensor(x):
         x = functorch.get_unwrapped(x)
     return x
 
 
 def without_vmap(x: Any) -> Any:
-    """A value that can be kept beyond `torch.func.vmap`: there that of all lanes."""
+    """x as a value that outlives `torch.func.vmap`: a tensor with the vmapped axis."""
     return unwrapped(x) if isinstance(x, Tensor) and vmapping() else x
 
 
 def outside_transforms() -> AbstractContextManager[object]:
-    """Where unwrapped tensors can be looked at: outside all transforms."""
+    """A context outside all transforms, in which values of unwrapped tensors can be read."""
     if not transforming():
         return nullcontext()
-    # loaded already: whoever started a transform went through it
+    # imported here, as it costs time: a running transform has loaded it already
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
     return temporarily_clear_interpreter_stack()
 
 
 def all_true(flags: Tensor) -> bool:
-    """Whether all are true, in whatever is vmapped too."""
-    if torch.compiler.is_compiling():  # a value of the future; it is taken to be as it should
+    """True when every entry is true, in all vmapped samples; assumed true while `torch.compile` records."""
+    if torch.compiler.is_compiling():
         return True
     with outside_transforms():
         return bool(unwrapped(flags).all())
 
 
 def any_true(flags: Tensor) -> bool:
-    """Whether any is true, in whatever is vmapped too."""
+    """True when any entry is true, in any vmapped sample."""
     with outside_transforms():
         return bool(unwrapped(flags).any())
 
 
 def largest(x: Tensor) -> float:
-    """The largest entry, of whatever is vmapped too."""
+    """The largest entry, over all vmapped samples."""
     with outside_transforms():
         return float(unwrapped(x).max())
 
 
 def tracked(x: Tensor) -> bool:
-    """Whether a transform follows x at any level, as far as can be seen: True where it may."""
+    """True when a transform may differentiate with respect to x, at any level."""
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_gradtrackingtensor(x):
             return True

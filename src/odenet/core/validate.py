@@ -1,4 +1,4 @@
-"""Checks of single arguments: each error names the argument, shows what was given and says what it must be."""
+"""Checks of single arguments. Each error names the argument, shows its value and says what it must be."""
 
 from __future__ import annotations
 
@@ -14,75 +14,78 @@ from ..errors import unknown_name
 
 
 def is_real(x: Any) -> bool:
-    """A real number of Python or NumPy."""
-    return type(x) in (float, int) or (isinstance(x, Real) and not isinstance(x, bool))  # the first is quick
+    """True for a real number of Python or NumPy; a bool is none."""
+    return type(x) in (float, int) or (
+        isinstance(x, Real) and x is not True and x is not False
+    )  # the type test is fast
 
 
-def describe(given: Any) -> str:
-    """What was given, as far as it fits into a message."""
-    text = repr(given)
-    return f"{type(given).__name__} {text if len(text) < 200 else text[:200] + ' ...'}"
+def describe(value: Any) -> str:
+    """Type and repr of a value for a message, at most 200 characters of the repr."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 200 else text[:200] + ' ...'}"
 
 
-def number(name: str, given: Any) -> float:
-    """A real number that is not NaN, as a float; a tensor of one number counts."""
-    if isinstance(given, Tensor) and given.numel() == 1 and not given.is_complex() and not given.is_meta:
-        if given.requires_grad:
+def number(name: str, value: Any) -> float:
+    """A real number that is not NaN, or a tensor with one, as a float."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
+        if value.requires_grad:
             raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
-        given = given.item()
-    if not is_real(given):
-        raise TypeError(f"{name} must be a number; got {describe(given)}")
+        value = value.item()
+    if not is_real(value):
+        raise TypeError(f"{name} must be a number; got {describe(value)}")
     try:
-        value = float(given)
+        result = float(value)
     except OverflowError:
-        raise ValueError(f"{name} is too large for a float; got {describe(given)}") from None
-    if math.isnan(value):
+        raise ValueError(f"{name} is too large for a float; got {describe(value)}") from None
+    if math.isnan(result):
         raise ValueError(f"{name} must be a number; got {name}=nan")
-    return value
+    return result
 
 
-def times(name: str, given: Any) -> Tensor:
-    """Numbers, or what holds some, as a tensor; Python's are float64."""
+def times(name: str, value: Any) -> Tensor:
+    """A number, or a sequence, array or tensor of real numbers, as a tensor; Python numbers become float64."""
     try:
-        out = given if isinstance(given, Tensor) else torch.as_tensor(given)
-        if not isinstance(given, Tensor) and not out.is_complex():
-            out = torch.as_tensor(given, dtype=torch.float64)
+        out = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        if not isinstance(value, Tensor) and not out.is_complex():
+            out = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
         kind = "a number, or a sequence, array or tensor of numbers"
-        raise TypeError(f"{name} must be {kind}; got {describe(given)}: {error}") from None
+        raise TypeError(f"{name} must be {kind}; got {describe(value)}: {error}") from None
     if out.is_complex() or out.is_meta or out.layout is not torch.strided:
-        raise TypeError(f"{name} must be real numbers, in a dense tensor that holds its values; got {describe(given)}")
+        raise TypeError(f"{name} must be real numbers, in a dense tensor that holds its values; got {describe(value)}")
     return out
 
 
-def integer(name: str, given: Any, least: int = 1, most: int = 2**31 - 1) -> int:
-    if isinstance(given, bool) or not isinstance(given, Integral):
-        cure = f": write int({given:g})" if isinstance(given, float) and given.is_integer() else ""
-        raise TypeError(f"{name} must be an int; got {describe(given)}{cure}")
-    value = int(given)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {given}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {describe(given)}")
+def integer(name: str, value: Any, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
+    """An int between minimum and maximum."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        cure = f": write int({value:g})" if isinstance(value, float) and value.is_integer() else ""
+        raise TypeError(f"{name} must be an int; got {describe(value)}{cure}")
+    result = int(value)
+    if result < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}")
+    if result > maximum:
+        raise ValueError(f"{name} must be at most {maximum}; got {describe(value)}")
+    return result
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {describe(value)}")
     return value
 
 
-def boolean(name: str, given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError(f"{name} must be True or False; got {describe(given)}")
-    return given
+def function(name: str, value: Any, form: str) -> Callable[..., Any]:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable as {form}; got {describe(value)}")
+    return value
 
 
-def function(name: str, given: Any, form: str) -> Callable[..., Any]:
-    if not callable(given):
-        raise TypeError(f"{name} must be callable as {form}; got {describe(given)}")
-    return given
-
-
-def one_of(name: str, given: Any, known: Iterable[str]) -> str:
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """One of the `known` names."""
-    if not isinstance(given, str):
-        raise TypeError(f"{name} must be a name, one of {', '.join(sorted(known))}; got {describe(given)}")
-    if given not in known:
-        raise unknown_name(name, given, known)
-    return given
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a name, one of {', '.join(sorted(known))}; got {describe(value)}")
+    if value not in known:
+        raise unknown_name(name, value, known)
+    return value

@@ -1,13 +1,13 @@
-"""Vector-Jacobian products that end at given tensors, whatever these were computed from.
+"""Vector-Jacobian products that end at given tensors, even if one of these was computed from another.
 
-`torch.autograd.grad` goes on from an input to another one that it was computed from: it would count that way here and
-once more where the caller's own graph is walked, and free the caller's graph. So where inputs are computed from one
-another, the nodes between the outputs and the inputs are called from here, one by one.
+`torch.autograd.grad` continues from an input to another input that it was computed from. That contribution would be
+counted twice, once here and once in the backward pass of the caller's graph, and the caller's graph would be freed. If
+inputs are computed from one another, this module calls the nodes between outputs and inputs itself, one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,44 +19,46 @@ from torch.autograd.graph import get_gradient_edge
 from .reachable import Edge
 
 Node = Any
+"""A node of an autograd graph."""
+
+_graph_task_id: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 def gradient_edge(x: Tensor) -> Edge:
-    """Where autograd hands the gradient of x over; x asks for one."""
-    found = get_gradient_edge(x)
-    return found.node, found.output_nr
+    """The node and output number at which autograd delivers the gradient of x; x requires a gradient."""
+    edge = get_gradient_edge(x)
+    return edge.node, edge.output_nr
 
 
 @contextmanager
-def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Hooks of these tensors are not called: they are for a whole gradient, not for the parts that it is made of."""
-    given: Iterator[Any] = (h for x in tensors for h in (x._backward_hooks, x._post_accumulate_grad_hooks))
-    dicts = [h for h in given if h]
-    held = [(hooks, dict(hooks)) for hooks in dicts]
-    for hooks, _ in held:
+def without_hooks(tensors: Sequence[Any]) -> Generator[None]:
+    """Do not call hooks of these tensors: a hook expects the total gradient, not one of its summands."""
+    hooks_of_tensors: Iterator[Any] = (h for x in tensors for h in (x._backward_hooks, x._post_accumulate_grad_hooks))
+    saved = [(hooks, dict(hooks)) for hooks in hooks_of_tensors if hooks]
+    for hooks, _ in saved:
         hooks.clear()
     try:
         yield
     finally:
-        for hooks, kept in held:
-            hooks.update(kept)
+        for hooks, content in saved:
+            hooks.update(content)
 
 
 def accumulated_vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], others: Sequence[Tensor]
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], extra_leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """As `torch.autograd.grad(outputs, inputs, bars, allow_unused=True)`, of inputs that are leaves.
+    """`torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)` by `backward`; inputs are leaves.
 
-    By what is accumulated in them, as a reentrant `torch.utils.checkpoint` allows nothing else. others: leaves in which
-    it is accumulated too.
+    A reentrant `torch.utils.checkpoint` allows `backward` alone. extra_leaves: further leaves whose `grad` that call
+    changes; `grad` of every leaf is restored.
     """
-    leaves = [x for x in (*inputs, *others) if x.requires_grad]
+    leaves = [x for x in (*inputs, *extra_leaves) if x.requires_grad]
     before = [x.grad for x in leaves]
     try:
         for x in leaves:
             x.grad = None
         with without_hooks(leaves):
-            torch.autograd.backward(outputs, bars)
+            torch.autograd.backward(outputs, cotangents)
         return [x.grad if x.requires_grad else None for x in inputs]
     finally:
         for x, grad in zip(leaves, before, strict=True):
@@ -64,51 +66,53 @@ def accumulated_vjp(
 
 
 def local_vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], bars: Sequence[Tensor], create_graph: bool = False
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool = False
 ) -> list[Tensor | None]:
-    """The cotangents of `inputs`, each taken as an input in its own right; None where `outputs` do not use it.
+    """Cotangents of `inputs`, each regarded as an independent variable; None for unused inputs.
 
-    As `torch.autograd.grad(outputs, inputs, bars, allow_unused=True, retain_graph=True)`, but that no gradient flows on
-    from an input. Hooks of tensors between are not called.
+    `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)`, except that no gradient
+    flows from an input to its own history, and that hooks of intermediate tensors are not called.
     """
-    places = {gradient_edge(x): i for i, x in enumerate(inputs) if x.requires_grad}
-    found: list[Tensor | None] = [None] * len(inputs)
-    waiting: dict[Node, list[Tensor | None]] = {}
-    order, leads = _nodes(outputs, places)
+    input_index = {gradient_edge(x): i for i, x in enumerate(inputs) if x.requires_grad}
+    input_cotangents: list[Tensor | None] = [None] * len(inputs)
+    pending: dict[Node, list[Tensor | None]] = {}
+    order, leads_to_input = _sorted_nodes(outputs, input_index)
 
-    def hand(edge: Edge, bar: Tensor) -> None:
+    def accumulate(edge: Edge, bar: Tensor) -> None:
         node, number = edge
-        place = places.get((node, number))
-        if place is not None:
-            found[place] = _sum(found[place], _fitted(bar, inputs[place].shape, inputs[place].dtype))
-        elif node in leads:
+        i = input_index.get((node, number))
+        if i is not None:
+            input_cotangents[i] = _sum(input_cotangents[i], _reduced(bar, inputs[i].shape, inputs[i].dtype))
+        elif node in leads_to_input:
             like = node._input_metadata
-            bars = waiting.setdefault(node, [None] * len(like))
-            bars[number] = _sum(bars[number], _fitted(bar, like[number].shape, like[number].dtype))
+            node_cotangents = pending.setdefault(node, [None] * len(like))
+            node_cotangents[number] = _sum(
+                node_cotangents[number], _reduced(bar, like[number].shape, like[number].dtype)
+            )
 
     def run() -> None:
         with torch.set_grad_enabled(create_graph):
-            for x, bar in zip(outputs, bars, strict=True):
+            for x, bar in zip(outputs, cotangents, strict=True):
                 if x.requires_grad:
-                    hand(gradient_edge(x), bar)
+                    accumulate(gradient_edge(x), bar)
             for node in reversed(order):
-                given = waiting.pop(node, None)
-                if given is not None:
-                    for edge, bar in _pulled(node, given):
-                        hand(edge, bar)
+                node_cotangents = pending.pop(node, None)
+                if node_cotangents is not None:
+                    for edge, bar in _node_vjp(node, node_cotangents):
+                        accumulate(edge, bar)
 
-    if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportAttributeAccessIssue]
+    if _graph_task_id() == -1:
         run()
     else:
-        # inside a backward pass a node gives only what that pass wants; inside one that wants everything, everything
+        # inside a backward pass a node computes only the gradients that this pass needs: start one that needs all
         start = torch.zeros((), requires_grad=True)
         with torch.enable_grad():
-            torch.autograd.backward(_Inside.apply(start, run))
-    return found
+            torch.autograd.backward(_RunInBackward.apply(start, run))
+    return input_cotangents
 
 
-class _Inside(torch.autograd.Function):
-    """Calls a function when it is pulled back through."""
+class _RunInBackward(torch.autograd.Function):
+    """Calls a function in its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, run: Callable[[], None]) -> Tensor:
@@ -121,58 +125,57 @@ class _Inside(torch.autograd.Function):
         return None, None
 
 
-def _nodes(outputs: Sequence[Tensor], places: dict[Edge, int]) -> tuple[list[Node], set[Node]]:
-    """The nodes behind outputs as far as the places, those first that others lead to; and which lead to a place."""
+def _sorted_nodes(outputs: Sequence[Tensor], input_index: dict[Edge, int]) -> tuple[list[Node], set[Node]]:
+    """The nodes between outputs and inputs in topological order, inputs first; and those that lead to an input."""
     order: list[Node] = []
-    leads: set[Node] = set()
+    leads_to_input: set[Node] = set()
     seen: set[Node] = set()
     for x in outputs:
-        if not x.requires_grad or gradient_edge(x) in places or x.grad_fn in seen:
+        if not x.requires_grad or gradient_edge(x) in input_index or x.grad_fn in seen:
             continue
         root: Node = x.grad_fn
         seen.add(root)
         stack: list[tuple[Node, list[Edge]]] = [(root, list(root.next_functions))]
         while stack:
-            node, ahead = stack[-1]
-            if not ahead:
+            node, unvisited = stack[-1]
+            if not unvisited:
                 stack.pop()
                 order.append(node)
-                if any(edge in places or edge[0] in leads for edge in node.next_functions):
-                    leads.add(node)
+                if any(edge in input_index or edge[0] in leads_to_input for edge in node.next_functions):
+                    leads_to_input.add(node)
                 continue
-            edge = ahead.pop()
-            if edge[0] is not None and edge not in places and edge[0] not in seen:
+            edge = unvisited.pop()
+            if edge[0] is not None and edge not in input_index and edge[0] not in seen:
                 seen.add(edge[0])
                 stack.append((edge[0], list(edge[0].next_functions)))
-    return order, leads
+    return order, leads_to_input
 
 
-def _pulled(node: Node, bars: list[Tensor | None]) -> list[tuple[Edge, Tensor]]:
-    """What a node makes of its cotangents, for each of its edges that gets one."""
+def _node_vjp(node: Node, cotangents: list[Tensor | None]) -> list[tuple[Edge, Tensor]]:
+    """The cotangents that a node returns, each with the edge it belongs to."""
     if not isinstance(node, BackwardCFunction):
-        made = node(*bars)
-        made = made if isinstance(made, tuple) else (made,)
-        pairs = zip(node.next_functions, made, strict=False)
+        results = node(*cotangents)
+        results = results if isinstance(results, tuple) else (results,)
+        pairs = zip(node.next_functions, results, strict=False)
         return [(edge, bar) for edge, bar in pairs if edge[0] is not None and bar is not None]
-    custom: Any = (
-        node  # an autograd.Function of the caller's: its backward answers for arguments that are no tensors too
-    )
-    # whether it wants None for zeros cannot be read; zeros are right for all, and dearer for this library's own
+    # an autograd.Function: its backward returns values for arguments that are no tensors, too
+    custom: Any = node
+    # whether it accepts None for a zero cotangent cannot be read: zeros are always right, but cost this library time
     if not getattr(custom._forward_cls, "takes_none", False):
         like = custom._input_metadata
-        bars = [
+        cotangents = [
             torch.zeros(m.shape, dtype=m.dtype, device=m.device) if b is None else b
-            for b, m in zip(bars, like, strict=True)
+            for b, m in zip(cotangents, like, strict=True)
         ]
-    made = custom.apply(*bars)
-    made = made if isinstance(made, tuple) else (made,)
-    wanted = [bar for bar, need in zip(made, custom.needs_input_grad, strict=False) if need]
+    results = custom.apply(*cotangents)
+    results = results if isinstance(results, tuple) else (results,)
+    input_cotangents = [bar for bar, needed in zip(results, custom.needs_input_grad, strict=False) if needed]
     edges = [edge for edge in custom.next_functions if edge[0] is not None]
-    return [(edge, bar) for edge, bar in zip(edges, wanted, strict=True) if bar is not None]
+    return [(edge, bar) for edge, bar in zip(edges, input_cotangents, strict=True) if bar is not None]
 
 
-def _fitted(bar: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The cotangent of a tensor that was broadcast or cast, in the tensor's own shape and dtype."""
+def _reduced(bar: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The cotangent of a tensor that was broadcast or cast, reduced to the tensor's own shape and dtype."""
     if bar.shape != shape:
         bar = bar.sum_to_size(shape)
     if bar.dtype != dtype:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves
 from ..core.scalars import MaskLike, logical_not
-from ..methods.method import Field
 from .problem import Problem
 
 

@@ -1,1 +1,5 @@
-"""Events: conditions that end a solve or change its state; where they lie, and the gradients of their times."""
+"""Events: conditions along a solution that end it or change its state, and the gradients of their times."""
+
+from .event import Event, Hit
+
+__all__ = ["Event", "Hit"]

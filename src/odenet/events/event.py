@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.batch_slicing import SlicedArgs, infer_sliced_args, take_rows
 from ..core.leaves import Leaves, cast, select
 from ..core.pytrees import flatten, flatten_like, tree_map, unflatten
-from ..core.serialization import detach_tree
+from ..core.serialization import detach_tree, settings_repr
 from ..core.validate import boolean, describe
 from ..core.vector_field import VectorField
 from ..engine.batch_index import with_placeholder
@@ -63,6 +63,9 @@ class Event:
             raise TypeError(f"max_hits of an Event must be an int; got {describe(self.max_hits)}")
         if self.max_hits is not None and self.max_hits < 1:
             raise ValueError(f"max_hits of an Event must be at least 1; got {self.max_hits}")
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     @property
     def last_hit(self) -> float:

@@ -70,7 +70,7 @@ class ContinuousAdjoint(Gradient):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} of the backward solve must be zero or positive, and finite; got {value!r}")
         if self.max_steps is not None:
-            integer("max_steps of the backward solve", self.max_steps, most=2**62)
+            integer("max_steps of the backward solve", self.max_steps, maximum=2**62)
         for name, kinds, what in (
             ("method", (str, Method), "a name or a Method"),
             ("controller", Controller, "a Controller"),

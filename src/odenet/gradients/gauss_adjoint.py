@@ -50,7 +50,7 @@ class GaussAdjoint(ContinuousAdjoint):
         super().__post_init__()
         if self.interpolate not in ("dense", "checkpoints"):
             raise unknown_name("interpolate", str(self.interpolate), ("dense", "checkpoints"))
-        self.checkpoints = integer("checkpoints", self.checkpoints, least=2, most=2**62)
+        self.checkpoints = integer("checkpoints", self.checkpoints, minimum=2, maximum=2**62)
 
     def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         recorder = OutputRecorder(q)
@@ -99,8 +99,8 @@ class StoredSolution:
 class SpacedStates(StepStore):
     """The initial state of every `stride`-th step; the stride doubles when `capacity` is exceeded."""
 
-    def __init__(self, most: int) -> None:
-        self.capacity, self.stride = most, 1
+    def __init__(self, maximum: int) -> None:
+        self.capacity, self.stride = maximum, 1
         self.starts: list[Start] = []
 
     def store(self, n: int, attempt: StepAttempt) -> None:

@@ -84,7 +84,7 @@ class Adams(Method):
         atol: float = 1e-9,
         start: str = "full",
     ) -> None:
-        max_order, max_iters = integer("max_order", max_order, most=MAX_ORDER), integer("max_iters", max_iters)
+        max_order, max_iters = integer("max_order", max_order, maximum=MAX_ORDER), integer("max_iters", max_iters)
         if not (rtol >= 0.0 and atol >= 0.0 and rtol + atol > 0.0):
             raise ValueError(f"rtol and atol must not be negative, nor both zero; got rtol={rtol!r}, atol={atol!r}")
         if start not in ("full", "short"):

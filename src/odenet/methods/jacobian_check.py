@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves
 from ..core.norms import all_finite
 from .jacobian import jacobian
 from .linear_solvers import MAX_DENSE
 from .matrix_layout import MatrixLayout
-from .method import Field
 
 _MAX_DIFFERENCE = 0.1  # relative difference of two directional derivatives that round-off and curvature can explain
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients, hermite
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves, expand_over
 from ..core.norms import Tolerance
 from ..core.scalars import MaskLike, ScalarLike
 from ..errors import unknown_name
 
-Field = Callable[[Tensor, Leaves], Leaves]
-"""f(t, y) -> dy/dt."""
 Norm = Callable[[Leaves], Any]
 """A norm of the leaves: a number, or a tensor, () or per sample (B,). The caller's code: its result is checked."""
 Cache = tuple[Tensor, ...]

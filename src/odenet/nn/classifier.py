@@ -1,26 +1,30 @@
 """The image classifiers of the Neural ODE paper's Table 1 (Chen et al. 2018).
 
-Same down-sampling, same head; between them six residual blocks (ResNet) or one ODE block (RK-Net, ODE-Net).
+All have the same down-sampling and head; between them lie six residual blocks (ResNet) or one ODE block (RK-Net,
+ODE-Net).
 """
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Literal, Unpack, final
 
 from torch import Tensor, nn
 
+from ..api.option_types import SolveOptions
 from ..core.validate import integer, one_of
 from ..gradients import Adjoint, Backprop
+from ..gradients.gradient import Stats
 from .fields import ConvField, group_norm
 from .layer import NeuralODE
 
-KINDS = {"resnet": "ResNet", "rknet": "RK-Net", "odenet": "ODE-Net"}
-_SMALL = 16  # images up to this size are halved once, larger ones twice
+ClassifierKind = Literal["resnet", "rknet", "odenet"]
+KINDS: dict[str, str] = {"resnet": "ResNet", "rknet": "RK-Net", "odenet": "ODE-Net"}
+_MAX_SMALL_SIZE = 16  # images up to this size are down-sampled once, larger ones twice
 
 
 @final
 class ResidualBlock(nn.Module):
-    """h + conv(act(norm(conv(act(norm(h)))))): one Euler step of the ODE block, with weights of its own."""
+    """h + conv(act(norm(conv(act(norm(h)))))): an Euler step of an ODE block, (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,9 +43,9 @@ class ResidualBlock(nn.Module):
 
 @final
 class Classifier(nn.Module):
-    """down (images to `channels` maps), block (the continuous or residual depth), head (pool and classify).
+    """Image classifier: head(block(down(images))), (B, in_channels, H, W) -> logits (B, classes).
 
-    images: (B, in_channels, H, W); result: logits (B, classes).
+    down: images to `channels` feature maps. block: an ODE block or residual blocks. head: pooling and a linear layer.
     """
 
     def __init__(self, down: nn.Module, block: nn.Module, head: nn.Module) -> None:
@@ -52,24 +56,26 @@ class Classifier(nn.Module):
         return self.head(self.block(self.down(images)))
 
     @property
-    def stats(self) -> Any:
+    def stats(self) -> Stats | None:
         """Counts of the block's last solve; None for a residual block."""
         return getattr(self.block, "stats", None)
 
 
 def classifier(
-    kind: str,
+    kind: ClassifierKind,
     in_channels: int = 1,
     image_size: int = 28,
     classes: int = 10,
     channels: int = 64,
     depth: int = 6,
-    **solve_options: Any,
+    **solve_options: Unpack[SolveOptions],
 ) -> Classifier:
-    """A network of Table 1.
+    """A network of Table 1 of the Neural ODE paper.
 
     kind: "resnet" (`depth` residual blocks), "rknet" (gradient="backprop") or "odenet" (gradient="adjoint").
-    With 64 channels on 28x28 images the down-sampling leaves 64 maps of 6x6. solve_options go to `odenet.solve`.
+    With 64 channels the down-sampling maps 28x28 images to 64 feature maps of 6x6. solve_options: of `odenet.solve`.
+
+    Raises TypeError or ValueError for a wrong argument.
     """
     one_of("kind", kind, KINDS)
     sizes = {
@@ -85,9 +91,10 @@ def classifier(
     if kind == "resnet":
         block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
     else:
-        # the paper's code gives the backward solve the same absolute tolerance
+        # as in the paper's code, the backward solve has the same absolute tolerance
         gradient = Backprop() if kind == "rknet" else Adjoint(atol=solve_options.get("atol"))
-        block = NeuralODE(ConvField(channels), **{"gradient": gradient, **solve_options})
+        options: SolveOptions = {"gradient": gradient, **solve_options}
+        block = NeuralODE(ConvField(channels), **options)
     head = nn.Sequential(
         group_norm(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
     )
@@ -95,7 +102,7 @@ def classifier(
 
 
 def _down(in_channels: int, image_size: int, channels: int) -> nn.Sequential:
-    small = image_size <= _SMALL
+    small = image_size <= _MAX_SMALL_SIZE
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1 if small else 0)]
     for _ in range(1 if small else 2):
         layers += [group_norm(channels), nn.ReLU(), nn.Conv2d(channels, channels, 4, stride=2, padding=1)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from ..core.validate import boolean, describe, integer, one_of
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ActivationName = Literal["relu", "softplus", "tanh", "silu", "gelu", "elu"]
+ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
@@ -21,27 +22,30 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def activation_module(name: str) -> nn.Module:
-    return ACTIVATIONS[one_of("activation", name, ACTIVATIONS)]()
+def activation_module(name: ActivationName) -> nn.Module:
+    one_of("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
 
 
 @final
 class MLPField(nn.Module):
     """dy/dt = MLP([y, t]): a multilayer perceptron on the last axis of y.
 
-    dim: size of y's last axis. hidden: widths of the hidden layers. activation: "tanh", "softplus", "relu", ... time:
-    whether t is an input. Called as f(t, y) with y (..., dim), t 0-d or (B,).
+    dim: size of y's last axis. hidden: widths of the hidden layers. activation: "tanh", "softplus", "relu", "silu",
+    "gelu" or "elu". time: False leaves t out. Called as f(t, y) with t () or (B,) and y (..., dim).
+
+    Raises TypeError or ValueError for a wrong argument.
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), activation: str = "tanh", time: bool = True) -> None:
+    def __init__(
+        self, dim: int, hidden: Sequence[int] = (64, 64), activation: ActivationName = "tanh", time: bool = True
+    ) -> None:
         super().__init__()
         dim, time = integer("dim", dim), boolean("time", time)
-        if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
-            raise TypeError(f"hidden must be a sequence of widths, such as (64, 64); got {describe(hidden)}")
-        widths = [dim + time, *(integer("hidden", width) for width in hidden)]
+        widths = [dim + time, *_widths(hidden)]
         layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), activation_module(activation)]
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), activation_module(activation)]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
         self.time = time
 
@@ -52,23 +56,32 @@ class MLPField(nn.Module):
             y = torch.cat([y, t], -1)
         return self.net(y)
 
+    def extra_repr(self) -> str:
+        return f"time={self.time}"
+
+
+def _widths(hidden: Any) -> list[int]:
+    if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
+        raise TypeError(f"hidden must be a sequence of widths, such as (64, 64); got {describe(hidden)}")
+    return [integer("hidden", width) for width in hidden]
+
 
 @final
 class TimeConv2d(nn.Module):
-    """A 3x3 convolution of [t, y], t as a constant extra channel; padding 1.
+    """A 3x3 convolution, padding 1, of y with an extra channel that is constant t: (B, C, H, W) -> (B, C', H, W).
 
-    The time channel's part is t times one fixed response, so it is convolved as a single plane and not for each image.
+    The time channel contributes t times a fixed response, so it is convolved once, as one plane, not for each image.
     """
 
     def __init__(self, channels_in: int, channels_out: int, time: bool = True) -> None:
         super().__init__()
-        whole = nn.Conv2d(channels_in + time, channels_out, 3, padding=1)  # its initial distribution
+        joint = nn.Conv2d(channels_in + time, channels_out, 3, padding=1)  # gives the initial weights
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         with torch.no_grad():
-            self.conv.weight.copy_(whole.weight[:, time:])
-            assert self.conv.bias is not None and whole.bias is not None
-            self.conv.bias.copy_(whole.bias)
-        self.time_weight = nn.Parameter(whole.weight[:, :1].detach().clone()) if time else None
+            self.conv.weight.copy_(joint.weight[:, time:])
+            assert self.conv.bias is not None and joint.bias is not None
+            self.conv.bias.copy_(joint.bias)
+        self.time_weight = nn.Parameter(joint.weight[:, :1].detach().clone()) if time else None
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         out = self.conv(y)
@@ -78,14 +91,20 @@ class TimeConv2d(nn.Module):
         t = t.to(y.dtype)
         return torch.addcmul(out, t.view(-1, 1, 1, 1), plane)
 
+    def extra_repr(self) -> str:
+        return f"time={self.time_weight is not None}"
+
 
 @final
 class ConvField(nn.Module):
-    """The paper's ODE block: norm, activation, 3x3 convolution, twice, and a last norm; time as an extra channel.
+    """The ODE block of the Neural ODE paper, with time as an extra channel (Chen et al. 2018, section 3).
 
-    Chen et al. 2018, section 3. channels: of the state (B, channels, H, W). hidden: channels between the convolutions
-    (default: the same). groups: of the group norms (default: 32, fewer below 64 channels). activation: "relu" as in
-    the paper, or a smooth one such as "softplus". Called as f(t, y), t 0-d or (B,).
+    Group norm, activation and 3x3 convolution, twice, and a last group norm. channels: of the state
+    (B, channels, H, W). hidden: channels between the convolutions (default: channels). groups: of the group norms
+    (default: 32, fewer below 64 channels). activation: "relu" as in the paper, or a smooth one such as "softplus".
+    time: False leaves t out. Called as f(t, y) with t () or (B,).
+
+    Raises TypeError or ValueError for a wrong argument.
     """
 
     def __init__(
@@ -93,7 +112,7 @@ class ConvField(nn.Module):
         channels: int,
         hidden: int | None = None,
         groups: int | None = None,
-        activation: str = "relu",
+        activation: ActivationName = "relu",
         time: bool = True,
     ) -> None:
         super().__init__()
@@ -111,9 +130,9 @@ class ConvField(nn.Module):
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Group norm with `groups` groups, by default as many as divide `channels`, up to 32 and of at least two channels.
+    """Group norm; groups: by default the largest divisor of `channels` up to 32 with at least two channels per group.
 
-    A group of one channel would lose that channel's mean, which is what the classifiers' average pool reads.
+    A group of a single channel would remove the channel's mean, which is the input of the classifiers' average pool.
     """
     if groups is None:
         groups = max(g for g in range(1, min(32, max(1, channels // 2)) + 1) if channels % g == 0)

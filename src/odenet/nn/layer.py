@@ -1,57 +1,64 @@
-"""NeuralODE: a solve as a layer."""
+"""NeuralODE: a solve as a layer; Augmented: extra zeros in its state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, final
+from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
 from ..api import traced_solve
+from ..api.option_types import SolveOptions
 from ..api.solve import Solver, solve
+from ..core.field_protocols import UserField
 from ..core.leaves import real_dtype
 from ..core.pytrees import flatten, tree_map
+from ..core.serialization import short_repr
+from ..core.status import Status
 from ..core.torch_func import without_vmap
 from ..core.validate import describe, function, integer, number
 from ..core.validate import times as real_times
+from ..gradients.gradient import Stats
 from ..tracing.dynamo_entry import exporting
 
 
 @final
 class NeuralODE(nn.Module):
-    """The end of the trajectory that starts at y0 and follows `field`, as a layer.
+    """A layer that maps y0 to the solution of dy/dt = field(t, y, *args) at the last time.
 
-    field: callable f(t, y, *args), usually a module; its t has y's real dtype (at least float32). ts: the times from
-    start to end. solve_options: those of `odenet.solve`.
+    field: callable f(t, y, *args), usually a module; t has y's real dtype (at least float32). ts: the times from start
+    to end. solve_options: of `odenet.solve`.
 
     forward(y0, ts=None, args=()): the state at the last time, or with `ts` the trajectory at ts: (T, ...), with
-    per_sample (B, T, ...). `stats`: counts of the last solve (nfe, accepted, rejected, backward_nfe). `status`: how it
-    ended, a `Status`, with per_sample the codes of the samples, (B,). A layer gives states alone: for dense output and
-    the hits of events call `odenet.solve`.
+    per_sample (B, T, ...). stats: counts of the last solve (nfe, accepted, rejected, backward_nfe). status: of the last
+    solve, a `Status`; with per_sample codes, (B,). The layer returns states alone: for dense output and the hits of
+    events call `odenet.solve`.
 
-    Raises TypeError or ValueError for a wrong option at once, but for what only y0 tells (tolerances like y0).
+    The constructor raises TypeError or ValueError for a wrong option; forward raises for options that do not match y0.
     """
 
-    def __init__(self, field: Callable[..., Any], ts: Sequence[float] = (0.0, 1.0), **solve_options: Any) -> None:
+    def __init__(
+        self, field: UserField, ts: Sequence[float] = (0.0, 1.0), **solve_options: Unpack[SolveOptions]
+    ) -> None:
         super().__init__()
         self.field = function("field", field, "field(t, y, *args)")
         self.ts = _times(ts)
         self.solve_options = solve_options
         self._solver = Solver(field, **solve_options)
-        self.stats: Any = None
-        self.status: Any = None
+        self.stats: Stats | None = None
+        self.status: Status | Tensor | None = None
 
     def forward(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Any:
         times = self.ts if ts is None else ts
         if not isinstance(times, Tensor):
             leaf = next(iter(flatten(y0)[0]), None)
             like: tuple[Any, ...] = (torch.float64, torch.device("cpu"))
-            if isinstance(leaf, Tensor) and leaf.dtype.itemsize > 1:  # else the solve refuses y0, with its name
+            if isinstance(leaf, Tensor) and leaf.dtype.itemsize > 1:  # otherwise the solve raises an error about y0
                 like = torch.promote_types(real_dtype(leaf.dtype), torch.float32), leaf.device
             times = self._times(*like) if ts is None else real_times("ts", ts).to(like[1], like[0])
-        if exporting():  # a graph keeps nothing, and constant steps between known times need no loop
+        if exporting():  # the graph sets no attributes, and constant steps between known times need no loop
             sol = traced_solve.solve(
                 self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
             )
@@ -67,18 +74,18 @@ class NeuralODE(nn.Module):
         return sol.y1 if ts is None else sol.ys
 
     def _times(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The layer's own times; the same tensor again, so that a solve finds what it has made of it."""
+        """The layer's ts as a tensor, the same one in each call, so that the solver can reuse its layout."""
         if torch.compiler.is_compiling():
             return torch.tensor(self.ts, dtype=dtype, device=device)
         return _as_tensor(self.ts, dtype, device)
 
     def extra_repr(self) -> str:
-        return ", ".join([f"ts={self.ts}", *(f"{k}={v!r}" for k, v in self.solve_options.items())])
+        return ", ".join([f"ts={self.ts}", *(f"{k}={short_repr(v)}" for k, v in self.solve_options.items())])
 
 
 @lru_cache(maxsize=64)
 def _as_tensor(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # it is used outside that mode, too
+    with torch.inference_mode(False):  # the cached tensor is also used outside inference mode
         return torch.tensor(times, dtype=dtype, device=device)
 
 
@@ -93,10 +100,10 @@ def _times(ts: Any) -> tuple[float, ...]:
 
 @final
 class Augmented(nn.Module):
-    """Runs a layer on a state with `extra` zeros appended along an axis, and takes them off again (Dupont et al. 2019).
+    """Runs a layer on y0 with `extra` zeros along an axis, and removes them from the result (Dupont et al. 2019).
 
-    layer: module such as NeuralODE whose field works on the wider state. dim: the axis that grows (1: features of
-    (B, D), channels of (B, C, H, W)). The batch is axis 0.
+    layer: a module such as NeuralODE whose field works on the wider state. dim: the axis of y0 with the zeros (1:
+    features of (B, D), channels of (B, C, H, W)).
     """
 
     def __init__(self, layer: nn.Module, extra: int, dim: int = 1) -> None:
@@ -113,3 +120,6 @@ class Augmented(nn.Module):
         wide = self.layer(torch.cat([y0, y0.new_zeros(shape)], self.dim), ts, args)
         axis = self.dim if ts is None else self.dim + (self.dim >= 0)
         return tree_map(lambda y: y.narrow(axis, 0, y0.shape[self.dim]), wide)
+
+    def extra_repr(self) -> str:
+        return f"extra={self.extra}, dim={self.dim}"
