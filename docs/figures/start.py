@@ -51,9 +51,9 @@ def trained(ax: plt.Axes) -> None:
     """Two classes that no line separates are moved to where one does."""
     torch.manual_seed(0)
     layer, head = NeuralODE(MLPField(2, hidden=(32,)), rtol=1e-3, atol=1e-3), nn.Linear(2, 1)
-    optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.03)
+    optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.02)
     x, label = moons(256)
-    for _ in range(300):
+    for _ in range(100):
         optimizer.zero_grad()
         nn.functional.binary_cross_entropy_with_logits(head(layer(x)).squeeze(-1), label.float()).backward()
         optimizer.step()
