@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def main() -> None:
     fig.savefig(OUT, dpi=110)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        print(report(3.0, ["discrete", odenet.Discrete(checkpoints=8), "backprop", *ways[:2], ways[3], "forward"]))
+        table = report(3.0, ["discrete", odenet.Discrete(checkpoints=8), "backprop", *ways[:2], ways[3], "forward"])
+    print(odenet.GradientReport(replace(row, note="*" if row.note else "") for row in table))
+    print(*(f"* {row.note.partition(', as')[0]}" for row in table if row.note), sep="\n")
 
 
 if __name__ == "__main__":
