@@ -18,13 +18,7 @@ help: ## show this list
 
 setup: $(READY) ## create .venv with the library, its training extra, the development tools and those of the docs
 
-setup-docs: $(READY) ## the documentation as a site in site/; a warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-
-docs-serve: $(READY) ## the same on http://127.0.0.1:8000, anew after every change
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
-
-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
+setup-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { \
@@ -72,7 +66,7 @@ lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/pyright --project pyproject.toml
 
 docs: $(READY) ## the documentation as a site in site/; a warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(READY) ## the same on http://127.0.0.1:8000, anew after every change
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
