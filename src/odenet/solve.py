@@ -83,14 +83,14 @@ def solve(
         "midpoint", "heun3", "rk4", "rk4_38"; for stiff f "implicit_euler", "implicit_midpoint", "trapezoid", "sdirk2",
         "radauIIA3", "gl4", "gl6"; of several steps "explicit_adams", "implicit_adams". Or a `Method`. docs/methods.md.
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
-    step: constant step size in the unit of time, with any method: rtol and atol then choose no steps. The last one
+    step: constant step size in the unit of time, with any method; rtol and atol then do not change it. The last step
         before each output time is shortened to end there.
     controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
     gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
         most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
         (approximate, constant memory), "gauss" (approximate, no backward drift), or an instance.
     per_sample: the leading axis of y0 is a batch of independent problems, each with its own steps. Samples that have
-        ended leave the batch: give what has a row for each sample through args, whose rows go with them.
+        ended leave the batch: pass tensors with a row for each sample through args, so that those rows leave too.
     dense: the solution can be called, sol(t), anywhere in [ts[0], ts[-1]].
     max_steps: attempted steps (of each sample) before giving up.
     on_failure: "raise", or "return" the part that was solved, with `status`.
