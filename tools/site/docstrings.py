@@ -46,6 +46,8 @@ def markdown(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
+    """Rewrites every docstring before mkdocstrings reads it."""
+
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)
