@@ -11,17 +11,14 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint distribution bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint docs docs-serve distribution bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## create .venv with the library, its training extra and the development tools
+setup: $(READY) ## create .venv with the library, its training extra, the development tools and those of the docs
 
-setup-distribution: $(READY) ## build sdist and wheel, and run the README on the wheel alone in an empty environment
-	@$(BIN)/python tools/check_distribution.py
-
-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
+setup-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { \
@@ -31,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 		$(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned packages into $(VENV) (once; a few minutes) ..."
 	@$(INSTALL) pip setuptools
-	@$(INSTALL) --no-build-isolation --editable '.[train,dev]'
+	@$(INSTALL) --no-build-isolation --editable '.[train,dev,docs]'
 	@touch $@
 
 $(BENCH_READY): $(READY)
@@ -68,6 +65,12 @@ lint: $(READY) ## ruff's rules and format, and types with pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml
 
+docs: $(READY) ## the documentation as a site in site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY) ## the same on http://127.0.0.1:8000, anew after every change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
+
 distribution: $(READY) ## build sdist and wheel, and run the README on the wheel alone in an empty environment
 	@$(BIN)/python tools/check_distribution.py
 
@@ -76,5 +79,5 @@ bench: $(BENCH_READY) ## measure the gradients, and other libraries beside this 
 	$(BIN)/odenet bench peers --out benchmarks/results
 
 clean: ## remove caches and build products; .venv and runs/ stay
-	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,54 +1,144 @@
-"""The Python blocks of the README, docs/migrate.md, docs/events.md, docs/compiling.md and docs/field.md run."""
+"""Every page of the docs and the README: Python blocks run, commands exist, and what is named is there.
+
+The Python blocks of a page run from top to bottom in one namespace, as for a reader who types them in. A block that
+begins with `# needs NAME` is left out where NAME, a package or a folder that a command of the page makes, is not there.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import markdown
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "migrate.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SLOW = {"docs/compiling.md", "docs/gradients.md"}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"\b(odenet (?:train|compare|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)")
+FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs|tools|benchmarks|examples)/[\w/]+$")
+TO_ADD = {"methods/rosenbrock.py", "methods/bdf.py", "methods/switching.py"}  # which docs/design.md says one would add
+TEST = re.compile(r"\b(test_\w+)(?!\w*\.py|\w*/)")
+TESTS = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/**/*.py"))
+REFERENCE = "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("docs/api/*.md"))
 
 
-@pytest.mark.parametrize("number", range(len(README)))
-def test_readme(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each block by itself."""
-    exec(compile(README[number], f"README.md, block {number}", "exec"), {})
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_migrate(number: int) -> None:
-    if "# needs diffrax" in BLOCKS[number]:
-        pytest.importorskip("diffrax")
-    names: dict[str, object] = {}
-    imports = [block for block in BLOCKS[:number] if block.lstrip().startswith("import odenet.compat")]
-    for block in (BLOCKS[0], *imports, BLOCKS[number]):
-        exec(compile(block, f"docs/migrate.md, block {number}", "exec"), names)
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The line before each block, and its text."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(2)), m[2]) for m in FENCE.finditer(text) if m[1] == language]
 
 
-EVENTS = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(encoding="utf-8"), re.DOTALL)
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("number", range(len(EVENTS)))
-def test_events(number: int) -> None:
-    exec(compile(EVENTS[number], f"docs/events.md, block {number}", "exec"), {})
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    converter = markdown.Markdown(extensions=["toc", "fenced_code"])
+    page_as_html = converter.convert(page.read_text(encoding="utf-8"))
+    return set(re.findall(r'<h\d id="([^"]+)"', page_as_html))
 
 
-COMPILING = re.findall(r"```python\n(.*?)```", (DOCS / "compiling.md").read_text(encoding="utf-8"), re.DOTALL)
+def is_there(path: str, page: Path) -> bool:
+    """Of the repository, of the package, or beside the page. What runs/ has is written by commands."""
+    return path.startswith("runs/") or any(
+        (folder / path).exists() for folder in (ROOT, ROOT / "src", ROOT / "src" / "odenet", page.parent)
+    )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(COMPILING)))
-def test_compiling(number: int) -> None:
-    exec(compile(COMPILING[number], f"docs/compiling.md, block {number}", "exec"), {})
+@functools.cache
+def help_of(command: str) -> str:
+    words = [sys.executable, "-c", "import odenet_command; odenet_command.main()", command, "--help"]
+    wide = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
+    return subprocess.run(words, capture_output=True, text=True, check=True, env=wide).stdout
 
 
-FIELD = re.findall(r"```python\n(.*?)```", (DOCS / "field.md").read_text(encoding="utf-8"), re.DOTALL)
+def faults_of(program: str, words: list[str]) -> list[str]:
+    """What of a command line is not there: targets, files, modules, options."""
+    options = [w.partition("=")[0] for w in words if w.startswith("--")]
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        return [w for w in words[:1] if w[0].islower() and not re.search(rf"^{w}:", makefile, re.MULTILINE)]
+    if program.startswith("odenet"):
+        return [o for o in options if o not in help_of(program.split()[1])]
+    if program == "python" and "-m" in words:
+        return [w for w in [words[words.index("-m") + 1]] if importlib.util.find_spec(w) is None]
+    files = [w for w in words if re.fullmatch(r"[\w./]+/[\w./]+(?:::\w+)?", w)]
+    missing = [f for f in files if not (ROOT / f.partition("::")[0]).exists()]
+    if program == "python" and files and not missing:
+        source = (ROOT / files[0]).read_text(encoding="utf-8")
+        missing += [o for o in options if o not in source]
+    return missing
 
 
-@pytest.mark.parametrize("number", range(len(FIELD)))
-def test_field_page(number: int) -> None:
-    exec(compile(FIELD[number], f"docs/field.md, block {number}", "exec"), {})
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=name(p), marks=[pytest.mark.slow] if name(p) in SLOW else [])
+        for p in PAGES
+        if blocks(p, "python")
+    ],
+)
+def test_python_blocks(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(ROOT)
+    namespace: dict[str, object] = {"__name__": "page"}
+    for line, block in blocks(page, "python"):
+        needed = re.match(r"# needs ([\w/]+)", block)
+        if (
+            needed is None
+            or (ROOT / needed[1]).exists()
+            or ("/" not in needed[1] and importlib.util.find_spec(needed[1]))
+        ):
+            exec(compile("\n" * line + block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands(page: Path) -> None:
+    """Those of shell blocks and of inline code: their targets, files, modules and options exist."""
+    text = "\n".join([block for _, block in blocks(page, "")] + CODE.findall(prose(page)))
+    faults = {m[0]: faults_of(m[1], m[2].split()) for m in COMMAND.finditer(text)}
+    assert {command: missing for command, missing in faults.items() if missing} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(prose(page)):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_names(page: Path) -> None:
+    """Files and tests in inline code are there."""
+    codes = CODE.findall(prose(page))
+    files = [c.partition("::")[0] for code in codes for c in code.split()]
+    tests = {t for code in codes for t in TEST.findall(code)}
+    assert [f for f in files if FILE.match(f) and f not in TO_ADD and not is_there(f, page)] == []
+    assert [t for t in sorted(tests) if f"def {t}(" not in TESTS] == []
+
+
+@pytest.mark.parametrize("module", ["odenet", "odenet.nn", "odenet.methods", "odenet.compat.torchdiffeq"])
+def test_reference(module: str) -> None:
+    """The reference has every public name."""
+    public = set(importlib.import_module(module).__all__) - {"nn", "METHODS", "Cache"}
+    found = set(re.findall(rf"^::: {re.escape(module)}\.(?:\w+\.)?(\w+)$", REFERENCE, re.MULTILINE))
+    assert public - found == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet.methods import METHODS
-from odenet.methods.reversible_method import ReversibleMethod, split_carry
+from odenet.methods import METHODS, StepInput
+from odenet.methods.reversible import ReversibleMethod, halves
 
 D = torch.float64
 OUT = Path(__file__).parent.parent / "docs" / "gradients.png"
@@ -42,13 +43,14 @@ def coupling_errors(coupling: float, steps: int = 1000) -> tuple[float, float]:
     carry = method.init(f, y[0], y)
     ends = [torch.tensor(h * n, dtype=D) for n in range(steps + 1)]
     for a, b in pairwise(ends):
-        step = method.step(f, a, b, y, carry)
+        step = method.step(StepInput(f, a, b, y, carry))
         y, carry = step.y, step.carry
-    y, z = split_carry(carry)
+    rise = lambda a, b, y: method.base.increment(StepInput(f, a, b, y))[0]  # noqa: E731
+    y, z = halves(carry)
     apart = float((y[0] - z[0]).abs() / y[0].abs())
     for b, a in pairwise(reversed(ends)):
-        z = tuple(u + v for u, v in zip(z, method.base.increment(f, b, a, y)[0], strict=True))
-        y = method.uncouple(y, z, method.base.increment(f, a, b, z)[0])
+        z = tuple(u + v for u, v in zip(z, rise(b, a, y), strict=True))
+        y = method.parted(y, z, rise(a, b, z))
     return apart, float((y[0] - 1).abs())
 
 
@@ -62,7 +64,9 @@ def main() -> None:
     rows = [report(length, ways) for length in lengths]
     for i, name in enumerate(("adjoint", "gauss", "discrete", "reversible, coupling 0.87")):
         left.semilogy(lengths, [max(r[i].relative_error, 1e-17) for r in rows], marker="o", label=name)
-    left.set(xlabel="length of the solve", ylabel="relative error of the gradient")
+    left.set(
+        title="Gradients of a contracting ODE", xlabel="length of the solve", ylabel="relative error of the gradient"
+    )
     left.set_ylim(1e-18, 1e9)
     left.legend(loc="upper left", ncol=2)
     couplings = [0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998, 1.0]
@@ -71,13 +75,19 @@ def main() -> None:
     right.loglog(away, [max(a, 1e-17) for a, _ in found], marker="o", label="y and z apart at the end")
     right.loglog(away, [min(max(b, 1e-17), 1e6) for _, b in found], marker="s", label="y0 reconstructed")
     right.axvline(1 - torch.exp(torch.tensor(-0.01)).item(), color="gray", linestyle=":", label="coupling = exp(-h a)")
-    right.set(xlabel="1 - coupling (+ 0.0001)", ylabel="relative error, 1000 steps of y' = -y")
+    right.set(
+        title="The coupling of the reversible method",
+        xlabel="1 - coupling (+ 0.0001)",
+        ylabel="relative error, 1000 steps of y' = -y",
+    )
     right.legend()
     fig.tight_layout()
     fig.savefig(OUT, dpi=110)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        print(report(3.0, ["discrete", odenet.Discrete(checkpoints=8), "backprop", *ways[:2], ways[3], "forward"]))
+        table = report(3.0, ["discrete", odenet.Discrete(checkpoints=8), "backprop", *ways[:2], ways[3], "forward"])
+    print(odenet.GradientReport(replace(row, note="*" if row.note else "") for row in table))
+    print(*(f"* {row.note.partition(', as')[0]}" for row in table if row.note), sep="\n")
 
 
 if __name__ == "__main__":
