@@ -37,7 +37,7 @@ def both(monkeypatch: pytest.MonkeyPatch, solve: Any) -> tuple[Any, Any, int]:
     step = StepPlanner.step
     monkeypatch.setattr(StepPlanner, "step", lambda self, *given: used.append(step(self, *given)) or used[-1])
     mine = solve()
-    monkeypatch.setattr(StepPlanner, "possible", staticmethod(lambda p: False))
+    monkeypatch.setattr(StepPlanner, "applies", staticmethod(lambda p: False))
     return mine, solve(), sum(x is not None for x in used)
 
 

@@ -21,12 +21,12 @@ from ..core.status import Status
 from ..core.torch_func import any_true, inside_transform, vmapping
 from ..core.vector_field import VectorField
 from ..engine.callbacks import Callbacks
-from ..engine.diagnose import raise_failure, refine
+from ..engine.diagnose import raise_failure, refine_status
 from ..engine.integrate import Progress, Request
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..engine.step_recorder import StepRecorder
-from ..engine.stiffness import Stiffness
+from ..engine.stiffness import StiffnessDetector
 from ..events.event import Hit
 from ..events.event_loop import EventLoop
 from ..gradients import ContinuousAdjoint, Gradient
@@ -189,14 +189,14 @@ def _solve(f: Callable[..., Any], y0: Any, ts: Any, args: Any, o: Options) -> So
     if inside_transform():
         transform_limits.refuse(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
         problem = replace(problem, traced=vmapping())
-    judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine
+    judge: Judge = partial(raise_failure, names=layout.names) if o.raises else refine_status
     steps = StepRecorder() if o.save_steps else None
     run = partial(_run, o, judge)
     with bar(o.progress) as report, without_autocast_cache(working[0].device.type):
-        request = Request(o.dense, report, o.callbacks, stiffness=Stiffness(), steps=steps)
+        request = Request(o.dense, report, o.callbacks, stiffness=StiffnessDetector(), steps=steps)
         last, hits = None, None
         if o.events:
-            trajectory, last, hits = EventLoop(problem, o.events, given, run, judge, request).journey()
+            trajectory, last, hits = EventLoop(problem, o.events, given, run, judge, request).solve()
         else:
             trajectory = run(problem, request)
     return _solution(problem, trajectory, layout, last, hits, o, steps)
@@ -251,7 +251,7 @@ def _solution(
         (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
         found.pieces,
         f"{_name(p.f.parts[0])} by {p.method.name}",
-        None if steps is None else steps.taken(p, shown, ts.dtype),
+        None if steps is None else steps.steps(p, shown, ts.dtype),
     )
 
 

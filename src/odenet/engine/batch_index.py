@@ -23,15 +23,15 @@ class BatchIndex:
     """The samples at hand, in ascending order. index: None: all of the batch, or a joint solve, which has none."""
 
     index: Tensor | None = None
-    count: int = 0  # of the batch, where `index` is some of it
+    batch_size: int = 0  # of the batch, where `index` is some of it
 
-    def of_rows(self, rows: Row) -> Row:
+    def sample_numbers(self, rows: Row) -> Row:
         """The samples that these rows at hand are of."""
         return rows if self.index is None else self.index[rows]
 
     def subset(self, rows: Tensor, count: int) -> BatchIndex:
         """Those of these rows at hand. count: of all rows at hand."""
-        return BatchIndex(self.of_rows(rows), count if self.index is None else self.count)
+        return BatchIndex(self.sample_numbers(rows), count if self.index is None else self.batch_size)
 
     def take(self, x: Tensor) -> Tensor:
         """Their rows of x, which has one for every sample."""
@@ -39,11 +39,11 @@ class BatchIndex:
 
     def scatter(self, x: Tensor) -> Tensor:
         """x, which has a row for each of them, with zeros for the others."""
-        return x if self.index is None else x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
+        return x if self.index is None else x.new_zeros((self.batch_size, *x.shape[1:])).index_copy(0, self.index, x)
 
-    def scatter_into(self, whole: Tensor, x: Tensor) -> Tensor:
+    def scatter_into(self, full: Tensor, x: Tensor) -> Tensor:
         """`whole` with x in their rows."""
-        return x if self.index is None else whole.index_copy(0, self.index, x)
+        return x if self.index is None else full.index_copy(0, self.index, x)
 
     def take_from(self, y: Leaves, inner: BatchIndex) -> Leaves:
         """The rows of `inner`, a part of these samples, of a state of these."""
@@ -93,16 +93,16 @@ class RowScatter:
         return self.samples.scatter(x) if whole is None else self.samples.scatter_into(whole, x)
 
 
-def with_placeholder(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+def with_placeholder(samples: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
     """Time and state in which one of the samples of these lanes stands, as a constant, in the place of all others.
 
     What those have may have no finite derivative, and zero times infinity would be NaN for what all samples share.
     """
-    one = int(lanes.to(torch.uint8).argmax())
+    one = int(samples.to(torch.uint8).argmax())
     fill = tuple(x[one].detach().expand_as(x) for x in y)
-    return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
+    return torch.where(samples, time, time[one].detach()), select(samples, y, fill)
 
 
-def should_compact(rows: int, wanted: int, spare: float) -> bool:
+def should_compact(rows: int, needed: int, threshold: float) -> bool:
     """Whether it is time to go on with the wanted ones of the rows at hand alone."""
-    return rows - wanted > spare * rows
+    return rows - needed > threshold * rows

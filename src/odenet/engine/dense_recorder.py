@@ -29,7 +29,7 @@ class PiecewisePolynomial:
     y: Leaves
     coefficients: tuple[Leaves, ...]
 
-    def flat(self) -> Leaves:
+    def flatten(self) -> Leaves:
         return (self.start, self.end, *self.y, *(c for cs in self.coefficients for c in cs))
 
     @staticmethod
@@ -39,7 +39,7 @@ class PiecewisePolynomial:
         return PiecewisePolynomial(flat[0], flat[1], y, powers)
 
     @staticmethod
-    def still(p: Problem) -> PiecewisePolynomial:
+    def constant(p: Problem) -> PiecewisePolynomial:
         """Of a solve of no length: one constant piece."""
         start = p.ts[..., 0]
         flat = (start, start, *p.y0, *(torch.zeros_like(y) for y in p.y0))
@@ -61,7 +61,7 @@ class DenseRecorder(Observer):
             self.parts.append(flat if torch.is_grad_enabled() else tuple(x.detach() for x in flat))
 
     def pieces(self, p: Problem) -> PiecewisePolynomial:
-        return stack_pieces(self.parts, len(p.y0)) if self.parts else PiecewisePolynomial.still(p)
+        return stack_pieces(self.parts, len(p.y0)) if self.parts else PiecewisePolynomial.constant(p)
 
 
 def stack_pieces(parts: list[Leaves], leaves: int) -> PiecewisePolynomial:

@@ -17,7 +17,7 @@ from .problem import Problem
 
 
 def evaluate_pieces(
-    pieces: PiecewisePolynomial, t: Tensor, direction: Tensor, batched: bool, lanes: Tensor | None = None
+    pieces: PiecewisePolynomial, t: Tensor, direction: Tensor, batched: bool, samples: Tensor | None = None
 ) -> Leaves:
     """The solution at t: (m,) gives leaves (m, ...); per sample t is (B, m) and the leaves (B, m, ...).
 
@@ -28,15 +28,15 @@ def evaluate_pieces(
         place: tuple[Tensor, ...] = (index.clamp(max=len(pieces.end) - 1),)
     else:
         end, start = pieces.end.detach(), pieces.start.detach()
-        if lanes is not None:
-            end, start = end[:, lanes], start[:, lanes]
+        if samples is not None:
+            end, start = end[:, samples], start[:, samples]
         attempts = end != start
         reaches = attempts.unsqueeze(-1) & ((end.unsqueeze(-1) - t.detach()) * direction[:, None] >= 0)
         first = reaches.to(torch.uint8).argmax(0)
         # past the last step taken (by rounding, or after a failure) the last one serves; of none taken, the first row
         last = torch.where(attempts.any(0), len(end) - 1 - attempts.to(torch.uint8).flip(0).argmax(0), 0)
         index = torch.where(reaches.any(0), first, last[:, None].expand_as(first))
-        whose = torch.arange(t.shape[0], device=t.device) if lanes is None else lanes
+        whose = torch.arange(t.shape[0], device=t.device) if samples is None else samples
         place = (index, whose[:, None].expand_as(index))
     start, end = pieces.start[place], pieces.end[place]
     length = end - start
@@ -56,14 +56,14 @@ class Interpolation:
     batched: bool
 
     @staticmethod
-    def of(p: Problem, pieces: PiecewisePolynomial | None) -> Interpolation | None:
+    def from_pieces(p: Problem, pieces: PiecewisePolynomial | None) -> Interpolation | None:
         return None if pieces is None else Interpolation(pieces, p.direction, p.batched)
 
     def __call__(self, t: Tensor) -> Leaves:
         return evaluate_pieces(self.pieces, t, self.direction, self.batched)
 
     def detached(self) -> Self:
-        pieces = PiecewisePolynomial.from_flat([constant(x) for x in self.pieces.flat()], len(self.pieces.y))
+        pieces = PiecewisePolynomial.from_flat([constant(x) for x in self.pieces.flatten()], len(self.pieces.y))
         return type(self)(pieces, constant(self.direction), self.batched)
 
 
@@ -75,10 +75,10 @@ class JoinedInterpolation:
     start, end, going: (K, L): where each of the K parts begins and ends, and the lanes that it is of.
     """
 
-    parts: Sequence[Callable[[Tensor], Leaves]]
+    segments: Sequence[Callable[[Tensor], Leaves]]
     start: Tensor
     end: Tensor
-    going: Tensor
+    active: Tensor
     direction: Tensor
     batched: bool
 
@@ -90,13 +90,13 @@ class JoinedInterpolation:
         ends = self.end[:, 0] * sign
         which = torch.searchsorted(ends, t.detach() * sign).clamp(max=len(ends) - 1)
         rows = {k: (which == k).nonzero()[:, 0] for k in sorted(set(which.tolist())) or (0,)}
-        found = [self.parts[k](t[own]) for k, own in rows.items()]
+        found = [self.segments[k](t[own]) for k, own in rows.items()]
         order = torch.cat(tuple(rows.values())).argsort()
         return tuple(torch.cat(xs)[order] for xs in zip(*found, strict=True))
 
     def _of_samples(self, t: Tensor) -> Leaves:
         out, sign = None, self.direction.unsqueeze(1)
-        for part, *ends in zip(self.parts, self.start, self.end, self.going, strict=True):
+        for part, *ends in zip(self.segments, self.start, self.end, self.active, strict=True):
             low, high, going = (x.unsqueeze(1) for x in ends)
             inside = going & ((t.detach() - low) * sign > 0)  # a later solve has what comes after it
             if out is not None and not bool(inside.any()):
@@ -109,6 +109,6 @@ class JoinedInterpolation:
 
     def detached(self) -> Self:
         """Without a graph. Each part is then one that can be."""
-        parts = [part.detached() for part in self.parts if isinstance(part, Interpolation)]
-        own = {name: constant(getattr(self, name)) for name in ("start", "end", "going", "direction")}
-        return replace(self, parts=parts, **own)
+        parts = [part.detached() for part in self.segments if isinstance(part, Interpolation)]
+        own = {name: constant(getattr(self, name)) for name in ("start", "end", "active", "direction")}
+        return replace(self, segments=parts, **own)

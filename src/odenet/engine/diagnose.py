@@ -22,8 +22,8 @@ from .advance import accept_or_reject, try_step
 from .loop import Outcome
 from .problem import Problem
 from .step_attempt import State
-from .stiffness import CURE, at_the_bound, watchable
-from .stop_tracker import StopTracker
+from .stiffness import CURE, at_stability_bound, can_detect_stiffness
+from .stop_tracker import stop_tracker
 
 _HUGE = 1e6  # growth over the initial state (at least 1) beyond which a failure counts as a blow-up
 _AHEAD = 16  # attempts that tell whether a problem is stiff
@@ -69,7 +69,7 @@ _ERRORS: dict[Status, tuple[type[SolveError], str, str]] = {
 
 
 @torch.no_grad()
-def refine(p: Problem, outcome: Outcome) -> None:
+def refine_status(p: Problem, outcome: Outcome) -> None:
     """Give each lane that gave up its cause: an f that is not finite, a blow-up, or a true step underflow."""
     s = outcome.state
     if p.on_host and s.status in (Status.SUCCESS, Status.EVENT):
@@ -107,7 +107,7 @@ def _slopes(p: Problem, outcome: Outcome) -> tuple[Leaves, Leaves]:
 @torch.no_grad()
 def raise_failure(p: Problem, outcome: Outcome, names: list[str] | None = None, backward: str | None = None) -> None:
     """Raise the error of the first lane that failed, if one did. Its message has t, dt, the sample and the cure."""
-    refine(p, outcome)
+    refine_status(p, outcome)
     s = outcome.state
     if p.on_host and s.status in (Status.SUCCESS, Status.EVENT):
         return
@@ -179,16 +179,16 @@ def _too_coarse(p: Problem, s: State, sample: int | None) -> torch.dtype | None:
 
 def _stiff(p: Problem, s: State, sample: int | None) -> bool:
     """Whether stability holds down the steps that would come next."""
-    if not watchable(p):
+    if not can_detect_stiffness(p):
         return False
-    tracker, count = StopTracker(p), 0
+    tracker, count = stop_tracker(p), 0
     time, y, status = s.time.detach(), constants(s.y), int(Status.RUNNING)
     if sample is not None:
         status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
     s = s._replace(time=time, y=y, carry=p.method.init(p.f, time, y), status=status)
     for _ in range(_AHEAD):
         attempt, decision = try_step(p, tracker, s)
-        held = at_the_bound(attempt)
+        held = at_stability_bound(attempt)
         count += bool(held if sample is None else held[sample])
         s = accept_or_reject(p, tracker, s, attempt, decision)
         if int(s.status if sample is None else s.status[sample]) != Status.RUNNING:

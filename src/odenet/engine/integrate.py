@@ -11,14 +11,14 @@ from ..core.leaves import Leaves
 from .advance import try_step
 from .callbacks import Callbacks
 from .dense_recorder import DenseRecorder, PiecewisePolynomial
-from .loop import FoundEvents, Outcome, TryStep, run
+from .loop import LocatedEvents, Outcome, TryStep, run
 from .observer import Observer
 from .output_recorder import OutputRecorder
 from .problem import Problem
 from .progress_reporter import ProgressReporter
 from .step_attempt import State, StepAttempt
 from .step_recorder import StepRecorder
-from .stiffness import Stiffness, watchable
+from .stiffness import StiffnessDetector, can_detect_stiffness
 from .stop_tracker import StopTracker
 from .vmapped import VmapRecorder
 
@@ -30,7 +30,7 @@ class Locator(Protocol):
 
     def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]: ...
     @property
-    def found(self) -> FoundEvents: ...
+    def located(self) -> LocatedEvents: ...
     def supports_subset(self) -> bool: ...
 
 
@@ -48,7 +48,7 @@ class Request:
     progress: Progress | None = None
     callbacks: Callbacks | None = None
     events: EventSearch | None = None
-    stiffness: Stiffness | None = None
+    stiffness: StiffnessDetector | None = None
     steps: StepRecorder | None = None
 
     def unobserved(self) -> Request:
@@ -69,12 +69,12 @@ class NumericalSolution:
 def integrate(
     p: Problem,
     request: Request,
-    record: OutputRecorder | VmapRecorder,
-    others: Sequence[Observer] = (),
+    recorder: OutputRecorder | VmapRecorder,
+    observers: Sequence[Observer] = (),
     try_step: TryStep = try_step,
 ) -> NumericalSolution:
     """Solve p. `others` see each move after `record`."""
-    observers: list[Observer] = [record, *others]
+    observers = [recorder, *observers]
     everywhere = DenseRecorder() if request.dense else None
     if everywhere is not None:
         observers.append(everywhere)
@@ -82,7 +82,7 @@ def integrate(
         observers.append(request.steps)
     if request.progress is not None:
         observers.append(ProgressReporter(request.progress))
-    if request.stiffness is not None and watchable(p):
+    if request.stiffness is not None and can_detect_stiffness(p):
         try_step = request.stiffness.wrap(try_step)
     locator = None if request.events is None else request.events.locator(p, try_step)
     if locator is not None:
@@ -93,7 +93,7 @@ def integrate(
         try_step, p = request.callbacks.wrap(try_step), replace(p, compact=False)  # callbacks see every sample
     outcome = run(p, observers, try_step)
     if locator is not None:
-        outcome.events = locator.found
-    outcome.nfe = outcome.nfe + record.evaluations
+        outcome.events = locator.located
+    outcome.nfe = outcome.nfe + recorder.evaluations
     pieces = everywhere.pieces(p) if everywhere is not None else None
-    return NumericalSolution(record.ys(), outcome.state.y, pieces, outcome)
+    return NumericalSolution(recorder.ys(), outcome.state.y, pieces, outcome)

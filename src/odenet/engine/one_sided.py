@@ -24,11 +24,11 @@ def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, 
     elif p.stops.jumps is None:
         return p.f
 
-    return OneSided(p.f, p.direction, time0, time1, jumped, jumps)
+    return OneSidedField(p.f, p.direction, time0, time1, jumped, jumps)
 
 
 @dataclass(slots=True)
-class OneSided:
+class OneSidedField:
     """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
 
     field: Any
@@ -51,5 +51,5 @@ class OneSided:
     def jacobian(self) -> Any:
         return getattr(self.field, "jacobian", None)
 
-    def part(self, name: str) -> OneSided:
+    def part(self, name: str) -> OneSidedField:
         return replace(self, field=self.field.part(name))

@@ -24,10 +24,10 @@ class OutputIndex:
     """The outputs that a move gave: ts[rows]. lane: whose each is, among the samples of the move (None: joint)."""
 
     rows: OutputRows
-    lane: Tensor | None
+    sample: Tensor | None
 
 
-def outputs(attempt: StepAttempt, times: Tensor, lane: Tensor | None) -> Leaves:
+def outputs_at(attempt: StepAttempt, times: Tensor, lane: Tensor | None) -> Leaves:
     """The solution at times within the move; stacked on the first axis. The end of a step is exactly its y.
 
     lane: whose time each is, among the samples of the move; None for a joint solve.
@@ -52,7 +52,7 @@ def outputs(attempt: StepAttempt, times: Tensor, lane: Tensor | None) -> Leaves:
 
 def saved_outputs(attempt: StepAttempt, times: Tensor, lane: Tensor | None) -> Leaves:
     """What the caller wants of the solution at times within the move; see `outputs`."""
-    return apply_save(attempt.problem, times, outputs(attempt, times, lane), lane, attempt.time0, attempt.y)
+    return apply_save(attempt.problem, times, outputs_at(attempt, times, lane), lane, attempt.time0, attempt.y)
 
 
 def first_outputs(p: Problem, ts: Tensor, y0: Leaves) -> tuple[OutputRows, Leaves, ScalarLike]:
@@ -146,10 +146,10 @@ class OutputRecorder(Observer):
 
     def __init__(self, p: Problem) -> None:
         self.p, self.every_step = p, not p.stops.rule.every_output
-        self.collected = OutputBuffer()
-        self.last: OutputIndex | None = None
+        self.buffer = OutputBuffer()
+        self.last_outputs: OutputIndex | None = None
         rows, values, self.evaluations = first_outputs(p, p.ts, p.y0)
-        self.collected.append(rows, values)
+        self.buffer.append(rows, values)
         self.moving = differentiable(p.ts)
         if isinstance(rows, slice):
             self.host = p.ts.detach().tolist()
@@ -160,7 +160,7 @@ class OutputRecorder(Observer):
             self.next = self._time(torch.arange(len(p.direction), device=p.ts.device))
 
     def observe(self, attempt: StepAttempt) -> None:
-        self.last = last = self._given(attempt)
+        self.last_outputs = last = self._given(attempt)
         if last is None:
             return
         rows, times = last.rows, self.p.ts[last.rows]
@@ -170,8 +170,8 @@ class OutputRecorder(Observer):
             count = rows.stop - rows.start
             values = tuple([y.unsqueeze(0) if count == 1 else y.expand(count, *y.shape) for y in attempt.step.y])
         else:
-            values = outputs(attempt, times, last.lane)
-        self.collected.append(rows, apply_save(attempt.problem, times, values, last.lane, attempt.time0, attempt.y))
+            values = outputs_at(attempt, times, last.sample)
+        self.buffer.append(rows, apply_save(attempt.problem, times, values, last.sample, attempt.time0, attempt.y))
 
     def _given(self, attempt: StepAttempt) -> OutputIndex | None:
         if attempt.problem.batched:
@@ -192,7 +192,7 @@ class OutputRecorder(Observer):
         lane = (accept & ((following - end) * sign <= 0)).nonzero()[:, 0]
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(lane):
-            whose = samples.of_rows(lane)
+            whose = samples.sample_numbers(lane)
             found.append((whose, self.cursors[whose], lane))
             self.cursors[whose] += 1
             following = self._time(whose)
@@ -211,4 +211,4 @@ class OutputRecorder(Observer):
 
     def ys(self) -> Leaves:
         """(T, ...) or (B, T, ...); NaN at times that the solve did not reach."""
-        return self.collected.assemble(self.p.ts, torch.nan)
+        return self.buffer.assemble(self.p.ts, torch.nan)

@@ -33,13 +33,13 @@ def outputs_within(
     return select(at_end, y1, values)
 
 
-def times_of(p: Problem) -> Tensor:
+def output_times(p: Problem) -> Tensor:
     return p.ts.movedim(-1, 0)
 
 
 def blank_outputs(p: Problem, slope: Leaves | None) -> Leaves:
     """The outputs at ts[0], and NaN at the others, for now. slope: f there, where outputs move with their times."""
-    times = times_of(p)
+    times = output_times(p)
     late = times - times[0]
     here = late.detach() * p.direction <= 0
     ys = tuple(y.expand(len(times), *y.shape) for y in p.y0)
@@ -50,15 +50,15 @@ def blank_outputs(p: Problem, slope: Leaves | None) -> Leaves:
     return select(here, ys, nothing)
 
 
-def due(p: Problem, attempt: StepAttempt) -> Tensor:
+def outputs_due(p: Problem, attempt: StepAttempt) -> Tensor:
     """Which outputs lie within a move that was accepted, (T, *lane)."""
-    now, t0, t1 = times_of(p).detach(), attempt.time0.detach(), attempt.time1.detach()
+    now, t0, t1 = output_times(p).detach(), attempt.time0.detach(), attempt.time1.detach()
     return attempt.accept & ((now - t1) * p.direction <= 0) & ((now - t0) * p.direction > 0)
 
 
 def fill_outputs(p: Problem, attempt: StepAttempt, given: Tensor, ys: Leaves) -> Leaves:
     """The outputs with those that are `given` by the move."""
-    times, start, end, moving = times_of(p), attempt.time0, attempt.time1, differentiable(p.ts)
+    times, start, end, moving = output_times(p), attempt.time0, attempt.time1, differentiable(p.ts)
     asked = given if moving else given & (times != end)
     coefficients = attempt.polynomial(asked.any(0))
     end = torch.where(end == start, start + 1.0, end)  # in lanes that give nothing

@@ -54,10 +54,10 @@ class StepRecorder(Observer):
         else:
             t, h, *y = (x.unsqueeze(0) for x in (t, h, *y))
             rows = torch.zeros_like(t, dtype=torch.int64)
-        self.rows.append((p.samples.of_rows(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
+        self.rows.append((p.samples.sample_numbers(rows), t[rows], h[rows], tuple(x.detach()[rows] for x in y)))
 
     @torch.no_grad()
-    def taken(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
+    def steps(self, p: Problem, pack: Callable[[Leaves], Any], dtype: torch.dtype) -> Steps:
         """p: the whole problem; dtype: of the caller's times."""
         start = p.ts.detach()[..., 0].reshape(-1)
         first = p.y0 if p.f.save is None else p.f.save_output(p.ts.detach()[..., 0], p.y0)

@@ -33,12 +33,12 @@ _LEFT = 1000.0  # further steps from which on it is worth telling
 CURE = "take an implicit method: method='esdirk54', or 'radauIIA5' for tight tolerances"
 
 
-def watchable(p: Problem) -> bool:
+def can_detect_stiffness(p: Problem) -> bool:
     return p.controller.adaptive and p.method.stability_interval > 0.0 and not p.traced
 
 
 @torch.no_grad()
-def at_the_bound(attempt: StepAttempt) -> Tensor:
+def at_stability_bound(attempt: StepAttempt) -> Tensor:
     """Lanes of which an accepted step is about as long as the method is stable for; 0-d for a joint solve."""
     p = attempt.problem
     accept = torch.as_tensor(attempt.accept)
@@ -56,12 +56,12 @@ def _over(x: Leaves, scale: Leaves) -> Leaves:
 
 
 @final
-class Stiffness:
+class StiffnessDetector:
     """Looks now and then at some steps in a row; one object for a solve, also where that is several legs."""
 
     def __init__(self) -> None:
         self.wait = _FIRST
-        self.told = False
+        self.warned = False
         self._rest(_FIRST)
 
     def _rest(self, attempts: int) -> None:
@@ -75,16 +75,16 @@ class Stiffness:
         def watched(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
             attempt, decision = try_step(p, tracker, s)
             self.left -= 1
-            if self.left < 0 and not self.told:
-                self.look(attempt)
+            if self.left < 0 and not self.warned:
+                self.inspect(attempt)
             return attempt, decision
 
         return watched
 
-    def look(self, attempt: StepAttempt) -> None:
+    def inspect(self, attempt: StepAttempt) -> None:
         if attempt.accept is False:
             return
-        held, step = at_the_bound(attempt), (attempt.time1 - attempt.time0).detach().abs()
+        held, step = at_stability_bound(attempt), (attempt.time1 - attempt.time0).detach().abs()
         if self.count is None or self.longest is None or self.count.shape != held.shape:  # or samples have left
             self.count, self.longest = torch.zeros_like(held, dtype=torch.int64), torch.zeros_like(step)
         self.count = self.count + held
@@ -104,11 +104,11 @@ class Stiffness:
         left = torch.where(held, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
         if float(left.max()) < _LEFT:
             return
-        self.told, whose = True, ""
+        self.warned, whose = True, ""
         if p.batched:
             row = int(left.argmax())
             t, step, left = t[row], step[row], left[row]
-            whose = f", sample {int(p.samples.of_rows(row))}"
+            whose = f", sample {int(p.samples.sample_numbers(row))}"
         warn(
             f"The problem is stiff (t={float(t):.3g}{whose}): steps of {float(step):.1g} are as long as method="
             f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "

@@ -44,18 +44,18 @@ class TapeStep:
     random_states: RandomStates
     rows: Tensor | None = None
 
-    def among(self, rows: Tensor) -> TapeStep:
+    def for_rows(self, rows: Tensor) -> TapeStep:
         """The entry of the lanes that accepted the step, without the others."""
 
         def of(x: MaskLike) -> MaskLike:
             return x if x is False else x.index_select(0, rows)
 
         given, names = self.outputs, ("t0", "t1", "accept", "hit", "stop", "jumped", "jumps")
-        if given is not None and given.lane is not None:
-            given = OutputIndex(given.rows, torch.searchsorted(rows, given.lane))
+        if given is not None and given.sample is not None:
+            given = OutputIndex(given.rows, torch.searchsorted(rows, given.sample))
         return replace(self, **{name: of(getattr(self, name)) for name in names}, outputs=given, rows=None)
 
-    def ends(self, p: Problem) -> tuple[Tensor, Tensor]:
+    def end_times(self, p: Problem) -> tuple[Tensor, Tensor]:
         """Both ends as tensors that belong to no graph."""
         if p.on_host:
             return p.ts.new_tensor(self.t0), p.ts.new_tensor(self.t1)
@@ -69,9 +69,9 @@ class TapeStep:
         """The same step from other (attached) inputs."""
         with p.f.with_random_states(self.random_states.get("step")):
             step = p.method.step(StepInput(self.field(p, time0, time1), time0, time1, y, carry))
-        return self.attempt(p, time0, time1, y, carry, step)
+        return self.as_attempt(p, time0, time1, y, carry, step)
 
-    def attempt(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> StepAttempt:
+    def as_attempt(self, p: Problem, time0: Tensor, time1: Tensor, y: Leaves, carry: Leaves, step: Step) -> StepAttempt:
         """The move of a step that was taken by other means."""
         ends = (self.t0, self.t1, time0, time1)
         chosen = (self.accept, self.hit, self.stop, self.jumped, self.jumps)
@@ -97,11 +97,11 @@ class GraphStore(StepStore):
         """Entered while a step is recorded."""
         return nullcontext()
 
-    def goes_on_after(self, error: RuntimeError) -> bool:
+    def recovers_from(self, error: RuntimeError) -> bool:
         """Whether a step failed for the way it was recorded, which is another one from now on."""
         return False
 
-    def start(self, s: State) -> tuple[Leaves, Leaves]:
+    def graph_inputs(self, s: State) -> tuple[Leaves, Leaves]:
         """What a step from s is attached to: leaves of its own for y and the carry."""
         return new_leaves(s.y), new_leaves(s.carry)
 
@@ -114,18 +114,18 @@ class Tape(Observer):
     no use, for what some lanes that rejected it had come upon.
     """
 
-    dropped = False
+    graph_dropped = False
 
     def __init__(
         self,
-        record: OutputRecorder,
-        keeper: StepStore | None = None,
+        recorder: OutputRecorder,
+        store: StepStore | None = None,
         graphs: GraphStore | None = None,
         leaf_times: bool = False,
     ) -> None:
-        self.record, self.graphs, self.leaf_times = record, graphs, leaf_times
-        self.keepers = [k for k in (keeper, graphs) if k is not None]
-        self.entries: list[TapeStep] = []
+        self.recorder, self.graphs, self.leaf_times = recorder, graphs, leaf_times
+        self.stores = [k for k in (store, graphs) if k is not None]
+        self.steps: list[TapeStep] = []
 
     def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
         """An attempt, recorded by autograd where that is wanted: from leaves, or on from the step before it."""
@@ -133,7 +133,7 @@ class Tape(Observer):
         try:
             attempt, decision = self._attempt(p, tracker, s)
         except RuntimeError as error:
-            if self.graphs is None or not self.graphs.goes_on_after(error):
+            if self.graphs is None or not self.graphs.recovers_from(error):
                 raise
             p.f.calls = calls
             p.f.set_random_states(states)
@@ -148,7 +148,7 @@ class Tape(Observer):
         tracker.leaf_times = self.leaf_times
         with torch.enable_grad(), self.graphs.recording(p):
             own = self.leaf_times  # an end of a step that is a leaf belongs to the graph of one step
-            y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.start(s)
+            y, carry = (new_leaves(s.y), new_leaves(s.carry)) if own else self.graphs.graph_inputs(s)
             time = s.time.detach().requires_grad_() if own else s.time
             attempt, decision = try_step(p, tracker, s._replace(y=y, carry=carry, time=time))
         tracker.leaf_times = False
@@ -166,15 +166,15 @@ class Tape(Observer):
         whole = p.on_host or (
             attempt.graph is not None and not has_nonfinite(attempt, (attempt.t1 != attempt.t0) & ~accept)
         )
-        self.dropped = attempt.graph is not None and not whole
+        self.graph_dropped = attempt.graph is not None and not whole
         if not whole or any_true(jumps):
             attempt.graph = None  # the slope after a jump is evaluated outside the step
-        for keeper in self.keepers:
-            keeper.store(len(self.entries), attempt)
+        for keeper in self.stores:
+            keeper.store(len(self.steps), attempt)
         choices = (accept, attempt.hit, attempt.stop, attempt.jumped, jumps)
-        entry = TapeStep(attempt.t0, t1, *choices, self.record.last, p, attempt.random_states)
+        entry = TapeStep(attempt.t0, t1, *choices, self.recorder.last_outputs, p, attempt.random_states)
         if p.batched and attempt.graph is None and p.compact:
             rows = accept.nonzero()[:, 0]
             if should_compact(len(accept), len(rows), p.compaction_threshold) and p.f.supports_subset():
                 entry.rows = rows
-        self.entries.append(entry)
+        self.steps.append(entry)

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..core.leaves import Leaves, differentiable, select
 from ..core.torch_func import any_true
 from .observer import Observer
-from .output_rule import blank_outputs, due, fill_outputs, times_of
+from .output_rule import blank_outputs, outputs_due, fill_outputs, output_times
 from .problem import Problem
 from .step_attempt import StepAttempt
 
 
-def replace_stuck(p: Problem, stuck: Tensor) -> Problem:
+def replace_failed_starts(p: Problem, stuck: Tensor) -> Problem:
     """The problem with ones in the place of where lanes that fail at ts[0] start, and of what is not finite in args.
 
     They take no step. Autograd would meet what is not finite there with zeros, as in `without_poison`.
@@ -35,13 +35,13 @@ class VmapRecorder(Observer):
 
     def __init__(self, p: Problem) -> None:
         self.p, self.evaluations, slope = p, 0, None
-        times = times_of(p).detach()
+        times = output_times(p).detach()
         if differentiable(p.ts) and any_true((times[1] - times[0]) * p.direction <= 0):
             slope, self.evaluations = p.f(p.ts[..., 0], p.y0), 1
         self.values = blank_outputs(p, slope)
 
     def observe(self, attempt: StepAttempt) -> None:
-        given = due(self.p, attempt)
+        given = outputs_due(self.p, attempt)
         if any_true(given):
             self.values = fill_outputs(self.p, attempt, given, self.values)
 

@@ -107,14 +107,16 @@ class EventFunctions(EventValues):
         with torch.no_grad():
             parts = [self._of(e, time, p.y0, args) for e in self.events]
         counts = torch.tensor([x.shape[-1] for x in parts], device=device)
-        self.owner = torch.repeat_interleave(torch.arange(len(parts), device=device), counts)
-        self.first = torch.cat(parts, -1)
+        self.event_of_value = torch.repeat_interleave(torch.arange(len(parts), device=device), counts)
+        self.initial_values = torch.cat(parts, -1)
 
     def __call__(self, t: Tensor, y: Leaves, rows: Tensor | None = None) -> Tensor:
         args = self.args if rows is None else self._taken(rows, self._cut)
         values = torch.cat([self._of(e, t, y, args) for e in self.events], -1)
-        if values.shape[-1] != len(self.owner):
-            raise ValueError(f"event functions returned {values.shape[-1]} values, and {len(self.owner)} before")
+        if values.shape[-1] != len(self.event_of_value):
+            raise ValueError(
+                f"event functions returned {values.shape[-1]} values, and {len(self.event_of_value)} before"
+            )
         return values
 
     def supports_subset(self) -> bool:
@@ -130,7 +132,7 @@ class EventFunctions(EventValues):
             return (torch.cat([self._of(e, time[rows], y, args) for e in self.events], -1),)
 
         with torch.no_grad():
-            return infer_sliced_args(self._args, len(time), evaluate, (self.first,))
+            return infer_sliced_args(self._args, len(time), evaluate, (self.initial_values,))
 
     def _taken(self, rows: Tensor, cut: SlicedArgs | None) -> tuple[Any, ...]:
         """args with some rows of those that have one a sample."""
@@ -164,7 +166,7 @@ class EventFunctions(EventValues):
         """
         p, chosen = self.p, value.clamp(min=0)
         constant = torch.tensor([e.constant_time for e in self.events], device=value.device)
-        attempts = (value >= 0) & ~constant[self.owner[chosen]]
+        attempts = (value >= 0) & ~constant[self.event_of_value[chosen]]
         if not torch.is_grad_enabled() or not bool(attempts.any()):
             return time, y
         at, state = self._safe(attempts, time, y)

@@ -21,7 +21,7 @@ from ..core.status import Status
 from ..engine.batch_index import with_placeholder
 from ..engine.dense_solution import JoinedInterpolation
 from ..engine.integrate import Progress, Request
-from ..engine.loop import FoundEvents, Outcome
+from ..engine.loop import LocatedEvents, Outcome
 from ..engine.output_recorder import OutputBuffer
 from ..engine.problem import Problem, direction_of
 from ..engine.step_attempt import State
@@ -46,10 +46,10 @@ _GAPS = 4  # between events of one kind, each shorter than the one before where 
 class Segment(NamedTuple):
     """One of the solves: from `start` to `end`, lanes, of those samples that were `going`."""
 
-    found: Trajectory
+    trajectory: Trajectory
     start: Tensor
     end: Tensor
-    going: Tensor
+    active: Tensor
 
 
 class EventLoop:
@@ -59,7 +59,7 @@ class EventLoop:
         self, p: Problem, events: list[Event], args: tuple[Any, ...], run: Run, judge: Judge, request: Request
     ) -> None:
         self.p, self.run, self.judge, self.request = p, run, judge, request
-        self.watched = EventFunctions(events, p, args)
+        self.functions = EventFunctions(events, p, args)
         self.rule = p.stops.rule.made_of(p.ts)
         lanes, device = self.lanes(p.direction), p.ts.device
         count = len(lanes)
@@ -67,12 +67,14 @@ class EventLoop:
         self.most = torch.tensor([e.max_hits or 2**62 for e in events], device=device)
         self.resets = torch.tensor([e.reset is not None for e in events], device=device)
         self.last_hit = torch.tensor([e.last_hit for e in events], device=device)
-        self.directions = torch.tensor([events[i].direction for i in self.watched.owner.tolist()], device=device)
+        self.directions = torch.tensor(
+            [events[i].direction for i in self.functions.event_of_value.tolist()], device=device
+        )
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)  # outputs given
         self.times = torch.full((count, len(self.directions), _GAPS + 1), torch.nan, dtype=p.ts.dtype, device=device)
         self.peaks = torch.zeros((count, len(self.directions)), dtype=p.ts.dtype, device=device)
         self.collected = OutputBuffer()
-        self.legs: list[Segment] = []
+        self.segments: list[Segment] = []
         self.hits: list[Hit] = []
 
     def lanes(self, x: Any) -> Tensor:
@@ -83,29 +85,29 @@ class EventLoop:
         """Flags of lanes (L,) as the engine has them: of a joint solve on the host."""
         return lanes if self.p.batched else bool(lanes)
 
-    def journey(self) -> tuple[Trajectory, Hit | None, Hit]:
+    def solve(self) -> tuple[Trajectory, Hit | None, Hit]:
         """The solution, the last hit of each sample (None where a joint solve has none), and all hits."""
         still = tuple(torch.zeros_like(y.detach()) for y in self.p.y0)
         p, going = (
             self.p.with_segment_ends(None, self.p.direction, still),
             torch.ones_like(self.cursor, dtype=torch.bool),
         )
-        signs = as_lanes(self.watched.first, self.p.batched).sign()
+        signs = as_lanes(self.functions.initial_values, self.p.batched).sign()
         quiet, spent = torch.zeros_like(signs), torch.zeros_like(self.cursor)
         whole: State | None = None
         while True:
             leg = self._solve(p, going, signs, quiet)
-            outcome = leg.found.outcome
+            outcome = leg.trajectory.outcome
             whole = self._joined(whole, outcome.state, leg)
             spent = spent + self.lanes(outcome.accepted + outcome.rejected)
             found = outcome.events
             assert found is not None
-            happened = going & (found.value >= 0) & (self.lanes(outcome.state.status) == Status.EVENT)
+            happened = going & (found.index >= 0) & (self.lanes(outcome.state.status) == Status.EVENT)
             if not bool(happened.any()):
                 break
-            which, time, there = self._note(p, found, happened, leg.found.y1)
+            which, time, there = self._note(p, found, happened, leg.trajectory.y1)
             ended = self.counts.gather(-1, which.clamp(min=0).unsqueeze(-1)).squeeze(-1) >= self.last_hit[which]
-            piled = self._piled_up(found, happened & self.resets[which], time, leg.found.y1) & ~ended
+            piled = self._piled_up(found, happened & self.resets[which], time, leg.trajectory.y1) & ~ended
             stays, going = happened & (ended | piled), happened & ~ended & ~piled
             whole = self._at_events(whole, stays, time, there)
             if bool(piled.any()):
@@ -114,15 +116,15 @@ class EventLoop:
                 self.judge(p, replace(outcome, state=whole))
             if not bool(going.any()):
                 break
-            time, y, signs, quiet = self._after(p, found, going, which, leg.found.y1, time, there)
+            time, y, signs, quiet = self._after(p, found, going, which, leg.trajectory.y1, time, there)
             whole = self._at_events(whole, going, time, y)
             p = self._next(p, going, time, y, spent if self.p.batched else int(spent), self._onwards(found, there, y))
         return self._whole(whole)
 
     def _solve(self, p: Problem, going: Tensor, signs: Tensor, quiet: Tensor) -> Segment:
-        wanted = (self.counts < self.most)[:, self.watched.owner] & going.unsqueeze(-1)
-        ending = (self.counts + 1 >= self.last_hit)[:, self.watched.owner]
-        events = EventSet(self.watched, self.directions, wanted, ending, signs, quiet)
+        wanted = (self.counts < self.most)[:, self.functions.event_of_value] & going.unsqueeze(-1)
+        ending = (self.counts + 1 >= self.last_hit)[:, self.functions.event_of_value]
+        events = EventSet(self.functions, self.directions, wanted, ending, signs, quiet)
         request = replace(self.request, events=events, progress=self._progress(p))
         try:
             found = self.run(p, request)
@@ -136,51 +138,51 @@ class EventLoop:
             raise
         leg = Segment(found, self.lanes(p.ts.detach()[..., 0]), self.lanes(found.outcome.state.time.detach()), going)
         self._keep_outputs(p, leg)
-        self.legs.append(leg)
+        self.segments.append(leg)
         return leg
 
     def _keep_outputs(self, p: Problem, leg: Segment) -> None:
         """The outputs of a solve that are asked for: its times are the start and those still to come."""
-        ts, offset = self.p.ts.detach(), 1 if self.legs else 0
+        ts, offset = self.p.ts.detach(), 1 if self.segments else 0
         if not self.p.batched:
             first = int(self.cursor)
             reached = int((((ts - leg.end) * self.p.direction) <= 0).sum())
             if reached > first:
                 rows = slice(first, reached)
-                self.collected.append(rows, tuple(y[offset : offset + reached - first] for y in leg.found.ys))
+                self.collected.append(rows, tuple(y[offset : offset + reached - first] for y in leg.trajectory.ys))
                 self.cursor[0] = reached
             return
         index = torch.arange(ts.shape[1], device=ts.device)
         reached = (ts - leg.end.unsqueeze(1)) * self.p.direction.unsqueeze(1) <= 0
-        lane, j = (reached & (index >= self.cursor.unsqueeze(1)) & leg.going.unsqueeze(1)).nonzero(as_tuple=True)
+        lane, j = (reached & (index >= self.cursor.unsqueeze(1)) & leg.active.unsqueeze(1)).nonzero(as_tuple=True)
         column = offset + j - self.cursor[lane]
-        self.collected.append((lane, j), tuple(y[lane, column] for y in leg.found.ys))
-        self.cursor = torch.where(leg.going, torch.maximum(self.cursor, reached.sum(1)), self.cursor)
+        self.collected.append((lane, j), tuple(y[lane, column] for y in leg.trajectory.ys))
+        self.cursor = torch.where(leg.active, torch.maximum(self.cursor, reached.sum(1)), self.cursor)
 
-    def _note(self, p: Problem, found: FoundEvents, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
+    def _note(self, p: Problem, found: LocatedEvents, happened: Tensor, y1: Leaves) -> tuple[Tensor, Tensor, Leaves]:
         """Write the hits down: which event each is (-1: none), its time and the state there, attached."""
-        value = torch.where(happened, found.value, -1)
-        which = torch.where(happened, self.watched.owner[value.clamp(min=0)], -1)
+        value = torch.where(happened, found.index, -1)
+        which = torch.where(happened, self.functions.event_of_value[value.clamp(min=0)], -1)
         self.counts.scatter_add_(1, which.clamp(min=0).unsqueeze(-1), happened.unsqueeze(-1).long())
-        end = torch.where(happened, found.t, self.legs[-1].end)
+        end = torch.where(happened, found.t, self.segments[-1].end)
         if self.p.batched:
-            time, there = self.watched.at_event(p.f, value, end, y1)
+            time, there = self.functions.at_event(p.f, value, end, y1)
             nan = tuple(torch.full_like(y, torch.nan) for y in y1)
             shown = torch.where(happened, time, torch.nan), select(happened, there, nan)
             self.hits.append(Hit(which, shown[0], self.p.f.pack(shown[1])))
         else:
-            time, there = self.watched.at_event(p.f, value[0], end[0], y1)
+            time, there = self.functions.at_event(p.f, value[0], end[0], y1)
             self.hits.append(Hit(int(which), time, self.p.f.pack(there)))
         return which, time, there
 
-    def _piled_up(self, found: FoundEvents, happened: Tensor, time: Tensor, y: Leaves) -> Tensor:
+    def _piled_up(self, found: LocatedEvents, happened: Tensor, time: Tensor, y: Leaves) -> Tensor:
         """Lanes of which events of one kind tend towards a time before the end.
 
         Beyond it there is no solution. That time is told from the ratio of gaps, when what the event function reaches
         between them comes near the rounding errors of what it has been, or of what it is computed from.
         """
         piled, rows = torch.zeros_like(happened), happened.nonzero()[:, 0]
-        value = found.value[rows]
+        value = found.index[rows]
         self.times[rows, value] = torch.cat([self.times[rows, value, 1:], found.t[rows].unsqueeze(1)], 1)
         self.peaks[rows, value] = torch.maximum(self.peaks[rows, value], found.peak[rows])
         gaps = self.times[rows, value].diff(dim=1).abs()
@@ -192,12 +194,12 @@ class EventLoop:
         if bool(shrinks.any()):
             small = min(1e-2, 1e4 * max(torch.finfo(d).eps for d in self.p.f.dtypes)) * self.peaks[rows, value]
             still = torch.zeros_like(time.detach())
-            rounding = noise(self.watched, time.detach(), y, still, y).reshape(len(happened), -1)[rows, value]
+            rounding = noise(self.functions, time.detach(), y, still, y).reshape(len(happened), -1)[rows, value]
             piled[rows] = shrinks & (found.peak[rows] < torch.maximum(small, 256 * rounding))
         return piled
 
     def _after(
-        self, p: Problem, found: FoundEvents, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
+        self, p: Problem, found: LocatedEvents, going: Tensor, which: Tensor, y1: Leaves, time: Tensor, there: Leaves
     ) -> tuple[Tensor, Leaves, Tensor, Tensor]:
         """Time and state to go on from, and the signs of all values there; see `EventSet`.
 
@@ -207,38 +209,38 @@ class EventLoop:
         attempts, fixed = resets | self._bends(p, found, going & ~resets, y1, time), time.detach()
         y, time = select(self.flag(attempts), there, y1), where(self.flag(attempts), time, fixed)
         for number in sorted(set(which[resets].tolist())):
-            y = self.watched.reset(number, resets & (which == number), time, y)
-        signs, value = found.signs.clone(), found.value.clamp(min=0).unsqueeze(-1)
-        quiet = torch.zeros_like(signs).scatter(-1, value, found.zero.unsqueeze(-1))
+            y = self.functions.reset(number, resets & (which == number), time, y)
+        signs, value = found.signs.clone(), found.index.clamp(min=0).unsqueeze(-1)
+        quiet = torch.zeros_like(signs).scatter(-1, value, found.zero_tolerance.unsqueeze(-1))
         if bool(resets.any()):
             with torch.no_grad():
-                before, after = (as_lanes(self.watched(time, x), self.p.batched) for x in (there, y))
-            unknown = (quiet > 0) & ((after.abs() <= quiet) | found.jumped.unsqueeze(-1))
+                before, after = (as_lanes(self.functions(time, x), self.p.batched) for x in (there, y))
+            unknown = (quiet > 0) & ((after.abs() <= quiet) | found.discontinuous.unsqueeze(-1))
             fresh = torch.where(unknown, 0.0, torch.where((after == before) & (quiet == 0), signs, after.sign()))
             signs = torch.where(resets.unsqueeze(-1), fresh, signs)
             quiet = torch.where(resets.unsqueeze(-1) & ~unknown, 0.0, quiet)
         return time, y, signs, quiet
 
     @torch.no_grad()
-    def _bends(self, p: Problem, found: FoundEvents, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
+    def _bends(self, p: Problem, found: LocatedEvents, lanes: Tensor, y: Leaves, time: Tensor) -> Tensor:
         """Those of these lanes in which f jumps at the event, so that what follows moves with its time."""
-        lanes = lanes & found.bends
+        lanes = lanes & found.f_jumps
         if not time.requires_grad or not bool(lanes.any()):
             return torch.zeros_like(lanes)
         time, y = time.detach(), tuple(x.detach() for x in y)
-        after = self.p.with_segment_ends(time, time.abs(), found.onwards).f
+        after = self.p.with_segment_ends(time, time.abs(), found.displacement).f
         jump = torch.zeros_like(lanes)
         for a, b in zip(p.f(time, y), after(time, y), strict=True):
             apart = (a - b).abs() > _BEND * torch.maximum(a.abs(), b.abs())
             jump = jump | (rows(apart).any(1) if self.p.batched else apart.any())
         return lanes & jump
 
-    def _onwards(self, found: FoundEvents, there: Leaves, y: Leaves) -> Leaves:
+    def _onwards(self, found: LocatedEvents, there: Leaves, y: Leaves) -> Leaves:
         """What leads from the states after events just past them; nothing where a reset has led elsewhere."""
-        still = tuple(torch.zeros_like(x) for x in found.onwards)
+        still = tuple(torch.zeros_like(x) for x in found.displacement)
         same = [(rows(a == b).all(1) if self.p.batched else (a == b).all()) for a, b in zip(there, y, strict=True)]
         same = torch.stack(same).all(0)
-        return select(self.flag(same), found.onwards, still)
+        return select(self.flag(same), found.displacement, still)
 
     def _next(self, before: Problem, going: Tensor, time: Tensor, y: Leaves, spent: Any, onwards: Leaves) -> Problem:
         """The problem from here on; samples that have ended stand still, beside one that goes on."""
@@ -260,10 +262,10 @@ class EventLoop:
 
     def _joined(self, whole: State | None, s: State, leg: Segment) -> State:
         """Where all lanes stand, after a solve of some of them."""
-        s = s._replace(y=leg.found.y1)
+        s = s._replace(y=leg.trajectory.y1)
         if whole is None or not self.p.batched:
             return s
-        on = leg.going
+        on = leg.active
         t, h, status = (torch.where(on, a, b) for a, b in ((s.t, whole.t), (s.h, whole.h), (s.status, whole.status)))
         return self._at_events(whole, on, s.time, s.y)._replace(t=t, h=h, status=status)
 
@@ -273,8 +275,8 @@ class EventLoop:
         return whole._replace(y=select(on, y, whole.y), time=where(on, time, whole.time))
 
     def _whole(self, whole: State) -> tuple[Trajectory, Hit | None, Hit]:
-        stats = Stats.joined([leg.found.stats for leg in self.legs])
-        last = self.legs[-1].found.outcome
+        stats = Stats.joined([leg.trajectory.stats for leg in self.segments])
+        last = self.segments[-1].trajectory.outcome
         outcome = Outcome(whole, **{key: stats[key] for key in COUNTS}, events=last.events)
         ys = self.collected.assemble(self.p.ts, torch.nan)
         dense = pieces = None
@@ -299,9 +301,11 @@ class EventLoop:
         return Hit(hits.which[place], hits.t[place], tree_map(lambda y: y[place], hits.y))
 
     def _along(self, dense: Callable[[Trajectory], Any]) -> JoinedInterpolation:
-        start, end, going = (torch.stack([getattr(leg, key) for leg in self.legs]) for key in ("start", "end", "going"))
+        start, end, going = (
+            torch.stack([getattr(leg, key) for leg in self.segments]) for key in ("start", "end", "active")
+        )
         return JoinedInterpolation(
-            [dense(leg.found) for leg in self.legs], start, end, going, self.p.direction, self.p.batched
+            [dense(leg.trajectory) for leg in self.segments], start, end, going, self.p.direction, self.p.batched
         )
 
     def _progress(self, p: Problem) -> Progress | None:
@@ -310,7 +314,7 @@ class EventLoop:
             return report
         left, whole = ((q.ts[..., -1] - q.ts[..., 0]).detach().abs() for q in (p, self.p))
         rest = float((left / whole.clamp(min=1e-300)).max())
-        stats = [leg.found.stats for leg in self.legs]
+        stats = [leg.trajectory.stats for leg in self.segments]
         before = {k: sum(int(self.lanes(s[k]).sum()) for s in stats) for k in ("accepted", "rejected")}
 
         def onwards(fraction: float, counts: dict[str, int]) -> None:

@@ -12,7 +12,7 @@ from ..control.controller import Decision
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, expand_over, scale
 from ..core.norms import all_finite, max_abs
-from ..engine.loop import FoundEvents, TryStep
+from ..engine.loop import LocatedEvents, TryStep
 from ..engine.problem import Problem
 from ..engine.step_attempt import State, StepAttempt
 from ..engine.stop_tracker import StopTracker
@@ -39,8 +39,8 @@ class EventSet:
 
     values: EventValues
     directions: Tensor
-    wanted: Tensor
-    first: Tensor
+    active: Tensor
+    first_on_tie: Tensor
     signs: Tensor
     quiet: Tensor
 
@@ -57,7 +57,7 @@ class EventLocator:
     """
 
     def __init__(self, p: Problem, events: EventSet, try_step: TryStep) -> None:
-        self.events, self.plain = events, try_step
+        self.events, self.plain_step = events, try_step
         self.tracker: StopTracker | None = None
         assert p.f.segment_ends is not None  # see Problem.with_edges
         self.edges, self.straight = p.f.segment_ends, p.method.interpolation == "linear"
@@ -79,18 +79,18 @@ class EventLocator:
         return self.events.values.supports_subset()
 
     @property
-    def found(self) -> FoundEvents:
+    def located(self) -> LocatedEvents:
         value = self.landing.value
         peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return FoundEvents(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
+        return LocatedEvents(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
 
     def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
         rows = rows_at_hand(p)
         if tracker is not self.tracker:  # samples have left the batch
             self.tracker, there = tracker, self.landing.value[rows] >= 0
             if bool(there.any()):
-                tracker.end_at(there, s.stop, self.landing.t[rows])
-        attempt, decision = self.plain(p, tracker, s)
+                tracker.set_event_stop(there, s.stop, self.landing.t[rows])
+        attempt, decision = self.plain_step(p, tracker, s)
         accept = lanes_of(attempt.accept, p)
         found = self.landing.value[rows] >= 0
         ends = accept & found & lanes_of(attempt.hit, p)
@@ -121,11 +121,11 @@ class EventLocator:
     def _cut(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
         """The step of these lanes is to end at an event, before which f is to be seen."""
         t, batched = self.landing.t, tracker.p.batched
-        tracker.end_at(lanes if batched else True, s.stop, t[rows] if batched else float(t))
+        tracker.set_event_stop(lanes if batched else True, s.stop, t[rows] if batched else float(t))
         self._edge(lanes, rows, t)
 
     def _call_off(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
-        tracker.cancel_end_at(lanes if tracker.p.batched else True, s.stop)
+        tracker.clear_event_stop(lanes if tracker.p.batched else True, s.stop)
         self.landing.value[rows[lanes]] = -1
         self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
 
@@ -173,7 +173,7 @@ class EventLocator:
         path = StepValues(
             self.events.values, p, attempt, self._own(p, attempt) if self.straight else attempt.known_polynomial
         )
-        wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
+        wanted = lanes.unsqueeze(-1) & self.events.active[rows]
         first, last = self.last[rows], self._values(p, attempt.time1, attempt.step.y)
         column = torch.cat([first.unsqueeze(-1), path.inside(nodes()[1:-1]), last.unsqueeze(-1)], -1)
         if bool((~torch.isfinite(column) & wanted.unsqueeze(-1)).any()):
@@ -217,7 +217,7 @@ class EventLocator:
         where = roots.where
         first = where.amin(-1, keepdim=True)
         tied = where <= first
-        pick = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1, keepdim=True)
+        pick = (tied.to(torch.uint8) + (tied & self.events.first_on_tie[rows]).to(torch.uint8)).argmax(-1, keepdim=True)
         chosen, live = torch.arange(where.shape[-1], device=where.device) == pick, found.unsqueeze(-1)
         at = torch.where(torch.isfinite(first), first, 0.5).expand_as(where)
         here = path.each(at, live.expand_as(chosen))
@@ -335,7 +335,7 @@ def _refuse(bad: Tensor, values: Tensor, attempt: StepAttempt) -> None:
         return
     lane, value, *_ = place = bad.nonzero()[0].tolist()
     t0 = float(torch.as_tensor(attempt.t0).reshape(-1)[lane])
-    sample = f", sample {int(attempt.problem.samples.of_rows(lane))}" if attempt.problem.batched else ""
+    sample = f", sample {int(attempt.problem.samples.sample_numbers(lane))}" if attempt.problem.batched else ""
     raise ValueError(
         f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
         "an event function must be a number along the solution, also a step past the event (clamp what it takes the "

@@ -85,7 +85,7 @@ class StepValues:
 
     def _values_at(self, theta: Tensor, lanes: Tensor | None = None) -> Tensor:
         samples = self.p.samples
-        rows = samples.index if lanes is None else samples.of_rows(lanes)
+        rows = samples.index if lanes is None else samples.sample_numbers(lanes)
         return as_lanes(self.values(*self.at(theta, lanes), rows), self.p.batched)
 
 
@@ -106,7 +106,7 @@ def _taken(y: Leaves, lanes: Tensor) -> Leaves:
 
 def rows_at_hand(p: Problem) -> Tensor:
     """The rows of the batch that are at hand."""
-    return p.samples.of_rows(torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device))
+    return p.samples.sample_numbers(torch.arange(len(p.direction) if p.batched else 1, device=p.direction.device))
 
 
 def lanes_of(x: ScalarLike | MaskLike, p: Problem) -> Tensor:

@@ -115,7 +115,7 @@ class BackwardPass(ABC):
             with torch.no_grad():  # its args are leaves
                 narrowed = self.segment_of(n).q.subset(e.rows)
             assert narrowed is not None  # the tape has asked
-            self.passing = n, e.among(e.rows), BatchSegment(narrowed)
+            self.passing = n, e.for_rows(e.rows), BatchSegment(narrowed)
         return self.passing[1:]
 
     def start_of(self, n: int, start: Start) -> Start:
@@ -221,7 +221,7 @@ class BackwardPass(ABC):
         times: Leaves = ()
         if given is not None:
             times = (self.whole.q.ts[given.rows].requires_grad_(self.times_needed),)
-            values += saved_outputs(attempt, times[0], given.lane)
+            values += saved_outputs(attempt, times[0], given.sample)
             bars += [None if b is None else b[given.rows] for b in self.ys_bar]
         if self.dense_wanted:
             values += flat_piece(attempt)
@@ -256,7 +256,7 @@ class BackwardPass(ABC):
             return
         hit = e.accept & e.hit
         index = e.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
-        whose = self.q.samples.of_rows(torch.arange(len(index), device=index.device))
+        whose = self.q.samples.sample_numbers(torch.arange(len(index), device=index.device))
         self.stops_bar.index_put_((whose, index), torch.where(hit & (e.stop >= 0), end_bar, zero), accumulate=True)
         self.time_bar = torch.where(hit, bar0, self.time_bar + bar0 + bar1)
 

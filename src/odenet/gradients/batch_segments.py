@@ -35,7 +35,7 @@ class BatchSegment:
 
     def replay(self, e: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
         """A step from its start, and what the step after it starts from."""
-        time0, time1 = e.ends(self.q)
+        time0, time1 = e.end_times(self.q)
         attempt = e.replay(self.q, time0, time1, *start)
         after = attempt.step.y, next_carry(self.q, time1, attempt.step, e.jumps)
         y, carry = (select(e.accept, new, old) for new, old in zip(after, start, strict=True))

@@ -117,7 +117,7 @@ class ContinuousAdjoint(Gradient):
             solved, backward = self.forwards(q, request)
         made = _Attaching(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
         values, m = made.attached(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
-        plainly = Interpolation.of(p, solved.pieces)
+        plainly = Interpolation.from_pieces(p, solved.pieces)
         # nothing that is attached keeps f alive
         dense = made.query if plainly is not None and made.asked(p.ts) else plainly
         return Trajectory(values[:m], values[m:], dense, solved.outcome, made.stats, plainly)

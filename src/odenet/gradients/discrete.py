@@ -84,7 +84,7 @@ class TapeBackwardPass(BackwardPass):
     ) -> tuple[Cotangents, Cotangents]:
         q, (e, _) = self.q, self.samples_of(n)
         y, carry = self._from(n)
-        time0, time1 = e.ends(q)
+        time0, time1 = e.end_times(q)
         f = EvaluationGraphs(e.field(q, time0, time1))
         with q.f.with_random_states(e.random_states.get("step")):
             method.step(StepInput(f, time0, time1, y, carry))
@@ -96,7 +96,7 @@ class TapeBackwardPass(BackwardPass):
     @torch.no_grad()
     def restart(self, n: int, y: Leaves) -> Leaves:
         e, part = self.entries[n], self.segment_of(n)
-        time0, time1 = e.ends(part.q)
+        time0, time1 = e.end_times(part.q)
         carry = part.q.method.init(e.field(part.q, time0, time1), time0, y)
         self.charge(e.accept, part)
         return carry

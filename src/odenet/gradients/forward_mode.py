@@ -122,22 +122,22 @@ class Sensitivities(Observer):
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             with q.f.with_random_states(q.f.initial_random_states):
-                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
+                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.steps else ()
             found = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
         self.outputs.append(rows, tuple(x.transpose(0, 1) for x in found[: len(first)]))
         self.carry = found[len(first) :]
 
     def observe(self, attempt: StepAttempt) -> None:
-        if not self.tape.entries:
+        if not self.tape.steps:
             return
         self.begin()
-        e, q, n = self.tape.entries.pop(), self.q, len(self.y)
+        e, q, n = self.tape.steps.pop(), self.q, len(self.y)
         calls, known = q.f.calls, attempt.known_polynomial
         with torch.enable_grad():
             attempt, carry1 = self._attached(e, attempt)
             times = q.ts.detach().requires_grad_(self.times_needed)
             given = e.outputs
-            inner = () if given is None else saved_outputs(attempt, times[given.rows], given.lane)
+            inner = () if given is None else saved_outputs(attempt, times[given.rows], given.sample)
             parts = flat_piece(attempt) if self.dense else ()
             time1 = self._end(e)
             found = self._jvp(
@@ -145,7 +145,7 @@ class Sensitivities(Observer):
                 (*attempt.y, *attempt.carry, attempt.time0, attempt.time1, times),
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
-        if self.tape.dropped:
+        if self.tape.graph_dropped:
             # the lanes that took the step are not charged for what those did that rejected it
             q.f.calls = calls + (0 if known else attempt.polynomial_calls)
         m = n + len(carry1)

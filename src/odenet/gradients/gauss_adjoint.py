@@ -64,7 +64,7 @@ class GaussAdjoint(ContinuousAdjoint):
         starts = SpacedStates(self.checkpoints)
         tape = Tape(record, starts)
         solved = integrate(q, request, record, (tape,))
-        entries = tape.entries
+        entries = tape.steps
         return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, entries)
 
 
@@ -131,7 +131,7 @@ class SegmentedAdjointSolve(AdjointSolve):
 
     def _start_of(self, e: TapeStep) -> Tensor:
         """Where a step starts; where the solution ends for samples that had left the batch."""
-        return e.problem.samples.scatter_into(self.reached, e.ends(self.q)[0])
+        return e.problem.samples.scatter_into(self.reached, e.end_times(self.q)[0])
 
     def _pieces(self, first: int, start: Start) -> list[Leaves]:
         parts: list[Leaves] = []

@@ -161,14 +161,14 @@ class UndoBackwardPass(BackwardPass):
         y = new_leaves(to_float32(self.y, self.q.y0))
         joined = method.joined(y, z, rise)
         unused = new_leaves(tuple(x.new_zeros(()) for x in y))  # the y of the carry: it is y
-        attempt = e.attempt(self.q, time0, time1, y, (*unused, *z), Step(joined, (), packed(z, rise, stages)))
+        attempt = e.as_attempt(self.q, time0, time1, y, (*unused, *z), Step(joined, (), packed(z, rise, stages)))
         return StepGraph(attempt, (*joined, *z), ends_bar)
 
     def step_vjp(
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
         (e, _), own, like = self.samples_of(n), self.method, self.q.y0
-        time0, time1 = e.ends(self.q)
+        time0, time1 = e.end_times(self.q)
         field = e.field(self.q, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2
         y_bar = add_counts(y_bar, wide_bar)

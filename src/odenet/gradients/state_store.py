@@ -88,7 +88,7 @@ class StepGraphs(GraphStore):
         self.weighed = GraphSize()
         return self.weighed if self.hooks else nullcontext()
 
-    def goes_on_after(self, error: RuntimeError) -> bool:
+    def recovers_from(self, error: RuntimeError) -> bool:
         if leaves_autograd(error) and not self.asked:
             self.left, self.size = 0, None  # f leaves PyTorch, and nobody asks for a gradient through it
             return True
@@ -97,10 +97,10 @@ class StepGraphs(GraphStore):
         self.hooks = False
         return True
 
-    def start(self, s: State) -> Start:
+    def graph_inputs(self, s: State) -> Start:
         last = self.last if self.length < LONGEST_CHAIN else None
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
-            return super().start(s)
+            return super().graph_inputs(s)
         return last.graph.y, last.graph.carry
 
     def store(self, n: int, attempt: StepAttempt) -> None:

@@ -31,7 +31,7 @@ class StepGraph:
 
 def leaf_ends(q: Problem, e: TapeStep, times_needed: bool) -> tuple[Tensor, Tensor]:
     """Both ends of a step, as leaves where their gradients are wanted."""
-    time0, time1 = e.ends(q)
+    time0, time1 = e.end_times(q)
     if times_needed:
         time0.requires_grad_()
         time1.requires_grad_()

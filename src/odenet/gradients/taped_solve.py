@@ -69,7 +69,7 @@ def solve_with_tape(
         end = solved.outcome.state
         # copies of what is the caller's too, and may be changed in place
         carry = tuple(x.clone() if any(x is y for y in end.y) else x for x in end.carry)
-        taken = TapedSolve(q, tape.entries, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys))
+        taken = TapedSolve(q, tape.steps, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys))
         again = partial(once_more, p, request, like=q.f)
         values = attach(partial(pull, taken), again, values, given, used, spare)
     return replace(unpacked(p, values, solved, stats), field=q.f)
@@ -96,11 +96,13 @@ def once_more(p: Problem, request: Request, inputs: Sequence[Tensor], like: Vect
 
 def flat(solved: NumericalSolution) -> Leaves:
     """What is attached of a solve: ys, y1 and, with dense, the flat pieces."""
-    return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
+    return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flatten()))
 
 
 def unpacked(p: Problem, values: Sequence[Tensor], solved: NumericalSolution, stats: Stats) -> Trajectory:
     """The trajectory of the outputs `flat`, attached."""
     m, n = len(solved.ys), len(p.y0)
-    dense = Interpolation.of(p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n))
+    dense = Interpolation.from_pieces(
+        p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n)
+    )
     return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)

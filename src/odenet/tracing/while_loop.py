@@ -22,10 +22,10 @@ from ..core.status import Status
 from ..engine.advance import accept_or_reject, next_carry, try_step
 from ..engine.loop import start
 from ..engine.one_sided import one_sided_field
-from ..engine.output_rule import blank_outputs, due, fill_outputs
+from ..engine.output_rule import blank_outputs, outputs_due, fill_outputs
 from ..engine.problem import Problem
-from ..engine.step_attempt import State, StepAttempt
-from ..engine.stop_tracker import StopTracker
+from ..engine.step_attempt import BatchState, StepAttempt
+from ..engine.stop_tracker import BatchStopTracker
 from ..methods.method import StepInput
 
 _RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(Status.MAX_STEPS)
@@ -34,16 +34,16 @@ _RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(S
 class LoopState(NamedTuple):
     """A state, and how many attempts and accepted steps led there."""
 
-    state: State
+    state: BatchState
     attempts: Tensor
     accepted: Tensor
 
     @staticmethod
-    def start(p: Problem, tracker: StopTracker) -> LoopState:
+    def start(p: Problem, tracker: BatchStopTracker) -> LoopState:
         s = start(p, tracker)
         return LoopState(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
 
-    def turn(self, p: Problem, tracker: StopTracker, most: int | Tensor) -> tuple[LoopState, StepAttempt]:
+    def turn(self, p: Problem, tracker: BatchStopTracker, most: int | Tensor) -> tuple[LoopState, StepAttempt]:
         """One attempt, settled and counted: what every loop in a graph repeats. most: max_steps."""
         s = self.state
         attempt, decision = try_step(p, tracker, s)
@@ -114,13 +114,13 @@ def repeated(go: Callable[[Any], Tensor], turn: Callable[[Any], Any], first: Any
 def traced_loop(p: Problem, outputs: bool, ends: bool, more: More | None = None, extra: Leaves = ()) -> TracedSolution:
     """Solve p, traced and detached."""
     p = _apart(p)
-    tracker = StopTracker(p)
+    tracker = BatchStopTracker(p)
     tape = (p.ts[:1].repeat(p.max_steps),) if ends else ()
 
     def turn(s: TracedSolution) -> TracedSolution:
         # a rejected attempt writes what the next one overwrites
         at, attempt = s.at.turn(p, tracker, p.max_steps)
-        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if outputs else ()
+        ys = fill_outputs(p, attempt, outputs_due(p, attempt), s.ys) if outputs else ()
         tape = tuple(x.scatter(0, s.at.accepted.view(1), attempt.t1.view(1)) for x in s.ends)
         return TracedSolution(at, ys, tape, more(attempt, s.extra) if more is not None else ())
 
@@ -170,7 +170,7 @@ def differentiable_steps(p: Problem, found: TracedSolution) -> tuple[Leaves, Lea
         f = one_sided_field(p, s.time, t1, s.jumped, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
         attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, yes, yes, 0, s.jumped, jump)
-        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if s.ys else ()
+        ys = fill_outputs(p, attempt, outputs_due(p, attempt), s.ys) if s.ys else ()
         carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may give back a part of its y
         return _Taken(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 

@@ -67,7 +67,7 @@ class SciPy(ContinuousAdjoint):
         values = torch.as_tensor(found.y.T.copy(), dtype=rows.dtype, device=q.ts.device)
         ys = rows.part(values[:, None])
         y1 = tuple(y[-1] for y in ys)
-        state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS))
+        state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS), (), False)
         return NumericalSolution(ys, y1, None, Outcome(state, q.f.calls - before, len(found.t) - 1, 0))
 
     @staticmethod
