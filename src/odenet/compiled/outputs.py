@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves, new_leaves, select
 from ..engine.dense_recorder import PiecewisePolynomial
-from ..engine.output_rule import blank_outputs, outputs_within, output_times
+from ..engine.output_rule import blank_outputs, output_times, outputs_within
 from ..engine.problem import Problem
 from ..gradients.gradient import add_counts
 from .columns import tape_of

@@ -1,4 +1,4 @@
-"""f for one step, just beside the ends at which it jumps."""
+"""f for one step, by its one-sided limits at the ends where it jumps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .problem import Problem
 
 
 def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, jumps: MaskLike) -> Field:
-    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
+    """f for the step from time0 to time1: its limit just after time0 where `jumped`, just before time1 where `jumps`.
 
-    With `perturb` both ends of every step are taken for jumps.
+    With `perturb` f is taken to jump at both ends of every step.
     """
     if p.stops.rule.perturb:
         jumped = jumps = True
@@ -29,7 +29,7 @@ def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, 
 
 @dataclass(slots=True)
 class OneSidedField:
-    """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
+    """See `one_sided_field`. field: called as field(t, y, side), with the side of a jump as -1, 0 or +1."""
 
     field: Any
     direction: Tensor

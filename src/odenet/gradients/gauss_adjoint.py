@@ -59,7 +59,7 @@ class GaussAdjoint(ContinuousAdjoint):
             everywhere = DenseRecorder()
             solved = integrate(q, request, record, (everywhere,))
             path = StoredSolution(q)
-            path.enter(everywhere.parts)
+            path.enter(everywhere.flat_pieces)
             return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, path))
         starts = SpacedStates(self.checkpoints)
         tape = Tape(record, starts)

@@ -22,7 +22,7 @@ from ..core.status import Status
 from ..engine.advance import accept_or_reject, next_carry, try_step
 from ..engine.loop import start
 from ..engine.one_sided import one_sided_field
-from ..engine.output_rule import blank_outputs, outputs_due, fill_outputs
+from ..engine.output_rule import blank_outputs, fill_outputs, outputs_due
 from ..engine.problem import Problem
 from ..engine.step_attempt import BatchState, StepAttempt
 from ..engine.stop_tracker import BatchStopTracker
