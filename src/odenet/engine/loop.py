@@ -33,11 +33,11 @@ _plain_try_step: TryStep = try_step
 class LocatedEvents:
     """The events that ended a solve: one for each of its L samples, with L = 1 in a joint solve.
 
-    t: time of the event, (L,). value_index: the one of the m event values that crossed zero, (L,); -1 for no event. signs:
-    signs of all m values just after the event, (L, m). zero_tolerance: up to this size that value counts as zero, (L,).
-    peak: its largest absolute value since the start, (L,). discontinuous: it jumped across zero, so its size at the
-    event means nothing, (L,). f_jumps: f jumps at the event, (L,). displacement: leaves; from the state at the event to
-    one just past it on the solution.
+    t: time of the event, (L,). value_index: the one of the m event values that crossed zero, (L,); -1 for no event.
+    signs: of all m values just after the event, (L, m). zero_tolerance: up to this size the value that crossed counts
+    as zero, (L,). peak: its largest absolute value since the start, (L,). discontinuous: it jumped across zero, so its
+    size at the event means nothing, (L,). f_jumps: f jumps at the event, (L,). displacement: leaves; from the state at
+    the event to one just past it on the solution.
     """
 
     t: Tensor

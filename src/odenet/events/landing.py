@@ -29,10 +29,10 @@ def resolution(t0: Tensor, t1: Tensor) -> Tensor:
 class Candidate(NamedTuple):
     """An event as the dense output of a step predicts it.
 
-    value_index: the event value that crosses zero, -1 for none. t: time of the event. step_start, step_end: of the step.
-    sign: of the value before the event; it has it from `sign_since` on. low, high: times at which it certainly has that
-    sign, certainly has not; NaN where unknown. rate: of the value, per time. size: of the value on the step so far.
-    discontinuous: the value jumps at the event, or stays zero after it.
+    value_index: the event value that crosses zero, -1 for none. t: time of the event. step_start, step_end: the ends of
+    the step. sign: of the value before the event, from `sign_since` on. low, high: times at which it certainly has that
+    sign, certainly has not; NaN where unknown. rate: of the value, per time. size: largest absolute value on the step
+    so far. discontinuous: the value jumps at the event, or stays zero after it.
     """
 
     value_index: Tensor
@@ -87,9 +87,8 @@ class Landing:
         nan = torch.full_like(like, torch.nan)
         no, index = torch.zeros_like(like, dtype=torch.bool), torch.full_like(like, -1, dtype=torch.int64)
         self.rounding = rounding
-        self.candidate = Candidate(*(nan.clone() for _ in Candidate._fields))._replace(
-            value_index=index, discontinuous=no
-        )
+        empty = Candidate(*(nan.clone() for _ in Candidate._fields))
+        self.candidate = empty._replace(value_index=index, discontinuous=no)
         self.t, self.low, self.high = nan.clone(), nan.clone(), nan.clone()
         self.last_t, self.last, self.best_t, self.best = (nan.clone() for _ in range(4))
         self.tries, self.final = torch.zeros_like(index), no.clone()

@@ -299,7 +299,7 @@ def _begin_of_zero(
 
 
 def _next_fraction(a: Tensor, b: Tensor, c: Tensor, fa: Tensor, fb: Tensor, fc: Tensor) -> Tensor:
-    """Where between a and b to evaluate next: by inverse quadratic interpolation where that is trusted, else halfway."""
+    """Where between a and b to evaluate next: by inverse quadratic interpolation if that is trusted, else halfway."""
     xi, phi = (a - b) / (c - b), (fa - fb) / (fc - fb)
     fraction = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
     trusted = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi) & torch.isfinite(fraction)
