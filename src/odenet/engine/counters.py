@@ -44,7 +44,7 @@ class Counters(NamedTuple):
         """The counts after an attempt.
 
         A sample is charged for the evaluations that it needs: those of the attempt while it runs, those of observers
-        where it accepted the step, those of the polynomial where it asked for it, those of a restart where f jumps.
+        where it accepted the step, those of the polynomial where it needs it, those of a restart where f jumps.
 
         attempt_calls, observer_calls, restart_calls: evaluations in the attempt, by observers, and after a jump.
         polynomial_known: the polynomial was evaluated in the attempt, so `attempt_calls` has its evaluations.

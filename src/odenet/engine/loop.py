@@ -130,7 +130,7 @@ def run(p: Problem, observers: Sequence[Observer], try_step: TryStep = try_step)
     compactor, keep_whole = BatchCompactor(p), any(observer.whole_batch_first for observer in observers)
     while any_true(running := s.status == Status.RUNNING):
         spent = running & (counters.accepted + counters.rejected + p.attempts_before >= p.max_steps)
-        if any_true(spent):
+        if spent is not False and any_true(spent):
             s = s._replace(status=where(spent, int(Status.MAX_STEPS), s.status))
             continue
         if compactor.possible and not keep_whole and p.f.checked:

@@ -42,10 +42,10 @@ def outputs_at(attempt: StepAttempt, times: Tensor, sample: Tensor | None) -> Le
         if sample is None:
             coefficients = attempt.polynomial()
         else:
-            asked = sample if moving else sample[~at_end]
+            needed = sample if moving else sample[~at_end]
             yes = torch.tensor(True, device=sample.device)
             mask = torch.zeros(len(attempt.time0), dtype=torch.bool, device=sample.device)
-            coefficients = attempt.polynomial(mask.index_put_((asked,), yes))
+            coefficients = attempt.polynomial(mask.index_put_((needed,), yes))
     if sample is None:
         y0, y1 = attempt.y, tuple(y.expand(len(times), *y.shape) for y in attempt.step.y)
     else:

@@ -71,7 +71,7 @@ class StepAttempt(Generic[Scalar, Index, Mask]):
     those that end at no stop time.
 
     Evaluations charged to some samples only: `polynomial_calls` for the dense output, to the samples in
-    `polynomial_asked` that accepted and to those in `searched`; `search_calls`, to the samples in `searched`, in which
+    `polynomial_needed` that accepted and to those in `searched`; `search_calls`, to the samples in `searched`, in which
     an event was looked for; `claim_calls`, to those in `claimed`, in which one was found.
 
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
@@ -94,7 +94,7 @@ class StepAttempt(Generic[Scalar, Index, Mask]):
     jumps: MaskLike
     ends: MaskLike = False
     steps: int = 1
-    polynomial_asked: MaskLike = False
+    polynomial_needed: MaskLike = False
     polynomial_calls: int = 0
     polynomial_counts: Counts | None = None
     searched: MaskLike = False
@@ -117,19 +117,19 @@ class StepAttempt(Generic[Scalar, Index, Mask]):
     @property
     def charged(self) -> MaskLike:
         """Samples that are charged for the polynomial."""
-        return self.searched | (self.polynomial_asked & self.accept)
+        return self.searched | (self.polynomial_needed & self.accept)
 
     @property
     def known_polynomial(self) -> Coefficients:
         """The dense output if it has been computed, else ()."""
         return self._polynomial or ()
 
-    def polynomial(self, asked: MaskLike = True) -> Coefficients:
+    def polynomial(self, needed: MaskLike = True) -> Coefficients:
         """Dense output of the step, computed at the first call.
 
-        asked: the samples that need it. They alone are charged for its evaluations of f.
+        needed: the samples that need it. They alone are charged for its evaluations of f.
         """
-        self.polynomial_asked = self.polynomial_asked | asked
+        self.polynomial_needed = self.polynomial_needed | needed
         if self._polynomial is None:
             p, before = self.problem, self.problem.f.calls
             step = self.step if self.graph is None else self.graph

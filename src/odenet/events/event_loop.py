@@ -128,9 +128,9 @@ class EventLoop:
 
     def _solve_segment(self, p: Problem, active: Tensor, signs: Tensor, noise_floor: Tensor) -> Segment:
         owner = self.functions.event_of_value
-        wanted = (self.hit_counts < self.max_hits)[:, owner] & active.unsqueeze(-1)
+        active_values = (self.hit_counts < self.max_hits)[:, owner] & active.unsqueeze(-1)
         ending = (self.hit_counts + 1 >= self.last_hit)[:, owner]
-        events = EventSet(self.functions, self.directions, wanted, ending, signs, noise_floor)
+        events = EventSet(self.functions, self.directions, active_values, ending, signs, noise_floor)
         request = replace(self.request, events=events, progress=self._progress(p))
         try:
             trajectory = self.run(p, request)

@@ -182,7 +182,7 @@ class EventLocator:
         chosen = torch.arange(values.shape[-1], device=values.device) == index
         after = torch.where(moved & ~chosen & (values != 0), values.sign(), self.signs_after[rows])
         assign(self, rows, samples, discontinuous=landed.jumped, zero_tolerance=zero, signs_after=after)
-        if bool(landed.no_event.any()):  # the step is searched once more, from the predicted event on
+        if bool(landed.no_event.any()):  # the step is searched again, from the predicted event on
             search_from = torch.where(chosen, t.unsqueeze(-1), self.search_from[rows])
             sign_from = torch.where(chosen, -c.sign[rows].unsqueeze(-1), self.sign_from[rows])
             assign(self, rows, landed.no_event, search_from=search_from, sign_from=sign_from)

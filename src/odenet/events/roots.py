@@ -185,10 +185,10 @@ def _first_roots(g: Function, node_values: Tensor, query: RootQuery, rounding: f
         root = _begin_of_zero(g, nearest, root, sign, exact, noise, close)
         touches = exact & (g(right + _JUST_PAST, exact) * sign > 0) if bool(exact.any()) else exact
         found, sign_since, left = found & ~touches, left, torch.where(touches, right, left)
-        wanted = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
-        where, rising = torch.where(wanted, root, where), torch.where(wanted, sign < 0, rising)
-        since = torch.where(wanted, sign_since, since)
-        searched, crossed = searched & ~wanted, found & ~wanted
+        matching = found & ((direction == 0) | ((direction > 0) == (sign < 0)))
+        where, rising = torch.where(matching, root, where), torch.where(matching, sign < 0, rising)
+        since = torch.where(matching, sign_since, since)
+        searched, crossed = searched & ~matching, found & ~matching
         # after a crossing in the other direction: a function that is zero has the sign that it takes next, which may be
         # its old one
         ahead = torch.where((points > right.unsqueeze(-1)) & is_node, values, 0.0)
