@@ -220,7 +220,12 @@ def test_second_derivatives_up_to_a_fixed_time() -> None:
         (lambda t, y: y[0], {}, TypeError, "event must be an Event.*event=Event"),
         (Event(lambda t, y: 1.0), {}, TypeError, "must return a tensor of real numbers; got float"),
         (Event(lambda t, y: y[0] > 0.5), {}, TypeError, r"got torch.bool: return what crosses zero, such as y\[0\] - "),
-        (Event(lambda t, y: y.sum()), {"per_sample": True}, ValueError, r"a row a sample.*shape \(2,\).*got \(\)"),
+        (
+            Event(lambda t, y: y.sum()),
+            {"per_sample": True},
+            ValueError,
+            r"a row for each sample.*shape \(2,\).*got \(\)",
+        ),
     ],
 )
 def test_wrong_events(event: Any, more: dict[str, Any], kind: type[Exception], says: str) -> None:

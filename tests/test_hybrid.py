@@ -212,11 +212,11 @@ def test_thermostat(gradient: Any, per_sample: bool) -> None:
         which = 1 - which
     end = at + (temperature - at) * torch.exp(-k * (6.0 - time))
     assert len(times) >= 4
-    lane = (0,) if per_sample else ()
-    assert sol.hits.which[lane].tolist() == [i % 2 for i in range(len(times))]
-    torch.testing.assert_close(sol.hits.t[lane], torch.stack(times), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(sol.y1["temperature"][lane], end, rtol=1e-8, atol=1e-8)
-    mine = torch.cat([sol.hits.t[lane], sol.y1["temperature"][lane].reshape(1)])
+    index = (0,) if per_sample else ()
+    assert sol.hits.which[index].tolist() == [i % 2 for i in range(len(times))]
+    torch.testing.assert_close(sol.hits.t[index], torch.stack(times), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(sol.y1["temperature"][index], end, rtol=1e-8, atol=1e-8)
+    mine = torch.cat([sol.hits.t[index], sol.y1["temperature"][index].reshape(1)])
     learnt = (k, low.level, high.level, on.power, off.power)
     close_gradients(mine, torch.stack([*times, end]), learnt, 2e-5)
 
@@ -369,7 +369,7 @@ def test_counts_are_those_of_a_sample_alone() -> None:
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_it_goes_with_other_steps_backwards_and_in_float32(options: dict[str, Any], per_sample: bool) -> None:
     """Against time: a ball that rises from the floor at -t bounces at the times of one that falls."""
-    lane = (0,) if per_sample else ()
+    index = (0,) if per_sample else ()
     args = (torch.tensor(G, dtype=D), torch.tensor(0.8, dtype=D))
     y0 = torch.tensor([2.0, 0.0], dtype=D)
     y0 = y0.expand(2, 2) if per_sample else y0
@@ -380,13 +380,13 @@ def test_it_goes_with_other_steps_backwards_and_in_float32(options: dict[str, An
     torch.testing.assert_close(mirrored.hits.t, -forwards.hits.t, rtol=0, atol=1e-7)
     torch.testing.assert_close(mirrored.ys, forwards.ys, rtol=0, atol=1e-6)
     times, end = true_ball(*(torch.tensor(x, dtype=D) for x in (2.0, G, 0.8, 0.0, 3.0)))
-    torch.testing.assert_close(forwards.hits.t[lane], torch.stack(times), rtol=0, atol=1e-6)
-    torch.testing.assert_close(forwards.y1[lane], end, rtol=0, atol=1e-5)
+    torch.testing.assert_close(forwards.hits.t[index], torch.stack(times), rtol=0, atol=1e-6)
+    torch.testing.assert_close(forwards.y1[index], end, rtol=0, atol=1e-5)
     single = more | {"args": tuple(x.float() for x in args), "rtol": 1e-5, "atol": 1e-5}
     if "method" not in options:
         rough = odenet.solve(fall, y0.float(), [0.0, 1.0, 3.0], event=BALL, **single)
         assert rough.y1.dtype == torch.float32 and rough.hits.t.dtype == D
-        torch.testing.assert_close(rough.y1[lane].double(), end, rtol=0, atol=1e-3)
+        torch.testing.assert_close(rough.y1[index].double(), end, rtol=0, atol=1e-3)
 
 
 def test_jumps_of_f_and_events_together() -> None:

@@ -113,8 +113,8 @@ def test_callbacks(per_sample: bool) -> None:
         controller=control, per_sample=per_sample, callbacks=calls,
     )  # fmt: skip
     names = [name for name, *_ in seen]
-    lane = (2,) if per_sample else ()
-    assert all(t.shape == lane and dt.shape == lane and y.shape == (2, 3) for _, t, y, dt in seen)
+    shape = (2,) if per_sample else ()
+    assert all(t.shape == shape and dt.shape == shape and y.shape == (2, 3) for _, t, y, dt in seen)
     attempts = sol.stats.accepted + sol.stats.rejected
     assert names.count("step") == int(attempts.max() if per_sample else attempts)
     assert names[:2] == ["step", "reject"] and float(seen[0][3].max()) == 1.0

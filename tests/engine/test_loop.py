@@ -244,7 +244,7 @@ def test_no_length(per_sample: bool) -> None:
 
 
 def test_lanes_that_ended_stand_still() -> None:
-    """Where it cannot leave the batch, a finished lane takes steps of zero length at its end, and does not move."""
+    """Where it cannot leave the batch, a finished sample takes steps of zero length at its end, and does not move."""
     p = problem([[0.0, 0.25], [0.0, 1.0]], Script(0.125), f=lambda t, y: torch.exp(t)[:, None] + y, batch=2)
     p = replace(p, compact=False)
     solved, outcome = run(p)

@@ -224,7 +224,7 @@ def test_failures() -> None:
         return odenet.solve(lambda t, y: y**2, y, [0.0, 0.5, 1.0], **options)
 
     y0 = torch.tensor([[0.1], [1.5], [0.2]], dtype=D)
-    with pytest.raises(odenet.BlowUpError, match="lane 1 of those that are vmapped"):
+    with pytest.raises(odenet.BlowUpError, match="number 1 of the vmapped solves"):
         vmap(lambda y: run(y).y1)(y0)
     with pytest.raises(odenet.MaxStepsError, match="max_steps=2"):
         vmap(lambda y: run(y, max_steps=2).y1)(y0)

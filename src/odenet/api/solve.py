@@ -24,12 +24,12 @@ from ..core.status import Status
 from ..core.torch_func import any_true, inside_transform, vmapping
 from ..core.vector_field import VectorField
 from ..engine.callbacks import Callbacks
-from ..engine.diagnose import raise_failure, refine
+from ..engine.diagnose import raise_failure, refine_status
 from ..engine.integrate import Progress, Request
 from ..engine.loop import Outcome
 from ..engine.problem import Problem
 from ..engine.step_recorder import StepRecorder
-from ..engine.stiffness import Stiffness
+from ..engine.stiffness import StiffnessDetector
 from ..events.event import Event, Hit
 from ..events.event_loop import EventLoop
 from ..gradients import ContinuousAdjoint, Gradient
@@ -205,14 +205,14 @@ def _solve(f: UserField, y0: Any, ts: Any, args: Any, o: Options) -> Solution:
     if inside_transform():
         transform_limits.refuse(o.events, o.callbacks, o.progress, o.method, o.save, o.save_steps)
         problem = replace(problem, traced=vmapping())
-    on_failure: FailurePolicy = partial(raise_failure, names=layout.names) if o.raises else refine
+    on_failure: FailurePolicy = partial(raise_failure, names=layout.names) if o.raises else refine_status
     steps = StepRecorder() if o.save_steps else None
     run = partial(_run, o, on_failure)
     with bar(o.progress) as report, without_autocast_cache(working[0].device.type):
-        request = Request(o.dense, report, o.callbacks, stiffness=Stiffness(), steps=steps)
+        request = Request(o.dense, report, o.callbacks, stiffness=StiffnessDetector(), steps=steps)
         last_hit, hits = None, None
         if o.events:
-            trajectory, last_hit, hits = EventLoop(problem, o.events, f_args, run, on_failure, request).journey()
+            trajectory, last_hit, hits = EventLoop(problem, o.events, f_args, run, on_failure, request).solve()
         else:
             trajectory = run(problem, request)
     return _solution(problem, trajectory, layout, last_hit, hits, o, steps)
@@ -268,7 +268,7 @@ def _solution(
         (p.ts.detach()[..., 0], final.time.detach()) if o.dense else None,
         trajectory.dense_values,
         f"{_equation(p.f.user_call[0])} by {p.method.name}",
-        None if steps is None else steps.taken(p, pack_output, ts.dtype),
+        None if steps is None else steps.steps(p, pack_output, ts.dtype),
     )
 
 

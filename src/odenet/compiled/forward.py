@@ -14,7 +14,7 @@ from ..core.pytrees import tree_map
 from ..core.status import Status
 from ..engine.problem import Problem
 from ..engine.step_attempt import State, StepAttempt
-from ..engine.stop_tracker import StopTracker
+from ..engine.stop_tracker import BatchStopTracker
 from ..tracing.while_loop import LoopState
 from .capture import FieldGraph
 from .columns import all_arranged, all_by_rows
@@ -108,7 +108,7 @@ class _Forth:
     def begin(self, x: Inputs) -> Packed:
         p = self._problem(x)
         row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
-        new = Packed.of(LoopState.start(p, StopTracker(p)), row, x.fresh, self.plan.columns)
+        new = Packed.of(LoopState.start(p, BatchStopTracker(p)), row, x.fresh, self.plan.columns)
         self.calls_at_start = p.f.calls
         at = tree_map(lambda a, b: torch.where(x.fresh, a, b), new, x.before)
         go = (at.counts[4] == Status.RUNNING).any()
@@ -118,7 +118,7 @@ class _Forth:
         """One attempt, and what it takes down."""
         plan, p = self.plan, self._problem(x)
         before = at._replace(leaves=all_by_rows(at.leaves)).counted(len(plan.y))
-        after, move = before.iterate(p, StopTracker(p), x.most)
+        after, move = before.iterate(p, BatchStopTracker(p), x.most)
         taken = self._taken_down(before.state, move) if plan.slots else ()
         self.calls_in_turn = p.f.calls
         row = at.counts[0].flatten()[0] + move.accept.any()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.leaves import Leaves, as_graph_inputs, select
 from ..engine.dense_recorder import PiecewisePolynomial
-from ..engine.output_rule import blank_outputs, outputs_within, times_of
+from ..engine.output_rule import blank_outputs, output_times, outputs_within
 from ..engine.problem import Problem
 from ..gradients.gradient import add_cotangents
 from .columns import tape_of
@@ -65,7 +65,7 @@ class Outputs:
         ends = (steps.end.movedim(0, -1) * sign).contiguous()
         # the first step that ends at the output or after it; one past the last: not reached
         step = torch.searchsorted(ends, (p.ts.detach() * sign).contiguous()).movedim(-1, 0)
-        self.times = times_of(p).detach()
+        self.times = output_times(p).detach()
         self.given = (step < count) & ((self.times - self.times[0]) * p.direction > 0)
         self.step = step.clamp(max=count - 1)
 
@@ -89,19 +89,19 @@ class Outputs:
         return tuple(y.movedim(0, int(self.p.batched)) for y in ys)
 
     def _within(self, end: Leaves, steps: PiecewisePolynomial) -> Leaves:
-        here, last = PiecewisePolynomial.from_flat(self._at(steps.flat(), self.step), self.n), len(steps.start) - 1
+        here, last = PiecewisePolynomial.from_flat(self._at(steps.flatten(), self.step), self.n), len(steps.start) - 1
         y1 = self._at(steps.y, (self.step + 1).clamp(max=last))
         y1 = select(self.step == last, tuple(y.expand_as(v) for y, v in zip(end, y1, strict=True)), y1)
         t1 = torch.where(here.end == here.start, here.start + 1.0, here.end)  # in lanes that give nothing
         return outputs_within(self.times, here.start, t1, here.y, y1, here.coefficients, False)
 
     def pieces(self) -> PiecewisePolynomial:
-        return PiecewisePolynomial.still(self.p) if self.steps is None else self.steps
+        return PiecewisePolynomial.constant(self.p) if self.steps is None else self.steps
 
     def bars(self, cotangents: Sequence[Tensor | None]) -> Bars:
         """From the cotangents of (ys, y1, pieces)."""
         n, steps = self.n, None
-        flat = () if self.steps is None else self.steps.flat()
+        flat = () if self.steps is None else self.steps.flatten()
         with torch.enable_grad():
             given = as_graph_inputs((*self.p.y0, *self.end, *flat[2:]))
             if flat:

@@ -98,7 +98,7 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
         pieces = outputs.pieces() if request.dense else None
     stats = Stats.from_outcome(outcome)
     solved = NumericalSolution(ys, outcome.state.y, pieces, outcome)
-    values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flat()))
+    values: Sequence[Tensor] = (*ys, *outcome.state.y, *(() if pieces is None else pieces.flatten()))
     if attached:
         values = custom_vjp(
             partial(_backward, run, outputs, stats), partial(recompute_outputs, p, request), values, inputs, held
@@ -183,7 +183,7 @@ def _outcome(p: Problem, packed: Packed, counts: list[int], calls: tuple[int, in
     (_, attempts, accepted, stop, status, _), (t, h, *memory) = counts, packed.numbers.tolist()
     n, leaves = len(p.y0), packed.leaves
     y, carry = all_by_rows(leaves[:n]), leaves[n:]
-    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
+    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status, (), False)
     return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
 

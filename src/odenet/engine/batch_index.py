@@ -1,52 +1,56 @@
-"""Some of the samples of a batch: which they are, and what tensors with a row a sample have of them.
+"""Subsets of a batch: which samples are in it, and their rows of tensors that have one row for each sample.
 
-Samples that ended leave the batch of a forward solve (engine/compaction.py), and a backward pass takes each step with
-those that took it (gradients/batch_segments.py). Failed samples: gradients/failed_samples.py.
+Samples that have ended leave the batch of a forward solve (engine/compaction.py), and a backward pass replays each step
+with the samples that accepted it (gradients/batch_segments.py). For failed samples see gradients/failed_samples.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.leaves import Leaves, select
 
-Row = Any  # the number of a row, or a tensor of them
+Rows = TypeVar("Rows", int, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchIndex:
-    """The samples at hand, in ascending order. index: None: all of the batch, or a joint solve, which has none."""
+    """The samples in the current batch.
+
+    index: their numbers, ascending; None: all samples, also in a joint solve, which has no batch. batch_size: number of
+    all samples, where `index` is not None.
+    """
 
     index: Tensor | None = None
-    count: int = 0  # of the batch, where `index` is some of it
+    batch_size: int = 0
 
-    def of_rows(self, rows: Row) -> Row:
-        """The samples that these rows at hand are of."""
-        return rows if self.index is None else self.index[rows]
+    def sample_numbers(self, rows: Rows) -> Rows:
+        """The numbers of the samples in these rows of the current batch."""
+        return rows if self.index is None else self.index[rows]  # pyright: ignore[reportReturnType]  # 0-d for an int
 
     def subset(self, rows: Tensor, count: int) -> BatchIndex:
-        """Those of these rows at hand. count: of all rows at hand."""
-        return BatchIndex(self.of_rows(rows), count if self.index is None else self.count)
+        """The samples in these rows of the current batch, which has `count` rows."""
+        return BatchIndex(self.sample_numbers(rows), count if self.index is None else self.batch_size)
 
     def take(self, x: Tensor) -> Tensor:
-        """Their rows of x, which has one for every sample."""
+        """The rows of these samples of x, which has a row for every sample."""
         return x if self.index is None else x.index_select(0, self.index)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """x, which has a row for each of them, with zeros for the others."""
-        return x if self.index is None else x.new_zeros((self.count, *x.shape[1:])).index_copy(0, self.index, x)
+        """x, which has a row for each of these samples, with rows of zeros for the others."""
+        return x if self.index is None else x.new_zeros((self.batch_size, *x.shape[1:])).index_copy(0, self.index, x)
 
-    def scatter_into(self, whole: Tensor, x: Tensor) -> Tensor:
-        """`whole` with x in their rows."""
-        return x if self.index is None else whole.index_copy(0, self.index, x)
+    def scatter_into(self, full: Tensor, x: Tensor) -> Tensor:
+        """A copy of `full` with x in the rows of these samples."""
+        return x if self.index is None else full.index_copy(0, self.index, x)
 
     def take_from(self, y: Leaves, inner: BatchIndex) -> Leaves:
-        """The rows of `inner`, a part of these samples, of a state of these."""
+        """The rows of `inner`, a subset of these samples, of a state of these samples."""
         if inner.index is None or inner.index is self.index:
             return y
         rows = inner.index if self.index is None else torch.searchsorted(self.index, inner.index)
@@ -57,52 +61,56 @@ ALL = BatchIndex()
 
 
 class RowScatter:
-    """Tensors with a row a sample, of which some rows are elsewhere, being worked on."""
+    """Full-batch tensors of which a subset of rows is checked out.
+
+    values: the tensors. samples: the rows that are checked out. copied: numbers of the tensors that are copies already,
+    and may be changed in place.
+    """
 
     def __init__(self) -> None:
-        self.all: list[Tensor | None] = []
+        self.values: list[Tensor | None] = []
         self.samples = ALL
-        self.own: set[int] = set()  # of which of them there is a copy here
+        self.copied: set[int] = set()
 
     def exchange(self, values: list[Tensor | None], samples: BatchIndex) -> list[Tensor | None]:
-        """Takes back what became of the rows that are elsewhere, and hands out those of `samples`.
+        """Check in `values`, the rows that were checked out, and check out the rows of `samples`.
 
-        Values that are new (there were none before) are zero for the samples that were here.
+        A tensor that was None before is zero in the rows that were not checked out.
         """
         if self.samples.index is None:
-            self.own.clear()
-        self.all = [self._put(i, *pair) for i, pair in enumerate(zip_longest(self.all, values))]
+            self.copied.clear()
+        self.values = [self._check_in(i, *pair) for i, pair in enumerate(zip_longest(self.values, values))]
         self.samples = samples
-        return [None if x is None else samples.take(x) for x in self.all]
+        return [None if x is None else samples.take(x) for x in self.values]
 
     def exchange_leaves(self, values: Leaves, samples: BatchIndex) -> Leaves:
-        """The same, of values that are there; as they are for the samples at hand."""
+        """`exchange` for tensors none of which is None; nothing is done where the samples stay the same."""
         if samples.index is self.samples.index:
             return values
         return tuple([x for x in self.exchange(list(values), samples) if x is not None])
 
-    def _put(self, i: int, whole: Tensor | None, x: Tensor | None) -> Tensor | None:
+    def _check_in(self, i: int, full: Tensor | None, x: Tensor | None) -> Tensor | None:
         index = self.samples.index
         if index is None:
             return x
         if x is None:
-            return None if whole is None else whole.index_fill(0, index, 0.0)
-        if i in self.own and whole is not None:
-            return whole.index_copy_(0, index, x)
-        self.own.add(i)
-        return self.samples.scatter(x) if whole is None else self.samples.scatter_into(whole, x)
+            return None if full is None else full.index_fill(0, index, 0.0)
+        if i in self.copied and full is not None:
+            return full.index_copy_(0, index, x)
+        self.copied.add(i)
+        return self.samples.scatter(x) if full is None else self.samples.scatter_into(full, x)
 
 
-def with_placeholder(lanes: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
-    """Time and state in which one of the samples of these lanes stands, as a constant, in the place of all others.
+def with_placeholder(samples: Tensor, time: Tensor, y: Leaves) -> tuple[Tensor, Leaves]:
+    """Time and state with a placeholder for all but these samples: a constant copy of the first of them.
 
-    What those have may have no finite derivative, and zero times infinity would be NaN for what all samples share.
+    The replaced values may have no finite derivative, and zero times infinity would be NaN for what all samples share.
     """
-    one = int(lanes.to(torch.uint8).argmax())
-    fill = tuple(x[one].detach().expand_as(x) for x in y)
-    return torch.where(lanes, time, time[one].detach()), select(lanes, y, fill)
+    first = int(samples.to(torch.uint8).argmax())
+    fill = tuple(x[first].detach().expand_as(x) for x in y)
+    return torch.where(samples, time, time[first].detach()), select(samples, y, fill)
 
 
-def should_compact(rows: int, wanted: int, spare: float) -> bool:
-    """Whether it is time to go on with the wanted ones of the rows at hand alone."""
-    return rows - wanted > spare * rows
+def should_compact(rows: int, needed: int, threshold: float) -> bool:
+    """True when so many rows are not needed, more than the fraction `threshold`, that gathering the others pays."""
+    return rows - needed > threshold * rows

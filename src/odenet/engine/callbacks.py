@@ -22,10 +22,11 @@ Callback = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions (t0, y0, dt) to call around each attempted step; what they return is not looked at.
+    """Functions (t0, y0, dt) to call around each attempted step; their results are ignored.
 
-    t0, dt: tensors of shape (), or (B,) with per_sample. y0: the state in the caller's structure. step: before every
-    attempt. accept, reject: after one that was accepted, or was not; with per_sample, by any sample.
+    t0, dt: tensors of shape (), or (B,) with per_sample. y0: the state in the caller's structure. step: called before
+    every attempt. accept, reject: called after an accepted, a rejected attempt; with per_sample, where any sample
+    accepted or rejected it.
     """
 
     step: Callback | None = None
@@ -34,23 +35,24 @@ class Callbacks:
 
     def __post_init__(self) -> None:
         for name in ("step", "accept", "reject"):
-            if (given := getattr(self, name)) is not None:
-                function(name, given, f"{name}(t0, y0, dt)")
+            if (callback := getattr(self, name)) is not None:
+                function(name, callback, f"{name}(t0, y0, dt)")
 
     def wrap(self, try_step: TryStep) -> TryStep:
-        """`try_step`, with the callbacks called."""
+        """`try_step` with the callbacks around it."""
 
-        def watched(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
-            left = (tracker.target(s.stop) - s.t) * tracker.sign
-            ahead: ScalarLike = where(s.h * p.stops.rule.stretch >= left, left, s.h)
-            about = (s.time.detach(), p.f.pack(s.y), torch.as_tensor(ahead, dtype=s.time.dtype, device=s.time.device))
+        def with_callbacks(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
+            remaining = (tracker.target(s.stop) - s.t) * tracker.sign
+            length: ScalarLike = where(s.h * p.stops.rule.stretch >= remaining, remaining, s.h)
+            dt = torch.as_tensor(length, dtype=s.time.dtype, device=s.time.device)
+            arguments = (s.time.detach(), p.f.pack(s.y), dt)
             if self.step is not None:
-                self.step(*about)
+                self.step(*arguments)
             attempt, decision = try_step(p, tracker, s)
             if self.accept is not None and any_true(attempt.accept):
-                self.accept(*about)
+                self.accept(*arguments)
             if self.reject is not None and any_true(logical_not(attempt.accept)):
-                self.reject(*about)
+                self.reject(*arguments)
             return attempt, decision
 
-        return watched
+        return with_callbacks

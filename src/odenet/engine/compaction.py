@@ -1,9 +1,9 @@
-"""Samples that have ended leave the batch, so that f is evaluated for those that still run.
+"""Compaction: samples that have ended leave the batch, so that f is evaluated only for samples that still run.
 
-A batch goes on as a `Problem` of the samples left, as soon as more than the part `spare` of the rows at hand have
-ended: of the rows that f sees at most that part is then in vain, and they are at most 1 / (1 - spare) times those
-needed. Each time the batch shrinks by that part at least, so that a million samples are down to one after 131 times at
-the most, and all the copying together is that of 1 / spare batches.
+The batch goes on as a `Problem` of the running samples once more than the fraction `compaction_threshold` of its rows
+have ended. So at most that fraction of the rows that f sees is wasted, and f sees at most 1 / (1 - threshold) times the
+rows it needs. Each compaction shrinks the batch by at least that fraction: with 0.1 a million samples are down to one
+after at most 131 compactions, and all copies together are those of 1 / threshold batches.
 """
 
 from __future__ import annotations
@@ -22,56 +22,59 @@ from .step_attempt import State
 
 @final
 class BatchCompactor:
-    """Takes samples out of a solve, and puts all of them together at its end."""
+    """Takes ended samples out of a solve, and puts all samples together again at its end.
+
+    possible: the batch of the solve may shrink. ended: the samples taken out, with their states and counts.
+    """
 
     def __init__(self, p: Problem) -> None:
-        self.possible = p.compact and p.batched and not p.traced and _takes_some(p)
+        self.possible = p.compact and p.batched and not p.traced and _norm_takes_subset(p)
         self.ended: list[tuple[Tensor, State, Counters]] = []
 
-    @staticmethod
-    def due(running: Tensor, spare: float) -> bool:
-        """Whether enough samples have ended."""
-        return should_compact(len(running), int(running.sum()), spare)
+    def compact(self, p: Problem, s: State, counters: Counters, running: Any) -> tuple[Problem, State, Counters] | None:
+        """The solve of the running samples alone; None where too few have ended, or f does not work on a subset.
 
-    def compact(self, p: Problem, s: State, tally: Counters, running: Tensor) -> tuple[Problem, State, Counters] | None:
-        """What goes on with the samples that run; None where f does not work on a part of the batch."""
-        rows, others = running.nonzero()[:, 0], (~running).nonzero()[:, 0]
-        left = p.subset(rows)
-        if left is None:
+        running: (B,), as the solve is per sample.
+        """
+        if not should_compact(len(running), int(running.sum()), p.compaction_threshold):
+            return None
+        rows, ended = running.nonzero()[:, 0], (~running).nonzero()[:, 0]
+        smaller = p.subset(rows)
+        if smaller is None:
             self.possible = False
             return None
-        self.ended.append((p.samples.of_rows(others), *_of((s, tally), others)))
-        return left, *_of((s, tally), rows)
+        self.ended.append((p.samples.sample_numbers(ended), *_take_rows((s, counters), ended)))
+        return smaller, *_take_rows((s, counters), rows)
 
-    def restore(self, p: Problem, s: State, tally: Counters) -> tuple[State, Counters]:
-        """All samples in their order."""
+    def restore(self, p: Problem, s: State, counters: Counters) -> tuple[State, Counters]:
+        """State and counts of all samples, in their order."""
         if p.samples.index is None:
-            return s, tally
-        parts = [*self.ended, (p.samples.index, s, tally)]
-        order = torch.cat([index for index, _, _ in parts]).argsort()
-        return _each(lambda *xs: torch.cat(xs)[order], *((state, counts) for _, state, counts in parts))
+            return s, counters
+        groups = [*self.ended, (p.samples.index, s, counters)]
+        order = torch.cat([index for index, _, _ in groups]).argsort()
+        return _map_tensors(lambda *xs: torch.cat(xs)[order], *((state, counts) for _, state, counts in groups))
 
 
-def _each(change: Callable[..., Tensor], first: Any, *others: Any) -> Any:
-    """Nested tuples with each tensor changed, beside those in its place in others. PyTorch's pytrees take too long."""
+def _map_tensors(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """Nested tuples with `function` applied to the tensors at each position. PyTorch's pytrees take too long."""
     if isinstance(first, Tensor):
-        return change(first, *others)
+        return function(first, *others)
     if isinstance(first, tuple):
-        parts = [_each(change, *xs) for xs in zip(first, *others, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+        items = [_map_tensors(function, *xs) for xs in zip(first, *others, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else tuple(items)
     return first
 
 
-def _of(tree: Any, rows: Tensor) -> Any:
-    return _each(lambda x: x.index_select(0, rows), tree)
+def _take_rows(tree: Any, rows: Tensor) -> Any:
+    return _map_tensors(lambda x: x.index_select(0, rows), tree)
 
 
-def _takes_some(p: Problem) -> bool:
-    """Whether a norm of the caller's takes a part of a batch."""
+def _norm_takes_subset(p: Problem) -> bool:
+    """True where the caller's norm, if there is one, works on a batch of another size."""
     if p.controller.norm is None:
         return True
     try:
-        found = p.controller.norm(tuple(torch.ones_like(y[:1]) for y in p.y0))
-    except Exception:  # whatever it raises on shapes that it was not written for
+        out: Any = p.controller.norm(tuple(torch.ones_like(y[:1]) for y in p.y0))
+    except Exception:  # the norm may raise anything for shapes that it was not written for
         return False
-    return isinstance(found, Tensor) and found.shape == (1,)
+    return isinstance(out, Tensor) and out.shape == (1,)

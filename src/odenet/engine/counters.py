@@ -14,17 +14,17 @@ from .step_attempt import StepAttempt
 
 
 class Counters(NamedTuple):
-    """Counts of a joint solve, or of each sample: evaluations, accepted and rejected attempts, Jacobians, factors."""
+    """Evaluations, accepted and rejected attempts, Jacobians and factorisations; ints, or (B,) per sample."""
 
-    nfe: ScalarLike
-    accepted: ScalarLike
-    rejected: ScalarLike
-    njev: ScalarLike
-    nlu: ScalarLike
+    nfe: int | Tensor
+    accepted: int | Tensor
+    rejected: int | Tensor
+    njev: int | Tensor
+    nlu: int | Tensor
 
     @staticmethod
-    def of(status: ScalarLike, calls: int) -> Counters:
-        """After so many evaluations at the start. A sample that has ended there is not charged for them."""
+    def initial(status: ScalarLike, calls: int) -> Counters:
+        """After `calls` evaluations at the start. They are not charged to a sample that has ended there."""
         if not isinstance(status, Tensor):
             return Counters(calls, 0, 0, 0, 0)
         zero = torch.zeros_like(status)
@@ -36,36 +36,40 @@ class Counters(NamedTuple):
         attempt: StepAttempt,
         running: MaskLike,
         rejected: MaskLike,
-        tried: int,
-        seen: int,
-        settled: int,
-        known: bool,
+        attempt_calls: int,
+        observer_calls: int,
+        restart_calls: int,
+        polynomial_known: bool,
     ) -> Counters:
-        """The counts after a move. tried, seen, settled: evaluations of the attempt, of observers, of settling.
+        """The counts after an attempt.
 
-        A sample is charged for what was evaluated for its sake: an attempt while it runs, what is seen of a step that
-        it accepted, the polynomial where it asked for it. known: that was evaluated in the attempt.
+        A sample is charged for the evaluations that it needs: those of the attempt while it runs, those of observers
+        where it accepted the step, those of the polynomial where it needs it, those of a restart where f jumps.
+
+        attempt_calls, observer_calls, restart_calls: evaluations in the attempt, by observers, and after a jump.
+        polynomial_known: the polynomial was evaluated in the attempt, so `attempt_calls` has its evaluations.
         """
         accept = attempt.accept
         if p.on_host:
-            nfe, accept = self.nfe + tried + seen + settled, attempt.steps * accept
+            nfe, accept = self.nfe + attempt_calls + observer_calls + restart_calls, attempt.steps * accept
         else:
-            inner = attempt.polynomial_calls
-            extra = attempt.search_calls + attempt.claim_calls
-            nfe = self.nfe + running * (tried - extra - (inner if known else 0))
-            if extra:
+            polynomial_calls = attempt.polynomial_calls
+            event_calls = attempt.search_calls + attempt.claim_calls
+            nfe = self.nfe + running * (attempt_calls - event_calls - (polynomial_calls if polynomial_known else 0))
+            if event_calls:
                 nfe = nfe + attempt.searched * attempt.search_calls + attempt.claimed * attempt.claim_calls
-            if seen or inner:
-                nfe = nfe + accept * (seen - (0 if known else inner)) + attempt.charged * inner
-            if settled:
-                nfe = nfe + (accept & attempt.jumps) * settled
+            if observer_calls or polynomial_calls:
+                observed = observer_calls - (0 if polynomial_known else polynomial_calls)
+                nfe = nfe + accept * observed + attempt.charged * polynomial_calls
+            if restart_calls:
+                nfe = nfe + (accept & attempt.jumps) * restart_calls
         njev, nlu = self.njev, self.nlu
-        for counts, lanes in ((attempt.step.counts, running), (attempt.polynomial_counts, attempt.charged)):
+        for counts, samples in ((attempt.step.counts, running), (attempt.polynomial_counts, attempt.charged)):
             if counts is None:
                 continue
             if p.on_host:
                 njev, nlu = njev + int(counts.njev), nlu + int(counts.nlu)
             else:
-                nfe = nfe + lanes * (counts.nfe - counts.counted_calls)
-                njev, nlu = njev + lanes * counts.njev, nlu + lanes * counts.nlu
+                nfe = nfe + samples * (counts.nfe - counts.counted_calls)
+                njev, nlu = njev + samples * counts.njev, nlu + samples * counts.nlu
         return Counters(nfe, self.accepted + accept, self.rejected + rejected, njev, nlu)

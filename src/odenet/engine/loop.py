@@ -1,9 +1,10 @@
-"""The loop: repeat the attempt until every sample has ended."""
+"""The loop: repeat the attempt at a step until every sample has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,38 +20,39 @@ from .counters import Counters
 from .observer import Observer
 from .one_sided import one_sided_field
 from .problem import Problem
-from .step_attempt import State, StepAttempt, has_nonfinite
-from .stop_tracker import StopTracker
-from .vmapped import replace_stuck
+from .step_attempt import BatchState, State, StepAttempt, has_nonfinite
+from .stop_tracker import BatchStopTracker, HostStopTracker, StopTracker, stop_tracker
+from .vmapped import replace_failed_starts
 
 Count = int | Tensor
 TryStep = Callable[[Problem, StopTracker, State], tuple[StepAttempt, Decision]]
-_plain = try_step
+_plain_try_step: TryStep = try_step
 
 
 @dataclass
-class FoundEvents:
-    """The events that ended a solve, for each of its L lanes (one, where they share their steps).
+class LocatedEvents:
+    """The events that ended a solve: one for each of its L samples, with L = 1 in a joint solve.
 
-    t: their times, (L,). value: which of the m values of the event functions, (L,), -1 where there was none. signs:
-    those of all values just after, (L, m). zero: what the value that crossed is to be taken for zero up to, (L,). peak:
-    how large it was since the start, (L,). jumped: it has jumped across zero, so its value there says nothing, (L,).
-    bends: f jumps there, (L,). onwards: what leads from the state there to one just past it on the solution.
+    t: time of the event, (L,). value_index: the one of the m event values that crossed zero, (L,); -1 for no event.
+    signs: of all m values just after the event, (L, m). zero_tolerance: up to this size the value that crossed counts
+    as zero, (L,). peak: its largest absolute value since the start, (L,). discontinuous: it jumped across zero, so its
+    size at the event means nothing, (L,). f_jumps: f jumps at the event, (L,). displacement: leaves; from the state at
+    the event to one just past it on the solution.
     """
 
     t: Tensor
-    value: Tensor
+    value_index: Tensor
     signs: Tensor
-    zero: Tensor
+    zero_tolerance: Tensor
     peak: Tensor
-    jumped: Tensor
-    bends: Tensor
-    onwards: Leaves
+    discontinuous: Tensor
+    f_jumps: Tensor
+    displacement: Leaves
 
 
 @dataclass
 class Outcome:
-    """The end of a solve. Counts are ints, or (B,) tensors per sample. found: the events that ended it.
+    """How a solve ended: its last state and its counts, ints or (B,) per sample. events: the events that ended it.
 
     njev, nlu: Jacobians and factorisations of an implicit method.
     """
@@ -61,35 +63,39 @@ class Outcome:
     rejected: Count
     njev: Count = 0
     nlu: Count = 0
-    events: FoundEvents | None = None
+    events: LocatedEvents | None = None
 
 
-def start(p: Problem, tracker: StopTracker) -> State:
-    """The state at ts[0]: carry, first step size, first stop. Lanes of no length have ended already."""
+@overload
+def start(p: Problem, tracker: BatchStopTracker) -> BatchState: ...
+@overload
+def start(p: Problem, tracker: StopTracker) -> State: ...
+def start(p: Problem, tracker: Any) -> State:
+    """The state at ts[0], with the first step size. Samples whose time span is empty have ended already."""
     time = p.ts[..., 0]
     now = time.detach()
     t = convert_like(now, tracker.sign)
     stop = tracker.next_stop(t, 0 if p.on_host else torch.zeros_like(now, dtype=torch.int64))
-    moving = stop < tracker.count
-    idle = not p.traced and not any_true(moving)
-    carry = () if idle else p.method.init(p.f, time, p.y0)
-    h = full_like(t, 1.0) if idle else first_step_size(p, tracker, now, stop, carry)
+    unfinished: MaskLike = stop < tracker.count
+    empty = not p.traced and not any_true(unfinished)
+    carry = () if empty else p.method.init(p.f, time, p.y0)
+    h = full_like(t, 1.0) if empty else first_step_size(p, tracker, now, stop, carry)
     status = where(isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
-    status = where(moving, status, int(Status.SUCCESS))
+    status = where(unfinished, status, int(Status.SUCCESS))
     with without_grad():
-        cache = () if idle else p.method.init_cache(now, constants(p.y0))
-    nowhere = moving & False
-    jumped = nowhere if p.stops.jumps is not None else False
-    return State(t, time, h, p.y0, carry, p.controller.init_state(h), stop, jumped, status, cache, nowhere)
+        cache = () if empty else p.method.init_cache(now, constants(p.y0))
+    rejected = unfinished & False
+    jumped = rejected if p.stops.jumps is not None else False
+    return State(t, time, h, p.y0, carry, p.controller.init_state(h), stop, jumped, status, cache, rejected)
 
 
 def guesses_first_step(p: Problem) -> bool:
-    """Whether the engine guesses the first step size."""
+    """True where the engine guesses the first step size, as the controller sets none."""
     return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
 
 
-def first_step_size(p: Problem, tracker: StopTracker, time: Tensor, stop: ScalarLike, carry: Leaves) -> ScalarLike:
-    """The first step size: the controller's, from the engine's guess where it has none of its own."""
+def first_step_size(p: Problem, tracker: StopTracker, time: Tensor, stop: Count, carry: Leaves) -> ScalarLike:
+    """The first step size: the controller's, or made by it from the engine's guess."""
     control, h = p.controller, full_like(tracker.sign, 1.0)
     if guesses_first_step(p):
         span = tracker.target(stop) - convert_like(time, tracker.sign)
@@ -99,85 +105,89 @@ def first_step_size(p: Problem, tracker: StopTracker, time: Tensor, stop: Scalar
             f0 = f0 or p.f(time, y0)
             h = initial_step_size(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, control.norm)
         h = where(span == 0, 1.0, h)
-    return detach(control.initial_step(h))  # f may have brought a forward-mode tangent in
+    return detach(control.initial_step(h))  # f may have brought in a tangent of forward mode
 
 
 def run(p: Problem, observers: Sequence[Observer], try_step: TryStep = try_step) -> Outcome:
-    """Repeat the attempt until every sample has ended, and show each to the observers.
+    """Solve p, and show every attempt to the observers.
 
-    attempt: how a step is tried; who wants more of it than the move gives their own, which calls the plain one.
-    The one lane of a joint solve is in Python numbers, so that there is one look at the error a step. Lanes in tensors
-    take their attempts side by side, and are accepted or rejected by `where`; inside `torch.func.vmap` the host looks
-    through the transforms at what holds for any of them.
+    try_step: the step function; pass a wrapper to observe or change a step.
+    A joint solve holds its numbers on the host, and reads back one number a step, the error. Samples with steps of
+    their own take their attempts together, and are accepted or rejected by `where`; inside `torch.func.vmap` the host
+    looks through the transforms at conditions that hold for any of them.
     """
-    tracker, before, y0 = StopTracker(p), p.f.calls, p.y0
-    if tracker.planner is not None:
-        tracker.planner.together = try_step is _plain and not any(observer.every_step for observer in observers)
+    tracker, before, y0 = stop_tracker(p), p.f.calls, p.y0
+    if isinstance(tracker, HostStopTracker) and tracker.planner is not None:
+        every_step = any(observer.every_step for observer in observers)
+        tracker.planner.skip_between_stops = try_step is _plain_try_step and not every_step
     s = start(p, tracker)
-    stuck = s.status == Status.NON_FINITE
-    tally = Counters.of(s.status, p.f.calls - before)
-    if p.traced and torch.is_grad_enabled() and any_true(stuck):
-        p = replace_stuck(p, stuck)
+    failed_at_start = s.status == Status.NON_FINITE
+    counters = Counters.initial(s.status, p.f.calls - before)
+    if p.traced and torch.is_grad_enabled() and isinstance(failed_at_start, Tensor) and any_true(failed_at_start):
+        p = replace_failed_starts(p, failed_at_start)
         s = start(p, tracker)
-        s = s._replace(status=where(stuck, int(Status.NON_FINITE), s.status))
-    leaving, awaited = BatchCompactor(p), any(observer.whole_batch_first for observer in observers)
+        s = s._replace(status=where(failed_at_start, int(Status.NON_FINITE), s.status))
+    compactor, keep_whole = BatchCompactor(p), any(observer.whole_batch_first for observer in observers)
     while any_true(running := s.status == Status.RUNNING):
-        spent = running & (tally.accepted + tally.rejected + p.attempts_before >= p.max_steps)
-        if any_true(spent):
+        spent = running & (counters.accepted + counters.rejected + p.attempts_before >= p.max_steps)
+        if spent is not False and any_true(spent):
             s = s._replace(status=where(spent, int(Status.MAX_STEPS), s.status))
             continue
-        if leaving.possible and not awaited and p.f.checked and leaving.due(running, p.compaction_threshold):
-            fewer = leaving.compact(p, s, tally, running)
-            if fewer is not None:
-                p, s, tally = fewer
-                tracker, running = StopTracker(p), s.status == Status.RUNNING
-        s, tally = _iteration(p, tracker, s, tally, running, observers, try_step)
-        awaited = awaited and not any_true(tally.accepted > 0)
-    s, tally = leaving.restore(p, s, tally)
+        if compactor.possible and not keep_whole and p.f.checked:
+            smaller = compactor.compact(p, s, counters, running)
+            if smaller is not None:
+                p, s, counters = smaller
+                tracker, running = stop_tracker(p), s.status == Status.RUNNING
+        s, counters = _iteration(p, tracker, s, counters, running, observers, try_step)
+        keep_whole = keep_whole and not any_true(counters.accepted > 0)
+    s, counters = compactor.restore(p, s, counters)
     if y0 is not p.y0 and p.traced:
-        s = s._replace(y=select(stuck, y0, s.y))
-    return Outcome(s, *tally)
+        s = s._replace(y=select(failed_at_start, y0, s.y))
+    return Outcome(s, *counters)
 
 
 def _iteration(
     p: Problem,
     tracker: StopTracker,
     s: State,
-    tally: Counters,
+    counters: Counters,
     running: MaskLike,
     observers: Sequence[Observer],
     try_step: TryStep,
 ) -> tuple[State, Counters]:
-    """One attempt, seen and settled."""
+    """One attempt: try the step, show it to the observers, accept or reject it, count."""
     before = p.f.calls
     attempt, decision = try_step(p, tracker, s)
-    tried, known = p.f.calls - before, bool(attempt.known_polynomial)
-    if tracker.host is None and (p.traced or torch.is_grad_enabled()):
-        if any_true(attempt.accept):
-            attempt = mask_nonfinite(p, attempt)
-        else:  # nothing of it is used, and so nothing of it stays in a graph
+    attempt_calls, polynomial_known = p.f.calls - before, bool(attempt.known_polynomial)
+    accept = attempt.accept
+    if isinstance(accept, Tensor) and (p.traced or torch.is_grad_enabled()):
+        if any_true(accept):
+            mask_nonfinite(p, attempt, accept)
+        else:  # nothing of the step is used, so none of it may stay in a graph
             attempt.time1, attempt.step = attempt.time0, attempt.step._replace(y=attempt.y, carry=attempt.carry)
     before = p.f.calls
     for observer in observers:
         observer.observe(attempt)
-    seen, before = p.f.calls - before, p.f.calls
+    observer_calls, before = p.f.calls - before, p.f.calls
     s = accept_or_reject(p, tracker, s, attempt, decision)
     if attempt.ends is not False:
         s = s._replace(status=where(attempt.ends, int(Status.EVENT), s.status))
-    return s, tally.after(p, attempt, running, s.rejected, tried, seen, p.f.calls - before, known)
+    restart_calls = p.f.calls - before
+    return s, counters.after(
+        p, attempt, running, s.rejected, attempt_calls, observer_calls, restart_calls, polynomial_known
+    )
 
 
-def mask_nonfinite(p: Problem, attempt: StepAttempt) -> StepAttempt:
-    """The move again, with rejected lanes standing still, where a rejected lane has a value that is not finite.
+def mask_nonfinite(p: Problem, attempt: StepAttempt, accept: Tensor) -> None:
+    """If a rejected sample has a value that is not finite, take the step again, with length zero for rejected samples.
 
     Autograd would meet that value with a cotangent of zero, and zero times infinity is NaN, also for the parameters.
     """
-    if not has_nonfinite(attempt, ~attempt.accept):
-        return attempt
-    time1 = torch.where(attempt.accept, attempt.time1, attempt.time0)
-    f = one_sided_field(p, attempt.time0, time1, attempt.jumped, attempt.jumps & attempt.accept)
-    step, tried = p.method.step(attempt.input._replace(f=f, t1=time1)), attempt.step
-    keep = select(attempt.accept, step.y, attempt.y)
-    attempt.time1, attempt.step = time1, tried._replace(y=keep, carry=step.carry, stages=step.stages)
+    if not has_nonfinite(attempt, ~accept):
+        return
+    time1 = torch.where(accept, attempt.time1, attempt.time0)
+    f = one_sided_field(p, attempt.time0, time1, attempt.jumped, attempt.jumps & accept)
+    step, first = p.method.step(attempt.input._replace(f=f, t1=time1)), attempt.step
+    y = select(accept, step.y, attempt.y)
+    attempt.time1, attempt.step = time1, first._replace(y=y, carry=step.carry, stages=step.stages)
     attempt.forget_polynomial()
-    return attempt

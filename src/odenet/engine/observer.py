@@ -9,10 +9,11 @@ from .step_attempt import StepAttempt
 
 
 class Observer(ABC):
-    """Sees every move of a solve, in order, rejected ones too.
+    """Sees every attempt of a solve, in order, rejected ones too.
 
-    single: it has to see each step. Else it may be shown several as one, of which all but the last end at no stop.
-    starts_whole: no sample leaves the batch before a step has been accepted; the first one seen has all samples.
+    every_step: it has to see each step. Otherwise one attempt may stand for several steps, all but the last of which
+    end at no stop time. whole_batch_first: the first accepted step that it sees has all samples; until then none leaves
+    the batch.
     """
 
     every_step: bool = True

@@ -1,4 +1,4 @@
-"""f for one step, just beside the ends at which it jumps."""
+"""f for one step, by its one-sided limits at the ends where it jumps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .problem import Problem
 
 
 def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, jumps: MaskLike) -> Field:
-    """f for the step from time0 to time1: just after time0 where that is a jump, just before time1 where that is.
+    """f for the step from time0 to time1: its limit just after time0 where `jumped`, just before time1 where `jumps`.
 
-    With `perturb` both ends of every step are taken for jumps.
+    With `perturb` f is taken to jump at both ends of every step.
     """
     if p.stops.rule.perturb:
         jumped = jumps = True
     elif p.stops.jumps is None:
         return p.f
 
-    return OneSided(p.f, p.direction, time0, time1, jumped, jumps)
+    return OneSidedField(p.f, p.direction, time0, time1, jumped, jumps)
 
 
 @dataclass(slots=True)
-class OneSided:
-    """f for a step, just after time0 where `jumped`, and just before time1 where it `jumps` there."""
+class OneSidedField:
+    """See `one_sided_field`. field: called as field(t, y, side), with the side of a jump as -1, 0 or +1."""
 
     field: Any
     direction: Tensor
@@ -51,5 +51,5 @@ class OneSided:
     def jacobian(self) -> Any:
         return getattr(self.field, "jacobian", None)
 
-    def part(self, name: str) -> OneSided:
+    def part(self, name: str) -> OneSidedField:
         return replace(self, field=self.field.part(name))

@@ -1,4 +1,4 @@
-"""Progress: the fraction of time solved, told to the caller after each attempt."""
+"""Progress: the fraction of time solved, reported to the caller after each attempt."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ProgressReporter(Observer):
 
     def observe(self, attempt: StepAttempt) -> None:
         ts = attempt.problem.ts.detach()
-        t = where(attempt.accept, attempt.time1, attempt.time0)
+        t = torch.as_tensor(where(attempt.accept, attempt.time1, attempt.time0)).detach()
         self.attempts += 1
         self.accepted += any_true(attempt.accept)
         span = ts[..., -1] - ts[..., 0]
-        fraction = torch.where(span == 0, 1.0, (t.detach() - ts[..., 0]) / span).min()
+        fraction = torch.where(span == 0, 1.0, (t - ts[..., 0]) / span).min()
         stats = {"nfe": attempt.problem.f.calls, "accepted": self.accepted, "rejected": self.attempts - self.accepted}
         self.callback(float(fraction), stats)

@@ -1,13 +1,19 @@
-"""The state of a solve, and one attempted step as observers see it."""
+"""The state of a solve, and one attempted step as observers see it.
+
+Both are generic in how numbers are held: Python numbers in an eager joint solve, which costs no tensor operations
+(`HostState`, `HostAttempt`); tensors of shape (B,) in a per-sample solve, () in a joint solve that is traced
+(`BatchState`, `BatchAttempt`). `State` and `StepAttempt` without parameters stand for either.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar  # a dependency of torch; typing.TypeVar has defaults from Python 3.13 on
 
 from ..control.controller import ControllerState
 from ..core.dense import Coefficients
@@ -19,63 +25,76 @@ from ..methods.method import Cache, Counts, Step, StepInput
 from .one_sided import one_sided_field
 from .problem import Problem
 
+Scalar = TypeVar("Scalar", bound=ScalarLike, covariant=True, default=ScalarLike)
+Index = TypeVar("Index", bound=int | Tensor, covariant=True, default=int | Tensor)
+Mask = TypeVar("Mask", bound=MaskLike, covariant=True, default=MaskLike)
 
-class State(NamedTuple):
-    """Where a solve stands.
 
-    t, h: detached time and size of the next attempt. time: t as a tensor, attached to ts. stop: index of the next time
-    to hit. jumped: t is a jump time. status: Status codes. cache: of the method. rejected: the last attempt was.
+class State(NamedTuple, Generic[Scalar, Index, Mask]):
+    """The state of a solve between two attempts.
+
+    t: time, detached. time: t as a tensor, attached to ts. h: size of the next attempt, detached. stop: index of the
+    next stop time. jumped: f jumps at t. status: `Status` codes. cache: of the method. rejected: the last attempt was.
     """
 
-    t: ScalarLike
+    t: Scalar
     time: Tensor
-    h: ScalarLike
+    h: Scalar
     y: Leaves
     carry: Leaves
     controller_state: ControllerState
-    stop: ScalarLike
+    stop: Index
     jumped: MaskLike
-    status: ScalarLike
-    cache: Cache = ()
-    rejected: MaskLike = False
+    status: Scalar
+    cache: Cache
+    rejected: Mask
 
+
+HostState = State[float, int, bool]
+BatchState = State[Tensor, Tensor, Tensor]
 
 RandomStates = dict[str, GeneratorStates | None]
-"""Of an f that draws random numbers: the states of the generators before a step, and before its dense output.
+"""Generator states of an f that draws random numbers: before a step ("step") and before its dense output ("dense").
 
-"step" and "dense"; shared by a move and what is kept of it, as the dense output may be asked for later than that.
+An attempt and its tape step share one dict, as the dense output may be computed after the tape step was recorded.
 """
 
 
 @dataclass(slots=True)
-class StepAttempt:
-    """One attempted step, as observers see it. `accept` is a bool, or lanes of booleans.
+class StepAttempt(Generic[Scalar, Index, Mask]):
+    """One attempted step, as observers see it.
 
-    stop: the index of the time that it hit; -1: the time of an event, which depends on no time to hit. ends: an event
-    ends the solve (of these lanes) with this move. steps: how many it is, where nobody looks at those between.
-    sought: lanes in which an event was looked for: they are charged for the polynomial in any case, and
-    for `search_calls` further evaluations. claimed: those in which one was found, charged for `claim_calls`.
+    t0, t1: both ends, detached. time0, time1: the same as tensors, attached to ts. y, carry: before the step.
+    accept: the step was accepted. hit: it ended at a stop time. stop: the index of that stop time; -1 for the time of
+    an event, which depends on no stop time. jumped, jumps: f jumps at t0, at t1. ends: an event ends the solve (of the
+    sample) with this step. steps: number of steps that the attempt stands for; more than 1 where no observer needs
+    those that end at no stop time.
+
+    Evaluations charged to some samples only: `polynomial_calls` for the dense output, to the samples in
+    `polynomial_needed` that accepted and to those in `searched`; `search_calls`, to the samples in `searched`, in which
+    an event was looked for; `claim_calls`, to those in `claimed`, in which one was found.
+
     graph: the step attached to y, carry, time0 and time1, which are then leaves of a graph; `step` is detached.
-    told: what the step was told, where it was an attempt of the loop.
-    draws: where an f that draws random numbers draws them from.
+    step_input: the input of the step, where the attempt comes from the loop.
+    random_states: see `RandomStates`.
     """
 
     problem: Problem
-    t0: ScalarLike
-    t1: ScalarLike
+    t0: Scalar
+    t1: Scalar
     time0: Tensor
     time1: Tensor
     y: Leaves
     carry: Leaves
     step: Step
-    accept: MaskLike
-    hit: MaskLike
-    stop: ScalarLike
+    accept: Mask
+    hit: Mask
+    stop: Index
     jumped: MaskLike
     jumps: MaskLike
     ends: MaskLike = False
     steps: int = 1
-    polynomial_asked: MaskLike = False
+    polynomial_needed: MaskLike = False
     polynomial_calls: int = 0
     polynomial_counts: Counts | None = None
     searched: MaskLike = False
@@ -89,7 +108,7 @@ class StepAttempt:
 
     @property
     def input(self) -> StepInput:
-        """What the step was told; as far as its dense output wants it, where it was not an attempt."""
+        """The input of the step; what its dense output needs of it, where the attempt does not come from the loop."""
         if self.step_input is not None:
             return self.step_input
         f = one_sided_field(self.problem, self.time0, self.time1, self.jumped, self.jumps)
@@ -97,47 +116,52 @@ class StepAttempt:
 
     @property
     def charged(self) -> MaskLike:
-        """Lanes that are charged for the polynomial."""
-        return self.searched | (self.polynomial_asked & self.accept)
+        """Samples that are charged for the polynomial."""
+        return self.searched | (self.polynomial_needed & self.accept)
 
     @property
     def known_polynomial(self) -> Coefficients:
+        """The dense output if it has been computed, else ()."""
         return self._polynomial or ()
 
-    def polynomial(self, lanes: MaskLike = True) -> Coefficients:
-        """Dense output of the step; computed once, and only where somebody asks.
+    def polynomial(self, needed: MaskLike = True) -> Coefficients:
+        """Dense output of the step, computed at the first call.
 
-        `lanes` asks, and alone is charged for evaluations that it takes (`polynomial_calls` for each lane in `asked`).
+        needed: the samples that need it. They alone are charged for its evaluations of f.
         """
-        self.polynomial_asked = self.polynomial_asked | lanes
+        self.polynomial_needed = self.polynomial_needed | needed
         if self._polynomial is None:
             p, before = self.problem, self.problem.f.calls
             step = self.step if self.graph is None else self.graph
-            again = self.random_states.get("dense")
-            if p.f.random and again is None:
+            drawn = self.random_states.get("dense")
+            if p.f.random and drawn is None:
                 self.random_states["dense"] = p.f.random_states()
             grad = self.graph is not None or torch.is_grad_enabled()
-            with torch.set_grad_enabled(grad), nullcontext() if again is None else p.f.with_random_states(again):
+            with torch.set_grad_enabled(grad), nullcontext() if drawn is None else p.f.with_random_states(drawn):
                 self._polynomial, self.polynomial_counts = p.method.dense_with_counts(self.input, step)
             self.polynomial_calls = p.f.calls - before
-            self.step = self.step._replace(stages=())  # nobody else asks for the stages, and they are most of a step
+            self.step = self.step._replace(stages=())  # needed no longer, and most of a step's memory
         return self._polynomial
 
     def forget_polynomial(self) -> None:
-        """The step has been replaced: its polynomial is to be computed when somebody asks."""
+        """To be called when `step` was replaced: the polynomial is computed from the new one."""
         self._polynomial = None
 
 
-def has_nonfinite(attempt: StepAttempt, lanes: Tensor) -> bool:
-    """Whether a value of the step is not finite in one of these lanes: zeros could not be pulled through its graph."""
+HostAttempt = StepAttempt[float, int, bool]
+BatchAttempt = StepAttempt[Tensor, Tensor, Tensor]
+
+
+def has_nonfinite(attempt: StepAttempt, samples: Tensor) -> bool:
+    """True where the step of one of these samples has NaN or inf: a zero cotangent through its graph gives NaN."""
     inner = (*attempt.step.stages, *attempt.known_polynomial)
     values = [
         x.detach() for x in (*attempt.step.y, *attempt.step.carry, *(leaf for leaves in inner for leaf in leaves))
     ]
     totals: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
-    for x in values:  # a sum is finite only where all its terms are, and takes less time than a look at each
+    for x in values:  # a sum is finite only if all its terms are, and is cheaper than a test of each
         key = x.shape, x.dtype
         totals[key] = totals[key] + x if key in totals else x
     if not any(any_true(~torch.isfinite(total)) for total in totals.values()):
         return False
-    return any_true(lanes & ~all_finite(tuple(values), attempt.problem.batched))
+    return any_true(samples & ~all_finite(tuple(values), attempt.problem.batched))

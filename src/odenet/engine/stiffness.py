@@ -1,10 +1,10 @@
-"""Whether stability, and not accuracy, holds the steps of a solve down: told once, early.
+"""Stiffness: whether stability, not accuracy, limits the steps of a solve. Reported once, by a warning.
 
 The error estimate of an explicit method is E = dt sum_i e_i k_i, of slopes k_i at the states g_i of its stages. The
-weights e_i sum to zero, so with D = sum_i e_i g_i a linear f has E = dt J D. Both are small but for the fastest modes:
-(E, D) / (D, D) is dt times the fastest eigenvalue, from slopes that are there already. Where steps are as long as the
-method is stable for, it lies at the end of the stability interval, step after step, within a tenth; where accuracy
-decides, well inside. Hairer & Wanner II, IV.2, "Detecting Stiffness", compare two stages to the same end.
+weights e_i sum to zero, so with D = sum_i e_i g_i a linear f has E = dt J D. Both are small except in the fastest
+modes: (E, D) / (D, D) is dt times the fastest eigenvalue, from slopes that are known already. Where steps are as long
+as the method is stable for, it lies at the end of the stability interval, step after step, within a tenth; where
+accuracy decides, well inside. Hairer & Wanner II, IV.2, "Detecting Stiffness", compare two stages to the same end.
 """
 
 from __future__ import annotations
@@ -23,95 +23,100 @@ from .problem import Problem
 from .step_attempt import State, StepAttempt
 from .stop_tracker import StopTracker
 
-_FIRST = 50  # attempts before the first look; later ones after twice, four times as many
-_LOOKS = 18  # steps that are looked at one after the other
-_ENOUGH = 12  # of them that have to be at the bound
-_FEW = 4  # looks that end the matter where none of them is
-_BAND = (0.75, 2.0)  # parts of the stability interval
-_LEFT = 1000.0  # further steps from which on it is worth telling
+_FIRST_WAIT = 50  # attempts before the first series of inspected steps; doubled for each later one
+_SERIES = 18  # steps inspected in a row
+_ENOUGH = 12  # steps of a series at the stability bound that make the problem stiff
+_EARLY_END = 4  # steps after which a series ends if none of them is at the bound
+_BOUND = (0.75, 2.0)  # in units of the stability interval: the range that counts as at the bound
+_WORTH_A_WARNING = 1000.0  # steps of this size still to take
 
 CURE = "take an implicit method: method='esdirk54', or 'radauIIA5' for tight tolerances"
 
 
-def watchable(p: Problem) -> bool:
+def can_detect_stiffness(p: Problem) -> bool:
     return p.controller.adaptive and p.method.stability_interval > 0.0 and not p.traced
 
 
 @torch.no_grad()
-def at_the_bound(attempt: StepAttempt) -> Tensor:
-    """Lanes of which an accepted step is about as long as the method is stable for; 0-d for a joint solve."""
+def at_stability_bound(attempt: StepAttempt) -> Tensor:
+    """(B,), or () in a joint solve: accepted steps about as long as the method is stable for."""
     p = attempt.problem
     accept = torch.as_tensor(attempt.accept)
-    parts = p.method.stiffness_pair(attempt.step)
-    if parts is None:
+    stiffness_pair = p.method.stiffness_pair(attempt.step)
+    if stiffness_pair is None:
         return torch.zeros_like(accept)
     scale = tolerance_scale(tuple(y.detach() for y in attempt.y), p.rtol, p.atol)
-    error, states = (_over(x, scale) for x in parts)
-    part = -dot(error, states, p.batched) / dot(states, states, p.batched) / p.method.stability_interval
-    return accept & (part > _BAND[0]) & (part < _BAND[1])
+    error, states = (_scaled(x, scale) for x in stiffness_pair)
+    length = -dot(error, states, p.batched) / dot(states, states, p.batched) / p.method.stability_interval
+    return accept & (length > _BOUND[0]) & (length < _BOUND[1])
 
 
-def _over(x: Leaves, scale: Leaves) -> Leaves:
+def _scaled(x: Leaves, scale: Leaves) -> Leaves:
     return tuple(a.detach() / s for a, s in zip(x, scale, strict=True))
 
 
 @final
-class Stiffness:
-    """Looks now and then at some steps in a row; one object for a solve, also where that is several legs."""
+class StiffnessDetector:
+    """Inspects a series of steps now and then; one object for a solve, also for one of several segments.
+
+    wait: attempts between the last series and the next. countdown: attempts until the next series. inspected: steps of
+    the current series so far. count: those of them at the stability bound, (B,) or (). longest: the longest of these.
+    """
 
     def __init__(self) -> None:
-        self.wait = _FIRST
-        self.told = False
-        self._rest(_FIRST)
+        self.wait = _FIRST_WAIT
+        self.warned = False
+        self._end_series(_FIRST_WAIT)
 
-    def _rest(self, attempts: int) -> None:
-        self.left, self.looks = attempts, 0
-        self.count: Tensor | None = None  # of steps at the bound
-        self.longest: Tensor | None = None  # of them: others may have been cut short, to end at an event
+    def _end_series(self, wait: int) -> None:
+        self.countdown, self.inspected = wait, 0
+        self.count: Tensor | None = None
+        self.longest: Tensor | None = None  # not the last: that may have been cut short to end at an event
 
     def wrap(self, try_step: TryStep) -> TryStep:
-        """`try_step`, watched."""
+        """`try_step` with the inspection after it."""
 
-        def watched(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
+        def inspected(p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
             attempt, decision = try_step(p, tracker, s)
-            self.left -= 1
-            if self.left < 0 and not self.told:
-                self.look(attempt)
+            self.countdown -= 1
+            if self.countdown < 0 and not self.warned:
+                self.inspect(attempt)
             return attempt, decision
 
-        return watched
+        return inspected
 
-    def look(self, attempt: StepAttempt) -> None:
+    def inspect(self, attempt: StepAttempt) -> None:
         if attempt.accept is False:
             return
-        held, step = at_the_bound(attempt), (attempt.time1 - attempt.time0).detach().abs()
-        if self.count is None or self.longest is None or self.count.shape != held.shape:  # or samples have left
-            self.count, self.longest = torch.zeros_like(held, dtype=torch.int64), torch.zeros_like(step)
-        self.count = self.count + held
-        self.longest = torch.where(held, torch.maximum(step, self.longest), self.longest)
-        self.looks += 1
-        if self.looks not in (_FEW, _LOOKS):  # a device is waited for no more often
+        at_bound, step = at_stability_bound(attempt), (attempt.time1 - attempt.time0).detach().abs()
+        if self.count is None or self.longest is None or self.count.shape != at_bound.shape:  # samples left the batch
+            self.count, self.longest = torch.zeros_like(at_bound, dtype=torch.int64), torch.zeros_like(step)
+        self.count = self.count + at_bound
+        self.longest = torch.where(at_bound, torch.maximum(step, self.longest), self.longest)
+        self.inspected += 1
+        if self.inspected not in (_EARLY_END, _SERIES):  # reading the counts waits for the device
             return
         most = int(self.count.max())
         if most >= _ENOUGH:
-            self._tell(attempt, self.count >= _ENOUGH, self.longest)
-        if self.looks == _LOOKS or not most:
-            self._rest(self.wait)
+            self._warn(attempt, self.count >= _ENOUGH, self.longest)
+        if self.inspected == _SERIES or not most:
+            self._end_series(self.wait)
             self.wait *= 2
 
-    def _tell(self, attempt: StepAttempt, held: Tensor, step: Tensor) -> None:
+    def _warn(self, attempt: StepAttempt, stiff: Tensor, step: Tensor) -> None:
+        """Warn if so many steps remain that a warning helps. stiff: samples at the bound. step: their longest step."""
         p, t = attempt.problem, attempt.time1.detach()
-        left = torch.where(held, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
-        if float(left.max()) < _LEFT:
+        remaining = torch.where(stiff, (p.ts.detach()[..., -1] - t).abs() / step, 0.0)
+        if float(remaining.max()) < _WORTH_A_WARNING:
             return
-        self.told, whose = True, ""
+        self.warned, sample = True, ""
         if p.batched:
-            row = int(left.argmax())
-            t, step, left = t[row], step[row], left[row]
-            whose = f", sample {int(p.samples.of_rows(row))}"
+            row = int(remaining.argmax())
+            t, step, remaining = t[row], step[row], remaining[row]
+            sample = f", sample {int(p.samples.sample_numbers(row))}"
         warn(
-            f"The problem is stiff (t={float(t):.3g}{whose}): steps of {float(step):.1g} are as long as method="
-            f"{p.method.name!r} is stable for, though not as long as rtol and atol allow, and some {float(left):.0e} "
-            f"more lead to the end. For fewer steps {CURE}.",
+            f"The problem is stiff (t={float(t):.3g}{sample}): steps of {float(step):.1g} are as long as method="
+            f"{p.method.name!r} is stable for, though shorter than rtol and atol require, and about "
+            f"{float(remaining):.0e} more of them lead to the end. For fewer steps {CURE}.",
             StiffnessWarning,
         )

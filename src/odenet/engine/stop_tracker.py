@@ -1,138 +1,194 @@
-"""Clock: the times that end a step, and the ends of steps as tensors."""
+"""StopTracker: the next stop time of each sequence of steps, and the ends of steps as tensors attached to it."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, final
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from ..control.controller import Decision
 from ..core.leaves import differentiable
-from ..core.scalars import MaskLike, ScalarLike
+from ..core.scalars import MaskLike
 from ..methods.method import Tolerances
 from .planned_steps import StepPlanner
 from .problem import Problem
 
+# Without parameters: either of the two kinds, whose methods fit only states of their kind.
+Scalar = TypeVar("Scalar", default=Any)
+Index = TypeVar("Index", default=Any)
+Mask = TypeVar("Mask", default=Any)
 
-class StopTracker:
-    """The times to hit, on the host where lanes are there, else in tensors."""
+
+class StopTracker(ABC, Generic[Scalar, Index, Mask]):
+    """What the loop asks about the stop times of `p`; S of them.
+
+    sign: +1 where time increases, else -1. count: S. two_sided: no step needs a one-sided limit of f at its ends.
+    tolerances: for the method, where an error chooses the steps. leaf_times: the end of a step is to be a leaf of the
+    step's graph.
+    """
+
+    sign: Scalar
 
     def __init__(self, p: Problem) -> None:
         self.p = p
-        self.times = p.stops.times.detach()
-        self.tracked = differentiable(p.stops.times)
-        self.host: Any = list(p.stops.on_host) if p.on_host else None
-        self.jumps_there: Any = p.stops.jumps if p.stops.jumps is None or not p.on_host else p.stops.jumps.tolist()
-        self.sign: ScalarLike = float(p.direction) if p.on_host else p.direction
-        self.count = self.times.shape[-1]
-        self.last = self._last_of_equal()
-        self.smooth = not p.stops.rule.perturb and p.stops.jumps is None  # f is evaluated at the times themselves
-        self.always = p.controller.constant_decision() if p.on_host else None
-        self.planner = (
-            StepPlanner(p, self.host, self.last, self.sign)
-            if self.host is not None and StepPlanner.possible(p)
-            else None
-        )
+        self.count = p.stops.times.shape[-1]
+        self.times_differentiable = differentiable(p.stops.times)
+        self.two_sided = not p.stops.rule.perturb and p.stops.jumps is None
         control = p.controller
         self.tolerances = Tolerances(p.rtol, p.atol, control.norm) if control.adaptive else None
-        self.leaf_times = False  # the end of a step is a leaf that asks for its gradient
-        self.event_stops: MaskLike = None  # lanes of which the next time to hit is that of an event
+        self.leaf_times = False
 
-    def end_at(self, lanes: MaskLike, stop: ScalarLike, t: ScalarLike) -> None:
-        """Of these lanes: end the step at hand at t, the time of an event, in place of the next time to hit.
+    @abstractmethod
+    def target(self, stop: Index) -> Scalar:
+        """The stop time with this index."""
 
-        f jumps there only where that is the next time to hit, and f jumps at it.
+    @abstractmethod
+    def next_stop(self, t: Scalar, stop: Index) -> Index:
+        """Index of the first stop time after t, not before `stop`; of several at the same time the last one."""
+
+    @abstractmethod
+    def end_time(self, stop: Index, hit: Mask, t1: Scalar, time0: Tensor) -> Tensor:
+        """t1 as a tensor: attached to the stop time that was hit, else at a constant distance from time0."""
+
+    @abstractmethod
+    def set_event_stop(self, samples: Mask, stop: Index, t: Scalar) -> None:
+        """The next step of these samples ends at t, the time of an event, instead of its stop time.
+
+        f jumps there only where t is a stop time at which f jumps.
         """
-        self._replace(lanes, stop, t)
 
-    def cancel_end_at(self, lanes: MaskLike, stop: ScalarLike) -> None:
-        """Of these lanes: there is no event, and the next time to hit is what it was."""
-        self._replace(lanes, stop, None)
+    @abstractmethod
+    def clear_event_stop(self, samples: Mask, stop: Index) -> None:
+        """Undo `set_event_stop`: there is no event."""
 
-    def _replace(self, lanes: MaskLike, stop: ScalarLike, t: ScalarLike | None) -> None:
-        stops, jumps = self.p.stops.times.detach(), self.p.stops.jumps
-        if self.host is not None:
-            own = float(stops[stop])
-            t, self.event_stops = (own, None) if t is None else (t, True)
-            if jumps is not None:
-                self.jumps_there[stop] = bool(jumps[stop]) and own == t
-            self.host[stop] = t
-            return
-        if self.event_stops is None:  # the times are the problem's own until then
-            self.event_stops, self.times = torch.zeros_like(lanes), self.times.clone()
-            self.jumps_there = None if self.jumps_there is None else self.jumps_there.clone()
-        rows = lanes.nonzero()[:, 0]
-        place = rows, stop[rows]
-        fresh = stops[place] if t is None else t[rows]
-        if jumps is not None:
-            self.jumps_there[place] = jumps[place] & (stops[place] == fresh)
-        self.event_stops[rows], self.times[place] = t is not None, fresh
 
-    def _last_of_equal(self) -> ScalarLike:
-        """For each stop the last one at the same time: what ends there moves with the last."""
-        if self.p.traced:  # ONNX knows no cumulative minimum
+def stop_tracker(p: Problem) -> HostStopTracker | BatchStopTracker:
+    return HostStopTracker(p) if p.on_host else BatchStopTracker(p)
+
+
+@final
+class HostStopTracker(StopTracker[float, int, bool]):
+    """For a joint solve with Python numbers.
+
+    times, jumps: the stop times and whether f jumps there, as lists. event_stop: the next stop is the time of an event.
+    unconditional: the decision on every step whose end is finite, if the controller has but one. planner: computes the
+    times of many steps at once, where these are known beforehand.
+    """
+
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p)
+        self.times = list(p.stops.on_host)
+        self.jumps: list[bool] | None = None if p.stops.jumps is None else p.stops.jumps.tolist()
+        self.sign = float(p.direction)
+        self.last_coincident: Sequence[int] = p.stops.last_coincident
+        self.event_stop = False
+        self.unconditional: Decision | None = p.controller.constant_decision()
+        self.planner = StepPlanner(p, self.times, self.last_coincident, self.sign) if StepPlanner.applies(p) else None
+
+    def target(self, stop: int) -> float:
+        return self.times[stop]
+
+    def next_stop(self, t: float, stop: int) -> int:
+        while stop < self.count and (self.times[stop] - t) * self.sign <= 0:
+            stop = self.last_coincident[stop] + 1
+        return self.last_coincident[stop] if stop < self.count else stop
+
+    def end_time(self, stop: int, hit: bool, t1: float, time0: Tensor) -> Tensor:
+        if not self.times_differentiable or (hit and self.event_stop):
+            time1 = time0.new_tensor(t1)
+            return time1.requires_grad_() if self.leaf_times else time1
+        return self.p.stops.times[stop] if hit else time0 + (t1 - time0.detach())
+
+    def set_event_stop(self, samples: bool, stop: int, t: float) -> None:
+        self._replace(stop, t)
+        self.event_stop = True
+
+    def clear_event_stop(self, samples: bool, stop: int) -> None:
+        self._replace(stop, float(self.p.stops.times.detach()[stop]))
+        self.event_stop = False
+
+    def _replace(self, stop: int, t: float) -> None:
+        stops = self.p.stops
+        if self.jumps is not None and stops.jumps is not None:
+            self.jumps[stop] = bool(stops.jumps[stop]) and float(stops.times.detach()[stop]) == t
+        self.times[stop] = t
+
+
+@final
+class BatchStopTracker(StopTracker[Tensor, Tensor, Tensor]):
+    """For numbers in tensors: (B,) per sample, () for a joint solve that is traced.
+
+    times, jumps: the stop times and whether f jumps there, (S,) or (B, S). event_stops: samples whose next stop is the
+    time of an event; None before the first event.
+    """
+
+    def __init__(self, p: Problem) -> None:
+        super().__init__(p)
+        self.times = p.stops.times.detach()
+        self.jumps = p.stops.jumps
+        self.sign = p.direction
+        self.last_coincident = self._last_of_equal()
+        self.event_stops: Tensor | None = None
+
+    def _last_of_equal(self) -> Tensor:
+        """(S,) or (B, S): for each stop time the index of the last one that equals it."""
+        if self.p.traced:  # ONNX has no cumulative minimum
             same = self.times.unsqueeze(-1) == self.times.unsqueeze(-2)
             return self.count - 1 - same.flip(-1).to(torch.uint8).argmax(-1)
-        if self.host is None:
-            index = torch.arange(self.count, device=self.times.device)
-            after = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
-            return torch.where(after, index, self.count).flip(-1).cummin(-1).values.flip(-1)
-        return self.p.stops.last_coincident
+        index = torch.arange(self.count, device=self.times.device)
+        differs = torch.nn.functional.pad(self.times[..., 1:] != self.times[..., :-1], (0, 1), value=True)
+        return torch.where(differs, index, self.count).flip(-1).cummin(-1).values.flip(-1)
 
-    def target(self, stop: ScalarLike) -> ScalarLike:
-        if self.host is not None:
-            return self.host[stop]
+    def target(self, stop: Tensor) -> Tensor:
         return self._at(self.times, stop)
 
-    def jumps(self, stop: ScalarLike, hit: MaskLike) -> MaskLike:
-        if self.jumps_there is None:
-            return False
-        if self.host is not None:
-            return hit and self.jumps_there[stop]
-        return hit & self._at(self.jumps_there, stop)
+    def jumps_at(self, stop: Tensor, hit: Tensor) -> MaskLike:
+        """Samples that hit a stop time at which f jumps."""
+        return False if self.jumps is None else hit & self._at(self.jumps, stop)
 
-    def time(self, stop: ScalarLike, hit: MaskLike, t1: ScalarLike, time0: Tensor, t0: ScalarLike) -> Tensor:
-        """t1 as a tensor: a stop itself where it was hit, else a constant after time0."""
-        if not self.tracked or (hit is True and self.event_stops):
-            time1 = t1 if isinstance(t1, Tensor) else time0.new_tensor(t1)
-            return time1.detach().requires_grad_() if self.leaf_times else time1
-        time1 = attached(self.p.stops.times, stop, hit, t1, time0)
-        if isinstance(self.event_stops, Tensor):
-            time1 = torch.where(self.event_stops & hit, t1, time1)
-        return time1
-
-    def stop_hit(self, stop: ScalarLike, hit: MaskLike) -> ScalarLike:
-        """`stop`, or -1 where it is the time of an event that a step hits."""
-        if isinstance(self.event_stops, Tensor):
-            return torch.where(self.event_stops & hit, -1, stop)
-        return -1 if self.event_stops and hit else stop
-
-    def next_stop(self, t: ScalarLike, stop: ScalarLike) -> ScalarLike:
-        """Index of the first stop after t, the last one of several at that time."""
-        if self.host is not None:
-            while stop < self.count and (self.host[stop] - t) * self.sign <= 0:
-                stop = self.last[stop] + 1
-            return self.last[stop] if stop < self.count else stop
+    def next_stop(self, t: Tensor, stop: Tensor) -> Tensor:
         first = ((self.times - t.unsqueeze(-1)) * self.sign.unsqueeze(-1) <= 0).sum(-1)
-        return torch.where(first < self.count, self._at(self.last, first), first)
+        return torch.where(first < self.count, self._at(self.last_coincident, first), first)
 
-    def passed(self, t: Tensor, stop: Tensor) -> Tensor:
-        """`next_stop` for lanes that go to their stop and no further, at a cost that does not grow with the stops."""
+    def following_stop(self, t: Tensor, stop: Tensor) -> Tensor:
+        """`next_stop` for samples that went no further than their stop time; its cost does not grow with S."""
         after = stop + 1
-        after = torch.where(after < self.count, self._at(self.last, after), self.count)
-        there = (self._at(self.times, stop) - t) * self.sign <= 0
-        return torch.where(there & (stop < self.count), after, stop)
+        after = torch.where(after < self.count, self._at(self.last_coincident, after), self.count)
+        reached = (self._at(self.times, stop) - t) * self.sign <= 0
+        return torch.where(reached & (stop < self.count), after, stop)
+
+    def end_time(self, stop: Tensor, hit: Tensor, t1: Tensor, time0: Tensor) -> Tensor:
+        if not self.times_differentiable:
+            return t1.detach().requires_grad_() if self.leaf_times else t1
+        stops = self.p.stops.times
+        at_stop = stops.gather(-1, stop.clamp(max=stops.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
+        time1 = torch.where(hit, at_stop, time0 + (t1 - time0.detach()))
+        return time1 if self.event_stops is None else torch.where(self.event_stops & hit, t1, time1)
+
+    def set_event_stop(self, samples: Tensor, stop: Tensor, t: Tensor) -> None:
+        rows = samples.nonzero()[:, 0]
+        self._replace(samples, rows, stop, t[rows], True)
+
+    def clear_event_stop(self, samples: Tensor, stop: Tensor) -> None:
+        rows = samples.nonzero()[:, 0]
+        self._replace(samples, rows, stop, self.p.stops.times.detach()[rows, stop[rows]], False)
+
+    def _replace(self, samples: Tensor, rows: Tensor, stop: Tensor, t: Tensor, event: bool) -> None:
+        times, jumps = self.p.stops.times.detach(), self.p.stops.jumps
+        if self.event_stops is None:  # the tensors are those of the problem until now
+            self.event_stops, self.times = torch.zeros_like(samples), self.times.clone()
+            self.jumps = None if self.jumps is None else self.jumps.clone()
+        index = rows, stop[rows]
+        if self.jumps is not None and jumps is not None:
+            self.jumps[index] = jumps[index] & (times[index] == t)
+        self.event_stops[rows], self.times[index] = event, t
 
     def _at(self, values: Tensor, stop: Tensor) -> Tensor:
-        """For each lane the value of its stop (of the last one where it has passed them all)."""
+        """The value at the stop of each sample; at its last one where it has passed them all."""
         if self.count == 1:
             return values[..., 0]
         return values.gather(-1, stop.clamp(max=self.count - 1).unsqueeze(-1)).squeeze(-1)
-
-
-def attached(stops: Tensor, stop: ScalarLike, hit: MaskLike, t1: ScalarLike, time0: Tensor) -> Tensor:
-    """The end of a step with its dependence on ts: on the stop where it was hit, on the start of the step elsewhere."""
-    if not isinstance(hit, Tensor):
-        return stops[stop] if hit else time0 + (t1 - time0.detach())
-    at_stop = stops.gather(-1, stop.clamp(max=stops.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-    return torch.where(hit, at_stop, time0 + (t1 - time0.detach()))

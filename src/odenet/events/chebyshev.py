@@ -1,4 +1,4 @@
-"""The polynomial of a function's samples at the Chebyshev points of [0, 1]."""
+"""The polynomial through a function's values at the Chebyshev points of [0, 1], called nodes here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-NODES = 9  # samples: a polynomial of degree 8
-_FINE = 96  # intervals on which the sign of that polynomial is looked at
+NODES = 9  # so the polynomial has degree 8
+_FINE = 96  # intervals of the fine grid, on which the sign of the polynomial is tested
 
 
 @cache
 def nodes() -> tuple[float, ...]:
-    """The Chebyshev points of [0, 1], both ends among them."""
+    """The Chebyshev points of [0, 1], with both ends."""
     return tuple((1 - math.cos(math.pi * i / (NODES - 1))) / 2 for i in range(NODES))
 
 
@@ -26,29 +26,29 @@ def node_points() -> Tensor:
 
 
 @cache
-def finely() -> tuple[Tensor, Tensor, Tensor]:
-    """Points, the matrix that takes samples at the nodes to the values of their polynomial there, which are nodes."""
+def fine_grid() -> tuple[Tensor, Tensor, Tensor]:
+    """Points, nodes among them; the matrix from values at the nodes to values at the points; which points are nodes."""
     points = sorted({i / _FINE for i in range(_FINE + 1)} | set(nodes()))
-    sampled = torch.tensor([x in nodes() for x in points])
-    return torch.tensor(points, dtype=torch.float64), _interpolation(points), sampled
+    is_node = torch.tensor([x in nodes() for x in points])
+    return torch.tensor(points, dtype=torch.float64), _interpolation(points), is_node
 
 
 @cache
-def at_the_nodes() -> tuple[Tensor, Tensor, Tensor]:
-    """The same of the nodes alone."""
-    every = torch.ones(NODES, dtype=torch.bool)
-    return node_points(), torch.eye(NODES, dtype=torch.float64), every
+def node_grid() -> tuple[Tensor, Tensor, Tensor]:
+    """`fine_grid` with the nodes as its only points."""
+    is_node = torch.ones(NODES, dtype=torch.bool)
+    return node_points(), torch.eye(NODES, dtype=torch.float64), is_node
 
 
 def _interpolation(points: Sequence[float]) -> Tensor:
-    """The matrix that takes samples at the nodes to the values of their polynomial at these points.
+    """The matrix (len(points), n) from values at the nodes to values of their polynomial at these points.
 
     By the barycentric formula: J.-P. Berrut, L. N. Trefethen, Barycentric Lagrange interpolation, SIAM Review 46
     (2004), 501-517.
     """
     x = nodes()
     weights = [(-1.0) ** i * (0.5 if i in (0, NODES - 1) else 1.0) for i in range(NODES)]
-    rows = []
+    rows: list[list[float]] = []
     for point in points:
         if point in x:
             rows.append([float(point == node) for node in x])
@@ -59,13 +59,14 @@ def _interpolation(points: Sequence[float]) -> Tensor:
 
 
 @cache
-def between_nodes(x: float) -> Tensor:
+def value_at(x: float) -> Tensor:
+    """The matrix (n, 1) from values at the nodes to the value of their polynomial at x."""
     return _interpolation([x]).mT
 
 
 @cache
 def last_coefficients() -> Tensor:
-    """The matrix that takes samples at the nodes to the last three Chebyshev coefficients of their polynomial."""
+    """The matrix (n, 3) from values at the nodes to the last three Chebyshev coefficients of their polynomial."""
     n = NODES - 1
     weights = [0.5 if i in (0, n) else 1.0 for i in range(NODES)]
     rows = [

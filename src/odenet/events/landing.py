@@ -1,4 +1,8 @@
-"""Steps that end at events: each is taken again, to end where the value at its own end is zero."""
+"""Landing: steps that end at events. A step is repeated until the event value at its end is zero.
+
+All tensors are (L,), one entry for each of the L samples of the solve, L = 1 in a joint solve; those of an attempt have
+entries for the current samples alone, with their numbers in `rows`.
+"""
 
 from __future__ import annotations
 
@@ -9,163 +13,176 @@ import torch
 from torch import Tensor
 
 _EPS = 2.0**-52
-_ROUNDING = 64 * _EPS  # of the values on a step: a value below that is zero
-_GOOD = 1e-11  # the same, once a better root has been looked for
-_SMALL = 1e-4  # a value below that part may be as near to zero as rounding lets it come
-_MOST = 200  # attempts for one event
-_ENOUGH = 30  # those after which a value that changes steadily is small
-_WIDER = 64.0  # how much further from a jump the next attempt looks for its other side
+_ROUNDING = 64 * _EPS  # in units of the value's size on the step: smaller values count as zero
+_GOOD = 1e-11  # the same, after a better root has been looked for
+_SMALL = 1e-4  # the same: such a value may be as near to zero as rounding lets it come
+_MOST_TRIES = 200  # attempts at one event
+_ENOUGH_TRIES = 30  # attempts after which a continuous value has to be small
+_WIDER = 64.0  # growth of the distance from a discontinuity at which its other side is looked for
 
 
 def resolution(t0: Tensor, t1: Tensor) -> Tensor:
-    """What two times between these have to differ by, to be two."""
+    """The smallest difference of two times between t0 and t1 that are told apart."""
     return 8 * _EPS * torch.maximum(t0.abs(), t1.abs())
 
 
-class Claim(NamedTuple):
-    """An event as the dense output of a step tells it, a lane each.
+class Candidate(NamedTuple):
+    """An event as the dense output of a step predicts it.
 
-    value: which of the values. t: its time. start, limit: of the step. bound: from where on the value has its sign
-    before it, `sign`. low: a time at which it has that sign for certain, and high: one at which it has not; NaN where
-    none is known. rate: of the value, in time. size: of the value on the step so far. sharp: the value jumps there, or
-    stays zero.
+    value_index: the event value that crosses zero, -1 for none. t: time of the event. step_start, step_end: the ends of
+    the step. sign: of the value before the event, from `sign_since` on. low, high: times at which it certainly has that
+    sign, certainly has not; NaN where unknown. rate: of the value, per time. size: largest absolute value on the step
+    so far. discontinuous: the value jumps at the event, or stays zero after it.
     """
 
-    value: Tensor
+    value_index: Tensor
     t: Tensor
-    start: Tensor
-    limit: Tensor
-    bound: Tensor
+    step_start: Tensor
+    step_end: Tensor
+    sign_since: Tensor
     sign: Tensor
     low: Tensor
     high: Tensor
     rate: Tensor
     size: Tensor
-    sharp: Tensor
+    discontinuous: Tensor
 
 
-class Landed(NamedTuple):
-    """What became of attempts, in lanes. again: to be tried again. off: there is no event. jumped: across zero.
+class LandingResult(NamedTuple):
+    """What became of attempts to end a step at an event, one entry for each current sample.
 
-    noise: values up to it are zero but for rounding; NaN where that is not known.
+    retry: the step is to be tried again. no_event: there is no event. jumped: the value jumps across zero at the event.
+    noise: values up to this size are zero but for rounding; NaN where that is not known.
     """
 
-    again: Tensor
-    off: Tensor
+    retry: Tensor
+    no_event: Tensor
     jumped: Tensor
     noise: Tensor
 
 
-def put(kept: object, rows: Tensor, lanes: Tensor, **values: Tensor) -> None:
-    """Of these lanes among those at hand: write values into the tensors of all lanes that are `kept` by their names."""
-    here = rows[lanes]
+def assign(target: object, rows: Tensor, samples: Tensor, **values: Tensor) -> None:
+    """target.name[rows[samples]] = value[samples], for each named value. samples: mask of the current samples."""
+    index = rows[samples]
     for name, x in values.items():
-        whole = getattr(kept, name)
-        whole[here] = x[lanes].to(whole.dtype)
+        full = getattr(target, name)
+        full[index] = x[samples].to(full.dtype)
 
 
 @final
 class Landing:
-    """Where the steps end that were found to have an event, of all lanes (L,); `value` is -1 where there is none.
+    """The search for the times at which steps have to end to end at an event.
 
-    The dense output says where to look, and the ends of steps decide: an event is a time at which the state of a step
-    that ends there has a value of zero, or between whose neighbours the value has jumped past it. The search is that
-    for a root, by secants, kept between a time before it and one after it where both are known; where none comes near
-    zero, what the dense output showed was its own.
+    The dense output predicts the event, and ends of steps decide: an event is a time at which a step that ends there
+    has a value of zero, or on whose two sides the value has different signs. The time is searched for by secants, kept
+    between a time before it and one after it where both are known. Where no end of a step comes near zero, the event
+    was one of the dense output alone.
+
+    candidate: the predictions. t: end of the next attempt. low, high: times before and after the event, NaN where
+    unknown. last_t, last: time and value of the last attempt. best_t, best: those of the smallest value so far. tries:
+    number of attempts. final: the next attempt is the last one.
     """
 
-    def __init__(self, lane: Tensor, rounding: float) -> None:
-        none = torch.full_like(lane, torch.nan)
-        no, index = torch.zeros_like(lane, dtype=torch.bool), torch.full_like(lane, -1, dtype=torch.int64)
+    def __init__(self, like: Tensor, rounding: float) -> None:
+        nan = torch.full_like(like, torch.nan)
+        no, index = torch.zeros_like(like, dtype=torch.bool), torch.full_like(like, -1, dtype=torch.int64)
         self.rounding = rounding
-        self.claim = Claim(*(none.clone() for _ in Claim._fields))._replace(value=index, sharp=no)
-        self.t, self.low, self.high = none.clone(), none.clone(), none.clone()
-        self.last_t, self.last, self.best_t, self.best = (none.clone() for _ in range(4))
+        empty = Candidate(*(nan.clone() for _ in Candidate._fields))
+        self.candidate = empty._replace(value_index=index, discontinuous=no)
+        self.t, self.low, self.high = nan.clone(), nan.clone(), nan.clone()
+        self.last_t, self.last, self.best_t, self.best = (nan.clone() for _ in range(4))
         self.tries, self.final = torch.zeros_like(index), no.clone()
 
     @property
-    def value(self) -> Tensor:
-        return self.claim.value
+    def value_index(self) -> Tensor:
+        """The event value that is searched for, -1 for none."""
+        return self.candidate.value_index
 
-    def begin(self, rows: Tensor, lanes: Tensor, c: Claim) -> None:
-        """Of these lanes among those at hand: look for an event where it is claimed."""
-        put(self.claim, rows, lanes, **c._asdict())
-        # of what jumps, and is not zero there, first the one side and then the other
-        ahead = c.t - resolution(c.start, c.limit) * (c.limit - c.start).sign()
-        t = torch.where(c.sharp & ((ahead - c.start) * (c.limit - c.start) > 0), ahead, c.t)
-        put(self, rows, lanes, t=t, low=c.low, high=c.high)
-        here = rows[lanes]
-        self.tries[here], self.final[here], self.best[here] = 0, False, torch.inf
+    def begin(self, rows: Tensor, samples: Tensor, c: Candidate) -> None:
+        """Start the search for these samples. c: of all current samples."""
+        assign(self.candidate, rows, samples, **c._asdict())
+        # at a discontinuity first the side before it, then the side after it
+        before = c.t - resolution(c.step_start, c.step_end) * (c.step_end - c.step_start).sign()
+        t = torch.where(c.discontinuous & ((before - c.step_start) * (c.step_end - c.step_start) > 0), before, c.t)
+        assign(self, rows, samples, t=t, low=c.low, high=c.high)
+        index = rows[samples]
+        self.tries[index], self.final[index], self.best[index] = 0, False, torch.inf
 
-    def margin(self, start: Tensor, limit: Tensor, rate: Tensor, size: Tensor, sharp: Tensor) -> Tensor:
-        """How long the solution takes from an event, as well as it is known, to a state that is past it for certain."""
-        least = 2 * resolution(start, limit)
-        most = torch.maximum(least, _SMALL * (limit - start).abs())
+    def margin(self, start: Tensor, end: Tensor, rate: Tensor, size: Tensor, discontinuous: Tensor) -> Tensor:
+        """The time from an event, at the accuracy to which it is known, to where the solution is certainly past it."""
+        least = 2 * resolution(start, end)
+        most = torch.maximum(least, _SMALL * (end - start).abs())
         time = 4 * max(_GOOD, self.rounding) * size / rate.abs()
-        return torch.where(sharp, least, torch.minimum(torch.maximum(time, least), most)) * (limit - start).sign()
+        margin = torch.where(discontinuous, least, torch.minimum(torch.maximum(time, least), most))
+        return margin * (end - start).sign()
 
-    def judge(self, rows: Tensor, lanes: Tensor, left: Tensor, noise: Callable[[], Tensor]) -> Landed:
-        """What to do with steps of these lanes that ended at their t, where the value still is `left`.
+    def assess(self, rows: Tensor, samples: Tensor, value: Tensor, noise: Callable[[], Tensor]) -> LandingResult:
+        """Decide on steps of these samples that ended at their t with this event value.
 
         noise: how much the values change with the rounding of their states and times.
         """
-        c = Claim(*(x[rows] for x in self.claim))
+        c = Candidate(*(x[rows] for x in self.candidate))
         t, tries = self.t[rows], self.tries[rows]
-        forward, width = (c.limit - c.start).sign(), resolution(c.start, c.limit)
-        before, size = left * c.sign > 0, left.abs()
+        forward, width = (c.step_end - c.step_start).sign(), resolution(c.step_start, c.step_end)
+        before, size = value * c.sign > 0, value.abs()
         low, high = torch.where(before, t, self.low[rows]), torch.where(before, self.high[rows], t)
-        known = torch.isfinite(low) & torch.isfinite(high)
-        narrow = known & ((high - low) * forward <= 1.5 * width)
+        bracketed = torch.isfinite(low) & torch.isfinite(high)
+        narrow = bracketed & ((high - low) * forward <= 1.5 * width)
         better = size < self.best[rows]
         best, best_t = torch.where(better, size, self.best[rows]), torch.where(better, t, self.best_t[rows])
-        steady = lanes & ~c.sharp
-        floor = torch.where(steady, noise(), 0.0) if bool(steady.any()) else torch.zeros_like(size)
+        continuous = samples & ~c.discontinuous
+        floor = torch.where(continuous, noise(), 0.0) if bool(continuous.any()) else torch.zeros_like(size)
         tolerance = torch.where(
             tries == 0, torch.maximum(_ROUNDING * c.size, floor), torch.maximum(_GOOD * c.size, 4 * floor)
         )
-        # as near as rounding lets it come; or as the times do
+        # as near to zero as rounding of the value lets it come, or rounding of the time
         small = torch.maximum(_SMALL * c.size, floor)
         near = size <= torch.maximum(small, 3 * c.rate.abs() * width)
         last = self.last[rows].abs()
-        stalled = ~c.sharp & known & (tries >= 2) & (size > last / 4) & (best <= small)
-        closing = (stalled & better) | (~c.sharp & near & (self._secant(rows, c, t, left) == t))
-        # the method itself may have a jump or a pole there, as implicit ones do in long steps: then nothing is zero
-        there, whole = self.final[rows] | (narrow & ~before), c.sharp | near
-        good = closing | (~c.sharp & (size <= tolerance)) | (whole & there)
-        settled = torch.where(narrow | (tries >= _MOST), high, torch.where(stalled, best_t, torch.nan))
-        searched = torch.where(c.sharp, self._outwards(c, t, low, high), self._towards(rows, c, t, left, low, high))
-        following = torch.where(torch.isfinite(settled), settled, searched)
-        following = torch.where(~whole & (there | (tries >= _ENOUGH)), torch.nan, following)
-        again, off = lanes & ~good & torch.isfinite(following), lanes & ~good & ~torch.isfinite(following)
-        put(self, rows, lanes, low=low, high=high, best=best, best_t=best_t, last=left, last_t=t, tries=tries + 1)
-        put(self, rows, again, t=following, final=torch.isfinite(settled))
-        jumped = lanes & good & (size > torch.maximum(small, tolerance))
-        return Landed(again, off, jumped, torch.where(steady, 2 * floor, torch.nan))
+        stalled = ~c.discontinuous & bracketed & (tries >= 2) & (size > last / 4) & (best <= small)
+        converged = (stalled & better) | (~c.discontinuous & near & (self._secant(rows, c, t, value) == t))
+        # The method itself may have a jump or a pole there, as implicit ones have in long steps: then no end is near
+        # zero, and there is no event.
+        decided, plausible = self.final[rows] | (narrow & ~before), c.discontinuous | near
+        good = converged | (~c.discontinuous & (size <= tolerance)) | (plausible & decided)
+        last_try = torch.where(narrow | (tries >= _MOST_TRIES), high, torch.where(stalled, best_t, torch.nan))
+        searched = torch.where(
+            c.discontinuous, self._next_outwards(c, t, low, high), self._next_inwards(rows, c, t, value, low, high)
+        )
+        following = torch.where(torch.isfinite(last_try), last_try, searched)
+        following = torch.where(~plausible & (decided | (tries >= _ENOUGH_TRIES)), torch.nan, following)
+        open_ = samples & ~good
+        retry, no_event = open_ & torch.isfinite(following), open_ & ~torch.isfinite(following)
+        assign(self, rows, samples, low=low, high=high, best=best, best_t=best_t, last=value, last_t=t, tries=tries + 1)
+        assign(self, rows, retry, t=following, final=torch.isfinite(last_try))
+        jumped = samples & good & (size > torch.maximum(small, tolerance))
+        return LandingResult(retry, no_event, jumped, torch.where(continuous, 2 * floor, torch.nan))
 
-    def _secant(self, rows: Tensor, c: Claim, t: Tensor, left: Tensor) -> Tensor:
-        slope = (left - self.last[rows]) / (t - self.last_t[rows])
-        return t - left / torch.where(self.tries[rows] == 0, c.rate, slope)
+    def _secant(self, rows: Tensor, c: Candidate, t: Tensor, value: Tensor) -> Tensor:
+        slope = (value - self.last[rows]) / (t - self.last_t[rows])
+        return t - value / torch.where(self.tries[rows] == 0, c.rate, slope)
 
-    def _towards(self, rows: Tensor, c: Claim, t: Tensor, left: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Where a value that changes steadily is looked at next; NaN where it does not come near zero."""
-        tries, forward, known = self.tries[rows], (c.limit - c.start).sign(), torch.isfinite(low + high)
-        secant, last = self._secant(rows, c, t, left), self.last[rows].abs()
-        least = torch.where(torch.isfinite(low), low, c.bound)
-        most = torch.where(torch.isfinite(high), high, c.limit)
+    def _next_inwards(self, rows: Tensor, c: Candidate, t: Tensor, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The next time to try for a continuous value; NaN where the value does not come near zero."""
+        tries, forward, bracketed = self.tries[rows], (c.step_end - c.step_start).sign(), torch.isfinite(low + high)
+        secant, last = self._secant(rows, c, t, value), self.last[rows].abs()
+        least = torch.where(torch.isfinite(low), low, c.sign_since)
+        most = torch.where(torch.isfinite(high), high, c.step_end)
         inside = torch.isfinite(secant) & ((secant - least) * forward > 0) & ((most - secant) * forward >= 0)
-        slow = (tries >= 1) & (left.abs() > last / 2)
-        inside = inside & torch.where(known, (secant != high) & ~(slow & (tries >= 2)), ~slow)
-        return torch.where(inside, secant, torch.where(known, low + (high - low) / 2, torch.nan))
+        slow = (tries >= 1) & (value.abs() > last / 2)
+        inside = inside & torch.where(bracketed, (secant != high) & ~(slow & (tries >= 2)), ~slow)
+        return torch.where(inside, secant, torch.where(bracketed, low + (high - low) / 2, torch.nan))
 
-    def _outwards(self, c: Claim, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Where a value that jumps, or stays zero, is looked at next; NaN where it has no other side.
+    def _next_outwards(self, c: Candidate, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The next time to try for a value that jumps, or stays zero; NaN where it has no other side.
 
-        At the claim, then further and further from it until the other side is known, then halfway.
+        First the predicted time, then further and further from it until the other side is known, then bisection.
         """
-        forward, width = (c.limit - c.start).sign(), resolution(c.start, c.limit)
-        reach = _WIDER * torch.maximum((t - c.t).abs(), width) * forward
-        further = torch.where((low - c.t) * forward >= 0, c.t + reach, torch.where(
-            (c.t - high) * forward >= 0, c.t - reach, c.t))  # fmt: skip
-        least, most = torch.where(torch.isfinite(low), low, c.bound), torch.where(torch.isfinite(high), high, c.limit)
+        forward, width = (c.step_end - c.step_start).sign(), resolution(c.step_start, c.step_end)
+        distance = _WIDER * torch.maximum((t - c.t).abs(), width) * forward
+        further = torch.where((low - c.t) * forward >= 0, c.t + distance, torch.where(
+            (c.t - high) * forward >= 0, c.t - distance, c.t))  # fmt: skip
+        least = torch.where(torch.isfinite(low), low, c.sign_since)
+        most = torch.where(torch.isfinite(high), high, c.step_end)
         inside = ((further - least) * forward > 0) & ((most - further) * forward >= 0) & (further != high)
         return torch.where(inside, further, low + (high - low) / 2)  # NaN where one side is not known

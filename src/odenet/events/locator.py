@@ -1,4 +1,9 @@
-"""Where an event ends a solve, or that of a sample: the first root of its function on the dense output of the steps."""
+"""EventLocator: finds the events within each step, and ends steps at them.
+
+L is the number of samples of the solve, 1 in a joint solve; m the number of event values. The tensors of an
+`EventLocator` have entries for all L samples; `rows` are the numbers of those in the current batch, and masks called
+`samples` have an entry for each of these.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +17,45 @@ from ..control.controller import Decision
 from ..core.dense import Coefficients
 from ..core.leaves import Leaves, expand_over, scale
 from ..core.norms import all_finite, max_abs
-from ..engine.loop import FoundEvents, TryStep
+from ..engine.loop import LocatedEvents, TryStep
 from ..engine.problem import Problem
 from ..engine.step_attempt import State, StepAttempt
 from ..engine.stop_tracker import StopTracker
 from .chebyshev import node_points, nodes
-from .landing import Claim, Landing, put, resolution
+from .landing import Candidate, Landing, assign, resolution
 from .roots import RootQuery, Roots, first_roots
-from .rounding import noise
-from .step_values import EventValues, StepValues, as_lanes, lanes_of, largest, rows_at_hand
+from .rounding import rounding_noise
+from .step_values import (
+    EventValues,
+    StepValues,
+    current_samples,
+    first_signs,
+    largest,
+    per_sample,
+    per_sample_values,
+    raise_for_nonfinite,
+)  # fmt: skip
 
-_APART = 1e-3  # of a step: where the rate of a value is measured around its root
-_CLOSEST = 1e-9  # of a step: a value that changes as much in so little as within _APART jumps
-_CLOSE = tuple(8.0**-k for k in range(6, 0, -1))  # of the first node: where to look for the sign just after an event
-_HUGE = 1e6  # of the initial state: one that has grown beyond is blowing up, and may be too much for an event function
+_RATE_DISTANCE = 1e-3  # of a step: distance from a root at which the rate of the value is measured
+_JUMP_DISTANCE = 1e-9  # of a step: a value that changes as much over it as over _RATE_DISTANCE jumps
+_HUGE = 1e6  # times the initial state: a state beyond is blowing up, and event functions may fail for it
 
 
 @dataclass(frozen=True)
 class EventSet:
-    """What is looked for, on L lanes (one, where they share their steps).
+    """The events that a segment looks for.
 
-    directions: +1, -1 or 0, (m,). wanted: values that are looked for, (L, m). first: those that come before others at
-    the same time, (L, m). signs: those at the start, (L, m), where 0 is that of the first value that differs from zero
-    by more than `quiet`, (L, m).
+    directions: +1, -1 or 0, (m,). active: values that are looked for, (L, m). first_on_tie: values that take
+    precedence over others with a root at the same time, (L, m). signs: of the values at the start, (L, m); 0 stands for
+    the sign of the first value that is larger than `noise_floor`, (L, m).
     """
 
     values: EventValues
     directions: Tensor
-    wanted: Tensor
-    first: Tensor
+    active: Tensor
+    first_on_tie: Tensor
     signs: Tensor
-    quiet: Tensor
+    noise_floor: Tensor
 
     def locator(self, p: Problem, try_step: TryStep) -> EventLocator:
         return EventLocator(p, self, try_step)
@@ -50,263 +63,258 @@ class EventSet:
 
 @final
 class EventLocator:
-    """Looks for an event in each step that was accepted, and takes the one it lies in again, to end at the event.
+    """Looks for an event in each accepted step; takes a step that has one again, to end at the event.
 
-    Roots are those of the method's own dense output; steps that end there decide (see `Landing`). Of the batch, `rows`
-    are at hand.
+    Events are roots on the dense output; the ends of steps decide whether they exist, see `Landing`.
+
+    signs, noise_floor, last_values: of the values at the start of the step, see `EventSet`, (L, m). signs_after: just
+    after the event, (L, m). peaks: largest absolute values so far, (L, m). zero_tolerance, discontinuous, f_jumps,
+    displacement: of the event, see `LocatedEvents`. scale: size of the event's value on its step, (L,). search_from,
+    sign_from: after a predicted event did not exist, the search continues at this time, where the value has this sign
+    on the dense output, (L, m).
     """
 
     def __init__(self, p: Problem, events: EventSet, try_step: TryStep) -> None:
-        self.events, self.plain = events, try_step
+        self.events, self.plain_step = events, try_step
         self.tracker: StopTracker | None = None
-        assert p.f.segment_ends is not None  # see Problem.with_edges
-        self.edges, self.straight = p.f.segment_ends, p.method.interpolation == "linear"
-        lane = p.direction.reshape(-1)
+        assert p.f.segment_ends is not None  # see Problem.with_segment_ends
+        self.segment_ends, self.linear = p.f.segment_ends, p.method.interpolation == "linear"
+        like = p.direction.reshape(-1)
         self.rounding = 16 * max(torch.finfo(y.dtype).eps for y in p.y0)
-        self.landing = Landing(lane, self.rounding)
-        self.zero, self.scale = torch.zeros_like(lane), torch.zeros_like(lane)
-        self.jumped = torch.zeros_like(lane, dtype=torch.bool)
-        self.bends = torch.ones_like(self.jumped)
-        self.signs, self.after, self.quiet = events.signs.clone(), events.signs.clone(), events.quiet.clone()
-        self.peaks = torch.zeros_like(self.quiet)  # the largest absolute value until the event
-        self.past, self.past_sign = torch.full_like(self.quiet, torch.nan), torch.zeros_like(self.quiet)  # see _look
-        self.onwards = tuple(torch.zeros_like(y.detach()) for y in p.y0)
-        self.bound = _HUGE * max_abs(p.y0, p.batched).detach().reshape(-1).clamp(min=1.0)
-        self.last = torch.where(self.quiet > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
+        self.landing = Landing(like, self.rounding)
+        self.zero_tolerance, self.scale = torch.zeros_like(like), torch.zeros_like(like)
+        self.discontinuous = torch.zeros_like(like, dtype=torch.bool)
+        self.f_jumps = torch.ones_like(self.discontinuous)
+        self.signs, self.signs_after = events.signs.clone(), events.signs.clone()
+        self.noise_floor = events.noise_floor.clone()
+        self.peaks = torch.zeros_like(self.noise_floor)
+        self.search_from = torch.full_like(self.noise_floor, torch.nan)
+        self.sign_from = torch.zeros_like(self.noise_floor)
+        self.displacement = tuple(torch.zeros_like(y.detach()) for y in p.y0)
+        self.blow_up_size = _HUGE * max_abs(p.y0, p.batched).detach().reshape(-1).clamp(min=1.0)
+        self.last_values = torch.where(self.noise_floor > 0, 0.0, self._values(p, p.ts[..., 0], p.y0))
 
     def supports_subset(self) -> bool:
-        """Whether the event functions also work on some samples of the batch."""
+        """Whether the event functions also work on a subset of the batch."""
         return self.events.values.supports_subset()
 
     @property
-    def found(self) -> FoundEvents:
-        value = self.landing.value
-        peak = self.peaks.gather(-1, value.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return FoundEvents(self.landing.t, value, self.after, self.zero, peak, self.jumped, self.bends, self.onwards)
+    def located(self) -> LocatedEvents:
+        index = self.landing.value_index
+        peak = self.peaks.gather(-1, index.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return LocatedEvents(
+            self.landing.t, index, self.signs_after, self.zero_tolerance, peak, self.discontinuous, self.f_jumps,
+            self.displacement,
+        )  # fmt: skip
 
     def try_step(self, p: Problem, tracker: StopTracker, s: State) -> tuple[StepAttempt, Decision]:
-        rows = rows_at_hand(p)
+        rows = current_samples(p)
         if tracker is not self.tracker:  # samples have left the batch
-            self.tracker, there = tracker, self.landing.value[rows] >= 0
-            if bool(there.any()):
-                tracker.end_at(there, s.stop, self.landing.t[rows])
-        attempt, decision = self.plain(p, tracker, s)
-        accept = lanes_of(attempt.accept, p)
-        found = self.landing.value[rows] >= 0
-        ends = accept & found & lanes_of(attempt.hit, p)
-        looks = accept & ~ends & all_finite(attempt.step.y, p.batched).reshape(-1)  # else the solve is about to fail
-        if bool(looks.any()):  # in the grad mode of the step, as outputs are made of it too
-            attempt.searched = looks if p.batched else True
-            if not self.straight:
+            self.tracker, landing = tracker, self.landing.value_index[rows] >= 0
+            if bool(landing.any()):
+                tracker.set_event_stop(landing, s.stop, self.landing.t[rows])
+        attempt, decision = self.plain_step(p, tracker, s)
+        accept = per_sample(attempt.accept, p)
+        landing = self.landing.value_index[rows] >= 0
+        ends = accept & landing & per_sample(attempt.hit, p)
+        # a state that is not finite is left to the loop: the solve is about to fail
+        searched = accept & ~ends & all_finite(attempt.step.y, p.batched).reshape(-1)
+        if bool(searched.any()):  # in the grad mode of the step, as outputs are made of the polynomial too
+            attempt.searched = searched if p.batched else True
+            if not self.linear:
                 attempt.polynomial(attempt.searched)
         with torch.no_grad():
-            off = accept & found & ~ends  # a shorter step than that to the event, which is looked for anew
-            back = torch.zeros_like(accept)
+            cancelled = accept & landing & ~ends  # the step ended before the event, which is looked for anew
+            retry = torch.zeros_like(accept)
             if bool(ends.any()):
-                back, none = self._judge(p, attempt, ends, rows)
-                off, ends = off | none, ends & ~back & ~none
-                back = back | none
-            if bool(off.any()):
-                self._call_off(tracker, s, off, rows)
-            if bool(looks.any()):
-                back = back | self._look(p, attempt, looks, rows)
-            if not bool(back.any()):
+                retry, no_event = self._assess(p, attempt, ends, rows)
+                cancelled, ends = cancelled | no_event, ends & ~retry & ~no_event
+                retry = retry | no_event
+            if bool(cancelled.any()):
+                self._cancel_landing(tracker, s, cancelled, rows)
+            if bool(searched.any()):
+                retry = retry | self._search(p, attempt, searched, rows)
+            if not bool(retry.any()):
                 attempt.ends = ends if p.batched else bool(ends)
                 return attempt, decision
-            to_event = back & (self.landing.value[rows] >= 0)
+            to_event = retry & (self.landing.value_index[rows] >= 0)
             if bool(to_event.any()):
-                self._cut(tracker, s, to_event, rows)
-            return _taken_back(p, s, attempt, decision, back, ends)
+                self._set_landing(tracker, s, to_event, rows)
+            return _reject(p, s, attempt, decision, retry, ends)
 
-    def _cut(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
-        """The step of these lanes is to end at an event, before which f is to be seen."""
+    def _set_landing(self, tracker: StopTracker, s: State, samples: Tensor, rows: Tensor) -> None:
+        """The next step of these samples ends at an event, where f is evaluated by its limit from before."""
         t, batched = self.landing.t, tracker.p.batched
-        tracker.end_at(lanes if batched else True, s.stop, t[rows] if batched else float(t))
-        self._edge(lanes, rows, t)
+        tracker.set_event_stop(samples if batched else True, s.stop, t[rows] if batched else float(t))
+        self._set_segment_end(samples, rows, t)
 
-    def _call_off(self, tracker: StopTracker, s: State, lanes: Tensor, rows: Tensor) -> None:
-        tracker.cancel_end_at(lanes if tracker.p.batched else True, s.stop)
-        self.landing.value[rows[lanes]] = -1
-        self._edge(lanes, rows, torch.full_like(self.landing.t, torch.nan))
+    def _cancel_landing(self, tracker: StopTracker, s: State, samples: Tensor, rows: Tensor) -> None:
+        tracker.clear_event_stop(samples if tracker.p.batched else True, s.stop)
+        self.landing.value_index[rows[samples]] = -1
+        self._set_segment_end(samples, rows, torch.full_like(self.landing.t, torch.nan))
 
-    def _edge(self, lanes: Tensor, rows: Tensor, t: Tensor) -> None:
-        whole, claim = torch.zeros_like(self.jumped).index_fill(0, rows[lanes], True), self.landing.claim
-        t = torch.where(self.bends, t, torch.nan)  # else f is what it is there
-        self.edges.set_end(whole, t, torch.maximum(claim.start.abs(), claim.limit.abs()), self.onwards)
+    def _set_segment_end(self, samples: Tensor, rows: Tensor, t: Tensor) -> None:
+        all_samples = torch.zeros_like(self.discontinuous).index_fill(0, rows[samples], True)
+        t = torch.where(self.f_jumps, t, torch.nan)  # f needs no limit where it does not jump
+        c = self.landing.candidate
+        time_scale = torch.maximum(c.step_start.abs(), c.step_end.abs())
+        self.segment_ends.set_end(all_samples, t, time_scale, self.displacement)
 
-    def _judge(self, p: Problem, attempt: StepAttempt, lanes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of steps that end where an event may be: those to be tried again, and those that have none after all."""
-        values, pick = (
-            self._values(p, attempt.time1, attempt.step.y),
-            self.landing.value[rows].clamp(min=0).unsqueeze(-1),
-        )
-        left, claim = values.gather(-1, pick).squeeze(-1), self.landing.claim
+    def _assess(self, p: Problem, attempt: StepAttempt, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """For steps of these samples that ended at predicted events: which to try again, and which have no event."""
+        values = self._values(p, attempt.time1, attempt.step.y)
+        index = self.landing.value_index[rows].clamp(min=0).unsqueeze(-1)
+        value, c = values.gather(-1, index).squeeze(-1), self.landing.candidate
 
-        def noise_of_it() -> Tensor:
+        def noise() -> Tensor:
             time, y = attempt.time1.detach(), tuple(x.detach() for x in attempt.step.y)
-            scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(p.y0, y, strict=True))
-            around = torch.maximum(attempt.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
-            found = noise(lambda t, x: self._values(p, t, x), time, y, around, scale)
-            return found.gather(-1, pick).squeeze(-1)
+            y_scale = tuple(torch.maximum(a.detach().abs(), b.abs()) for a, b in zip(p.y0, y, strict=True))
+            time_scale = torch.maximum(attempt.time0.detach().abs(), time.abs()).to(p.f.time_dtype)
+            out = rounding_noise(lambda t, x: self._values(p, t, x), time, y, time_scale, y_scale)
+            return out.gather(-1, index).squeeze(-1)
 
-        landed = self.landing.judge(rows, lanes, left, noise_of_it)
+        landed = self.landing.assess(rows, samples, value, noise)
         least = self.rounding * self.scale[rows] + 1e-300
         zero = torch.where(torch.isnan(landed.noise), least, landed.noise + 1e-300)
-        zero = torch.where(landed.jumped, least, 2 * left.abs() + zero)
-        start, limit, t = claim.start[rows], claim.limit[rows], claim.t[rows]
-        moved = ((self.landing.t[rows] - t).abs() > _APART * (limit - start).abs()).unsqueeze(-1)
-        chosen = torch.arange(values.shape[-1], device=values.device) == pick
-        after = torch.where(moved & ~chosen & (values != 0), values.sign(), self.after[rows])
-        put(self, rows, lanes, jumped=landed.jumped, zero=zero, after=after)
-        if bool(landed.off.any()):  # from there on the step is looked at once more
-            past = torch.where(chosen, t.unsqueeze(-1), self.past[rows])
-            sign = torch.where(chosen, -claim.sign[rows].unsqueeze(-1), self.past_sign[rows])
-            put(self, rows, landed.off, past=past, past_sign=sign)
-        return landed.again, landed.off
+        zero = torch.where(landed.jumped, least, 2 * value.abs() + zero)
+        start, end, t = c.step_start[rows], c.step_end[rows], c.t[rows]
+        moved = ((self.landing.t[rows] - t).abs() > _RATE_DISTANCE * (end - start).abs()).unsqueeze(-1)
+        chosen = torch.arange(values.shape[-1], device=values.device) == index
+        after = torch.where(moved & ~chosen & (values != 0), values.sign(), self.signs_after[rows])
+        assign(self, rows, samples, discontinuous=landed.jumped, zero_tolerance=zero, signs_after=after)
+        if bool(landed.no_event.any()):  # the step is searched again, from the predicted event on
+            search_from = torch.where(chosen, t.unsqueeze(-1), self.search_from[rows])
+            sign_from = torch.where(chosen, -c.sign[rows].unsqueeze(-1), self.sign_from[rows])
+            assign(self, rows, landed.no_event, search_from=search_from, sign_from=sign_from)
+        return landed.retry, landed.no_event
 
-    def _look(self, p: Problem, attempt: StepAttempt, lanes: Tensor, rows: Tensor) -> Tensor:
-        """Look for the first event in a step of these lanes; gives those that have one.
+    def _search(self, p: Problem, attempt: StepAttempt, samples: Tensor, rows: Tensor) -> Tensor:
+        """Search the accepted steps of these samples for their first event. Returns the mask of samples with one."""
+        coefficients = self._own_polynomial(p, attempt) if self.linear else attempt.known_polynomial
+        path = StepValues(self.events.values, p, attempt, coefficients)
+        active = samples.unsqueeze(-1) & self.events.active[rows]
+        first, last = self.last_values[rows], self._values(p, attempt.time1, attempt.step.y)
+        values = torch.cat([first.unsqueeze(-1), path.at_points(nodes()[1:-1]), last.unsqueeze(-1)], -1)
+        if bool((~torch.isfinite(values) & active.unsqueeze(-1)).any()):
+            samples = samples & ~self._blows_up(p, attempt, values, active)
+            active = active & samples.unsqueeze(-1)
+        values = torch.where(torch.isfinite(values), values, 0.0)
+        noise_floor = self.noise_floor[rows]
+        t0, t1 = (per_sample(x, p).unsqueeze(-1) for x in (attempt.t0, attempt.t1))
+        search_from = ((self.search_from[rows] - t0) / (t1 - t0)).nan_to_num(0.0)
+        signs, left, loud_from = first_signs(path, values, self.signs[rows], noise_floor, active)
+        points = node_points().to(values.device)
+        noise = (points < loud_from.unsqueeze(-1)) & (values.abs() <= noise_floor.unsqueeze(-1))
+        values = torch.where(noise, 0.0, values)
+        at_end = t1 == p.ts.detach()[..., -1].reshape(-1, 1)  # event functions are not evaluated past the end
 
-        Where what was found was none, the search goes on from there: `past`, with the sign that the value has beyond it
-        on the dense output, `past_sign`.
-        """
-        path = StepValues(
-            self.events.values, p, attempt, self._own(p, attempt) if self.straight else attempt.known_polynomial
+        def g(theta: Tensor, needed: Tensor) -> Tensor:
+            out = path.at_own_points(torch.where(at_end, theta.clamp(max=1.0), theta), needed)
+            raise_for_nonfinite(~torch.isfinite(out) & needed, out, attempt)
+            return torch.where((theta < loud_from) & (out.abs() <= noise_floor), 0.0, out)
+
+        sign = torch.where(search_from > 0, self.sign_from[rows], signs)
+        query = RootQuery(
+            self.events.directions,
+            torch.where(active, sign, 0.0),
+            torch.maximum(left, search_from),
+            torch.maximum(loud_from, search_from),
         )
-        wanted = lanes.unsqueeze(-1) & self.events.wanted[rows]
-        first, last = self.last[rows], self._values(p, attempt.time1, attempt.step.y)
-        column = torch.cat([first.unsqueeze(-1), path.inside(nodes()[1:-1]), last.unsqueeze(-1)], -1)
-        if bool((~torch.isfinite(column) & wanted.unsqueeze(-1)).any()):
-            lanes = lanes & ~self._blows_up(p, attempt, column, wanted)
-            wanted = wanted & lanes.unsqueeze(-1)
-        column = torch.where(torch.isfinite(column), column, 0.0)
-        quiet, own = self.quiet[rows], self.signs[rows]
-        t0, t1 = (lanes_of(x, p).unsqueeze(-1) for x in (attempt.t0, attempt.t1))
-        past = ((self.past[rows] - t0) / (t1 - t0)).nan_to_num(0.0)
-        signs, left, loud = self._first_signs(path, column, own, quiet, wanted)
-        points = node_points().to(column.device)
-        column = torch.where((points < loud.unsqueeze(-1)) & (column.abs() <= quiet.unsqueeze(-1)), 0.0, column)
-
-        at_end = t1 == p.ts.detach()[..., -1].reshape(-1, 1)  # nothing is asked of event functions past that
-
-        def g(theta: Tensor, live: Tensor) -> Tensor:
-            found = path.each(torch.where(at_end, theta.clamp(max=1.0), theta), live)
-            _refuse(~torch.isfinite(found) & live, found, attempt)
-            return torch.where((theta < loud) & (found.abs() <= quiet), 0.0, found)
-
-        at = torch.where(past > 0, self.past_sign[rows], signs)
-        sought = RootQuery(
-            self.events.directions, torch.where(wanted, at, 0.0), torch.maximum(left, past), torch.maximum(loud, past)
-        )
-        roots = first_roots(g, column, sought, self.rounding / 4)
-        found = lanes & torch.isfinite(roots.where.amin(-1))
+        roots = first_roots(g, values, query, self.rounding / 4)
+        found = samples & torch.isfinite(roots.where.amin(-1))
         if bool(found.any()):
-            self._claim(p, path, attempt, rows, found, roots, signs, column)
-        end, on = column[..., -1], lanes & ~found
-        put(self, rows, on, signs=torch.where(end != 0, end.sign(), signs), last=end)
-        put(self, rows, on, quiet=torch.where(end != 0, 0.0, quiet), past=torch.full_like(past, torch.nan))
+            self._begin_landing(p, path, attempt, rows, found, roots, signs, values)
+        end, without = values[..., -1], samples & ~found
+        assign(self, rows, without, signs=torch.where(end != 0, end.sign(), signs), last_values=end)
+        nowhere = torch.full_like(search_from, torch.nan)
+        assign(self, rows, without, noise_floor=torch.where(end != 0, 0.0, noise_floor), search_from=nowhere)
         until = torch.where(found, roots.where.amin(-1), 1.0)
-        put(self, rows, lanes, peaks=torch.maximum(self.peaks[rows], largest(column, until)))
+        assign(self, rows, samples, peaks=torch.maximum(self.peaks[rows], largest(values, until)))
         return found
 
-    def _claim(
-        self, p: Problem, path: StepValues, attempt: StepAttempt, rows: Tensor, found: Tensor, roots: Roots, signs: Tensor,
-        column: Tensor,
+    def _begin_landing(
+        self, p: Problem, path: StepValues, attempt: StepAttempt, rows: Tensor, found: Tensor, roots: Roots,
+        signs: Tensor, values: Tensor,
     ) -> None:  # fmt: skip
-        """Keep the events that were found: where they may be, and how the values stand and change there."""
+        """Start landing on the first event of each sample in `found`: its time, and how its value changes there.
+
+        signs: before the step, (L, m). values: at the nodes, (L, m, n).
+        """
         where = roots.where
         first = where.amin(-1, keepdim=True)
         tied = where <= first
-        pick = (tied.to(torch.uint8) + (tied & self.events.first[rows]).to(torch.uint8)).argmax(-1, keepdim=True)
-        chosen, live = torch.arange(where.shape[-1], device=where.device) == pick, found.unsqueeze(-1)
+        priority = tied.to(torch.uint8) + (tied & self.events.first_on_tie[rows]).to(torch.uint8)
+        index = priority.argmax(-1, keepdim=True)
+        chosen, needed = torch.arange(where.shape[-1], device=where.device) == index, found.unsqueeze(-1)
         at = torch.where(torch.isfinite(first), first, 0.5).expand_as(where)
-        here = path.each(at, live.expand_as(chosen))
+        at_root = path.at_own_points(at, needed.expand_as(chosen))
         before = torch.where(roots.rising, -1.0, 1.0)
 
-        def around(distance: float) -> tuple[Tensor, Tensor, Tensor]:
+        def beside(distance: float) -> tuple[Tensor, Tensor, Tensor]:
             low, high = (at - distance).clamp(min=0.0), (at + distance).clamp(max=1.0)
-            return path.each(low, chosen & live), path.each(high, chosen & live), high - low
+            return path.at_own_points(low, chosen & needed), path.at_own_points(high, chosen & needed), high - low
 
-        below, above, width = around(_APART)
-        nearly, just, _ = around(_CLOSEST)
-        jumps = (just - nearly).abs() > torch.maximum(above.abs(), below.abs()) / 2
-        sharp = jumps | ((above == 0) & (here == 0) & (at < 1))
-        # a value whose root is still ahead has its sign; one that is zero gets that which it takes first
-        after = torch.where(here != 0, here.sign(), signs)
+        below, above, width = beside(_RATE_DISTANCE)
+        just_below, just_above, _ = beside(_JUMP_DISTANCE)
+        jumps = (just_above - just_below).abs() > torch.maximum(above.abs(), below.abs()) / 2
+        discontinuous = jumps | ((above == 0) & (at_root == 0) & (at < 1))
+        # a value whose root comes later keeps its sign; one that is zero gets the first sign that it takes
+        after = torch.where(at_root != 0, at_root.sign(), signs)
         after = torch.where(torch.isfinite(where), before, after)
-        after = torch.where(chosen, torch.where(here == 0, 0.0, -before), after)
-        t0, t1 = lanes_of(attempt.t0, p), lanes_of(attempt.t1, p)
+        after = torch.where(chosen, torch.where(at_root == 0, 0.0, -before), after)
+        t0, t1 = per_sample(attempt.t0, p), per_sample(attempt.t1, p)
         length = t1 - t0
 
-        def of_it(x: Tensor) -> Tensor:
-            return x.gather(-1, pick).squeeze(-1)
+        def pick(x: Tensor) -> Tensor:
+            return x.gather(-1, index).squeeze(-1)
 
-        # where a step ends at the event it is no step any more
-        part = first.squeeze(-1)
-        t = t0 + length.sign() * torch.maximum(part * length.abs(), resolution(t0, t1))
-        sign, end = of_it(before), of_it(column[..., -1])
-        size = torch.maximum(of_it(largest(column, part)), of_it(path.each(at / 2, (chosen & live))).abs())
+        # the event is at least the resolution after the start: the step that ends at it must not have length zero
+        theta = first.squeeze(-1)
+        t = t0 + length.sign() * torch.maximum(theta * length.abs(), resolution(t0, t1))
+        sign, end = pick(before), pick(values[..., -1])
+        # halfway to the event too, as the nodes may all lie past it
+        size = torch.maximum(pick(largest(values, theta)), pick(path.at_own_points(at / 2, (chosen & needed))).abs())
         peaks = torch.where(chosen, torch.maximum(self.peaks[rows], size.unsqueeze(-1)), self.peaks[rows])
-        # of peaks too: the nodes may all lie past an event
-        put(self, rows, found, after=after, peaks=peaks, scale=of_it(column.abs().amax(-1)))
-        low, high = torch.where(of_it(signs) == sign, t0, torch.nan), torch.where(end * sign > 0, torch.nan, t1)
-        # one whose root was ahead at the last event, and which had it there, happens at once
-        sharp = of_it(sharp) | (
-            (low == t0) & (of_it(column[..., 0]) * sign <= 0) & (t == t0 + resolution(t0, t1) * length.sign())
+        assign(self, rows, found, signs_after=after, peaks=peaks, scale=pick(values.abs().amax(-1)))
+        low, high = torch.where(pick(signs) == sign, t0, torch.nan), torch.where(end * sign > 0, torch.nan, t1)
+        # a root that came later at the last event, and turned out to lie there, happens at once
+        discontinuous = pick(discontinuous) | (
+            (low == t0) & (pick(values[..., 0]) * sign <= 0) & (t == t0 + resolution(t0, t1) * length.sign())
         )
-        rate = of_it((above - below) / width) / length
-        margin = self.landing.margin(t0, t1, rate, size, sharp) / length
-        if not p.batched:
-            part, margin = part[0], margin[0]
-        slope = path.slope(part)
-        onwards = scale(expand_over(margin, slope), slope)  # along the dense output just past the event, by the margin
-        if p.batched:
-            for whole, x in zip(self.onwards, onwards, strict=True):
-                whole[rows[found]] = x[found]
-        else:
-            self.onwards = onwards
-        if not p.f.random:  # else it is not known
-            put(self, rows, found, bends=path.bends(part, tuple(map(p.samples.take, self.onwards)), found))
-        self.landing.begin(rows, found, Claim(
-            pick.squeeze(-1), t, t0, t1, t0 + of_it(roots.since) * length, sign, low, high, rate, size, sharp
+        rate = pick((above - below) / width) / length
+        margin = self.landing.margin(t0, t1, rate, size, discontinuous) / length
+        self._set_displacement(p, path, rows, found, theta, margin)
+        self.landing.begin(rows, found, Candidate(
+            index.squeeze(-1), t, t0, t1, t0 + pick(roots.since) * length, sign, low, high, rate, size, discontinuous
         ))  # fmt: skip
 
-    def _first_signs(
-        self, path: StepValues, column: Tensor, signs: Tensor, quiet: Tensor, wanted: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The signs before the step, from where on they hold, and from where on values are more than noise.
+    def _set_displacement(
+        self, p: Problem, path: StepValues, rows: Tensor, found: Tensor, theta: Tensor, margin: Tensor
+    ) -> None:
+        """Set `displacement`, along the dense output from theta by `margin`, and `f_jumps`."""
+        if not p.batched:
+            theta, margin = theta[0], margin[0]
+        slope = path.slope(theta)
+        displacement = scale(expand_over(margin, slope), slope)
+        if p.batched:
+            for full, x in zip(self.displacement, displacement, strict=True):
+                full[rows[found]] = x[found]
+        else:
+            self.displacement = displacement
+        if not p.f.random:  # two evaluations of a random f differ anyway
+            f_jumps = path.f_jumps(theta, tuple(map(p.samples.take, self.displacement)), found)
+            assign(self, rows, found, f_jumps=f_jumps)
 
-        After an event, a value that is zero has the sign that it takes first, maybe long before the first node.
-        """
-        left, unknown = torch.zeros_like(signs), wanted & (signs == 0)
-        points = node_points().to(column.device)
-        loud = column.abs() > quiet.unsqueeze(-1)
-        index = loud.to(torch.uint8).argmax(-1, keepdim=True)
-        since = torch.where(loud.any(-1), points[index.squeeze(-1)], torch.inf)
-        since = torch.where(unknown | (quiet > 0), since, 0.0)
-        risen = unknown & (quiet > 0)
-        if bool(risen.any()):
-            for part in _CLOSE:
-                theta = torch.full_like(left, part * nodes()[1])
-                value = path.each(theta, risen)
-                known = risen & (value.abs() > quiet) & torch.isfinite(value)
-                signs, left = torch.where(known, value.sign(), signs), torch.where(known, theta, left)
-                since, risen = torch.where(known, theta, since), risen & ~known
-                if not bool(risen.any()):
-                    break
-        first = column.gather(-1, index).squeeze(-1).sign()
-        return torch.where(unknown & (signs == 0) & loud.any(-1), first, signs), left, since
-
-    def _blows_up(self, p: Problem, attempt: StepAttempt, column: Tensor, wanted: Tensor) -> Tensor:
-        """Lanes whose state is beyond bounds, which is not the event functions' fault; raises for other lanes."""
-        large = max_abs(attempt.step.y, p.batched).reshape(-1) > self.bound[rows_at_hand(p)]
-        wanted = wanted & ~large.unsqueeze(-1)
-        _refuse(~torch.isfinite(column) & wanted.unsqueeze(-1), column, attempt)
-        return large
+    def _blows_up(self, p: Problem, attempt: StepAttempt, values: Tensor, active: Tensor) -> Tensor:
+        """(L,): samples with a huge state, for which event functions may fail. Raises for other non-finite values."""
+        huge = max_abs(attempt.step.y, p.batched).reshape(-1) > self.blow_up_size[current_samples(p)]
+        active = active & ~huge.unsqueeze(-1)
+        raise_for_nonfinite(~torch.isfinite(values) & active.unsqueeze(-1), values, attempt)
+        return huge
 
     @staticmethod
-    def _own(p: Problem, attempt: StepAttempt) -> Coefficients:
-        """The method's own dense output, where that of the solution is a line: it sees two crossings within a step."""
+    def _own_polynomial(p: Problem, attempt: StepAttempt) -> Coefficients:
+        """The method's own dense output, which has two crossings in a step where a linear one has none."""
         before = p.f.calls
         coefficients = p.method.polynomial(attempt.input, attempt.step)
         attempt.search_calls = p.f.calls - before
@@ -314,30 +322,17 @@ class EventLocator:
 
     def _values(self, p: Problem, t: Tensor, y: Leaves) -> Tensor:
         with torch.no_grad():
-            return as_lanes(self.events.values(t, y, p.samples.index), p.batched)
+            return per_sample_values(self.events.values(t, y, p.samples.index), p.batched)
 
 
-def _taken_back(
-    p: Problem, s: State, attempt: StepAttempt, decision: Decision, back: Tensor, ends: Tensor
+def _reject(
+    p: Problem, s: State, attempt: StepAttempt, decision: Decision, retry: Tensor, ends: Tensor
 ) -> tuple[StepAttempt, Decision]:
-    """The move with these lanes not accepted, and to be tried again as they were."""
+    """The attempt, not accepted for these samples, and to be tried again from the same state of the controller."""
     if not p.batched:
         attempt.accept = attempt.ends = False
         return attempt, decision._replace(accept=False, h=s.h, state=s.controller_state)
-    attempt.accept, attempt.ends = attempt.accept & ~back, ends & ~back
-    memory = tuple(torch.where(back, a, b) for a, b in zip(s.controller_state, decision.state, strict=True))
-    return attempt, decision._replace(accept=attempt.accept, h=torch.where(back, s.h, decision.h), state=memory)
-
-
-def _refuse(bad: Tensor, values: Tensor, attempt: StepAttempt) -> None:
-    """Raise for the first of the values, (L, m) or (L, m, n), that is `bad`."""
-    if not bool(bad.any()):
-        return
-    lane, value, *_ = place = bad.nonzero()[0].tolist()
-    t0 = float(torch.as_tensor(attempt.t0).reshape(-1)[lane])
-    sample = f", sample {int(attempt.problem.samples.of_rows(lane))}" if attempt.problem.batched else ""
-    raise ValueError(
-        f"value {value} of the event functions is {float(values[tuple(place)])} in the step from t={t0:.6g}{sample}: "
-        "an event function must be a number along the solution, also a step past the event (clamp what it takes the "
-        "log or root of)"
-    )
+    accept = attempt.accept & ~retry
+    attempt.accept, attempt.ends = accept, ends & ~retry
+    state = tuple(torch.where(retry, old, new) for old, new in zip(s.controller_state, decision.state, strict=True))
+    return attempt, decision._replace(accept=accept, h=torch.where(retry, s.h, decision.h), state=state)

@@ -117,7 +117,7 @@ class BackwardPass(ABC):
             with torch.no_grad():  # args stay leaves
                 subset = self.batch_segment(n).problem.subset(step.rows)
             assert subset is not None  # the tape checked that f supports subsets
-            self.accepted_rows = n, step.among(step.rows), BatchSegment(subset)
+            self.accepted_rows = n, step.for_rows(step.rows), BatchSegment(subset)
         return self.accepted_rows[1:]
 
     def select_start(self, n: int, start: Start) -> Start:
@@ -226,7 +226,7 @@ class BackwardPass(ABC):
         times: Leaves = ()
         if outputs is not None:
             times = (self.full_segment.problem.ts[outputs.rows].requires_grad_(self.time_grads_needed),)
-            values += saved_outputs(attempt, times[0], outputs.lane)
+            values += saved_outputs(attempt, times[0], outputs.sample)
             cotangents += [None if b is None else b[outputs.rows] for b in self.ys_bar]
         if self.has_dense_cotangents:
             values += flat_piece(attempt)
@@ -263,7 +263,7 @@ class BackwardPass(ABC):
             return
         hit = step.accept & step.hit
         index = step.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
-        samples = self.problem.samples.of_rows(torch.arange(len(index), device=index.device))
+        samples = self.problem.samples.sample_numbers(torch.arange(len(index), device=index.device))
         self.stops_bar.index_put_((samples, index), torch.where(hit & (step.stop >= 0), end_bar, zero), accumulate=True)
         self.time_bar = torch.where(hit, time0_bar, self.time_bar + time0_bar + time1_bar)
 

@@ -38,7 +38,7 @@ class BatchSegment:
 
     def replay(self, step: TapeStep, start: Start) -> tuple[StepAttempt, Start]:
         """Replay a step from its initial state; returns the attempt and the initial state of the next step."""
-        time0, time1 = step.ends(self.problem)
+        time0, time1 = step.end_times(self.problem)
         attempt = step.replay(self.problem, time0, time1, *start)
         following = attempt.step.y, next_carry(self.problem, time1, attempt.step, step.jumps)
         y, carry = (select(step.accept, new, old) for new, old in zip(following, start, strict=True))

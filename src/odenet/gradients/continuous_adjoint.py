@@ -121,7 +121,7 @@ class ContinuousAdjoint(Gradient):
             solved, backward = self.solve_forward(q, request)
         outputs = _DifferentiableOutputs(self, p, q, replace(request, dense=False), solved, backward, *q.f.capture())
         values, m = outputs.attach(p.ts, solved.ys, solved.y1, p.f.save is not None), len(solved.ys)
-        dense_values = Interpolation.of(p, solved.pieces)
+        dense_values = Interpolation.from_pieces(p, solved.pieces)
         # without a gradient, sol(t) does not keep f alive
         dense = outputs.dense if dense_values is not None and outputs.grad_needed(p.ts) else dense_values
         return Trajectory(values[:m], values[m:], dense, solved.outcome, outputs.stats, dense_values)

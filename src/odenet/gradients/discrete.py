@@ -82,7 +82,7 @@ class TapeBackwardPass(BackwardPass):
     ) -> tuple[Cotangents, Cotangents]:
         q, (step, _) = self.problem, self.replayed_step(n)
         y, carry = self._step_start(n)
-        time0, time1 = step.ends(q)
+        time0, time1 = step.end_times(q)
         f = EvaluationGraphs(step.field(q, time0, time1))
         with q.f.with_random_states(step.random_states.get("step")):
             method.step(StepInput(f, time0, time1, y, carry))
@@ -95,7 +95,7 @@ class TapeBackwardPass(BackwardPass):
     def restart_carry(self, n: int, y: Leaves) -> Leaves:
         """The carry before step n from its y, for a method whose carry is a slope."""
         step, segment = self.steps[n], self.batch_segment(n)
-        time0, time1 = step.ends(segment.problem)
+        time0, time1 = step.end_times(segment.problem)
         carry = segment.problem.method.init(step.field(segment.problem, time0, time1), time0, y)
         self.count_evaluations(step.accept, segment)
         return carry

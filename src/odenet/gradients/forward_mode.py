@@ -122,22 +122,22 @@ class Sensitivities(Observer):
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             with q.f.with_random_states(q.f.initial_random_states):
-                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.entries else ()
+                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.steps else ()
             tangents = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
         self.outputs.append(rows, tuple(x.transpose(0, 1) for x in tangents[: len(first)]))
         self.carry = tangents[len(first) :]
 
     def observe(self, attempt: StepAttempt) -> None:
-        if not self.tape.entries:
+        if not self.tape.steps:
             return
         self.start()
-        step, q, n = self.tape.entries.pop(), self.q, len(self.y)
+        step, q, n = self.tape.steps.pop(), self.q, len(self.y)
         calls, known = q.f.calls, attempt.known_polynomial
         with torch.enable_grad():
             attempt, carry1 = self._recorded_step(step, attempt)
             times = q.ts.detach().requires_grad_(self.time_grads_needed)
             outputs = step.outputs
-            inner = () if outputs is None else saved_outputs(attempt, times[outputs.rows], outputs.lane)
+            inner = () if outputs is None else saved_outputs(attempt, times[outputs.rows], outputs.sample)
             piece = flat_piece(attempt) if self.dense else ()
             time1 = self._end_tangent(step)
             tangents = self._jvp(
@@ -145,7 +145,7 @@ class Sensitivities(Observer):
                 (*attempt.y, *attempt.carry, attempt.time0, attempt.time1, times),
                 (*self.y, *self.carry, self.time, time1, self.ts),
             )
-        if self.tape.dropped:
+        if self.tape.graph_dropped:
             # samples that accepted the step do not count the replay that rejected samples caused
             q.f.calls = calls + (0 if known else attempt.polynomial_calls)
         m = n + len(carry1)

@@ -58,12 +58,12 @@ class GaussAdjoint(ContinuousAdjoint):
             dense_recorder = DenseRecorder()
             solved = integrate(q, request, recorder, (dense_recorder,))
             solution = StoredSolution(q)
-            solution.load(dense_recorder.parts)
+            solution.load(dense_recorder.flat_pieces)
             return solved, lambda captured: AdjointSolve(self, q, AdjointField(q.f, captured, solution))
         starts = SpacedStates(self.checkpoints)
         tape = Tape(recorder, starts)
         solved = integrate(q, request, recorder, (tape,))
-        steps = tape.entries
+        steps = tape.steps
         return solved, lambda captured: SegmentedAdjointSolve(self, q, captured, starts, steps)
 
 
@@ -74,7 +74,7 @@ class StoredSolution:
         self.problem, self.num_leaves = q, len(q.y0)
         self.pieces: list[Leaves] = []
         self.stacked: PiecewisePolynomial | None = None
-        self.ends: list[float] = []
+        self.end_times: list[float] = []
 
     def load(self, pieces: list[Leaves]) -> None:
         self.pieces, self.stacked = pieces, None
@@ -82,14 +82,14 @@ class StoredSolution:
             self.stacked = stack_pieces(pieces, self.num_leaves) if pieces else None
         else:
             self.sign = float(self.problem.direction)
-            self.ends = [float(piece[1]) * self.sign for piece in pieces]
+            self.end_times = [float(piece[1]) * self.sign for piece in pieces]
 
     def __call__(self, t: Tensor, sample_index: Tensor | None = None) -> Leaves:
         if self.stacked is not None:
             direction = self.problem.direction if sample_index is None else self.problem.direction[sample_index]
             values = evaluate_pieces(self.stacked, t[:, None], direction, True, sample_index)
             return tuple(x[:, 0] for x in values)
-        leaves = self.pieces[min(bisect_left(self.ends, float(t) * self.sign), len(self.ends) - 1)]
+        leaves = self.pieces[min(bisect_left(self.end_times, float(t) * self.sign), len(self.end_times) - 1)]
         piece = PiecewisePolynomial.from_flat(leaves, self.num_leaves)
         theta = (t - piece.start) / (piece.end - piece.start)
         return evaluate(piece.y, piece.coefficients, tuple(expand_to(theta, y) for y in piece.y))
@@ -130,7 +130,7 @@ class SegmentedAdjointSolve(AdjointSolve):
 
     def _start_time(self, step: TapeStep) -> Tensor:
         """The start time of a step; for samples that had left the batch, the end of their solution."""
-        return step.problem.samples.scatter_into(self.end_time, step.ends(self.forward_problem)[0])
+        return step.problem.samples.scatter_into(self.end_time, step.end_times(self.forward_problem)[0])
 
     def _replay_pieces(self, first: int, start: Start) -> list[Leaves]:
         """Local polynomials of the steps from number `first` up to the next checkpoint."""

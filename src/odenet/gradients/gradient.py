@@ -139,7 +139,7 @@ def solve_plain(p: Problem, request: Request) -> Trajectory:
     if method is not p.method:
         p = replace(p, method=method)
     solved = integrate(p, request, VmapRecorder(p) if p.traced else OutputRecorder(p))
-    dense = Interpolation.of(p, solved.pieces)
+    dense = Interpolation.from_pieces(p, solved.pieces)
     return Trajectory(solved.ys, solved.y1, dense, solved.outcome, Stats.from_outcome(solved.outcome))
 
 

@@ -139,12 +139,12 @@ class UndoBackwardPass(BackwardPass):
     def _replay_to_end(self) -> Leaves:
         """The final carry, recomputed for a second backward pass over the same solution."""
         y, carry = self.problem.y0, self.method.init(self.problem.f, self.problem.ts[..., 0], self.problem.y0)
-        ends = RowScatter()
+        end_times = RowScatter()
         for n, step in enumerate(self.steps):
             samples = step.problem.samples
-            y, carry = ends.samples.take_from(y, samples), ends.exchange_leaves(carry, samples)
+            y, carry = end_times.samples.take_from(y, samples), end_times.exchange_leaves(carry, samples)
             y, carry = self.replay(n, (y, carry))
-        return ends.exchange_leaves(carry, ALL)
+        return end_times.exchange_leaves(carry, ALL)
 
     def switch_to(self, segment: BatchSegment) -> None:
         n, exchanged = len(self.y), self.state_scatter.exchange_leaves((*self.y, *self.z), segment.problem.samples)
@@ -165,7 +165,7 @@ class UndoBackwardPass(BackwardPass):
         y = as_graph_inputs(cast_like(self.y, self.problem.y0))
         joined = method.couple(y, z, y_increment)
         unused = as_graph_inputs(tuple(x.new_zeros(()) for x in y))  # the carry's y, which equals y
-        attempt = step.attempt(
+        attempt = step.as_attempt(
             self.problem, time0, time1, y, (*unused, *z), Step(joined, (), pack_stages(z, y_increment, stages))
         )
         return StepGraph(attempt, (*joined, *z), time_bars)
@@ -174,7 +174,7 @@ class UndoBackwardPass(BackwardPass):
         self, method: StagewiseMethod, n: int, y_bar: Cotangents, carry_bar: Cotangents
     ) -> tuple[Cotangents, Cotangents]:
         (step, _), reversible, like = self.replayed_step(n), self.method, self.problem.y0
-        time0, time1 = step.ends(self.problem)
+        time0, time1 = step.end_times(self.problem)
         field = step.field(self.problem, time0, time1)
         wide_bar, z_bar = (carry_bar[: len(like)], carry_bar[len(like) :]) if carry_bar else ([None] * len(like),) * 2
         y_bar = add_cotangents(y_bar, wide_bar)
@@ -209,8 +209,8 @@ class UndoBackwardPass(BackwardPass):
         if all(b is None for b in z_bar):
             return None, None
         through, _ = split_by_acceptance(step.accept, z_bar)
-        ends = (time0, time1) if self.time_grads_needed else ()
-        grads = self.vjp(z_increment, [None if b is None else -b for b in through], (*y_leaves, *ends))
+        end_times = (time0, time1) if self.time_grads_needed else ()
+        grads = self.vjp(z_increment, [None if b is None else -b for b in through], (*y_leaves, *end_times))
         self.y_bar = add_cotangents(self.y_bar, grads[:n])
         return (grads[-2], grads[-1]) if self.time_grads_needed else (None, None)
 

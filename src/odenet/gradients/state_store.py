@@ -97,7 +97,7 @@ class StepGraphs(GraphStore):
         self.measuring = GraphSize()
         return self.measuring if self.use_hooks else nullcontext()
 
-    def goes_on_after(self, error: RuntimeError) -> bool:
+    def recovers_from(self, error: RuntimeError) -> bool:
         if bypasses_autograd(error) and not self.grad_needed:
             self.bytes_left, self.step_bytes = 0, None  # f leaves PyTorch, and no gradient through it is needed
             return True
@@ -109,7 +109,7 @@ class StepGraphs(GraphStore):
     def start(self, s: State) -> Start:
         last = self.last if self.chain_length < MAX_CHAIN else None
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
-            return super().start(s)
+            return super().graph_inputs(s)
         return last.graph.y, last.graph.carry
 
     def store(self, n: int, attempt: StepAttempt) -> None:

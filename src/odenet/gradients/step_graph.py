@@ -32,7 +32,7 @@ class StepGraph:
 
 def leaf_times(q: Problem, step: TapeStep, time_grads_needed: bool) -> tuple[Tensor, Tensor]:
     """Start and end time of a step, as leaves if time gradients are needed."""
-    time0, time1 = step.ends(q)
+    time0, time1 = step.end_times(q)
     if time_grads_needed:
         time0.requires_grad_()
         time1.requires_grad_()

@@ -75,9 +75,7 @@ def solve_with_tape(
         end = solved.outcome.state
         # clone leaves that the caller also holds and may change in place
         carry = tuple(x.clone() if any(x is y for y in end.y) else x for x in end.carry)
-        taped = TapedSolve(
-            detached, tape.entries, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys)
-        )
+        taped = TapedSolve(detached, tape.steps, carry, graphs, captured, stats, p.times_differentiable, len(solved.ys))
         recompute = partial(recompute_outputs, p, request, field=detached.f)
         values = custom_vjp(partial(backward, taped), recompute, values, inputs, used, reachable)
     return replace(to_trajectory(p, values, solved, stats), field=detached.f)
@@ -106,11 +104,13 @@ def recompute_outputs(
 
 def flat_outputs(solved: NumericalSolution) -> Leaves:
     """The tensors of a solution that get attached: ys, y1 and, with dense=True, the flat pieces."""
-    return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flat()))
+    return (*solved.ys, *solved.y1, *(() if solved.pieces is None else solved.pieces.flatten()))
 
 
 def to_trajectory(p: Problem, values: Sequence[Tensor], solved: NumericalSolution, stats: Stats) -> Trajectory:
     """The trajectory of attached flat outputs (see `flat_outputs`)."""
     m, n = len(solved.ys), len(p.y0)
-    dense = Interpolation.of(p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n))
+    dense = Interpolation.from_pieces(
+        p, None if solved.pieces is None else PiecewisePolynomial.from_flat(values[m + n :], n)
+    )
     return Trajectory(tuple(values[:m]), tuple(values[m : m + n]), dense, solved.outcome, stats)

@@ -70,7 +70,7 @@ class NeuralODE(nn.Module):
             if not self._solver.matches(self.field, self.solve_options):
                 self._solver = Solver(self.field, **self.solve_options)
             sol = self._solver(y0, times, args)
-        self.stats, self.status = sol.stats.kept(), without_vmap(sol.status)
+        self.stats, self.status = sol.stats.outliving_vmap(), without_vmap(sol.status)
         return sol.y1 if ts is None else sol.ys
 
     def _times(self, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from ..core.dense import evaluate
 from ..core.leaves import Leaves, dot, expand_over, expand_to
 from ..core.pytrees import flatten, unflatten
 from ..engine.problem import Problem
-from ..engine.step_attempt import StepAttempt
+from ..engine.step_attempt import BatchAttempt
 from ..gradients.adjoint import Adjoint
 from ..gradients.quadrature import nodes_and_weights
 from .traced_field import TracedField, clone_with_strides
@@ -141,7 +141,7 @@ def _backward_problem(s: _AdjointSettings, ts: Tensor, y: Leaves, a: Leaves, ten
     return replace(Problem.build(field, (*y, *a), ts, controller, method=method, **limits), traced=True)
 
 
-def _quadrature(s: _AdjointSettings, p: Problem, tensors: Leaves) -> Callable[[StepAttempt, Leaves], Leaves]:
+def _quadrature(s: _AdjointSettings, p: Problem, tensors: Leaves) -> Callable[[BatchAttempt, Leaves], Leaves]:
     """A function that adds the integral of a^T df/dtheta over an accepted step.
 
     The sign is reversed, as time runs backwards.
@@ -149,7 +149,7 @@ def _quadrature(s: _AdjointSettings, p: Problem, tensors: Leaves) -> Callable[[S
     n = len(p.y0) // 2
     nodes, weights = nodes_and_weights(p.method.order)
 
-    def accumulate(attempt: StepAttempt, totals: Leaves) -> Leaves:
+    def accumulate(attempt: BatchAttempt, totals: Leaves) -> Leaves:
         if not tensors:
             return totals
         length = attempt.time1 - attempt.time0

@@ -22,10 +22,10 @@ from ..core.status import Status
 from ..engine.advance import accept_or_reject, next_carry, try_step
 from ..engine.loop import start
 from ..engine.one_sided import one_sided_field
-from ..engine.output_rule import blank_outputs, due, fill_outputs
+from ..engine.output_rule import blank_outputs, fill_outputs, outputs_due
 from ..engine.problem import Problem
-from ..engine.step_attempt import State, StepAttempt
-from ..engine.stop_tracker import StopTracker
+from ..engine.step_attempt import BatchAttempt, BatchState, StepAttempt
+from ..engine.stop_tracker import BatchStopTracker
 from ..methods.method import StepInput
 
 T = TypeVar("T")
@@ -36,16 +36,16 @@ _RUNNING, _SUCCESS, _MAX_STEPS = int(Status.RUNNING), int(Status.SUCCESS), int(S
 class LoopState(NamedTuple):
     """The engine's state, with the number of attempts and of accepted steps."""
 
-    state: State
+    state: BatchState
     attempts: Tensor
     accepted: Tensor
 
     @staticmethod
-    def start(p: Problem, tracker: StopTracker) -> LoopState:
+    def start(p: Problem, tracker: BatchStopTracker) -> LoopState:
         s = start(p, tracker)
         return LoopState(s, torch.zeros_like(s.stop), torch.zeros_like(s.stop))
 
-    def iterate(self, p: Problem, tracker: StopTracker, max_steps: int | Tensor) -> tuple[LoopState, StepAttempt]:
+    def iterate(self, p: Problem, tracker: BatchStopTracker, max_steps: int | Tensor) -> tuple[LoopState, BatchAttempt]:
         """One attempt, accepted or rejected and counted: the body of every loop in a graph."""
         s = self.state
         attempt, decision = try_step(p, tracker, s)
@@ -124,13 +124,13 @@ def traced_loop(
     outputs, step_ends: whether the solution has them. accumulate, sums: totals over attempts, and their initial values.
     """
     p = _with_cloned_times(p)
-    tracker = StopTracker(p)
+    tracker = BatchStopTracker(p)
     tape = (p.ts[:1].repeat(p.max_steps),) if step_ends else ()
 
     def iterate(s: TracedSolution) -> TracedSolution:
         # the next attempt overwrites the entries of a rejected one
         last, attempt = s.last.iterate(p, tracker, p.max_steps)
-        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if outputs else ()
+        ys = fill_outputs(p, attempt, outputs_due(p, attempt), s.ys) if outputs else ()
         tape = tuple(x.scatter(0, s.last.accepted.view(1), attempt.t1.view(1)) for x in s.step_ends)
         return TracedSolution(last, ys, tape, accumulate(attempt, s.sums) if accumulate is not None else ())
 
@@ -180,7 +180,7 @@ def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, 
         f = one_sided_field(p, s.time, t1, s.at_jump, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
         attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, accept, accept, 0, s.at_jump, jump)
-        ys = fill_outputs(p, attempt, due(p, attempt), s.ys) if s.ys else ()
+        ys = fill_outputs(p, attempt, outputs_due(p, attempt), s.ys) if s.ys else ()
         carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may return a view of its y
         return _ReplayState(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 

@@ -71,7 +71,7 @@ class SciPy(ContinuousAdjoint):
         values = torch.as_tensor(result.y.T.copy(), dtype=matrix.dtype, device=q.ts.device)
         ys = matrix.to_leaves(values[:, None])
         y1 = tuple(y[-1] for y in ys)
-        state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS))
+        state = State(float(ts[-1]), q.ts[-1], 1.0, y1, (), (), 0, False, int(Status.SUCCESS), (), False)
         return NumericalSolution(ys, y1, None, Outcome(state, q.f.calls - before, len(result.t) - 1, 0))
 
     @staticmethod

@@ -37,7 +37,7 @@ def both(monkeypatch: pytest.MonkeyPatch, solve: Any) -> tuple[Any, Any, int]:
     step = StepPlanner.step
     monkeypatch.setattr(StepPlanner, "step", lambda self, *given: used.append(step(self, *given)) or used[-1])
     mine = solve()
-    monkeypatch.setattr(StepPlanner, "possible", staticmethod(lambda p: False))
+    monkeypatch.setattr(StepPlanner, "applies", staticmethod(lambda p: False))
     return mine, solve(), sum(x is not None for x in used)
 
 
@@ -120,9 +120,9 @@ def test_a_step_between_outputs_that_fails_is_found() -> None:
 
     y0, given = torch.ones(2, dtype=D), {"method": "euler", "step": 0.01}
     for field in (bursts, strict):
-        with torch.no_grad(), pytest.raises(odenet.NonFiniteError) as told:
+        with torch.no_grad(), pytest.raises(odenet.NonFiniteError) as failure:
             odenet.solve(field, y0, [0.0, 1.0], **given)
-        assert told.value.t == pytest.approx(0.51, abs=0.011)
+        assert failure.value.t == pytest.approx(0.51, abs=0.011)
     with torch.no_grad(), pytest.raises(ArithmeticError, match="my own"):
         odenet.solve(own_error, y0, [0.0, 1.0], **given)
     with torch.no_grad(), pytest.raises(odenet.MaxStepsError) as stopped:
