@@ -29,7 +29,7 @@ import odenet
 from odenet.bench.markdown import NONE, number, table
 from odenet.bench.timing import interleave
 from odenet.compiled.build import Library
-from odenet.compiled.plans import PLANS, Plans
+from odenet.compiled.plan_cache import PLANS, Plans
 
 SPANS = (0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 STEPS = (1, 2, 5, 10, 40)

@@ -26,7 +26,7 @@ def compiler(libraries, monkeypatch):
         pytest.skip("compile=True needs a C++ compiler: neither $CXX nor g++ is there")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(libraries))
     monkeypatch.setattr(odenet.compiled, "_told", set())
-    monkeypatch.setattr("odenet.compiled.choice.CLEARLY", 0.0)
+    monkeypatch.setattr("odenet.compiled.autotune.CLEARLY", 0.0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 import odenet
 from compiled.sides import field_of, solved
-from odenet.compiled import choice, solving
+from odenet.compiled import autotune, compiled_solve
 
 ENDS = [0.0, 1.0]
 
@@ -79,7 +79,7 @@ def test_a_backward_pass_that_fails_to_compile_alone(params, y0, monkeypatch):
     def refuse(*_):
         raise OSError("no backward")
 
-    monkeypatch.setattr("odenet.compiled.plans.backward", refuse)
+    monkeypatch.setattr("odenet.compiled.plan_cache.backward", refuse)
     f = lambda t, y: torch.sin(y * params[1])  # noqa: E731
     monkeypatch.setattr("odenet.compiled.build.compiled", lambda *_: odenet.compiled.build.Path("none"))
     monkeypatch.setattr("odenet.compiled.build.load", lambda path: None)
@@ -272,13 +272,13 @@ def test_an_f_that_changes_a_tensor_within_a_larger_one(y0):
 @pytest.mark.slow
 def test_slower_code_is_not_taken(monkeypatch, params, y0):
     """Code that takes longer than eager code is left, with a warning that says so."""
-    taken = solving._solved
+    taken = compiled_solve._solved
 
     def slowly(*args):
         time.sleep(0.5)
         return taken(*args)
 
-    monkeypatch.setattr(choice, "CLEARLY", 1.5)
-    monkeypatch.setattr(choice, "_judged", WeakKeyDictionary())  # other tests have had the same field
-    monkeypatch.setattr(solving, "_solved", slowly)
+    monkeypatch.setattr(autotune, "CLEARLY", 1.5)
+    monkeypatch.setattr(autotune, "_judged", WeakKeyDictionary())  # other tests have had the same field
+    monkeypatch.setattr(compiled_solve, "_solved", slowly)
     falls_back(field_of(*params), y0, params, reason="eager code is faster for this f here")

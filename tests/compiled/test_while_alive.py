@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import odenet
-from odenet.compiled import capture, choice, solving
+from odenet.compiled import autotune, capture, compiled_solve
 from odenet.compiled.while_alive import WhileAlive
 from odenet.core.leaves import flatten
 
@@ -51,7 +51,7 @@ def made_anew() -> object:
 
 def sizes() -> tuple[int, int, int]:
     gc.collect()
-    return len(capture._calls), len(choice._judged), len(solving.PLANS.made)
+    return len(capture._calls), len(autotune._judged), len(compiled_solve.PLANS.made)
 
 
 def test_a_cell_run_again_and_again_stays_compiled() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import odenet
 from failures.cases import D
 from gradient_settings import GRADIENTS
-from odenet.compiled import build, capture, collecting, plans, turns
+from odenet.compiled import build, capture, compile_lock, gc_pause, plan_cache
 
 
 class Counted(nn.Module):
@@ -211,18 +211,18 @@ def every_line(code: CodeType, run: Callable[[], Any]) -> Iterator[None]:
 
 def test_garbage_collection_is_on_again() -> None:
     def run() -> None:
-        with collecting.paused():
+        with gc_pause.paused():
             assert not gc.isenabled()
 
-    for _ in every_line(collecting.paused.__wrapped__.__code__, run):  # type: ignore[attr-defined]
-        assert gc.isenabled() and collecting._users == 0 and not collecting._lock.locked()
+    for _ in every_line(gc_pause.paused.__wrapped__.__code__, run):  # type: ignore[attr-defined]
+        assert gc.isenabled() and gc_pause._users == 0 and not gc_pause._lock.locked()
     run()
     assert gc.isenabled()
 
 
 def test_the_compiler_is_put_back() -> None:
     """What a turn changes of Inductor's, and the lock of the turns."""
-    own = turns.Turns()
+    own = compile_lock.Turns()
     with own.mine():
         pass
     import torch._inductor.cpp_builder as builder
@@ -245,7 +245,7 @@ def test_the_compiler_is_put_back() -> None:
         with own.mine():
             assert builder.run_compile_cmd == own._command and codecache._worker_compile_cpp == own._meanwhile
 
-    for _ in every_line(turns.Turns.mine.__wrapped__.__code__, run):  # type: ignore[attr-defined]
+    for _ in every_line(compile_lock.Turns.mine.__wrapped__.__code__, run):  # type: ignore[attr-defined]
         assert state() == before and own.users == 0 and not own.lock.locked() and gc.isenabled()
     run()
     assert state() == before
@@ -269,7 +269,7 @@ class Reluctant:
 
 
 def test_a_turn_that_is_waited_for() -> None:
-    own = turns.Turns()
+    own = compile_lock.Turns()
     own.lock = Reluctant()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt), own._others():
         pass
@@ -291,10 +291,10 @@ def test_no_library_is_left_unfinished(tmp_path: Path, monkeypatch: pytest.Monke
     command = f"g++ x.cpp -O1 -o {target} -lm"
     interrupt = True
     with pytest.raises(KeyboardInterrupt):
-        turns._whole_or_not(compiler, command, ".")
+        compile_lock._whole_or_not(compiler, command, ".")
     assert list(tmp_path.iterdir()) == []
     interrupt = False
-    assert turns._whole_or_not(compiler, command, ".") == "said"
+    assert compile_lock._whole_or_not(compiler, command, ".") == "said"
     assert [p.name for p in tmp_path.iterdir()] == ["made.so"] and target.read_bytes() == b"whole"
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -330,12 +330,12 @@ def test_a_library_that_is_made_meanwhile_is_found(monkeypatch: pytest.MonkeyPat
         def working(self) -> bool:
             return self.alive
 
-    own, graph = plans.Plans(), nn.Linear(1, 1)
+    own, graph = plan_cache.Plans(), nn.Linear(1, 1)
     plan: Any = SimpleNamespace(device=torch.device("cpu"), batched=False)
     plan_key: Any = type("Key", (), {"device": plan.device, "batched": False})()
-    monkeypatch.setattr(plans, "Beside", Other)
-    monkeypatch.setattr(plans, "_key", lambda *_: None)
-    monkeypatch.setattr(plans, "_threads", lambda *_: 1)
+    monkeypatch.setattr(plan_cache, "Beside", Other)
+    monkeypatch.setattr(plan_cache, "_key", lambda *_: None)
+    monkeypatch.setattr(plan_cache, "_threads", lambda *_: 1)
     monkeypatch.setattr(own, "_made", interrupts)
     with pytest.raises(KeyboardInterrupt):
         own.forward(plan_key, graph, True)  # type: ignore[arg-type]
@@ -348,9 +348,9 @@ def test_a_library_that_is_made_meanwhile_is_found(monkeypatch: pytest.MonkeyPat
 SCRIPT = """
 import gc, hashlib, signal, warnings
 import torch, odenet
-from odenet.compiled import build, choice
+from odenet.compiled import autotune, build
 warnings.simplefilter("error")
-choice.CLEARLY = 0.0  # which code is faster is another question, and no fair one on a busy machine
+autotune.CLEARLY = 0.0  # which code is faster is another question, and no fair one on a busy machine
 torch.set_num_threads(1)
 w = torch.eye(3, dtype=torch.float64).requires_grad_()
 def f(t, y): return torch.tanh(y @ w) - y

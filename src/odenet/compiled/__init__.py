@@ -14,7 +14,7 @@ _told: set[str] = set()
 def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
     from .capture import NotCompilableError, told
-    from .solving import solve_compiled
+    from .compiled_solve import solve_compiled
 
     try:
         with as_before():

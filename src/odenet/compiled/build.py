@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .blocks import Blocks
 from .capture import quietly, turn
-from .trace import Recorded, looks
-from .turns import Turns, replacing
+from .compile_lock import Turns, replacing
+from .graph_recording import Recorded, looks
+from .loop_blocks import Blocks
 
 _ENTRY = "inductor_entry_cpp"
 

@@ -27,8 +27,8 @@ from torch.fx import GraphModule
 from torch.fx.node import map_arg
 
 from ..core.leaves import Leaves, Spec, flatten_like, unflatten
-from .collecting import paused
-from .columns import largest_product
+from .gc_pause import paused
+from .passes.column_layout import largest_product
 from .while_alive import WhileAlive
 
 

@@ -13,9 +13,9 @@ from ..engine.outputs import blank, times_of, within
 from ..engine.problem import Problem
 from ..engine.record import Pieces
 from ..gradients.base import added
-from .columns import tape_of
+from .passes.column_layout import tape_of
 from .plan import Plan
-from .shelves import Shelf
+from .tape_pool import Shelf
 
 
 @dataclass

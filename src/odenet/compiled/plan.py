@@ -16,7 +16,7 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten
 from ..methods.base import Method, StepInput
 from .capture import FieldGraph
-from .columns import tape_of
+from .passes.column_layout import tape_of
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from ..gradients import Discrete
 from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
 from ..methods.tableau import Tableau
-from .backward import backward
+from .backward_graph import backward
 from .build import Beside, Library, library, queued
 from .capture import FieldGraph, NotCompilableError, capture, told
-from .forward import forward
+from .forward_graph import forward
 from .plan import Plan
 
 TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
@@ -209,6 +209,6 @@ def _own_source() -> str:
     """A digest of the library's own source that a graph is recorded from."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
     for name in ("compiled", "control", "core", "engine", "methods"):
-        for file in sorted((root / name).glob("*.py")):
+        for file in sorted((root / name).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

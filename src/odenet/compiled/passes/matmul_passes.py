@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from . import columns, onednn
-from .capture import quietly
-from .edit import Editor
+from ..capture import quietly
+from . import column_layout, onednn
+from .graph_editor import Editor
 
 aten = torch.ops.aten
 
@@ -45,9 +45,9 @@ def rewritten(module: GraphModule, carried: int, mode: Any, by_columns: bool) ->
     if by_columns:
         for node in list(graph.nodes):
             if node.target is aten.cat.default:
-                columns.concatenated(node, edit)
+                column_layout.concatenated(node, edit)
         for place in places:
-            columns.transposed(place, edit)
+            column_layout.transposed(place, edit)
     fixed = _unchanging(graph, places)
     for node in list(graph.nodes):
         if node.target not in (aten.mm.default, aten.addmm.default) or _value(node).device.type != "cpu" or node.kwargs:
@@ -138,7 +138,7 @@ def _stack(root: Node, edit: Editor, by_columns: bool) -> None:
 def _of_columns(left: Node, right: Node, edit: Editor) -> Node:
     """Each column with each: a library would wake its threads for the little that this is."""
     (m, rows), n = _value(left).shape, _value(right).shape[0]
-    if m * n * rows > columns.LARGE or not _value(left).dtype.is_floating_point:
+    if m * n * rows > column_layout.LARGE or not _value(left).dtype.is_floating_point:
         return edit(aten.mm.default, left, edit.turned(right))
     left, right = (edit(torch.ops.prims.inductor_force_stride_order.default, x, [rows, 1]) for x in (left, right))
     return _contracted(edit, (left, 1), (right, 0), 2)
@@ -185,10 +185,10 @@ def _broadcast(node: Any, fixed: set[Node], edit: Editor, by_columns: bool) -> b
     """Write a small product with what stays the same as a sum of products; whether it was one."""
     *bias, left, right = node.args
     (rows, inner), width = _value(left).shape, _value(right).shape[1]
-    most = columns.LARGE if by_columns else SMALL
+    most = column_layout.LARGE if by_columns else SMALL
     if right not in fixed or not 0 < rows * inner * width <= most or not _value(left).dtype.is_floating_point:
         return False
-    product = _from_columns if by_columns and rows >= columns.FEW else _from_rows
+    product = _from_columns if by_columns and rows >= column_layout.FEW else _from_rows
     with edit.graph.inserting_before(node):
         node.replace_all_uses_with(product(left, right, bias, edit))
     return True

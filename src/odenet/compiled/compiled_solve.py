@@ -20,14 +20,14 @@ from ..engine.problem import Problem
 from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
+from .autotune import refuse_slower
 from .capture import FieldGraph
-from .choice import refuse_slower
-from .columns import LARGE, all_arranged, all_by_rows, few
-from .forward import Packed
+from .forward_graph import Packed
 from .outputs import Chunk, Outputs
+from .passes.column_layout import LARGE, all_arranged, all_by_rows, few
 from .plan import Look, Plan, powers_of, tape_for
-from .plans import PLANS, captured, refuse, settings, slots_for
-from .shelves import Shelf
+from .plan_cache import PLANS, captured, refuse, settings, slots_for
+from .tape_pool import Shelf
 
 KEEPING = 64  # rows of a tape that keeps products: its memory is asked for at once
 KEPT_BYTES = 2**28  # of products; later steps compute theirs again

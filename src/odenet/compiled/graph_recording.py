@@ -13,9 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..core.leaves import flatten, unflatten
 from .capture import IN_PLACE, NotCompilableError, quietly
-from .edit import Editor
-from .products import lifted
-from .softplus import softplus
+from .passes.graph_editor import Editor
+from .passes.matmul_passes import lifted
+from .passes.softplus import softplus
 
 aten = torch.ops.aten
 

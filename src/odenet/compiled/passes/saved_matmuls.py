@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from .edit import Editor
-from .plan import Plan
-from .products import SMALL
-from .shelves import Looks
+from ..plan import Plan
+from ..tape_pool import Looks
+from .graph_editor import Editor
+from .matmul_passes import SMALL
 
 aten = torch.ops.aten
 

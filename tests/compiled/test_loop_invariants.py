@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odenet
-from odenet.compiled.hoist import hoisted
+from odenet.compiled.loop_invariants import hoisted
 
 VIEW = (
     "        auto view = wrap_with_raii_handle_if_needed(reinterpret_tensor_wrapper(used, 2, a, b, 0L)); used.reset();"
@@ -94,7 +94,7 @@ def test_what_inductor_writes_is_as_expected(monkeypatch: pytest.MonkeyPatch, tm
     def handles(source: str) -> int:
         return source.split("while (1) {")[1].split("\n    }\n")[0].count("_handle;")
 
-    monkeypatch.setattr("odenet.compiled.turns.hoisted", watched)
+    monkeypatch.setattr("odenet.compiled.compile_lock.hoisted", watched)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     y0, w = torch.randn(17, 2, requires_grad=True), torch.randn(2, 20)
     odenet.solve(lambda t, y: torch.tanh(y @ w) @ w.mT - y, y0, [0.0, 1.0], compile=True).y1.sum().backward()

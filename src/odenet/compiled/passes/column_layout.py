@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..core.leaves import Leaves
-from .edit import Editor
+from ...core.leaves import Leaves
+from .graph_editor import Editor
 
 aten = torch.ops.aten
 

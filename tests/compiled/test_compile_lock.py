@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-from odenet.compiled import turns
+from odenet.compiled import compile_lock
 
 LONG = 60.0  # seconds, of a wait that is to end at once
 
@@ -26,7 +26,7 @@ def in_a_turn(own, lock, builders):
 def test_a_turn_is_given_up_while_another_process_has_the_file(tmp_path: Path) -> None:
     from torch.utils._filelock import FileLock
 
-    own, lock = turns.Turns(), tmp_path / "library.lock"
+    own, lock = compile_lock.Turns(), tmp_path / "library.lock"
     with FileLock(str(lock)):  # as another process holds it
         thread = in_a_turn(own, lock, ())
         for _ in range(2):
@@ -41,7 +41,7 @@ def test_a_turn_is_given_up_while_another_process_has_the_file(tmp_path: Path) -
 def test_the_file_is_given_up_before_a_turn_is_waited_for(tmp_path: Path) -> None:
     from torch.utils._filelock import FileLock
 
-    own, lock = turns.Turns(), tmp_path / "library.lock"
+    own, lock = compile_lock.Turns(), tmp_path / "library.lock"
     building, go_on = threading.Event(), threading.Event()
 
     def build() -> None:

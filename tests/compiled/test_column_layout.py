@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import odenet.compiled.columns as columns
+import odenet.compiled.passes.column_layout as columns
 from compiled.sides import same
 
 F64 = torch.float64

@@ -12,11 +12,11 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten, select, tree_map
 from ..methods.base import StepInput
 from .capture import FieldGraph
-from .columns import all_arranged, all_by_rows
-from .kept import costly, looks_of, shelf_for, taken
+from .graph_recording import Recorded, fake_mode, record, widened
+from .passes.column_layout import all_arranged, all_by_rows
+from .passes.matmul_passes import rewritten
+from .passes.saved_matmuls import costly, looks_of, shelf_for, taken
 from .plan import Plan, exchanged, field_of, powers_of, tape_for
-from .products import rewritten
-from .trace import Recorded, fake_mode, record, widened
 
 
 class Tape(NamedTuple):

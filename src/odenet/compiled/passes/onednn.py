@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import quietly
+from ..capture import quietly
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a matrix
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .edit import Editor
-from .replay import Replays, Turn, pays
-from .trace import Recorded, looks, outputs_of
+from .cuda_graphs import Replays, Turn, pays
+from .graph_recording import Recorded, looks, outputs_of
+from .passes.graph_editor import Editor
 
 aten = torch.ops.aten
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from .capture import quietly
-from .collecting import paused
-from .hoist import hoisted
+from .gc_pause import paused
+from .loop_invariants import hoisted
 
 SOON = 0.1  # seconds after which the C++ compiler is running
 

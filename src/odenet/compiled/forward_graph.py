@@ -15,11 +15,11 @@ from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
 from ..engine.traced import Counted
 from .capture import FieldGraph
-from .columns import all_arranged, all_by_rows
-from .kept import costly, looks_of, shelf_for, shown
+from .graph_recording import Recorded, fake_mode, outputs_of, record, widened, written
+from .passes.column_layout import all_arranged, all_by_rows
+from .passes.matmul_passes import rewritten
+from .passes.saved_matmuls import costly, looks_of, shelf_for, shown
 from .plan import Plan, as_if_pulled, field_of, tape_for
-from .products import rewritten
-from .trace import Recorded, fake_mode, outputs_of, record, widened, written
 
 
 class Packed(NamedTuple):
