@@ -1,60 +1,59 @@
-"""Turns at Inductor, beside its own locks of files: no two processes wait for each other."""
+"""One thread records and lowers at a time; the C++ compiler runs beside it."""
 
+import gc
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
-from odenet.compiled import compile_lock
+import torch
+
+import odenet
+from odenet.compiled import build, compile_lock
 
 LONG = 60.0  # seconds, of a wait that is to end at once
 
 
-def in_a_turn(own, lock, builders):
-    """A thread that has Inductor make a library in its turn."""
+def test_the_lock_is_free_while_the_cpp_compiler_runs(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiling, go_on = threading.Event(), threading.Event()
+    compiler = build._compile_cpp
 
-    def run():
-        with own.mine():
-            from torch._inductor import codecache
+    def waits(*given):
+        compiling.set()
+        assert go_on.wait(4 * LONG)
+        return compiler(*given)
 
-            codecache._worker_compile_cpp(str(lock), builders)
+    monkeypatch.setattr(build, "_compile_cpp", waits)
+    y0, results = torch.linspace(-1, 1, 6).view(2, 3), []
+    f = lambda t, y: torch.sin(y) - 0.25 * y  # noqa: E731
+    with torch.no_grad():
+        expected = odenet.solve(f, y0, [0.0, 1.0]).y1
 
-    thread = threading.Thread(target=run, daemon=True)
+    def solve() -> None:
+        with torch.no_grad():
+            results.append(odenet.solve(f, y0, [0.0, 1.0], compile=True).y1)
+
+    thread = threading.Thread(target=solve, daemon=True)
     thread.start()
-    return thread
+    assert compiling.wait(4 * LONG)
+    assert compile_lock.LOCK.acquire(timeout=LONG)
+    compile_lock.LOCK.release()
+    assert gc.isenabled()
+    go_on.set()
+    thread.join(4 * LONG)
+    torch.testing.assert_close(results, [expected])
 
 
-def test_a_turn_is_given_up_while_another_process_has_the_file(tmp_path: Path) -> None:
-    from torch.utils._filelock import FileLock
+def test_one_at_a_time() -> None:
+    inside: list[str] = []
 
-    own, lock = compile_lock.Turns(), tmp_path / "library.lock"
-    with FileLock(str(lock)):  # as another process holds it
-        thread = in_a_turn(own, lock, ())
-        for _ in range(2):
-            assert own.lock.acquire(timeout=LONG)
-            own.lock.release()
-            thread.join(0.2)
-        assert thread.is_alive()
+    def other() -> None:
+        with compile_lock.compiling():
+            inside.append("other")
+
+    thread = threading.Thread(target=other, daemon=True)
+    with compile_lock.compiling():
+        thread.start()
+        thread.join(0.2)
+        assert inside == [] and not gc.isenabled()
     thread.join(LONG)
-    assert not thread.is_alive() and own.users == 0
-
-
-def test_the_file_is_given_up_before_a_turn_is_waited_for(tmp_path: Path) -> None:
-    from torch.utils._filelock import FileLock
-
-    own, lock = compile_lock.Turns(), tmp_path / "library.lock"
-    building, go_on = threading.Event(), threading.Event()
-
-    def build() -> None:
-        building.set()
-        assert go_on.wait(LONG)
-
-    builder = SimpleNamespace(get_target_file_path=lambda: str(tmp_path / "none.so"), build=build)
-    thread = in_a_turn(own, lock, (builder,))
-    assert building.wait(LONG)
-    with own.lock:  # the turn of another thread, which needs the file
-        go_on.set()
-        with FileLock(str(lock), timeout=LONG):
-            pass
-        assert thread.is_alive()
-    thread.join(LONG)
-    assert not thread.is_alive() and own.users == 0
+    assert inside == ["other"] and gc.isenabled() and not compile_lock.LOCK.locked()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,37 +12,38 @@ from ..core.field import VectorField
 from ..core.leaves import Leaves, flatten, select, tree_map
 from ..methods.base import StepInput
 from .capture import FieldGraph
-from .graph_recording import Recorded, fake_mode, record, widened
-from .passes.column_layout import all_arranged, all_by_rows
-from .passes.matmul_passes import rewritten
-from .passes.saved_matmuls import costly, looks_of, shelf_for, taken
-from .plan import Plan, exchanged, field_of, powers_of, tape_for
+from .graph_recording import RecordedLoop, add_inputs, fake_mode, record_graph
+from .passes.column_layout import all_contiguous, all_to_loop_layout
+from .passes.matmul_passes import rewrite_matmuls
+from .passes.saved_matmuls import expensive_matmuls, read_saved, row_specs, saved_tape
+from .plan import Plan, coefficient_count, substitute, tape_tensors, vector_field
 
 
-class Tape(NamedTuple):
-    """What a step is taken again from. accept: of lanes, where they have steps of their own."""
+class StepTape(NamedTuple):
+    """The tensors (rows, ...) from which a step is computed again. accepted: if each sample has its own steps."""
 
     y: Leaves
     carry: Leaves
     t0: Tensor
     t1: Tensor
-    accept: Leaves
+    accepted: Leaves
 
 
-class Bars(NamedTuple):
-    """Cotangents. left: how many steps are still to be pulled through. others: of those that want theirs."""
+class Cotangents(NamedTuple):
+    """The tensors that the loop carries. remaining: steps to go. captures: of those that need a gradient."""
 
-    left: Tensor
+    remaining: Tensor
     y: Leaves
     carry: Leaves
-    others: Leaves
+    captures: Leaves
 
 
-class Inputs(NamedTuple):
-    """What a library is given.
+class BackwardInputs(NamedTuple):
+    """The inputs of a backward library.
 
-    first: row 0 is the start of the solve. y, carry: their cotangents at the end. starts, powers: those of the states
-    at the starts of the steps (with `Plan.starts`), and of the polynomials (with `Plan.dense`), row by row.
+    first: whether row 0 is the start of the solve. y, carry: their cotangents at the end. starts, polynomials: the
+    cotangents, row by row, of the states at the starts of the steps (`Plan.step_starts`) and of the polynomials
+    (`Plan.dense`).
     """
 
     rows: Tensor
@@ -50,109 +51,115 @@ class Inputs(NamedTuple):
     y: Leaves
     carry: Leaves
     starts: Leaves
-    powers: Coefficients
-    others: Leaves
-    tape: Tape
+    polynomials: Coefficients
+    captures: Leaves
+    tape: StepTape
 
 
-def backward(plan: Plan, graph: FieldGraph) -> Recorded:
-    """The steps of a tape in reverse order, each taken again and pulled through.
+def backward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
+    """The VJPs of the steps on a tape, last step first.
 
-    (`Inputs`, products that were kept) -> cotangents of y and the carry at row 0, of y alone where that is the start of
-    the solve, and of the others that want theirs.
+    (`BackwardInputs`, saved products) -> cotangents of y and the carry at row 0 (of y alone at the start of the solve),
+    and of the captures that need a gradient.
     """
-    mode, back = fake_mode(), _Back(plan, graph)
-    given = back.fakes(mode)
+    mode, functions = fake_mode(), _BackwardFunctions(plan, graph)
+    inputs = functions.fakes(mode)
     with mode:
-        left = torch.empty_like(given.rows)
-        bars = Bars(left, given.y, given.carry, tuple(torch.empty_like(given.others[i]) for i in plan.wanted))
-    begun = record(back.begin, [given], mode)
-    turned = record(back.turn, [bars, given], mode, unused=plan.keeps)
-    carried, before = len(flatten(bars)[0]), len(flatten(given[:6])[0])
-    kept = costly(turned, free=carried + before) if plan.keeps else []
-    shelf = shelf_for(plan, kept, mode)
-    turned = widened(turned, shelf)
-    taken(turned, kept, mode)
-    turned = rewritten(turned, carried, mode, plan.columns)
-    ended = widened(record(back.end, [bars, given], mode), shelf)
-    calls = (back.calls_at_end, back.calls_in_turn)
-    return Recorded(widened(begun, shelf), turned, ended, mode, carried, calls, looks_of(shelf), counted=True)
+        remaining, captures = torch.empty_like(inputs.rows), functions.differentiated(inputs.captures)
+        cotangents = Cotangents(remaining, inputs.y, inputs.carry, tuple(torch.empty_like(x) for x in captures))
+    begin = record_graph(functions.begin, [inputs], mode)
+    body = record_graph(functions.body, [cotangents, inputs], mode, keep_unused=plan.saves_matmuls)
+    carried, before = len(flatten(cotangents)[0]), len(flatten(inputs[:6])[0])
+    saved = expensive_matmuls(body, free=carried + before) if plan.saves_matmuls else []
+    tape = saved_tape(plan, saved, mode)
+    body = add_inputs(body, tape)
+    read_saved(body, saved, mode)
+    body = rewrite_matmuls(body, carried, mode, plan.column_major)
+    end = add_inputs(record_graph(functions.end, [cotangents, inputs], mode), tape)
+    evaluations = (functions.evaluations_at_end, functions.evaluations_in_body)
+    begin = add_inputs(begin, tape)
+    return RecordedLoop(begin, body, end, mode, carried, evaluations, row_specs(tape), counted=True)
 
 
-class _Back:
+class _BackwardFunctions:
     """The functions that are recorded."""
 
     def __init__(self, plan: Plan, graph: FieldGraph) -> None:
         self.plan, self.graph = plan, graph
-        self.calls_at_end = self.calls_in_turn = 0
+        self.evaluations_at_end = self.evaluations_in_body = 0
 
-    def fakes(self, mode: object) -> Inputs:
+    def fakes(self, mode: Any) -> BackwardInputs:
         plan, n = self.plan, len(self.plan.y)
-        y, others = (tuple(look.fake(mode) for look in looks) for looks in (plan.y, plan.others))
-        powers, carry = powers_of(plan.method) if plan.dense else 0, y if plan.carries else ()
-        with mode, plan.device:  # pyright: ignore
+        y, captures = (tuple(spec.fake(mode) for spec in specs) for specs in (plan.y, plan.captures))
+        coefficients, carry = coefficient_count(plan.method) if plan.dense else 0, y if plan.has_carry else ()
+        with mode, plan.device:
             rows, first = torch.empty((), dtype=torch.int64), torch.empty((), dtype=torch.bool)
-            flat = tape_for(plan, y)
+            flat = tape_tensors(plan, y)
         like, at = tuple(flat[:n]), n + len(carry)
-        tape = Tape(like, tuple(flat[n:at]), flat[at], flat[at + 1], tuple(flat[at + 2 : at + 2 + plan.batched]))
-        return Inputs(rows, first, y, carry, like if plan.starts else (), (like,) * powers, others, tape)
+        tape = StepTape(like, tuple(flat[n:at]), flat[at], flat[at + 1], tuple(flat[at + 2 : at + 2 + plan.batched]))
+        starts = like if plan.step_starts else ()
+        return BackwardInputs(rows, first, y, carry, starts, (like,) * coefficients, captures, tape)
 
-    def _field(self, others: Leaves, wanted: Leaves) -> VectorField:
-        return field_of(self.plan, self.graph, exchanged(self.plan, others, wanted))
+    def _field(self, captures: Leaves, differentiated: Leaves) -> VectorField:
+        return vector_field(self.plan, self.graph, substitute(self.plan, captures, differentiated))
 
-    def _wanted(self, others: Leaves) -> Leaves:
-        return tuple(others[i] for i in self.plan.wanted)
+    def differentiated(self, captures: Leaves) -> Leaves:
+        return tuple(captures[i] for i in self.plan.differentiated)
 
-    def begin(self, x: Inputs) -> Bars:
-        return Bars(x.rows, x.y, x.carry, tuple(torch.zeros_like(o) for o in self._wanted(x.others)))
+    def begin(self, x: BackwardInputs) -> Cotangents:
+        zeros = tuple(torch.zeros_like(c) for c in self.differentiated(x.captures))
+        return Cotangents(x.rows, x.y, x.carry, zeros)
 
-    def turn(self, at: Bars, x: Inputs) -> Bars:
-        """One step back."""
-        method, columns = self.plan.method, self.plan.columns
-        left = at.left - 1
-        row = left.unsqueeze(0)
-        here, starts, powers = tree_map(lambda t: t.index_select(0, row).squeeze(0), (x.tape, x.starts, x.powers))
-        powers = tuple(all_by_rows(c) for c in powers)
-        bars = all_by_rows((*at.y, *at.carry))
+    def body(self, at: Cotangents, x: BackwardInputs) -> Cotangents:
+        """The VJP of one step."""
+        method, column_major = self.plan.method, self.plan.column_major
+        remaining = at.remaining - 1
+        row = remaining.unsqueeze(0)
+        read = (x.tape, x.starts, x.polynomials)
+        here, starts, polynomials = tree_map(lambda t: t.index_select(0, row).squeeze(0), read)
+        polynomials = tuple(all_contiguous(c) for c in polynomials)
+        cotangents = all_contiguous((*at.y, *at.carry))
 
-        def step(y: Leaves, carry: Leaves, wanted: Leaves) -> tuple[Leaves, Coefficients]:
-            f = self._field(x.others, wanted)
-            told = StepInput(f, here.t0, here.t1, y, carry)
-            made = method.step(told)
-            dense = method.dense(told, made) if powers else ()
-            self.calls_in_turn = f.calls
-            return (*made.y, *made.carry), dense
+        def step(y: Leaves, carry: Leaves, differentiated: Leaves) -> tuple[Leaves, Coefficients]:
+            f = self._field(x.captures, differentiated)
+            given = StepInput(f, here.t0, here.t1, y, carry)
+            result = method.step(given)
+            dense = method.dense(given, result) if polynomials else ()
+            self.evaluations_in_body = f.calls
+            return (*result.y, *result.carry), dense
 
-        wanted = self._wanted(x.others)
-        _, pull = torch.func.vjp(step, all_by_rows(here.y), all_by_rows(here.carry), wanted)  # pyright: ignore
-        none = tuple(torch.zeros_like(b) for b in bars)
-        (accept,) = here.accept or (True,)  # lanes that did not take the step stand still
-        y, carry, others = pull((select(accept, bars, none), powers))
+        primals = all_contiguous(here.y), all_contiguous(here.carry), self.differentiated(x.captures)
+        vjp = cast(Any, torch.func.vjp(step, *primals)[1])
+        zeros = tuple(torch.zeros_like(c) for c in cotangents)
+        (accepted,) = here.accepted or (True,)  # the state of a sample that rejected the step stays
+        y, carry, captures = vjp((select(accepted, cotangents, zeros), polynomials))
         if self.plan.batched:
-            still = select(accept, none, bars)
-            y, carry = _sums(y, still[: len(y)]), _sums(carry, still[len(y) :])
-        y = _sums(y, all_by_rows(starts)) if starts else y
-        return Bars(left, all_arranged(y, columns), all_arranged(carry, columns), _sums(at.others, others))
+            unchanged = select(accepted, zeros, cotangents)
+            y, carry = _add(y, unchanged[: len(y)]), _add(carry, unchanged[len(y) :])
+        y = _add(y, all_contiguous(starts)) if starts else y
+        y, carry = all_to_loop_layout(y, column_major), all_to_loop_layout(carry, column_major)
+        return Cotangents(remaining, y, carry, _add(at.captures, captures))
 
-    def end(self, at: Bars, x: Inputs) -> tuple[Leaves, Leaves, Leaves]:
-        """Through the first carry, where row 0 is the first step."""
+    def end(self, at: Cotangents, x: BackwardInputs) -> tuple[Leaves, Leaves, Leaves]:
+        """The VJP of the first carry, if row 0 is the first step."""
         if not at.carry:
-            return at.y, (), at.others
-        y0, t0 = all_by_rows(tuple(t[0] for t in x.tape.y)), x.tape.t0[0]
+            return at.y, (), at.captures
+        y0, t0 = all_contiguous(tuple(t[0] for t in x.tape.y)), x.tape.t0[0]
 
-        def init(y: Leaves, wanted: Leaves) -> Leaves:
-            f = self._field(x.others, wanted)
+        def init(y: Leaves, differentiated: Leaves) -> Leaves:
+            f = self._field(x.captures, differentiated)
             carry = self.plan.method.init(f, t0, y)
-            self.calls_at_end = f.calls
+            self.evaluations_at_end = f.calls
             return carry
 
-        _, pull = torch.func.vjp(init, y0, self._wanted(x.others))  # pyright: ignore
-        nothing: Leaves = tuple(torch.zeros_like(b) for b in y0)
-        pulled = pull(tuple(torch.where(x.first, b, n) for b, n in zip(all_by_rows(at.carry), nothing, strict=True)))
-        y, others = tree_map(lambda g: torch.where(x.first, g, 0.0), pulled)
-        y = all_arranged(_sums(all_by_rows(at.y), y), self.plan.columns)
-        return y, at.carry, _sums(at.others, others)
+        vjp = cast(Any, torch.func.vjp(init, y0, self.differentiated(x.captures))[1])
+        zeros: Leaves = tuple(torch.zeros_like(b) for b in y0)
+        carry = all_contiguous(at.carry)
+        pulled = vjp(tuple(torch.where(x.first, c, zero) for c, zero in zip(carry, zeros, strict=True)))
+        y, captures = tree_map(lambda g: torch.where(x.first, g, 0.0), pulled)
+        y = all_to_loop_layout(_add(all_contiguous(at.y), y), self.plan.column_major)
+        return y, at.carry, _add(at.captures, captures)
 
 
-def _sums(a: Leaves, b: Leaves) -> Leaves:
+def _add(a: Leaves, b: Leaves) -> Leaves:
     return tuple(x + y for x, y in zip(a, b, strict=True))

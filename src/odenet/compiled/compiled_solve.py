@@ -1,4 +1,4 @@
-"""Runs a solve by its compiled graphs: forward over one tape after another, and back."""
+"""Runs a solve by its libraries: forward over one tape after another, and back."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ..engine.problem import Problem
 from ..gradients.attach import attach
 from ..gradients.base import Gradient, Stats, Trajectory, direct
 from ..gradients.taped import once_more, unpacked
-from .autotune import refuse_slower
+from .autotune import refuse_if_slower
 from .capture import FieldGraph
-from .forward_graph import Packed
+from .forward_graph import LoopState
 from .outputs import Chunk, Outputs
-from .passes.column_layout import LARGE, all_arranged, all_by_rows, few
-from .plan import Look, Plan, powers_of, tape_for
-from .plan_cache import PLANS, captured, refuse, settings, slots_for
-from .tape_pool import Shelf
+from .passes.column_layout import LARGE_PRODUCT, all_contiguous, all_to_loop_layout, is_narrow
+from .plan import Plan, TensorSpec, coefficient_count, tape_tensors
+from .plan_cache import PLAN_CACHE, capture_field, refuse_unsupported, solver_settings, tape_rows
+from .tape_pool import TapeBuffer
 
-KEEPING = 64  # rows of a tape that keeps products: its memory is asked for at once
-KEPT_BYTES = 2**28  # of products; later steps compute theirs again
+SAVING_ROWS = 64  # of a tape with saved products, whose memory is allocated at once
+SAVED_BYTES = 2**28  # of products; the backward pass computes those of later steps again
 
 
 @dataclass
-class Run:
-    """A solve by its libraries, as far as its backward pass wants it.
+class CompiledRun:
+    """What the backward pass of a solve needs.
 
-    y: y0, detached, as the loop holds it. tolerances: rtol of each leaf, and then atol. keys: of the others, by which
-    gradients are told apart. held: those of them that ask for a gradient, beside `inputs`. versions: of the others, at
-    the solve.
+    y: y0, detached, in the layout of the loop. tolerances: rtol of each leaf, then atol. keys: identities of the
+    captures, by which their gradients are found. held: captures that need a gradient and are not in `inputs`. versions:
+    of the captures at the time of the solve.
     """
 
     p: Problem
@@ -47,7 +47,7 @@ class Run:
     graph: FieldGraph
     y: Leaves
     tolerances: list[Tensor]
-    others: list[Tensor]
+    captures: list[Tensor]
     keys: list[int]
     inputs: Sequence[Tensor]
     held: Sequence[Tensor]
@@ -55,8 +55,8 @@ class Run:
     chunks: list[Chunk] = field(default_factory=list)
 
     def refuse_changed(self) -> None:
-        """Raise RuntimeError where a tensor that f uses is not what it was: the steps would be others."""
-        for x, before in zip(self.others, self.versions, strict=True):
+        """Raise RuntimeError if a tensor that f uses was modified since: the steps would be different."""
+        for x, before in zip(self.captures, self.versions, strict=True):
             if version(x) != before:
                 raise RuntimeError(
                     f"a tensor of shape {tuple(x.shape)} that f uses has been modified by an inplace operation between "
@@ -65,32 +65,32 @@ class Run:
 
 
 def solve_compiled(p: Problem, how: Gradient, request: Request) -> Trajectory:
-    """The trajectory of p. Raises NotCompilableError, or an error of whatever compiles, where eager solving is left."""
-    refuse(p, how, request)
-    graph, others = captured(p)
+    """The trajectory of p. Raises NotCompilableError, or an error of a compiler, if the solve has to be eager."""
+    refuse_unsupported(p, how, request)
+    graph, captures = capture_field(p)
 
-    def way(p: Problem, request: Request) -> Trajectory:
-        return _solved(p, graph, others, request)
+    def solve(p: Problem, request: Request) -> Trajectory:
+        return _solve(p, graph, captures, request)
 
-    refuse_slower(graph, p, how, others, way)
-    return way(p, request)
+    refuse_if_slower(graph, p, how, captures, solve)
+    return solve(p, request)
 
 
-def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Request) -> Trajectory:
+def _solve(p: Problem, graph: FieldGraph, captures: list[Tensor], request: Request) -> Trajectory:
     recording = not direct()
-    differentiable = [recording and x.requires_grad for x in others]
+    differentiable = [recording and x.requires_grad for x in captures]
     inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
     given = {id(x) for x in p.f.differentiable_args}
-    held = tuple(x for x, wanted in zip(others, differentiable, strict=True) if wanted and id(x) not in given)
+    held = tuple(x for x, wanted in zip(captures, differentiable, strict=True) if wanted and id(x) not in given)
     attached = recording and any(x.requires_grad for x in (*inputs, *held))
-    wanted = differentiable if attached else [False] * len(others)
-    columns = graph.largest <= LARGE and all(few(y.shape) for y in p.y0)
-    y = all_arranged([y.detach() for y in p.y0], columns)
-    looks = [Look.of(x, w) for x, w in zip(others, wanted, strict=True)]
+    wanted = differentiable if attached else [False] * len(captures)
+    column_major = graph.largest_product <= LARGE_PRODUCT and all(is_narrow(y.shape) for y in p.y0)
+    y = all_to_loop_layout([y.detach() for y in p.y0], column_major)
+    specs = [TensorSpec.of(x, w) for x, w in zip(captures, wanted, strict=True)]
     tolerances = _tensors((*p.rtol, *p.atol), p.direction.device)
-    plan = _plan(p, y, columns, looks, tolerances, request, attached)
-    keys, versions = [id(x) for x in others], [version(x) for x in others]
-    run = Run(p, plan, graph, y, tolerances, [x.detach() for x in others], keys, inputs, held, versions)
+    plan = _plan(p, y, column_major, specs, tolerances, request, attached)
+    keys, versions = [id(x) for x in captures], [version(x) for x in captures]
+    run = CompiledRun(p, plan, graph, y, tolerances, [x.detach() for x in captures], keys, inputs, held, versions)
     with torch.no_grad():
         outcome = _forward(run, attached)
         outputs = Outputs(p, plan, run.chunks, outcome.state.y)
@@ -105,20 +105,20 @@ def _solved(p: Problem, graph: FieldGraph, others: list[Tensor], request: Reques
 
 
 def _plan(
-    p: Problem, y: Leaves, columns: bool, others: Sequence[Look], tolerances: Sequence[Tensor], request: Request,
-    attached: bool,
+    p: Problem, y: Leaves, column_major: bool, captures: Sequence[TensorSpec], tolerances: Sequence[Tensor],
+    request: Request, attached: bool,
 ) -> Plan:  # fmt: skip
     inner = p.ts.shape[-1] > 2 or request.dense
     dense = (inner and not p.stops.rule.every_output) or request.dense
-    slots = slots_for(p.y0, powers_of(p.method) if dense else 0) if attached or inner else 0
-    keeps = attached and not columns  # small products are computed again in no time
+    rows = tape_rows(p.y0, coefficient_count(p.method) if dense else 0) if attached or inner else 0
+    saves_matmuls = attached and not column_major  # small products are computed again in no time
     stops, (rtol, atol) = p.stops.times.shape[-1], (tolerances[: len(y)], tolerances[len(y) :])
     return Plan(
-        p.method, p.controller, settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
-        y=tuple(map(Look.of, y)), others=tuple(others),
-        rtol=tuple(map(Look.of, rtol)), atol=tuple(map(Look.of, atol)),
-        stops=1 << (stops - 1).bit_length(), slots=min(slots, KEEPING) if keeps else slots, keeps=keeps,
-        starts=inner, dense=dense, columns=columns,
+        p.method, p.controller, solver_settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
+        y=tuple(map(TensorSpec.of, y)), captures=tuple(captures),
+        rtol=tuple(map(TensorSpec.of, rtol)), atol=tuple(map(TensorSpec.of, atol)),
+        stop_count=1 << (stops - 1).bit_length(), rows=min(rows, SAVING_ROWS) if saves_matmuls else rows,
+        saves_matmuls=saves_matmuls, step_starts=inner, dense=dense, column_major=column_major,
     )  # fmt: skip
 
 
@@ -128,88 +128,89 @@ def _tensors(tolerances: Sequence[float | Tensor], device: torch.device) -> list
 
 @lru_cache(maxsize=256, typed=True)  # 1, 1.0 and True are three tensors
 def _constant(value: bool | int | float, device: torch.device, shape: tuple[int, ...] = ()) -> Tensor:
-    """A number for a library to read; making a tensor takes longer than many an operation on it."""
+    """A number as a tensor; making one takes longer than many an operation on it."""
     with torch.inference_mode(False):
-        # filled, as copying it from the host would wait for the device
+        # `full`, as a copy from the host would wait for the device
         dtype = torch.float64 if isinstance(value, float) else torch.int64 if type(value) is int else torch.bool
         return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def _forward(run: Run, and_back: bool) -> Outcome:
+def _forward(run: CompiledRun, and_back: bool) -> Outcome:
     p, plan, device = run.p, run.plan, run.plan.device
-    library, left = PLANS.forward(plan, run.graph, and_back), KEPT_BYTES
-    if plan.keeps and PLANS.backward(plan, run.graph).kept != library.kept:
-        left = 0  # both directions must see the same products
+    library, left = PLAN_CACHE.forward(plan, run.graph, and_back), SAVED_BYTES
+    if plan.saves_matmuls and PLAN_CACHE.backward(plan, run.graph).saved_rows != library.saved_rows:
+        left = 0  # the two directions see different products
     ts, stops = p.ts.detach(), p.stops.times.detach()
-    if plan.stops > stops.shape[-1]:  # the last time again and again
-        stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stops - stops.shape[-1])], -1)
+    if plan.stop_count > stops.shape[-1]:  # pad with the last time
+        stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stop_count - stops.shape[-1])], -1)
     ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
     y = run.y
     rest = [ends, stops.contiguous(), p.direction, *run.tolerances, *y]
-    numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.lane))
-    leaves = (*y, *y) if plan.carries else y
-    packed = Packed(_constant(True, device), numbers, _constant(0, device, (6, *plan.lane)), leaves)
-    fresh, most = _constant(True, device), _constant(p.max_steps, device)
+    numbers = _constant(0.0, device, (2 + len(p.controller.memory(1.0)), *plan.batch_shape))
+    leaves = (*y, *y) if plan.has_carry else y
+    state = LoopState(_constant(True, device), numbers, _constant(0, device, (6, *plan.batch_shape)), leaves)
+    fresh, max_steps = _constant(True, device), _constant(p.max_steps, device)
     while True:
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.kept)
-        room = min(plan.slots, left // size if size else plan.slots)
-        if plan.keeps and not room:
-            plan = replace(plan, keeps=False)
-            library = PLANS.forward(plan, run.graph, and_back)
-            room = plan.slots
-        tape, shelf = tape_for(plan, y), Shelf(plan.slots, library.kept, device)
-        given = [fresh, most, _constant(room, device), *packed[:3], *packed.leaves, *rest, *run.others]
-        out = library.run([*given, *tape, *shelf.tensors], None)
-        packed = Packed.from_flat(out)
-        told = (packed.counts[:, 0] if p.batched else packed.counts).tolist()
-        rows, status = told[0], told[4]
-        if plan.slots and rows:
-            run.chunks.append(Chunk(plan, rows, tape, shelf))
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.saved_rows)
+        limit = min(plan.rows, left // size if size else plan.rows)
+        if plan.saves_matmuls and not limit:
+            plan = replace(plan, saves_matmuls=False)
+            library = PLAN_CACHE.forward(plan, run.graph, and_back)
+            limit = plan.rows
+        tape, saved = tape_tensors(plan, y), TapeBuffer(plan.rows, library.saved_rows, device)
+        inputs = [fresh, max_steps, _constant(limit, device), *state[:3], *state.leaves, *rest, *run.captures]
+        state = LoopState.from_flat(library.run([*inputs, *tape, *saved.tensors], None))
+        counts = (state.counts[:, 0] if p.batched else state.counts).tolist()
+        rows, status = counts[0], counts[4]
+        if plan.rows and rows:
+            run.chunks.append(Chunk(plan, rows, tape, saved))
             left -= rows * size
-        if status != Status.RUNNING and not (p.batched and bool((packed.counts[4] == Status.RUNNING).any())):
-            return _outcome(p, packed, told, library.calls)
-        packed.counts[0] = 0  # of the next tape
+        if status != Status.RUNNING and not (p.batched and bool((state.counts[4] == Status.RUNNING).any())):
+            return _outcome(p, state, counts, library.evaluations)
+        state.counts[0] = 0  # rows in use of the next tape
         fresh = _constant(False, device)
 
 
-def _outcome(p: Problem, packed: Packed, counts: list[int], calls: tuple[int, int]) -> Outcome:
-    """counts: those of `packed`, of a joint solve. calls: evaluations at the start and in each attempt."""
+def _outcome(p: Problem, at: LoopState, counts: list[int], evaluations: tuple[int, int]) -> Outcome:
+    """counts: `at.counts` of a joint solve. evaluations: at the start, and in each attempt."""
     if p.batched:
-        s, attempts, accepted = packed.counted(len(p.y0))
-        nfe = torch.where(attempts > 0, calls[0] + calls[1] * attempts, 0)
+        s, attempts, accepted = at.counted(len(p.y0))
+        nfe = torch.where(attempts > 0, evaluations[0] + evaluations[1] * attempts, 0)
         return Outcome(s, nfe, accepted, attempts - accepted)
-    (_, attempts, accepted, stop, status, _), (t, h, *memory) = counts, packed.numbers.tolist()
-    n, leaves = len(p.y0), packed.leaves
-    y, carry = all_by_rows(leaves[:n]), leaves[n:]
-    s = State(t, packed.numbers[0], h, y, carry, tuple(memory), stop, False, status)
-    return Outcome(s, (calls[0] + calls[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
+    (_, attempts, accepted, stop, status, _), (t, h, *memory) = counts, at.numbers.tolist()
+    n, leaves = len(p.y0), at.leaves
+    y, carry = all_contiguous(leaves[:n]), leaves[n:]
+    s = State(t, at.numbers[0], h, y, carry, tuple(memory), stop, False, status)
+    return Outcome(s, (evaluations[0] + evaluations[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
 
 
-def _backward(run: Run, outputs: Outputs, stats: Stats, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+def _backward(
+    run: CompiledRun, outputs: Outputs, stats: Stats, cotangents: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
     run.refuse_changed()
     plan, n = run.plan, len(run.p.y0)
-    bars = outputs.bars(cotangents)
-    y_bar: Sequence[Tensor] = all_arranged(bars.end, plan.columns)
-    carry_bar: Sequence[Tensor] = [torch.zeros_like(b) for b in y_bar] if plan.carries else []
+    given = outputs.tape_cotangents(cotangents)
+    y: Sequence[Tensor] = all_to_loop_layout(given.end, plan.column_major)
+    carry: Sequence[Tensor] = [torch.zeros_like(c) for c in y] if plan.has_carry else []
     found: dict[int, Tensor] = {}
-    needed = [key for key, look in zip(run.keys, plan.others, strict=True) if look.needed]
+    needed = [key for key, spec in zip(run.keys, plan.captures, strict=True) if spec.needs_grad]
     count: Number = 0
-    outside = 0
-    used = 2 * n if carry_bar else n
+    evaluations_at_start = 0
+    carried = 2 * n if carry else n
     for k in range(len(run.chunks) - 1, -1, -1):
-        chunk, extra = run.chunks[k], bars.rows[k] if bars.rows else []
-        library = PLANS.backward(chunk.plan, run.graph)
-        tape = chunk.tape[: used + 2 + plan.batched]
-        taken = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
-        tape += chunk.shelf.tensors
+        chunk, by_row = run.chunks[k], given.rows[k] if given.rows else []
+        library = PLAN_CACHE.backward(chunk.plan, run.graph)
+        tape = chunk.tape[: carried + 2 + plan.batched]
+        accepted = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
+        tape += chunk.saved.tensors
         counts = [_constant(chunk.rows, plan.device), _constant(k == 0, plan.device)]
-        out = library.run([*counts, *y_bar, *carry_bar, *extra, *run.others, *tape], chunk.rows)
-        y_bar, carry_bar, totals = out[:n], out[n:used], out[used:]
+        out = library.run([*counts, *y, *carry, *by_row, *run.captures, *tape], chunk.rows)
+        y, carry, totals = out[:n], out[n:carried], out[carried:]
         for key, total in zip(needed, totals, strict=True):
             found[key] = found[key] + total if key in found else total
-        count = count + library.calls[1] * taken
-        outside = library.calls[0]
-    stats["backward_nfe"] = count + outside * (count > 0)
-    y_bar = [a + b for a, b in zip(y_bar, bars.start, strict=True)] if bars.start else y_bar
+        count = count + library.evaluations[1] * accepted
+        evaluations_at_start = library.evaluations[0]
+    stats["backward_nfe"] = count + evaluations_at_start * (count > 0)
+    y = [a + b for a, b in zip(y, given.start, strict=True)] if given.start else y
     rest = [found.get(id(x)) for x in (*run.inputs[n + 2 :], *run.held)]
-    return [*y_bar, None, None, *rest]
+    return [*y, None, None, *rest]

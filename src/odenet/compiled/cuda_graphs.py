@@ -1,7 +1,7 @@
-"""A block of turns as one CUDA graph: one launch in place of one for each kernel of each turn.
+"""A block of iterations as one CUDA graph: one launch in place of one for each kernel.
 
-A graph reads and writes the memory that it was captured with. So it has memory of its own for all that a turn reads
-and writes; what a solve hands in is copied there before, and what it has taken down is copied out after.
+A graph reads and writes the memory that it was captured with. The tensors of a solve are copied into that memory
+before, and the tape is copied out after.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-BYTES = 2**24  # of all that is handed in: more takes longer to copy, and has kernels that are longer than a launch
+from .torch_private import foreach_copy
 
-Turn = Callable[[list[Tensor]], list[Tensor]]
+MAX_BYTES = 2**24  # of all inputs: more takes longer to copy, and has kernels that take longer than a launch
+
+Iteration = Callable[[list[Tensor]], list[Tensor]]
+"""(carried, invariants) -> carried."""
 
 
-def pays(tensors: Sequence[Tensor]) -> bool:
-    """Whether turns on these are launched faster as a graph."""
+def worth_capturing(tensors: Sequence[Tensor]) -> bool:
+    """Whether iterations on these tensors are launched faster as a graph."""
     on_gpu = all(x.device.type == "cuda" for x in tensors)
-    return on_gpu and sum(x.numel() * x.element_size() for x in tensors) <= BYTES
+    return on_gpu and sum(x.numel() * x.element_size() for x in tensors) <= MAX_BYTES
 
 
-def captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Does the work's launches again, in one."""
+def capture_cuda_graph(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A function that repeats the launches of `work` in one launch."""
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            work()  # once before: libraries set themselves up at their first call
+            work()  # libraries initialise themselves in their first call
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
@@ -38,44 +41,44 @@ def captured(work: Callable[[], None], device: torch.device) -> Callable[[], Non
     return graph.replay
 
 
-class Replays:
-    """Graphs of a turn by their number of turns, over memory that they share."""
+class GraphedLoop:
+    """CUDA graphs by their number of iterations, over shared memory. written: numbers of invariants that change."""
 
-    def __init__(self, turn: Turn, written: Sequence[int]) -> None:
-        self.turn, self.written = turn, written
+    def __init__(self, body: Iteration, written: Sequence[int]) -> None:
+        self.body, self.written = body, written
         self.carried: list[Tensor] = []
-        self.others: list[Tensor] = []
+        self.invariants: list[Tensor] = []
         self.graphs: dict[int, Callable[[], None]] = {}
         self.lock = threading.Lock()
 
     @contextmanager
-    def held(self, carried: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[Replays]:
-        """With these in the graphs' memory; at the end, what was written into `others` is in the caller's."""
+    def loaded(self, carried: Sequence[Tensor], invariants: Sequence[Tensor]) -> Iterator[GraphedLoop]:
+        """Copy the tensors into the graphs' memory; at the end, copy what was written to `invariants`."""
         with self.lock:
             if not self.carried:
-                with torch.inference_mode(False):  # what is made there cannot be written elsewhere
-                    self.carried, self.others = ([torch.empty_like(x) for x in xs] for xs in (carried, others))
-            given = [*carried, *(x for i, x in enumerate(others) if i not in self.written)]
-            mine = [*self.carried, *(x for i, x in enumerate(self.others) if i not in self.written)]
-            torch._foreach_copy_(mine, given)  # pyright: ignore  # one launch for all of a kind
+                with torch.inference_mode(False):  # inference tensors cannot be written elsewhere
+                    self.carried, self.invariants = ([torch.empty_like(x) for x in xs] for xs in (carried, invariants))
+            sources = [*carried, *(x for i, x in enumerate(invariants) if i not in self.written)]
+            targets = [*self.carried, *(x for i, x in enumerate(self.invariants) if i not in self.written)]
+            foreach_copy(targets, sources)
             yield self
             for i in self.written:
-                others[i].copy_(self.others[i])
+                invariants[i].copy_(self.invariants[i])
 
-    def take(self, turns: int) -> None:
-        if turns not in self.graphs:
-            before = [x.clone() for x in self.carried]  # capturing takes the turns, too
-            self.graphs[turns] = captured(lambda: self._work(turns), self.carried[0].device)
-            for mine, x in zip(self.carried, before, strict=True):
-                mine.copy_(x)
-        self.graphs[turns]()
+    def advance(self, iterations: int) -> None:
+        if iterations not in self.graphs:
+            before = [x.clone() for x in self.carried]  # a capture runs the iterations, too
+            self.graphs[iterations] = capture_cuda_graph(lambda: self._iterate(iterations), self.carried[0].device)
+            for target, x in zip(self.carried, before, strict=True):
+                target.copy_(x)
+        self.graphs[iterations]()
 
     def results(self) -> list[Tensor]:
-        return [x.clone() for x in self.carried]  # the next solve writes into these
+        return [x.clone() for x in self.carried]  # the next solve overwrites these
 
-    def _work(self, turns: int) -> None:
+    def _iterate(self, iterations: int) -> None:
         carried = self.carried
-        for _ in range(turns):
-            carried = self.turn([*carried, *self.others])
-        for mine, x in zip(self.carried, carried, strict=True):
-            mine.copy_(x)
+        for _ in range(iterations):
+            carried = self.body([*carried, *self.invariants])
+        for target, x in zip(self.carried, carried, strict=True):
+            target.copy_(x)

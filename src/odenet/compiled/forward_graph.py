@@ -1,4 +1,4 @@
-"""The graph of the steps forward, taken down on a tape."""
+"""The graph of the forward steps, recorded on a tape."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from ..engine.advance import Clock, Move, State
 from ..engine.problem import Problem
 from ..engine.traced import Counted
 from .capture import FieldGraph
-from .graph_recording import Recorded, fake_mode, outputs_of, record, widened, written
-from .passes.column_layout import all_arranged, all_by_rows
-from .passes.matmul_passes import rewritten
-from .passes.saved_matmuls import costly, looks_of, shelf_for, shown
-from .plan import Plan, as_if_pulled, field_of, tape_for
+from .graph_recording import RecordedLoop, add_inputs, fake_mode, output_nodes, record_graph, write_outputs_to_tape
+from .passes.column_layout import all_contiguous, all_to_loop_layout
+from .passes.matmul_passes import rewrite_matmuls
+from .passes.saved_matmuls import expensive_matmuls, return_values, row_specs, saved_tape
+from .plan import Plan, tape_tensors, under_vjp, vector_field
 
 
-class Packed(NamedTuple):
-    """What a loop carries, in few tensors: each costs some calls of the runtime a turn.
+class LoopState(NamedTuple):
+    """The tensors that the loop carries; few, as each costs some calls of the runtime in an iteration.
 
-    numbers: t, h and the controller's memory. counts: rows in use (the same for all lanes), attempts, accepted, stop,
-    status, whether the last attempt was rejected.
+    go_on: whether another iteration follows. numbers: t, h and the controller's memory. counts: rows in use (one number
+    for all samples), attempts, accepted, stop, status, whether the last attempt was rejected. leaves: y and the carry.
     """
 
-    go: Tensor
+    go_on: Tensor
     numbers: Tensor
     counts: Tensor
     leaves: Leaves
 
     @staticmethod
-    def of(at: Counted, row: Tensor, go: Tensor, columns: bool) -> Packed:
+    def of(at: Counted, row: Tensor, go_on: Tensor, column_major: bool) -> LoopState:
         s = at.state
         counts = (row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype))
-        leaves = all_arranged((*s.y, *s.carry), columns)
-        return Packed(go, torch.stack([s.t, s.h, *s.memory]), torch.stack(counts), leaves)
+        leaves = all_to_loop_layout((*s.y, *s.carry), column_major)
+        return LoopState(go_on, torch.stack([s.t, s.h, *s.memory]), torch.stack(counts), leaves)
 
     @staticmethod
-    def from_flat(flat: Sequence[Tensor]) -> Packed:
-        return Packed(flat[0], flat[1], flat[2], tuple(flat[3:]))
+    def from_flat(flat: Sequence[Tensor]) -> LoopState:
+        return LoopState(flat[0], flat[1], flat[2], tuple(flat[3:]))
 
     def counted(self, n: int) -> Counted:
-        """n: leaves of y."""
+        """The engine's state. n: leaves of y."""
         t, h, *memory = self.numbers.unbind(0)
         _, attempts, accepted, stop, status, rejected = self.counts.unbind(0)
         y, carry = self.leaves[:n], self.leaves[n:]
@@ -54,99 +54,100 @@ class Packed(NamedTuple):
         return Counted(s, attempts, accepted)
 
 
-class Inputs(NamedTuple):
-    """What a library is given, but the tape.
+class ForwardInputs(NamedTuple):
+    """The inputs of a forward library, except the tape.
 
-    fresh: a solve begins; else it goes on from `before`. most: max_steps. room: rows of the tape to use.
+    fresh: whether the solve begins; else it goes on from `before`. max_steps, rows: limits, of attempts and of rows.
     """
 
     fresh: Tensor
-    most: Tensor
-    room: Tensor
-    before: Packed
+    max_steps: Tensor
+    rows: Tensor
+    before: LoopState
     ts: Tensor
     stops: Tensor
     direction: Tensor
     rtol: Leaves
     atol: Leaves
     y0: Leaves
-    others: Leaves
+    captures: Leaves
 
     @staticmethod
-    def fakes(plan: Plan, mode: Any) -> Inputs:
-        rtol, atol, y, others = (
-            tuple(look.fake(mode) for look in looks) for looks in (plan.rtol, plan.atol, plan.y, plan.others)
+    def fakes(plan: Plan, mode: Any) -> ForwardInputs:
+        rtol, atol, y, captures = (
+            tuple(spec.fake(mode) for spec in specs) for specs in (plan.rtol, plan.atol, plan.y, plan.captures)
         )
-        lane, memory = plan.lane, len(plan.controller.memory(1.0))
+        batch, memory = plan.batch_shape, len(plan.controller.memory(1.0))
         with mode, plan.device:
             flag, limit = torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64)
-            counts = torch.empty((6, *lane), dtype=torch.int64)
-            shapes = ((2 + memory, *lane), (*lane, 2), (*lane, plan.stops), lane)
+            counts = torch.empty((6, *batch), dtype=torch.int64)
+            shapes = ((2 + memory, *batch), (*batch, 2), (*batch, plan.stop_count), batch)
             numbers, ts, stops, direction = (torch.empty(shape, dtype=torch.float64) for shape in shapes)
-        before = Packed(flag, numbers, counts, (*y, *(y if plan.carries else ())))
-        return Inputs(flag, limit, limit, before, ts, stops, direction, rtol, atol, y, others)
+        before = LoopState(flag, numbers, counts, (*y, *(y if plan.has_carry else ())))
+        return ForwardInputs(flag, limit, limit, before, ts, stops, direction, rtol, atol, y, captures)
 
 
-class _Forth:
+class _ForwardFunctions:
     """The functions that are recorded."""
 
     def __init__(self, plan: Plan, graph: FieldGraph) -> None:
         self.plan, self.graph = plan, graph
-        self.calls_at_start = self.calls_in_turn = 0
+        self.evaluations_at_start = self.evaluations_in_body = 0
 
-    def _problem(self, x: Inputs) -> Problem:
+    def _problem(self, x: ForwardInputs) -> Problem:
         plan = self.plan
-        f = as_if_pulled(plan, self.graph) if plan.keeps else self.graph
+        f = under_vjp(plan, self.graph) if plan.saves_matmuls else self.graph
         stops = Stops(x.stops, None, StopTimes.of(plan.controller))
         return Problem(
-            field_of(plan, f, x.others), all_by_rows(x.y0), x.ts, stops, x.direction, plan.method,
+            vector_field(plan, f, x.captures), all_contiguous(x.y0), x.ts, stops, x.direction, plan.method,
             plan.controller, x.rtol, x.atol, plan.batched, 0, traced=True,
         )  # fmt: skip
 
-    def begin(self, x: Inputs) -> Packed:
+    def begin(self, x: ForwardInputs) -> LoopState:
         p = self._problem(x)
         row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
-        new = Packed.of(Counted.start(p, Clock(p)), row, x.fresh, self.plan.columns)
-        self.calls_at_start = p.f.calls
+        new = LoopState.of(Counted.start(p, Clock(p)), row, x.fresh, self.plan.column_major)
+        self.evaluations_at_start = p.f.calls
         at = tree_map(lambda a, b: torch.where(x.fresh, a, b), new, x.before)
-        go = (at.counts[4] == Status.RUNNING).any()
-        return at._replace(go=go, leaves=all_arranged(at.leaves, self.plan.columns))
+        go_on = (at.counts[4] == Status.RUNNING).any()
+        return at._replace(go_on=go_on, leaves=all_to_loop_layout(at.leaves, self.plan.column_major))
 
-    def turn(self, at: Packed, x: Inputs) -> tuple[Packed, Leaves]:
-        """One attempt, and what it takes down."""
+    def body(self, at: LoopState, x: ForwardInputs) -> tuple[LoopState, Leaves]:
+        """One attempt: the next state, and what goes on the tape."""
         plan, p = self.plan, self._problem(x)
-        before = at._replace(leaves=all_by_rows(at.leaves)).counted(len(plan.y))
-        after, move = before.turn(p, Clock(p), x.most)
-        taken = self._taken_down(before.state, move) if plan.slots else ()
-        self.calls_in_turn = p.f.calls
+        before = at._replace(leaves=all_contiguous(at.leaves)).counted(len(plan.y))
+        after, move = before.turn(p, Clock(p), x.max_steps)
+        recorded = self._tape_row(before.state, move) if plan.rows else ()
+        self.evaluations_in_body = p.f.calls
         row = at.counts[0].flatten()[0] + move.accept.any()
-        go = (after.state.status == Status.RUNNING).any()
-        if plan.slots:
-            go = go & (row < x.room)
-        return Packed.of(after, row, go, plan.columns), taken
+        go_on = (after.state.status == Status.RUNNING).any()
+        if plan.rows:
+            go_on = go_on & (row < x.rows)
+        return LoopState.of(after, row, go_on, plan.column_major), recorded
 
-    def _taken_down(self, s: State, move: Move) -> Leaves:
-        """In the order of `tape_for`."""
+    def _tape_row(self, s: State, move: Move) -> Leaves:
+        """What goes on the tape, in the order of `tape_tensors`."""
         t1 = torch.where(move.accept, move.t1, s.t)
-        accept = [move.accept] if self.plan.batched else []
+        accepted = [move.accept] if self.plan.batched else []
         polynomial = [c for cs in move.polynomial() for c in cs] if self.plan.dense else []
-        return all_arranged((*s.y, *s.carry, s.t, t1, *accept, *polynomial), self.plan.columns)
+        return all_to_loop_layout((*s.y, *s.carry, s.t, t1, *accepted, *polynomial), self.plan.column_major)
 
 
-def forward(plan: Plan, graph: FieldGraph) -> Recorded:
-    """The steps of a solve, until it ends or the tape is full: (`Inputs`, the tape) -> `Packed`."""
-    mode, forth = fake_mode(), _Forth(plan, graph)
-    given = Inputs.fakes(plan, mode)
-    begun = record(forth.begin, [given], mode)
-    carried = [n.meta["val"] for n in outputs_of(begun)]
-    turned = record(forth.turn, [Packed.from_flat(carried), given], mode, unused=plan.keeps)
-    kept = costly(turned, free=1) if plan.keeps else []
-    shown(turned, kept)
-    turned = rewritten(turned, len(carried), mode, plan.columns)
-    shelf = shelf_for(plan, kept, mode)
+def forward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
+    """The steps of a solve, until it ends or the tape is full: (`ForwardInputs`, the tape) -> `LoopState`."""
+    mode, functions = fake_mode(), _ForwardFunctions(plan, graph)
+    inputs = ForwardInputs.fakes(plan, mode)
+    begin = record_graph(functions.begin, [inputs], mode)
+    carried = [n.meta["val"] for n in output_nodes(begin)]
+    body = record_graph(functions.body, [LoopState.from_flat(carried), inputs], mode, keep_unused=plan.saves_matmuls)
+    saved = expensive_matmuls(body, free=1) if plan.saves_matmuls else []
+    return_values(body, saved)
+    body = rewrite_matmuls(body, len(carried), mode, plan.column_major)
+    saved_tensors = saved_tape(plan, saved, mode)
     with mode:
-        tape = [*tape_for(plan, given.y0), *shelf]
-    if tape:  # written at the row that the counts say
-        turned = written(widened(turned, tape), len(tape), 2, mode)
-    calls = (forth.calls_at_start, forth.calls_in_turn)
-    return Recorded(widened(begun, tape), turned, None, mode, len(carried), calls, looks_of(shelf))
+        tape = [*tape_tensors(plan, inputs.y0), *saved_tensors]
+    if tape:
+        body = write_outputs_to_tape(add_inputs(body, tape), len(tape), 2, mode)
+    evaluations = (functions.evaluations_at_start, functions.evaluations_in_body)
+    begin = add_inputs(begin, tape)
+    return RecordedLoop(begin, body, None, mode, len(carried), evaluations, row_specs(saved_tensors))

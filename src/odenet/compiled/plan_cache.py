@@ -1,9 +1,10 @@
-"""What can be compiled, which plan a solve has, and where its libraries are found."""
+"""Which solves can be compiled, and the cache of their libraries."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,21 +22,24 @@ from ..gradients import Discrete
 from ..gradients.base import Gradient
 from ..methods.explicit import ExplicitRK
 from ..methods.tableau import Tableau
-from .backward_graph import backward
-from .build import Beside, Library, library, queued
-from .capture import FieldGraph, NotCompilableError, capture, told
-from .forward_graph import forward
+from .backward_graph import backward_graph
+from .build import BackgroundBuild, Library, block_library, library
+from .capture import FieldGraph, NotCompilableError, capture, describe_error
+from .forward_graph import forward_graph
+from .graph_recording import RecordedLoop
 from .plan import Plan
 
-TAPE_BYTES = 2**28  # of memory that is asked for at once; what is not written is never touched
-MOST_SLOTS = 4096
-FEW = 4096  # elements of a state or a weight
+TAPE_BYTES = 2**28  # allocated at once; memory that is not written is never mapped
+MAX_ROWS = 4096
+SMALL_STATE = 4096  # elements of a state or a weight
 
-Place = tuple[str, Plan, int]  # forward or backward, and the threads it is for
+Key = tuple[str, Plan, int]
+"""Direction, plan and number of threads of a library."""
+Record = Callable[[Plan, FieldGraph], RecordedLoop]
 
 
-def refuse(p: Problem, how: Gradient, request: Request) -> None:
-    """Raise NotCompilableError for what the compiled driver does not do."""
+def refuse_unsupported(p: Problem, how: Gradient, request: Request) -> None:
+    """Raise NotCompilableError for options that have no compiled form."""
     recording = torch.is_grad_enabled()
     reasons = {
         "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
@@ -43,7 +47,7 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
         "jumps": (p.stops.jumps is not None or p.stops.rule.perturb) and "f jumps (jump_ts, perturb)",
         "steps": request.steps is not None and "save_steps=True keeps every step",
         "event": request.events is not None and "an event is looked for",
-        "calls": (request.progress or request.callbacks) and "progress and callbacks look at every step",
+        "callbacks": (request.progress or request.callbacks) and "progress and callbacks look at every step",
         "gradient": recording and type(how) is not Discrete and f"gradient={how.name!r} is not 'discrete'",
         "memory": recording
         and isinstance(how, Discrete)
@@ -62,54 +66,55 @@ def refuse(p: Problem, how: Gradient, request: Request) -> None:
             raise NotCompilableError(reason)
 
 
-def captured(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
-    """f of this problem as a graph, and the tensors it uses beside t and y."""
+def capture_field(p: Problem) -> tuple[FieldGraph, list[Tensor]]:
+    """f of this problem as a graph, and the tensors that it uses beside t and y."""
     t = cast(p.ts.detach()[..., 0], p.f.time_dtype)
-    y = tuple(cast(x.detach(), d) for x, d in zip(p.y0, p.f.dtypes, strict=True))  # objects that nobody else holds
-    graph, others = capture(*p.f.parts, t, y)
-    if any(x.device != t.device for x in others):
+    y = tuple(cast(x.detach(), d) for x, d in zip(p.y0, p.f.dtypes, strict=True))  # objects of their own
+    graph, captures = capture(*p.f.parts, t, y)
+    if any(x.device != t.device for x in captures):
         raise NotCompilableError("f uses tensors of another device than the state's")
-    return graph, others
+    return graph, captures
 
 
-def looped(device: torch.device) -> bool:
-    """Whether a loop there is one library, with its condition in it; else it is run in blocks from the host."""
+def has_native_loop(device: torch.device) -> bool:
+    """Whether a loop is one library there, condition included; else the host runs it in blocks."""
     return device.type == "cpu"
 
 
-def slots_for(y: Leaves, powers: int) -> int:
-    row = sum(x.numel() * x.element_size() for x in y) * (2 + powers)
-    return min(MOST_SLOTS, 2 ** max(3, (TAPE_BYTES // max(row, 1)).bit_length() - 1))
+def tape_rows(y: Leaves, coefficients: int) -> int:
+    """The rows of a tape for states like y and this many coefficients of a polynomial."""
+    row = sum(x.numel() * x.element_size() for x in y) * (2 + coefficients)
+    return min(MAX_ROWS, 2 ** max(3, (TAPE_BYTES // max(row, 1)).bit_length() - 1))
 
 
-class Plans:
-    """Libraries by plan; each compiled once a process, and once at all where its graph holds no tensor.
+class PlanCache:
+    """Libraries by plan, each compiled once a process; the disk serves other processes unless f's graph holds tensors.
 
-    They go with the graph of f: a program that makes its fields anew would else fill the memory with them.
+    They are dropped with the graph of f: a program that makes its fields anew would fill the memory with them.
     """
 
     def __init__(self) -> None:
-        self.made: WeakKeyDictionary[FieldGraph, dict[Place, Library]] = WeakKeyDictionary()
-        self.failed: WeakKeyDictionary[FieldGraph, dict[Place, str]] = WeakKeyDictionary()
-        self.pending: WeakKeyDictionary[FieldGraph, dict[Place, Beside]] = WeakKeyDictionary()
+        self.libraries: WeakKeyDictionary[FieldGraph, dict[Key, Library]] = WeakKeyDictionary()
+        self.failed: WeakKeyDictionary[FieldGraph, dict[Key, str]] = WeakKeyDictionary()
+        self.pending: WeakKeyDictionary[FieldGraph, dict[Key, BackgroundBuild]] = WeakKeyDictionary()
 
     def forward(self, plan: Plan, graph: FieldGraph, and_back: bool) -> Library:
-        """and_back: the backward library will be wanted too; it is made now, beside this one."""
+        """The forward library. and_back: also start to make the backward library, in another thread."""
         threads = torch.get_num_threads()
-        place, back = ("forward", plan, threads), ("backward", plan, threads)
-        made, failed = self.made.setdefault(graph, {}), self.failed.setdefault(graph, {})
-        if not failed and (known := made.get(place)) is not None:
-            return known
-        for wanted in (place, back) if and_back else (place,):
+        key, back = ("forward", plan, threads), ("backward", plan, threads)
+        known, failed = self.libraries.setdefault(graph, {}), self.failed.setdefault(graph, {})
+        if not failed and (ready := known.get(key)) is not None:
+            return ready
+        for wanted in (key, back) if and_back else (key,):
             if wanted in failed:
                 raise NotCompilableError(failed[wanted])
-        if place not in made:
+        if key not in known:
             pending = self.pending.setdefault(graph, {})
-            if and_back and back not in made and back not in pending and looped(plan.device):
-                key = _key(graph, *back)
-                pending[back] = Beside(key, lambda: backward(plan, graph), _threads(plan, threads), plan.batched)
+            if and_back and back not in known and back not in pending and has_native_loop(plan.device):
+                digest, used = _digest(graph, *back), _used_threads(plan, threads)
+                pending[back] = BackgroundBuild(digest, lambda: backward_graph(plan, graph), used, plan.batched)
             try:
-                made[place] = self._make(graph, place, forward)
+                known[key] = self._make(graph, key, forward_graph)
             except Exception:
                 self._await(graph, back)
                 raise
@@ -118,78 +123,79 @@ class Plans:
                     pending[back].interrupted = True
                 raise
             self._await(graph, back)
-        return made[place]
+        return known[key]
 
     def backward(self, plan: Plan, graph: FieldGraph) -> Library:
-        place, made = ("backward", plan, torch.get_num_threads()), self.made.setdefault(graph, {})
-        self._await(graph, place)
-        if place not in made:
-            made[place] = self._make(graph, place, backward)
-        return made[place]
+        key, known = ("backward", plan, torch.get_num_threads()), self.libraries.setdefault(graph, {})
+        self._await(graph, key)
+        if key not in known:
+            known[key] = self._make(graph, key, backward_graph)
+        return known[key]
 
-    def _await(self, graph: FieldGraph, place: Place) -> None:
-        """Wait for a library that a thread is making, or was making when Ctrl-C came."""
+    def _await(self, graph: FieldGraph, key: Key) -> None:
+        """Wait for a library that another thread makes, or was making when Ctrl-C came."""
         pending = self.pending.get(graph, {})
-        beside = pending.get(place)
-        if beside is None:
+        build = pending.get(key)
+        if build is None:
             return
         try:
-            self.made[graph][place] = beside.wait()
+            self.libraries[graph][key] = build.wait()
         except Exception as error:
-            if beside.interrupted:  # Ctrl-C ended the C++ compiler, too
+            if build.interrupted:  # Ctrl-C ended the C++ compiler too
                 return
-            self.failed[graph][place] = told(error)
+            self.failed[graph][key] = describe_error(error)
             raise
         finally:
-            if not beside.working():
-                pending.pop(place, None)
+            if not build.working():
+                pending.pop(key, None)
 
-    def _make(self, graph: FieldGraph, place: Place, record: Any) -> Library:
+    def _make(self, graph: FieldGraph, key: Key, record: Record) -> Library:
         failed = self.failed.setdefault(graph, {})
-        if place in failed:
-            raise NotCompilableError(failed[place])
+        if key in failed:
+            raise NotCompilableError(failed[key])
         try:
-            return self._made(graph, place, record)
+            return self._compile(graph, key, record)
         except Exception as error:
-            failed[place] = told(error)
+            failed[key] = describe_error(error)
             raise
 
-    def _made(self, graph: FieldGraph, place: Place, record: Any) -> Library:
-        _, plan, threads = place
-        if not looped(plan.device):
-            return queued(lambda: record(plan, graph))
-        return library(_key(graph, *place), lambda: record(plan, graph), _threads(plan, threads), plan.batched)
+    def _compile(self, graph: FieldGraph, key: Key, record: Record) -> Library:
+        _, plan, threads = key
+        if not has_native_loop(plan.device):
+            return block_library(lambda: record(plan, graph))
+        used = _used_threads(plan, threads)
+        return library(_digest(graph, *key), lambda: record(plan, graph), used, plan.batched)
 
 
-PLANS = Plans()
+PLAN_CACHE = PlanCache()
 
 
-def _threads(plan: Plan, threads: int) -> int:
-    """For loops over a small state one thread is faster than several that have to be woken up."""
-    largest = max(math.prod(look.shape) for look in (*plan.y, *plan.others))
-    return 1 if largest <= FEW else threads
+def _used_threads(plan: Plan, threads: int) -> int:
+    """One thread for a small state, where waking several takes longer than the work."""
+    largest = max(math.prod(spec.shape) for spec in (*plan.y, *plan.captures))
+    return 1 if largest <= SMALL_STATE else threads
 
 
-def _key(graph: FieldGraph, which: str, plan: Plan, threads: int) -> str | None:
-    """A digest of everything that a library depends on; None where it cannot be told."""
-    if graph.text is None or plan.controller.norm is not None:
+def _digest(graph: FieldGraph, direction: str, plan: Plan, threads: int) -> str | None:
+    """A digest of everything that a library depends on; None if something has no digest."""
+    if graph.digest is None or plan.controller.norm is not None:
         return None
     rest = [(x.name, repr(getattr(plan, x.name))) for x in fields(plan) if x.compare]
     capability = torch.backends.cpu.get_cpu_capability()
     surroundings = (threads, torch.get_default_dtype(), torch.__version__, capability)
-    return hashlib.sha256(repr((which, graph.text, rest, surroundings, _own_source())).encode()).hexdigest()
+    return hashlib.sha256(repr((direction, graph.digest, rest, surroundings, _own_source())).encode()).hexdigest()
 
 
-def settings(p: Problem) -> tuple[Any, ...]:
-    """What method and controller are, as values that can be compared; times that end a step are no part of a graph."""
+def solver_settings(p: Problem) -> tuple[Any, ...]:
+    """Method and controller as values that can be compared, without the times that end a step."""
     assert isinstance(p.method, ExplicitRK)
-    # in the order in which the class sets them
+    # in the order of their definition
     control = tuple([x for x in vars(p.controller).items() if x[0] not in ("step_ts", "jump_ts")])
     return (_Coefficients(p.method.tableau), p.method.interpolation, type(p.controller).__name__, control)
 
 
 class _Coefficients:
-    """A tableau that is quick to hash."""
+    """A tableau with a fast hash."""
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau, self.fsal = tableau, tableau.fsal
@@ -206,7 +212,7 @@ class _Coefficients:
 
 @lru_cache(maxsize=1)
 def _own_source() -> str:
-    """A digest of the library's own source that a graph is recorded from."""
+    """A digest of the source files of this package that take part in a graph."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
     for name in ("compiled", "control", "core", "engine", "methods"):
         for file in sorted((root / name).rglob("*.py")):

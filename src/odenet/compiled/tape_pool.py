@@ -1,4 +1,4 @@
-"""Memory of tapes, used again: memory fresh from the system costs several times what it takes to write it."""
+"""Memory of tapes, reused: fresh memory from the system costs several times what writing it takes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-Looks = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+RowSpec = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a row of a tape."""
 
-MOST = 2  # shelves that wait for the next solve; of their memory, what was written once stays taken
+MAX_IDLE = 2  # buffers that wait for the next solve
 
-_waiting: OrderedDict[tuple[int, Looks, torch.device], list[Tensor]] = OrderedDict()
+_idle: OrderedDict[tuple[int, tuple[RowSpec, ...], torch.device], list[Tensor]] = OrderedDict()
 
 
-class Shelf:
-    """Rows of tensors for one tape; they wait for the next one when this is gone. Nobody else may hold them."""
+class TapeBuffer:
+    """Tensors (rows, *shape), one for each spec. They return to the pool with this object: hold no others."""
 
-    def __init__(self, rows: int, looks: Looks, device: torch.device) -> None:
-        self.kind = (rows, looks, device)
-        waiting = _waiting.pop(self.kind, None)
-        self.tensors = waiting or [torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in looks]
+    def __init__(self, rows: int, specs: tuple[RowSpec, ...], device: torch.device) -> None:
+        self._kind = (rows, specs, device)
+        idle = _idle.pop(self._kind, None)
+        self.tensors = idle or [torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in specs]
 
     def __del__(self) -> None:
-        if self.tensors and _waiting is not None:  # at the end of the process it may be gone already
-            _waiting[self.kind] = self.tensors
-            while len(_waiting) > MOST:
-                _waiting.popitem(last=False)
+        if self.tensors and _idle is not None:  # pyright: ignore[reportUnnecessaryComparison]  # at exit it may be gone
+            _idle[self._kind] = self.tensors
+            while len(_idle) > MAX_IDLE:
+                _idle.popitem(last=False)

@@ -1,40 +1,39 @@
-"""States of few columns are held column-major: vector instructions then work on many rows at a time.
+"""Narrow states (B, D), D < 16 <= B, in column-major order: a vector instruction then works on many samples.
 
-Row by row, two numbers of a row would be a vector of sixteen places, and a product would add across a vector. Where f
-has large products, which a library computes, rows stay rows.
+In row-major order two numbers of a row fill 2 of 16 places of a vector, and a product sums across the vector. Where f
+has large products, which a library computes, the order stays row-major.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ...core.leaves import Leaves
-from .graph_editor import Editor
+from .graph_editor import GraphEditor
 
 aten = torch.ops.aten
 
-FEW = 16  # a vector of float32
-LARGE = 2**17  # multiplications of a product that a library computes faster
+VECTOR = 16  # numbers of float32 in a vector
+LARGE_PRODUCT = 2**17  # multiplications of a product that a library computes faster
 _PRODUCTS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "bilinear")
 
 
-def few(shape: Sequence[int]) -> bool:
-    return len(shape) == 2 and shape[1] < FEW <= shape[0]
+def is_narrow(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and shape[1] < VECTOR <= shape[0]
 
 
 def largest_product(f: GraphModule) -> float:
-    """Multiplications of the largest matrix product in f's graph; infinite where there is a convolution."""
-    return max(map(_product, f.graph.nodes), default=0)
+    """Multiplications of the largest matrix product in f's graph; infinite if there is a convolution."""
+    return max(map(_multiplications, f.graph.nodes), default=0)
 
 
-def _product(node: Node) -> float:
-    """Multiplications of a node of f's graph."""
+def _multiplications(node: Node) -> float:
     name = str(getattr(node.target, "__name__", node.target)).strip("_")
     if "conv" in name:
         return math.inf
@@ -44,44 +43,44 @@ def _product(node: Node) -> float:
     return math.prod(shape) * first.meta["example_value"].shape[-1]
 
 
-def arranged(x: Tensor, columns: bool) -> Tensor:
-    """x as a loop holds it: an array without gaps, of columns or of rows."""
-    return x.mT.contiguous().mT if columns and few(x.shape) else x.contiguous()
+def to_loop_layout(x: Tensor, column_major: bool) -> Tensor:
+    """x without gaps, in column-major order if it is narrow and the loop wants that."""
+    return x.mT.contiguous().mT if column_major and is_narrow(x.shape) else x.contiguous()
 
 
-def all_arranged(xs: Sequence[Tensor], columns: bool) -> Leaves:
-    return tuple(arranged(x, columns) for x in xs)
+def all_to_loop_layout(xs: Sequence[Tensor], column_major: bool) -> Leaves:
+    return tuple(to_loop_layout(x, column_major) for x in xs)
 
 
-def all_by_rows(xs: Sequence[Tensor]) -> Leaves:
-    """As f was captured with, which may take views; no copy is left of this where it is compiled."""
+def all_contiguous(xs: Sequence[Tensor]) -> Leaves:
+    """Row-major tensors, as f was captured with, since f may take views. Inductor fuses the copies away."""
     return tuple(x.contiguous() for x in xs)
 
 
-def tape_of(x: Tensor, rows: int, columns: bool) -> Tensor:
-    """Rows for tensors like x, each as x is arranged."""
-    if columns and few(x.shape):
+def tape_tensor(x: Tensor, rows: int, column_major: bool) -> Tensor:
+    """Memory (rows, *shape) for tensors like x, each row in the layout of the loop."""
+    if column_major and is_narrow(x.shape):
         return torch.empty((rows, x.shape[1], x.shape[0]), dtype=x.dtype, device=x.device).mT
     return torch.empty((rows, *x.shape), dtype=x.dtype, device=x.device)
 
 
-def concatenated(node: Node, edit: Editor) -> None:
-    """Columns put side by side, as an array of columns: Inductor would make one of rows."""
-    value, parts = node.meta["val"], node.args[0]
+def cat_columns(node: Node, edit: GraphEditor) -> None:
+    """Write a concatenation of columns so that its result is column-major; Inductor's is row-major."""
+    value, parts = node.meta["val"], cast("Sequence[Node]", node.args[0])
     axis: Any = node.args[1] if len(node.args) > 1 else 0
-    if not few(value.shape) or axis % 2 == 0:
+    if not is_narrow(value.shape) or axis % 2 == 0:
         return
     with edit.graph.inserting_before(node):
-        made = edit(aten.cat.default, [edit.turned(part) for part in parts])  # pyright: ignore
-        node.replace_all_uses_with(edit.turned(made))
+        result = edit(aten.cat.default, [edit.transpose(part) for part in parts])
+        node.replace_all_uses_with(edit.transpose(result))
 
 
-def transposed(place: Node, edit: Editor) -> None:
-    """An input that stays the same at every turn, as an array of columns: it is copied once."""
-    if not few(place.meta["val"].shape) or not place.users:
+def transpose_input(place: Node, edit: GraphEditor) -> None:
+    """Make a column-major copy of an input that no iteration changes, once."""
+    if not is_narrow(place.meta["val"].shape) or not place.users:
         return
     users = list(place.users)
     with edit.graph.inserting_before(next(n for n in edit.graph.nodes if n.op != "placeholder")):
-        whole = edit.turned(edit.by_rows(edit.turned(place)))
+        whole = edit.transpose(edit.contiguous(edit.transpose(place)))
     for user in users:
         user.replace_input_with(place, whole)
