@@ -45,13 +45,14 @@ def test_an_iteration_makes_no_handle_and_allocates_what_it_returns_alone(source
         assert inside.count("aoti_torch_empty_strided(") <= returned
         assert "aoti_torch_assign_tensors_out(" not in inside
         assert before.count("aoti_torch_empty_strided(") > 0
-        assert "auto&& part1_fixed" in before + inside.split("part1_fixed")[0] or "auto&& part0_" in before
+        assert "auto&& part" in before and "auto&& part" not in inside
 
 
-def test_the_wrapper_serves_the_thread_that_compiles_alone() -> None:
+def test_the_wrapper_serves_the_thread_that_compiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from odenet.compiled import loop_invariants
 
     names = torch_private.inductor()
+    monkeypatch.setattr(names.CppWrapperCpu, "__init__", lambda self: None)  # it wants a graph
     usual = names.get_wrapper_codegen_for_device("cpu", cpp_wrapper=True)
     found: list[type] = []
 

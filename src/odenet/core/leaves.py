@@ -17,7 +17,7 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .transforms import functorch, tracked, transforming, vmapping
+from .transforms import tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 Spec = _pytree.TreeSpec
@@ -105,7 +105,7 @@ def differentiable(x: Tensor) -> bool:
     """Whether derivatives with respect to x are asked for: in reverse mode, or in forward mode by a tangent."""
     if x.requires_grad or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None):
         return True
-    return functorch.get_dynamic_layer_stack_depth() > 0 and transforming() and tracked(x)
+    return transforming() and tracked(x)
 
 
 def forward_mode() -> bool:
@@ -221,7 +221,7 @@ def arithmetic() -> int:
     _OWNED: the memory of a sum may take the result. _ATTACHED: derivatives pass through it. _APART: see `apart`.
     _VMAPPED: the first terms may be the same for all lanes of a vmap, and no place for the others.
     """
-    if functorch.get_dynamic_layer_stack_depth() and vmapping():
+    if vmapping():
         return _VMAPPED
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _APART

@@ -17,6 +17,10 @@ def nested() -> bool:
     return functorch.get_dynamic_layer_stack_depth() > 0
 
 
+# as torch.compiler.assume_constant_result has it: TorchDynamo calls it, where before PyTorch 2.13 it could not trace it
+nested._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def transforming() -> bool:
     """Inside any of `torch.func`'s transforms: its tensors refuse what autograd.Function and in-place results need."""
     return nested() and not torch.compiler.is_compiling()
