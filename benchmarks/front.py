@@ -29,7 +29,7 @@ import odenet
 from odenet.bench.markdown import NONE, number, table
 from odenet.bench.timing import interleave
 from odenet.compiled.build import Library
-from odenet.compiled.plans import PLANS, Plans
+from odenet.compiled.plan_cache import PLAN_CACHE, PlanCache
 
 SPANS = (0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 STEPS = (1, 2, 5, 10, 40)
@@ -73,7 +73,7 @@ def machine_code(f: Drawn, y0: Tensor, grad: bool) -> float:
     seconds: list[float] = []
 
     def timed(*given: Any) -> Library:
-        library = Plans.forward(PLANS, *given)
+        library = PlanCache.forward(PLAN_CACHE, *given)
 
         def run(tensors: list[Tensor], turns: int | None) -> list[Tensor]:
             start = time.perf_counter()
@@ -84,7 +84,7 @@ def machine_code(f: Drawn, y0: Tensor, grad: bool) -> float:
         return replace(library, run=run)
 
     least, evaluations = [], []
-    PLANS.forward = timed  # pyright: ignore[reportAttributeAccessIssue]
+    PLAN_CACHE.forward = timed  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for end in SPANS:
             seconds.clear()
@@ -94,7 +94,7 @@ def machine_code(f: Drawn, y0: Tensor, grad: bool) -> float:
             least.append(min(seconds))
             evaluations.append(solved[0].stats.nfe)
     finally:
-        del PLANS.forward
+        del PLAN_CACHE.forward
     return 1e3 * float(np.polyfit(evaluations, least, 1)[1])
 
 

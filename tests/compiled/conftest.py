@@ -25,8 +25,8 @@ def compiler(libraries, monkeypatch):
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("compile=True needs a C++ compiler: neither $CXX nor g++ is there")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(libraries))
-    monkeypatch.setattr(odenet.compiled, "_told", set())
-    monkeypatch.setattr("odenet.compiled.choice.CLEARLY", 0.0)
+    monkeypatch.setattr(odenet.compiled, "_warned", set())
+    monkeypatch.setattr("odenet.compiled.autotune.CLEAR_SPEEDUP", 0.0)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def compiles_nothing(monkeypatch):
         def refuse(*_):
             raise AssertionError("something was compiled")
 
-        monkeypatch.setattr("odenet.compiled.build.compiled", refuse)
+        monkeypatch.setattr("odenet.compiled.build.compile_loop", refuse)
 
     return start
 

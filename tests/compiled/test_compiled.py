@@ -231,7 +231,7 @@ def test_attributes_that_change(y0, compiles_nothing):
 
 def test_longer_than_a_tape(params, y0, monkeypatch):
     """A joint solve goes on where its tape is full."""
-    monkeypatch.setattr("odenet.compiled.plans.TAPE_BYTES", 1)  # eight rows
+    monkeypatch.setattr("odenet.compiled.plan_cache.TAPE_BYTES", 1)  # eight rows
     with torch.no_grad():
         plain, mine = (
             odenet.solve(field_of(*params), y0, MORE, compile=c, rtol=1e-9, atol=1e-9) for c in (False, True)
@@ -253,20 +253,20 @@ def test_many_tapes(per_sample, ts, monkeypatch):
     """Large products are kept until their memory is spent; the steps after that go without."""
     (w, b, v), y0 = _wide()
     f = lambda t, y: torch.tanh(y @ w + b) @ v * 3  # noqa: E731
-    monkeypatch.setattr("odenet.compiled.solving.KEEPING", 8)
+    monkeypatch.setattr("odenet.compiled.compiled_solve.SAVING_ROWS", 8)
     row = 6 * 16 * (64 + 48) * 8  # the products of six stages
-    monkeypatch.setattr("odenet.compiled.solving.KEPT_BYTES", 12 * row)
-    monkeypatch.setattr("odenet.compiled.plans.TAPE_BYTES", 1)
+    monkeypatch.setattr("odenet.compiled.compiled_solve.SAVED_BYTES", 12 * row)
+    monkeypatch.setattr("odenet.compiled.plan_cache.TAPE_BYTES", 1)
     chunks = []
-    monkeypatch.setattr("odenet.compiled.solving.Chunk", _noted(chunks))
+    monkeypatch.setattr("odenet.compiled.compiled_solve.Chunk", _noted(chunks))
     sol = same(f, y0, ts, [w, b, v], per_sample=per_sample, rtol=1e-8, atol=1e-8)
     assert len(chunks) > 3
-    assert chunks[0].plan.keeps and chunks[0].shelf.tensors and not chunks[-1].plan.keeps
+    assert chunks[0].plan.saves_matmuls and chunks[0].saved.tensors and not chunks[-1].plan.saves_matmuls
     assert sum(c.rows for c in chunks) >= int(torch.as_tensor(sol.stats.accepted).max())
 
 
 def _noted(chunks):
-    from odenet.compiled.solving import Chunk
+    from odenet.compiled.compiled_solve import Chunk
 
     def make(*args):
         chunks.append(Chunk(*args))
@@ -281,9 +281,9 @@ def test_products_by_onednn(faster, monkeypatch, tmp_path):
     (w, b, v), y0 = _wide(torch.float32)
     f = lambda t, y: torch.tanh(y @ w + b) @ v  # noqa: E731
     asked = []
-    monkeypatch.setattr("odenet.compiled.onednn.is_faster", lambda *look: asked.append(look) or faster)
+    monkeypatch.setattr("odenet.compiled.passes.onednn.is_faster", lambda *look: asked.append(look) or faster)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("odenet.compiled.solving.PLANS", odenet.compiled.plans.Plans())
+    monkeypatch.setattr("odenet.compiled.compiled_solve.PLAN_CACHE", odenet.compiled.plan_cache.PlanCache())
     (a, ga), (c, gc) = (solved(f, y0, ENDS, [w, b, v], compile=way) for way in (False, True))
     assert asked
     torch.testing.assert_close([c.ys, *gc], [a.ys, *ga], rtol=1e-3, atol=1e-3)

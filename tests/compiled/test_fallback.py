@@ -9,7 +9,7 @@ import torch
 
 import odenet
 from compiled.sides import field_of, solved
-from odenet.compiled import choice, solving
+from odenet.compiled import autotune, compiled_solve
 
 ENDS = [0.0, 1.0]
 
@@ -55,7 +55,7 @@ def test_what_does_not_trace_is_not_tried_at_every_solve(params, y0, monkeypatch
     falls_back(if_positive(*params), y0, params, reason="")
     tried = []
     monkeypatch.setattr("odenet.compiled.capture._guarded", lambda f, kind: tried.append(f) or 1 / 0)
-    monkeypatch.setattr("odenet.compiled._told", {"all"})
+    monkeypatch.setattr("odenet.compiled._warned", {"all"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(100):
@@ -70,7 +70,7 @@ def test_what_fails_to_compile_is_not_tried_again(params, y0, monkeypatch):
         tried.append(1)
         raise OSError("no space left")
 
-    monkeypatch.setattr("odenet.compiled.build.compiled", refuse)
+    monkeypatch.setattr("odenet.compiled.build.compile_loop", refuse)
     falls_back(lambda t, y: torch.sin(y @ params[0]) - params[1], y0, params, reason="OSError: no space left", solves=4)
     assert len(tried) == 2  # forward and backward
 
@@ -79,11 +79,11 @@ def test_a_backward_pass_that_fails_to_compile_alone(params, y0, monkeypatch):
     def refuse(*_):
         raise OSError("no backward")
 
-    monkeypatch.setattr("odenet.compiled.plans.backward", refuse)
+    monkeypatch.setattr("odenet.compiled.plan_cache.backward_graph", refuse)
     f = lambda t, y: torch.sin(y * params[1])  # noqa: E731
-    monkeypatch.setattr("odenet.compiled.build.compiled", lambda *_: odenet.compiled.build.Path("none"))
+    monkeypatch.setattr("odenet.compiled.build.compile_loop", lambda *_: odenet.compiled.build.Path("none"))
     monkeypatch.setattr("odenet.compiled.build.load", lambda path: None)
-    monkeypatch.setattr("odenet.compiled.build._keep", lambda path, *_: path)
+    monkeypatch.setattr("odenet.compiled.build._store", lambda *_: None)
     falls_back(f, y0, params[1:], reason="OSError: no backward")
 
 
@@ -272,13 +272,13 @@ def test_an_f_that_changes_a_tensor_within_a_larger_one(y0):
 @pytest.mark.slow
 def test_slower_code_is_not_taken(monkeypatch, params, y0):
     """Code that takes longer than eager code is left, with a warning that says so."""
-    taken = solving._solved
+    taken = compiled_solve._solve
 
     def slowly(*args):
         time.sleep(0.5)
         return taken(*args)
 
-    monkeypatch.setattr(choice, "CLEARLY", 1.5)
-    monkeypatch.setattr(choice, "_judged", WeakKeyDictionary())  # other tests have had the same field
-    monkeypatch.setattr(solving, "_solved", slowly)
+    monkeypatch.setattr(autotune, "CLEAR_SPEEDUP", 1.5)
+    monkeypatch.setattr(autotune, "_results", WeakKeyDictionary())  # other tests have had the same field
+    monkeypatch.setattr(compiled_solve, "_solve", slowly)
     falls_back(field_of(*params), y0, params, reason="eager code is faster for this f here")

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 import odenet
 from failures.cases import D
 from gradient_settings import GRADIENTS
-from odenet.compiled import build, capture, collecting, plans, turns
+from odenet.compiled import build, compile_lock, gc_pause, plan_cache, torch_private
 
 
-class Counted(nn.Module):
+class LoopState(nn.Module):
     """An elementwise field with parameters that raises KeyboardInterrupt at one of its calls."""
 
     def __init__(self) -> None:
@@ -46,7 +45,7 @@ class Counted(nn.Module):
         self.calls, self.at = 0, n
 
 
-def results(f: Counted, gradient: Any, **options: Any) -> list[Tensor]:
+def results(f: LoopState, gradient: Any, **options: Any) -> list[Tensor]:
     """A solve and its gradients, which are not accumulated anywhere."""
     y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 0.1]], dtype=D, requires_grad=True)
     sol = odenet.solve(f, y0, [0.0, 0.7, 1.5], gradient=gradient, rtol=1e-3, atol=1e-5, **options)
@@ -61,7 +60,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_at_every_call_of_f(gradient: str, per_sample: bool) -> None:
     """Forward and backward; the next solve, and the next backward pass over the same solution, give the same bits."""
-    f, how = Counted(), GRADIENTS[gradient]
+    f, how = LoopState(), GRADIENTS[gradient]
     expected = results(f, how, per_sample=per_sample)
     count = f.calls
     assert count >= 20
@@ -113,7 +112,7 @@ def after(seconds: float) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that meets a finalizer is lost
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_at_any_moment(gradient: str) -> None:
-    f, how, interrupted = Counted(), GRADIENTS[gradient], 0
+    f, how, interrupted = LoopState(), GRADIENTS[gradient], 0
     expected = results(f, how, per_sample=True)
     for k in range(12):
         start = time.process_time()
@@ -131,7 +130,7 @@ def test_at_any_moment(gradient: str) -> None:
 def test_gradients_of_a_module_are_there_or_not() -> None:
     """A step of training: those of the field come all at once, at the end of the backward solve."""
     for n in itertools.count(1):
-        f, y0 = Counted(), torch.ones(3, 2, dtype=D)
+        f, y0 = LoopState(), torch.ones(3, 2, dtype=D)
         sol = odenet.solve(f, y0, [0.0, 1.0], gradient="adjoint", rtol=1e-3)
         f.interrupted_at(n)
         try:
@@ -150,18 +149,18 @@ def test_ctrl_c_waits_for_an_import(request: pytest.FixtureRequest) -> None:
     own = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, own))
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), capture.uninterrupted():
+    with pytest.raises(KeyboardInterrupt), torch_private.uninterrupted():
         signal.raise_signal(signal.SIGINT)
         done.append(True)
     assert done and signal.getsignal(signal.SIGINT) is before
-    with capture.uninterrupted():
+    with torch_private.uninterrupted():
         pass
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_progress_bar_is_closed() -> None:
     tqdm = pytest.importorskip("tqdm").tqdm
-    f = Counted()
+    f = LoopState()
     f.interrupted_at(10)
     with pytest.raises(KeyboardInterrupt):
         odenet.solve(f, torch.ones(2, dtype=D), [0.0, 5.0], progress=True)
@@ -211,103 +210,76 @@ def every_line(code: CodeType, run: Callable[[], Any]) -> Iterator[None]:
 
 def test_garbage_collection_is_on_again() -> None:
     def run() -> None:
-        with collecting.paused():
+        with gc_pause.gc_paused():
             assert not gc.isenabled()
 
-    for _ in every_line(collecting.paused.__wrapped__.__code__, run):  # type: ignore[attr-defined]
-        assert gc.isenabled() and collecting._users == 0 and not collecting._lock.locked()
+    for _ in every_line(gc_pause.gc_paused.__wrapped__.__code__, run):  # type: ignore[attr-defined]
+        assert gc.isenabled() and gc_pause._users == 0 and not gc_pause._lock.locked()
     run()
     assert gc.isenabled()
 
 
 def test_the_compiler_is_put_back() -> None:
-    """What a turn changes of Inductor's, and the lock of the turns."""
-    own = turns.Turns()
-    with own.mine():
-        pass
-    import torch._inductor.cpp_builder as builder
-    import torch._inductor.cpu_vec_isa as isa
-    from torch._inductor import codecache
+    """What a compilation registers with Inductor, and the lock."""
+    from odenet.compiled import loop_invariants
 
-    cache: Any = codecache.CppPythonBindingsCodeCache
+    names = torch_private.inductor()
 
     def state() -> tuple[Any, ...]:
-        return (
-            builder.run_compile_cmd,
-            isa.valid_vec_isa_list,
-            codecache._worker_compile_cpp,
-            cache.load_pybinding_async.__func__,
-        )
+        kinds: tuple[dict[str, bool], ...] = ({}, {"cpp_wrapper": True}, {"fx_wrapper": True})
+        wrappers = [names.get_wrapper_codegen_for_device("cpu", **kind) for kind in kinds]
+        return (*wrappers, names.get_scheduling_for_device("cpu"), getattr(loop_invariants._result, "wanted", False))
 
     before = state()
 
     def run() -> None:
-        with own.mine():
-            assert builder.run_compile_cmd == own._command and codecache._worker_compile_cpp == own._meanwhile
+        with compile_lock.compiling(), loop_invariants.registered():
+            assert state() != before and not gc.isenabled()
 
-    for _ in every_line(turns.Turns.mine.__wrapped__.__code__, run):  # type: ignore[attr-defined]
-        assert state() == before and own.users == 0 and not own.lock.locked() and gc.isenabled()
+    for block in (compile_lock.compiling, loop_invariants.registered):
+        for _ in every_line(block.__wrapped__.__code__, run):  # type: ignore[attr-defined]
+            assert state() == before and not compile_lock.LOCK.locked() and gc.isenabled()
     run()
     assert state() == before
 
 
-class Reluctant:
-    """A lock that is interrupted the first time that it is waited for."""
-
-    def __init__(self) -> None:
-        self.lock, self.interrupts = threading.Lock(), 1
-        self.lock.acquire()
-
-    def acquire(self) -> bool:
-        if self.interrupts:
-            self.interrupts -= 1
-            raise KeyboardInterrupt
-        return self.lock.acquire()
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def test_a_turn_that_is_waited_for() -> None:
-    own = turns.Turns()
-    own.lock = Reluctant()  # type: ignore[assignment]
-    with pytest.raises(KeyboardInterrupt), own._others():
-        pass
-    assert own.lock.lock.locked() and own.waiting == 0  # type: ignore[attr-defined]
-
-
 def test_no_library_is_left_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in Inductor's cache, whose files are taken for whole, nor in ours."""
-    target = tmp_path / "made.so"
+    """Neither the library nor what is known of it: whatever lies there is taken for whole."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    target = build.folder() / "made.so"
 
-    def compiler(command: str, cwd: str) -> str:
-        out = Path(command.split(" -o ")[1].split()[0])
-        out.write_bytes(b"half")
-        if interrupt:
-            raise KeyboardInterrupt
-        out.write_bytes(b"whole")
-        return "said"
+    class Compiler:
+        def __init__(self, output_dir: str, **_: Any) -> None:
+            self.made = Path(output_dir) / "loop.so"
 
-    command = f"g++ x.cpp -O1 -o {target} -lm"
+        def build(self) -> None:
+            self.made.write_bytes(b"half")
+            if interrupt:
+                raise KeyboardInterrupt
+            self.made.write_bytes(b"whole")
+
+        def get_target_file_path(self) -> str:
+            return str(self.made)
+
+    monkeypatch.setattr(build, "inductor", lambda: SimpleNamespace(CppBuilder=Compiler))
     interrupt = True
     with pytest.raises(KeyboardInterrupt):
-        turns._whole_or_not(compiler, command, ".")
-    assert list(tmp_path.iterdir()) == []
+        build._compile_cpp("", None, target)
+    assert list(build.folder().iterdir()) == []
     interrupt = False
-    assert turns._whole_or_not(compiler, command, ".") == "said"
-    assert [p.name for p in tmp_path.iterdir()] == ["made.so"] and target.read_bytes() == b"whole"
+    assert build._compile_cpp("", None, target) == target
+    assert [p.name for p in build.folder().iterdir()] == ["made.so"] and target.read_bytes() == b"whole"
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    recorded: Any = SimpleNamespace(calls=(1, 6), kept=())
-    for name in ("copy", "dumps"):
-        with monkeypatch.context() as patch:
-            patch.setattr(build.shutil if name == "copy" else build.json, name, interrupts)
-            with pytest.raises(KeyboardInterrupt):
-                build._keep(target, "key", recorded)
-        assert build._found("key") is None
-        assert all(p.name == "key.so" for p in build.folder().iterdir())
-    build._keep(target, "key", recorded)
-    assert json.loads((build.folder() / "key.json").read_text())["calls"] == [1, 6]
+    recorded: Any = SimpleNamespace(evaluations=(1, 6), saved_rows=())
+    with monkeypatch.context() as patch:
+        patch.setattr(build.json, "dumps", interrupts)
+        with pytest.raises(KeyboardInterrupt):
+            build._store("key", target, recorded)
+    assert build.find("key") is None
+    assert [p.name for p in build.folder().iterdir()] == ["made.so"]
+    build._store("key", target, recorded)
+    facts = json.loads((build.folder() / "key.json").read_text())
+    assert facts == {"library": "made.so", "evaluations": [1, 6], "saved_rows": []}
 
 
 def interrupts(*_: Any) -> Any:
@@ -330,16 +302,16 @@ def test_a_library_that_is_made_meanwhile_is_found(monkeypatch: pytest.MonkeyPat
         def working(self) -> bool:
             return self.alive
 
-    own, graph = plans.Plans(), nn.Linear(1, 1)
+    own, graph = plan_cache.PlanCache(), nn.Linear(1, 1)
     plan: Any = SimpleNamespace(device=torch.device("cpu"), batched=False)
     plan_key: Any = type("Key", (), {"device": plan.device, "batched": False})()
-    monkeypatch.setattr(plans, "Beside", Other)
-    monkeypatch.setattr(plans, "_key", lambda *_: None)
-    monkeypatch.setattr(plans, "_threads", lambda *_: 1)
-    monkeypatch.setattr(own, "_made", interrupts)
+    monkeypatch.setattr(plan_cache, "BackgroundBuild", Other)
+    monkeypatch.setattr(plan_cache, "_digest", lambda *_: None)
+    monkeypatch.setattr(plan_cache, "_used_threads", lambda *_: 1)
+    monkeypatch.setattr(own, "_compile", interrupts)
     with pytest.raises(KeyboardInterrupt):
         own.forward(plan_key, graph, True)  # type: ignore[arg-type]
-    monkeypatch.setattr(own, "_made", lambda *_: "forward library")
+    monkeypatch.setattr(own, "_compile", lambda *_: "forward library")
     assert own.forward(plan_key, graph, True) == "forward library"  # type: ignore[arg-type]
     assert own.backward(plan_key, graph) == "its library"  # type: ignore[arg-type]
     assert made == ["backward"]
@@ -348,9 +320,9 @@ def test_a_library_that_is_made_meanwhile_is_found(monkeypatch: pytest.MonkeyPat
 SCRIPT = """
 import gc, hashlib, signal, warnings
 import torch, odenet
-from odenet.compiled import build, choice
+from odenet.compiled import autotune, compile_lock
 warnings.simplefilter("error")
-choice.CLEARLY = 0.0  # which code is faster is another question, and no fair one on a busy machine
+autotune.CLEAR_SPEEDUP = 0.0  # which code is faster is another question, and no fair one on a busy machine
 torch.set_num_threads(1)
 w = torch.eye(3, dtype=torch.float64).requires_grad_()
 def f(t, y): return torch.tanh(y @ w) - y
@@ -369,7 +341,7 @@ except KeyboardInterrupt:
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may come too late
 assert torch.is_grad_enabled()
 print(state, solve(), flush=True)
-assert not build._turns.lock.locked() and build._turns.users == 0 and gc.isenabled()
+assert not compile_lock.LOCK.locked() and gc.isenabled()
 assert w.grad is None
 """
 

@@ -1,4 +1,4 @@
-"""The compiled driver: whole solves, and exact backward passes over them, as one call of machine code each."""
+"""The back end of `compile=True`: a whole solve, and its exact backward pass, as one call of machine code each."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..errors import warn
 from ..gradients.gradient import Gradient, Trajectory
-from .interpreter import as_before
+from .interpreter import restore_on_error
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory | None:
-    """The trajectory by compiled code; None where that cannot be, with one warning for each reason."""
-    from .capture import NotCompilableError, told
-    from .solving import solve_compiled
+    """The trajectory by compiled code; None, with one warning a reason, if that is not possible."""
+    from .capture import NotCompilableError, describe_error
+    from .compiled_solve import solve_compiled
 
     try:
-        with as_before():
+        with restore_on_error():
             return solve_compiled(p, how, request)
     except NotCompilableError as error:
         reason = str(error)
-    except Exception as error:  # whatever stops a compiler: eager code then shows f's own errors as they are
-        reason = told(error)
-    if reason not in _told:
-        _told.add(reason)
+    except Exception as error:  # any failure of a compiler: the eager solve raises f's own errors
+        reason = describe_error(error)
+    if reason not in _warned:
+        _warned.add(reason)
         warn(f"compile=True: solving without compiled code, as {reason}")
     return None

@@ -1,4 +1,4 @@
-"""The solution at the output times from a tape, and the cotangents of outputs as cotangents of what is on the tape."""
+"""The solution at the output times, read from tapes, and the cotangents of the outputs as cotangents of the tapes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..engine.dense_recorder import PiecewisePolynomial
 from ..engine.output_rule import blank_outputs, output_times, outputs_within
 from ..engine.problem import Problem
 from ..gradients.gradient import add_cotangents
-from .columns import tape_of
+from .passes.column_layout import tape_tensor
 from .plan import Plan
-from .shelves import Shelf
+from .tape_pool import TapeBuffer
 
 
 @dataclass
 class Chunk:
-    """Rows of a tape that a solve has used, by which plan, and the products kept beside it."""
+    """A tape, the number of its rows in use, its plan, and the products saved beside it."""
 
     plan: Plan
     rows: int
     tape: list[Tensor]
-    shelf: Shelf
+    saved: TapeBuffer
 
 
 @dataclass
-class Bars:
-    """Cotangents: of the last state; row by row of each chunk (starts, then polynomials); of y0 directly."""
+class TapeCotangents:
+    """Of the last state, of the rows of each chunk (states at the starts, then polynomials), and of y0 directly."""
 
     end: list[Tensor]
     rows: list[list[Tensor]]
@@ -38,20 +38,20 @@ class Bars:
 
 
 class Outputs:
-    """Knows for each output in which step it lies. end: the last state. steps: what the tape has of them."""
+    """The outputs of a solve, each computed from its step. end: the last state. steps: the polynomials on the tapes."""
 
     def __init__(self, p: Problem, plan: Plan, chunks: list[Chunk], end: Leaves) -> None:
         self.p, self.plan, self.chunks, self.end = p, plan, chunks, end
         self.n = len(p.y0)
         self.steps: PiecewisePolynomial | None = None
-        if plan.starts and chunks:
+        if plan.step_starts and chunks:
             self.steps = self._steps()
-            self._place(self.steps)
+            self._locate(self.steps)
 
     def _steps(self) -> PiecewisePolynomial:
-        """Of all chunks, from the columns of `tape_for`."""
+        """The polynomials of all chunks, from the tensors of `tape_tensors`."""
         n, plan = self.n, self.plan
-        at = 2 * n if plan.carries else n
+        at = 2 * n if plan.has_carry else n
         wanted = (at, at + 1, *range(n), *range(at + 2 + plan.batched, len(self.chunks[0].tape)))
         flat = []
         for i in wanted:
@@ -59,28 +59,28 @@ class Outputs:
             flat.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         return PiecewisePolynomial.from_flat(flat, n)
 
-    def _place(self, steps: PiecewisePolynomial) -> None:
+    def _locate(self, steps: PiecewisePolynomial) -> None:
         p, count = self.p, len(steps.start)
         sign = p.direction.unsqueeze(-1)
         ends = (steps.end.movedim(0, -1) * sign).contiguous()
-        # the first step that ends at the output or after it; one past the last: not reached
+        # the first step that ends at the output or later; one past the last if no step does
         step = torch.searchsorted(ends, (p.ts.detach() * sign).contiguous()).movedim(-1, 0)
         self.times = output_times(p).detach()
         self.given = (step < count) & ((self.times - self.times[0]) * p.direction > 0)
         self.step = step.clamp(max=count - 1)
 
-    def _at(self, columns: Leaves, step: Tensor) -> Leaves:
-        """(N, *lane, ...) -> (T, *lane, ...): for each output what its step has."""
-        place = (step, torch.arange(step.shape[1], device=step.device)) if self.p.batched else (step,)
-        return tuple(column[place] for column in columns)
+    def _at(self, values: Leaves, step: Tensor) -> Leaves:
+        """(steps, B, ...) -> (T, B, ...), or without B: for each output the value of its step."""
+        index = (step, torch.arange(step.shape[1], device=step.device)) if self.p.batched else (step,)
+        return tuple(value[index] for value in values)
 
     def ys(self) -> Leaves:
-        """(T, ...) or (B, T, ...); NaN at times that were not reached."""
+        """(T, ...) or (B, T, ...), NaN at times that were not reached."""
         return self._values(self.p.y0, self.end, self.steps)
 
     def _values(self, y0: Leaves, end: Leaves, steps: PiecewisePolynomial | None) -> Leaves:
-        """`ys` of the first and last states, and of what the tape has of each step."""
-        if not self.plan.starts:  # two outputs: the first state and the last
+        """`ys` from the first and last states and the polynomials of the steps."""
+        if not self.plan.step_starts:  # the outputs are the first state and the last
             ys = tuple(torch.stack([a, b]) for a, b in zip(y0, end, strict=True))
         else:
             ys = blank_outputs(replace(self.p, y0=y0, ts=self.p.ts.detach()), None)
@@ -92,39 +92,39 @@ class Outputs:
         here, last = PiecewisePolynomial.from_flat(self._at(steps.flatten(), self.step), self.n), len(steps.start) - 1
         y1 = self._at(steps.y, (self.step + 1).clamp(max=last))
         y1 = select(self.step == last, tuple(y.expand_as(v) for y, v in zip(end, y1, strict=True)), y1)
-        t1 = torch.where(here.end == here.start, here.start + 1.0, here.end)  # in lanes that give nothing
+        t1 = torch.where(here.end == here.start, here.start + 1.0, here.end)  # no division by zero in unused samples
         return outputs_within(self.times, here.start, t1, here.y, y1, here.coefficients, False)
 
     def pieces(self) -> PiecewisePolynomial:
         return PiecewisePolynomial.constant(self.p) if self.steps is None else self.steps
 
-    def bars(self, cotangents: Sequence[Tensor | None]) -> Bars:
+    def tape_cotangents(self, cotangents: Sequence[Tensor | None]) -> TapeCotangents:
         """From the cotangents of (ys, y1, pieces)."""
         n, steps = self.n, None
         flat = () if self.steps is None else self.steps.flatten()
         with torch.enable_grad():
-            given = as_graph_inputs((*self.p.y0, *self.end, *flat[2:]))
+            inputs = as_graph_inputs((*self.p.y0, *self.end, *flat[2:]))
             if flat:
-                steps = PiecewisePolynomial.from_flat((*flat[:2], *given[2 * n :]), n)
-            ys = self._values(given[:n], given[n : 2 * n], steps)
-        pairs = [(y, b) for y, b in zip(ys, cotangents[:n], strict=True) if b is not None]
-        found: Sequence[Tensor | None] = [None] * len(given)
+                steps = PiecewisePolynomial.from_flat((*flat[:2], *inputs[2 * n :]), n)
+            ys = self._values(inputs[:n], inputs[n : 2 * n], steps)
+        pairs = [(y, c) for y, c in zip(ys, cotangents[:n], strict=True) if c is not None]
+        grads: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:
-            found = torch.autograd.grad([y for y, _ in pairs], given, [b for _, b in pairs], allow_unused=True)
-        start, pieces = [None] * n, cotangents[2 * n + 2 :]  # of the pieces but their times
-        if pieces and not flat:  # the constant piece of a solve of no length
-            start, pieces = [None if b is None else b[0] for b in pieces[:n]], ()
-        sums = add_cotangents(found, (*start, *cotangents[n : 2 * n], *pieces))
-        bars = [torch.zeros_like(x) if b is None else b for x, b in zip(given, sums, strict=True)]
-        return Bars(bars[n : 2 * n], self._chunked(bars[2 * n :]), bars[:n])
+            grads = torch.autograd.grad([y for y, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
+        start, pieces = [None] * n, cotangents[2 * n + 2 :]  # of the pieces, without their times
+        if pieces and not flat:  # the constant piece of a solve of length zero
+            start, pieces = [None if c is None else c[0] for c in pieces[:n]], ()
+        sums = add_cotangents(grads, (*start, *cotangents[n : 2 * n], *pieces))
+        totals = [torch.zeros_like(x) if c is None else c for x, c in zip(inputs, sums, strict=True)]
+        return TapeCotangents(totals[n : 2 * n], self._by_chunk(totals[2 * n :]), totals[:n])
 
-    def _chunked(self, columns: list[Tensor]) -> list[list[Tensor]]:
-        """Columns of all steps cut into those of each chunk, filled up to the rows of a tape."""
+    def _by_chunk(self, values: list[Tensor]) -> list[list[Tensor]]:
+        """Split tensors (steps, ...) by chunk, and pad them to the rows of a tape."""
         counts = [chunk.rows for chunk in self.chunks]
-        chunks = zip(*(column.split(counts) for column in columns), strict=True)
-        return [[self._filled(part) for part in chunk] for chunk in chunks]
+        chunks = zip(*(value.split(counts) for value in values), strict=True)
+        return [[self._padded(part) for part in chunk] for chunk in chunks]
 
-    def _filled(self, part: Tensor) -> Tensor:
-        whole = tape_of(part[0], self.plan.slots, self.plan.columns)
+    def _padded(self, part: Tensor) -> Tensor:
+        whole = tape_tensor(part[0], self.plan.rows, self.plan.column_major)
         whole[: len(part)] = part
         return whole

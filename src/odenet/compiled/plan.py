@@ -17,18 +17,18 @@ from ..core.pytrees import flatten
 from ..core.vector_field import VectorField
 from ..methods.method import Method, StepInput
 from .capture import FieldGraph
-from .columns import tape_of
+from .passes.column_layout import tape_tensor
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compiled: all of a solve that is not a tensor handed to it, and how those look.
+    """Everything about a solve that is compiled in, and the specs of the tensors that it is given.
 
-    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, others: shape, strides, dtype
-    and whether a gradient is wanted, for each leaf and for each tensor that f uses beside t and y. stops: how many
-    times end a step. slots: rows of a tape, 0 without one. keeps: a tape holds large products too. starts: the states
-    at the starts of the steps have cotangents of their own. dense: a tape holds each step's polynomial too, which has
-    cotangents. columns: states are held column by column.
+    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, captures: specs of the
+    leaves, and of the tensors that f uses beside t and y. stop_count: times that end a step. rows: of a tape, 0
+    without one. saves_matmuls: a tape holds large products too. step_starts: the states at the starts of the steps
+    have cotangents of their own. dense: a tape holds the polynomial of each step too, which has cotangents.
+    column_major: narrow states are column-major.
     """
 
     method: Method = field(compare=False)
@@ -37,37 +37,38 @@ class Plan:
     batched: bool
     dtypes: tuple[torch.dtype, ...]
     time_dtype: torch.dtype
-    y: tuple[Look, ...]
-    others: tuple[Look, ...]
-    rtol: tuple[Look, ...]
-    atol: tuple[Look, ...]
-    stops: int
-    slots: int
-    keeps: bool
-    starts: bool
+    y: tuple[TensorSpec, ...]
+    captures: tuple[TensorSpec, ...]
+    rtol: tuple[TensorSpec, ...]
+    atol: tuple[TensorSpec, ...]
+    stop_count: int
+    rows: int
+    saves_matmuls: bool
+    step_starts: bool
     dense: bool
-    columns: bool
+    column_major: bool
 
     @cached_property
     def _hash(self) -> int:
         return hash(_COMPARED(self))
 
     def __hash__(self) -> int:
-        """Computed once: a solve looks for its libraries in several places."""
+        """Computed once, as a solve looks up its libraries in several places."""
         return self._hash
 
     @property
-    def carries(self) -> bool:
+    def has_carry(self) -> bool:
         """Whether the method carries a slope from step to step."""
         return self.settings[0].fsal
 
     @property
-    def wanted(self) -> list[int]:
-        """Which of the others want their gradient."""
-        return [i for i, look in enumerate(self.others) if look.needed]
+    def differentiated(self) -> list[int]:
+        """Positions of the captures that need a gradient."""
+        return [i for i, spec in enumerate(self.captures) if spec.needs_grad]
 
     @property
-    def lane(self) -> tuple[int, ...]:
+    def batch_shape(self) -> tuple[int, ...]:
+        """(B,) if each sample has its own steps, else ()."""
         return (self.y[0].shape[0],) if self.batched else ()
 
     @property
@@ -78,67 +79,72 @@ class Plan:
 _COMPARED = attrgetter(*(x.name for x in fields(Plan) if x.compare))
 
 
-class Look(NamedTuple):
-    """How a tensor looks. needed: its gradient is wanted."""
+class TensorSpec(NamedTuple):
+    """Shape, strides, dtype and device of a tensor, and whether it needs a gradient."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    needed: bool = False
+    needs_grad: bool = False
 
     @staticmethod
-    def of(x: Tensor, needed: bool = False) -> Look:
-        return Look(x.shape, x.stride(), x.dtype, x.device, needed)
+    def of(x: Tensor, needs_grad: bool = False) -> TensorSpec:
+        return TensorSpec(x.shape, x.stride(), x.dtype, x.device, needs_grad)
 
     def fake(self, mode: Any) -> Tensor:
         with mode:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
 
-def field_of(plan: Plan, graph: FieldGraph, others: Sequence[Tensor]) -> VectorField:
+def vector_field(plan: Plan, graph: FieldGraph, captures: Sequence[Tensor]) -> VectorField:
+    """f with these captured tensors, for the engine."""
     spec = flatten((0,) * len(plan.y))[1]
     names = [""] * len(plan.y)
-    field = VectorField(lambda t, y: graph(t, y, others), spec, names, plan.dtypes, plan.time_dtype)
-    field.checked = True
-    return field
+    f = VectorField(lambda t, y: graph(t, y, captures), spec, names, plan.dtypes, plan.time_dtype)
+    f.checked = True
+    return f
 
 
-def exchanged(plan: Plan, others: Sequence[Tensor], wanted: Leaves) -> list[Tensor]:
-    """The others with those that want their gradient exchanged."""
-    known = dict(zip(plan.wanted, wanted, strict=True))
-    return [known.get(i, x) for i, x in enumerate(others)]
+def substitute(plan: Plan, captures: Sequence[Tensor], differentiated: Leaves) -> list[Tensor]:
+    """The captures, with those that need a gradient replaced."""
+    known = dict(zip(plan.differentiated, differentiated, strict=True))
+    return [known.get(i, x) for i, x in enumerate(captures)]
 
 
-def as_if_pulled(plan: Plan, graph: FieldGraph) -> FieldGraph:
-    """f, evaluated as where its VJP is wanted: PyTorch takes some products apart in another way there."""
+def under_vjp(plan: Plan, graph: FieldGraph) -> FieldGraph:
+    """f, evaluated inside `torch.func.vjp`: PyTorch decomposes some products differently there."""
 
-    def call(t: Tensor, y: Sequence[Tensor], others: Sequence[Tensor]) -> Leaves:
-        def f(y: Leaves, wanted: Leaves) -> Leaves:
-            return graph(t, y, exchanged(plan, others, wanted))
+    def call(t: Tensor, y: Sequence[Tensor], captures: Sequence[Tensor]) -> Leaves:
+        def f(y: Leaves, differentiated: Leaves) -> Leaves:
+            return graph(t, y, substitute(plan, captures, differentiated))
 
-        return torch.func.vjp(f, tuple(y), tuple(others[i] for i in plan.wanted))[0]
+        return torch.func.vjp(f, tuple(y), tuple(captures[i] for i in plan.differentiated))[0]
 
     return cast(FieldGraph, call)
 
 
-def tape_for(plan: Plan, y: Leaves) -> list[Tensor]:
-    """Rows for what a turn takes down: y, the carry, both times, who accepted (of lanes), and the polynomial."""
-    if not plan.slots:
+def tape_tensors(plan: Plan, y: Leaves) -> list[Tensor]:
+    """Memory (rows, ...) for what an iteration records.
+
+    In this order: y, carry, t0, t1, which samples accepted (if each has its own steps), coefficients of the polynomial.
+    """
+    if not plan.rows:
         return []
-    rows = (plan.slots, *plan.lane)
-    lanes = [torch.empty(rows, dtype=torch.float64, device=plan.device) for _ in range(2)]
-    accept = [torch.empty(rows, dtype=torch.bool, device=plan.device)] * plan.batched
-    powers = powers_of(plan.method) if plan.dense else 0
-    leaves, polynomials = (
-        [tape_of(x, plan.slots, plan.columns) for _ in range(count) for x in y] for count in (1 + plan.carries, powers)
+    shape = (plan.rows, *plan.batch_shape)
+    times = [torch.empty(shape, dtype=torch.float64, device=plan.device) for _ in range(2)]
+    accepted = [torch.empty(shape, dtype=torch.bool, device=plan.device)] * plan.batched
+    coefficients = coefficient_count(plan.method) if plan.dense else 0
+    states, polynomials = (
+        [tape_tensor(x, plan.rows, plan.column_major) for _ in range(count) for x in y]
+        for count in (1 + plan.has_carry, coefficients)
     )
-    return [*leaves, *lanes, *accept, *polynomials]
+    return [*states, *times, *accepted, *polynomials]
 
 
 @lru_cache(maxsize=64)
-def powers_of(method: Method) -> int:
-    """How many coefficients the method's polynomial has."""
+def coefficient_count(method: Method) -> int:
+    """The number of coefficients of the method's polynomial."""
     with torch.no_grad():
         y, t0, t1 = (torch.zeros(1),), torch.zeros(()), torch.ones(())
         at = StepInput(lambda t, y: y, t0, t1, y, method.init(lambda t, y: y, t0, y))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .torch_func import functorch, tracked, transforming, vmapping
+from .torch_func import tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 
@@ -55,7 +55,7 @@ def differentiable(x: Tensor) -> bool:
     level = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]  # no public reader of the level
     if level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         return True
-    return functorch.get_dynamic_layer_stack_depth() > 0 and transforming() and tracked(x)
+    return transforming() and tracked(x)
 
 
 def forward_mode() -> bool:
@@ -147,7 +147,7 @@ def sum_kind() -> int:
     _IN_PLACE: the result may overwrite the memory of the sum. _ATTACHED: derivatives pass through the sum. _UNFUSED:
     see `unfused_sums`. _VMAPPED: the first term may have no vmapped axis, and then cannot hold the other terms.
     """
-    if functorch.get_dynamic_layer_stack_depth() and vmapping():
+    if vmapping():
         return _VMAPPED
     if torch.compiler.is_compiling() or _dispatch_modes():
         return _UNFUSED

@@ -17,6 +17,10 @@ def inside_transform() -> bool:
     return functorch.get_dynamic_layer_stack_depth() > 0
 
 
+# as torch.compiler.assume_constant_result marks it: before PyTorch 2.13 TorchDynamo could not trace the function
+inside_transform._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def transforming() -> bool:
     """True inside a transform that runs: its tensors allow neither autograd.Function nor results in place."""
     return inside_transform() and not torch.compiler.is_compiling()

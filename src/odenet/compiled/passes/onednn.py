@@ -1,7 +1,7 @@
-"""Matrix products by oneDNN, as an operation of its own that Inductor lowers to one call.
+"""Matrix products by oneDNN, as an operation that Inductor lowers to one call.
 
 PyTorch's float32 products go to its BLAS, and BLAS libraries differ by a factor of two between processors, either way
-(MKL against oneDNN on an AMD one, 512 x 256 x 1024: 1.20 ms against 0.54). Inductor itself calls oneDNN only with
+(MKL against oneDNN on an AMD processor, 512 x 256 x 1024: 1.20 ms against 0.54 ms). Inductor calls oneDNN only for
 weights that are frozen into the code.
 """
 
@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import quietly
+from .. import torch_private
 
-Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a matrix
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides of a matrix."""
 
 
 @lru_cache(maxsize=1)
 def linear() -> Any:
-    """The operation x, w, b -> x @ w.T + b, of float32 matrices with any strides."""
-    quietly("torch._inductor.mkldnn_ir")  # Ctrl-C meanwhile comes before anything is defined
+    """The operation (x, w, b) -> x @ w.T + b of float32 matrices with any strides."""
+    torch_private.onednn()  # Ctrl-C during this import comes before anything is defined
     torch.library.define("odenet::linear", "(Tensor x, Tensor w, Tensor? b) -> Tensor")
     torch.library.impl("odenet::linear", "CPU", _linear)
     torch.library.impl("odenet::linear", "Meta", lambda x, w, b: x.new_empty((x.shape[0], w.shape[0])))
-    _teach_inductor()
+    _register_lowering()
     return torch.ops.odenet.linear.default
 
 
@@ -34,12 +35,11 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, w, b, "none", [], "")
 
 
-def _teach_inductor() -> None:
-    from torch._inductor import ir
-    from torch._inductor.lowering import register_lowering
-    from torch._inductor.mkldnn_ir import LinearUnary
+def _register_lowering() -> None:
+    names = torch_private.onednn()
+    ir: Any = names.ir
 
-    @register_lowering(torch.ops.odenet.linear.default, type_promotion_kind=None)
+    @names.register_lowering(torch.ops.odenet.linear.default, type_promotion_kind=None)
     def lower(x: Any, w: Any, b: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
         inputs = [ir.ExternKernel.realize_input(i) for i in (x, w)]
         constants: list[Any] = ["none", [-1], ""]
@@ -49,21 +49,20 @@ def _teach_inductor() -> None:
             inputs.append(ir.ExternKernel.realize_input(b))
         device, dtype = x.get_device(), x.get_dtype()
         layout = ir.FixedLayout(device=device, dtype=dtype, size=[x.get_size()[0], w.get_size()[0]])
-        made = LinearUnary(layout=layout, inputs=inputs, constant_args=constants)
-        return ir.TensorBox.create(made)
+        return ir.TensorBox.create(names.LinearUnary(layout=layout, inputs=inputs, constant_args=constants))
 
 
 @lru_cache(maxsize=1024)
 def is_faster(left: Layout, right: Layout, threads: int) -> bool:
-    """Whether left @ right is faster by oneDNN here: measured, once for each pair of layouts."""
+    """Whether oneDNN is measured to be faster for left @ right here; measured once for each pair of layouts."""
     if not torch.backends.mkldnn.is_available():
         return False
     a, b = (torch.empty_strided(*layout).normal_() for layout in (left, right))
-    ways = (lambda: torch.mm(a, b), lambda: _linear(a, b.t(), None))
+    products = (lambda: torch.mm(a, b), lambda: _linear(a, b.t(), None))
     times: list[list[float]] = [[], []]
     for _ in range(7):
-        for way, taken in zip(ways, times, strict=True):
+        for product, measured in zip(products, times, strict=True):
             start = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - start)
+            product()
+            measured.append(time.perf_counter() - start)
     return min(times[1]) < 0.9 * min(times[0])

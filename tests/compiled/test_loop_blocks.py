@@ -6,12 +6,12 @@ from torch.profiler import ProfilerActivity, profile
 
 import odenet
 from compiled.sides import field_of, same, solved
-from odenet.compiled import blocks, plans, replay
-from odenet.compiled.backward import backward
+from odenet.compiled import cuda_graphs, loop_blocks, plan_cache
+from odenet.compiled.backward_graph import backward_graph
 from odenet.compiled.capture import capture
-from odenet.compiled.forward import forward
-from odenet.compiled.plan import Look, Plan
-from odenet.compiled.plans import Plans, settings
+from odenet.compiled.forward_graph import forward_graph
+from odenet.compiled.plan import Plan, TensorSpec
+from odenet.compiled.plan_cache import PlanCache, solver_settings
 from odenet.control import PID
 from odenet.core.pytrees import flatten
 from odenet.engine.problem import Problem
@@ -22,9 +22,9 @@ F64 = torch.float64
 @pytest.fixture(autouse=True)
 def queued(monkeypatch):
     """As on a GPU: no loop is a library of its own, and nothing was compiled or judged yet."""
-    monkeypatch.setattr(plans, "looped", lambda device: False)
-    monkeypatch.setattr("odenet.compiled.solving.PLANS", Plans())
-    monkeypatch.setattr("odenet.compiled.solving.refuse_slower", lambda *_: None)
+    monkeypatch.setattr(plan_cache, "has_native_loop", lambda device: False)
+    monkeypatch.setattr("odenet.compiled.compiled_solve.PLAN_CACHE", PlanCache())
+    monkeypatch.setattr("odenet.compiled.compiled_solve.refuse_if_slower", lambda *_: None)
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def replayed(monkeypatch):
 
         return again
 
-    monkeypatch.setattr(replay, "captured", captured)
-    monkeypatch.setattr(blocks, "pays", lambda tensors: True)
+    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", captured)
+    monkeypatch.setattr(loop_blocks, "worth_capturing", lambda tensors: True)
     return launches
 
 
@@ -83,7 +83,7 @@ def test_replayed_as_eager(name, params, y0, replayed):
 @pytest.mark.slow
 def test_many_tapes(params, y0, monkeypatch):
     """A solve longer than a tape: the guard of a full tape, and the state handed from tape to tape."""
-    monkeypatch.setattr("odenet.compiled.solving.KEEPING", 4)
+    monkeypatch.setattr("odenet.compiled.compiled_solve.SAVING_ROWS", 4)
     same(field_of(*params), y0, [0.0, 4.0], params, rtol=1e-9, atol=1e-9)
 
 
@@ -132,10 +132,10 @@ def test_one_look_a_block(params, y0):
         return stats.accepted + stats.rejected, there, back
 
     (few, first, back), (many, second, also_back) = counted(1e-4), counted(1e-9)
-    assert many > few + 3 * blocks.TURNS
+    assert many > few + 3 * loop_blocks.ITERATIONS
 
     def whole(n):
-        return -(-n // blocks.TURNS)
+        return -(-n // loop_blocks.ITERATIONS)
 
     assert second - first == whole(many) - whole(few)
     assert back == also_back == 0
@@ -147,8 +147,8 @@ def test_one_launch_a_block(params, y0, replayed):
     replayed.clear()
     sol, _ = solved(f, y0, [0.0, 3.0], params, rtol=1e-9, atol=1e-9)
     steps = sol.stats.accepted
-    there = -(-(steps + sol.stats.rejected) // blocks.TURNS)
-    back = steps // blocks.TURNS + steps % blocks.TURNS
+    there = -(-(steps + sol.stats.rejected) // loop_blocks.ITERATIONS)
+    back = steps // loop_blocks.ITERATIONS + steps % loop_blocks.ITERATIONS
     assert steps < 64  # one tape
     assert replayed == ["replayed"] * (there + back)
 
@@ -166,15 +166,15 @@ def test_nothing_on_the_host(batched, params):
     p = Problem(
         None, (y0,), t, None, t, method, controller, [1e-6], [1e-6], batched, 100  # pyright: ignore
     )  # fmt: skip
-    number = Look((), (), F64, y0.device)
+    number = TensorSpec((), (), F64, y0.device)
     plan = Plan(
-        method, controller, settings(p), batched, (F64,), F64, y=(Look.of(y0),),
-        others=tuple(Look.of(x, True) for x in others), rtol=(number,), atol=(number,), stops=1, slots=8, keeps=True,
-        starts=True, dense=True, columns=False,
+        method, controller, solver_settings(p), batched, (F64,), F64, y=(TensorSpec.of(y0),),
+        captures=tuple(TensorSpec.of(x, True) for x in others), rtol=(number,), atol=(number,), stop_count=1, rows=8,
+        saves_matmuls=True, step_starts=True, dense=True, column_major=False,
     )  # fmt: skip
-    for made in (forward(plan, graph), backward(plan, graph)):
-        turn = made.turn if made.counted else blocks.guarded(made.turn, made.mode)
-        for part in (made.begin, turn, *([] if made.end is None else [made.end])):
+    for made in (forward_graph(plan, graph), backward_graph(plan, graph)):
+        body = made.body if made.counted else loop_blocks.guard_body(made.body, made.mode)
+        for part in (made.begin, body, *([] if made.end is None else [made.end])):
             nodes = [n for n in part.graph.nodes if n.op not in ("output", "get_attr")]
             assert {x.device.type for n in nodes for x in torch.utils._pytree.tree_leaves(n.meta["val"])} == {"meta"}
             assert not any("local_scalar" in str(n.target) for n in nodes)

@@ -1,4 +1,4 @@
-"""Puts operations into a graph that was recorded."""
+"""Inserts operations into a recorded graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 
 
-class Editor:
-    """Puts operations into a graph, with their fake results."""
+class GraphEditor:
+    """Inserts operations into a graph, with their fake results."""
 
     def __init__(self, graph: Graph, mode: Any) -> None:
         self.graph, self.mode = graph, mode
@@ -24,9 +24,13 @@ class Editor:
             node.meta["val"] = operation(*map_arg(args, lambda n: n.meta["val"]), **kwargs)
         return node
 
-    def turned(self, matrix: Any) -> Node:
+    def transpose(self, matrix: Any) -> Node:
         return self(aten.permute.default, matrix, [1, 0])
 
-    def by_rows(self, x: Any) -> Node:
-        """A copy without gaps."""
+    def contiguous(self, x: Any) -> Node:
+        """A row-major copy."""
         return self(aten.clone.default, x, memory_format=torch.contiguous_format)
+
+    def with_strides(self, x: Node, strides: list[int]) -> Node:
+        """x in memory with these strides. Inductor computes x once, and not anew for each of its uses."""
+        return self(torch.ops.prims.inductor_force_stride_order.default, x, strides)

@@ -1,8 +1,8 @@
 """Softplus without a logarithm: PyTorch's vectorised log1p takes more than half the time of a small field's solve.
 
-softplus(x) = max(x, 0) + log1p(z), z = exp(-|x|) in (0, 1], and log1p(z) = z p(z) with p the polynomial that
-interpolates log1p(z) / z in ten Chebyshev nodes of [0, 1]; its error is 6e-9 there. In float32 the relative error of
-the whole is at most 2.4e-7 (two units in the last place; PyTorch's own has one), which tests/compiled shows.
+softplus(x) = max(x, 0) + log1p(z), z = exp(-|x|) in (0, 1], and log1p(z) = z p(z), where p interpolates log1p(z) / z
+at ten Chebyshev nodes of [0, 1] with an error of 6e-9. In float32 the relative error of the result is at most 2.4e-7
+(two units in the last place; PyTorch's own has one), as tests/compiled shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _P = (
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """A decomposition of aten.softplus; what it is not for goes to PyTorch's."""
+    """A decomposition of aten.softplus for float32; NotImplemented leaves the others to PyTorch."""
     if x.dtype is not torch.float32 or beta != 1.0 or threshold < 16.0:
         return NotImplemented
     z = torch.exp(-x.abs())

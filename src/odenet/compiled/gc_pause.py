@@ -1,6 +1,6 @@
-"""No garbage collection while something compiles.
+"""Garbage collection paused while something compiles.
 
-That makes millions of objects, and looking through them takes a tenth of the time.
+A compiler makes millions of objects, and scanning them takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from contextlib import contextmanager
 
 _lock = threading.Lock()
 _users = 0
-_was_on = True
+_was_enabled = True
 
 
 @contextmanager
-def paused() -> Iterator[None]:
-    """Until the last of those who asked for it is done."""
-    global _users, _was_on
+def gc_paused() -> Iterator[None]:
+    """Disable collection until the last user leaves."""
+    global _users, _was_enabled
     counted = False
     try:
         with _lock:
             if _users == 0:
-                _was_on = gc.isenabled()
+                _was_enabled = gc.isenabled()
             _users, counted = _users + 1, True
             gc.disable()
         yield
     finally:
         with _lock:
             _users -= counted
-            if _users == 0 and _was_on:
+            if _users == 0 and _was_enabled:
                 gc.enable()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import odenet.compiled.columns as columns
+import odenet.compiled.passes.column_layout as columns
 from compiled.sides import same
 
 F64 = torch.float64
@@ -76,8 +76,8 @@ def test_outputs_are_rows() -> None:
     ("shape", "expected"), [((16, 2), True), ((15, 2), False), ((64, 16), False), ((64,), False), ((64, 4, 4), False)]
 )
 def test_few(shape: tuple[int, ...], expected: bool) -> None:
-    assert columns.few(shape) is expected
+    assert columns.is_narrow(shape) is expected
     x = torch.randn(shape)
-    assert torch.equal(columns.arranged(x, True), x)
-    assert columns.arranged(x, True).mT.is_contiguous() == expected if x.ndim > 1 else True
-    assert columns.tape_of(x, 5, True)[0].stride() == columns.arranged(x, True).stride()
+    assert torch.equal(columns.to_loop_layout(x, True), x)
+    assert columns.to_loop_layout(x, True).mT.is_contiguous() == expected if x.ndim > 1 else True
+    assert columns.tape_tensor(x, 5, True)[0].stride() == columns.to_loop_layout(x, True).stride()

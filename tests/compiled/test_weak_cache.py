@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import odenet
-from odenet.compiled import capture, choice, solving
-from odenet.compiled.while_alive import WhileAlive
+from odenet.compiled import autotune, capture, compiled_solve
+from odenet.compiled.weak_cache import WeakIdCache
 from odenet.core.pytrees import flatten
 
 
@@ -22,7 +22,7 @@ class Thing:
 
 
 def test_by_what_it_is_for_as_long_as_it_lives() -> None:
-    values: WhileAlive[str] = WhileAlive()
+    values: WeakIdCache[str] = WeakIdCache()
     a, b = Thing(), Thing()
     values.set(a, "a")
     assert values.get(a) == "a" and values.get(b) is None
@@ -38,7 +38,7 @@ def test_by_what_it_is_for_as_long_as_it_lives() -> None:
 
 
 def test_what_has_no_weak_reference_has_no_value() -> None:
-    values: WhileAlive[str] = WhileAlive()
+    values: WeakIdCache[str] = WeakIdCache()
     values.set((1, 2), "none")
     assert values.get((1, 2)) is None and len(values) == 0
 
@@ -51,7 +51,7 @@ def made_anew() -> object:
 
 def sizes() -> tuple[int, int, int]:
     gc.collect()
-    return len(capture._calls), len(choice._judged), len(solving.PLANS.made)
+    return len(capture._calls), len(autotune._results), len(compiled_solve.PLAN_CACHE.libraries)
 
 
 def test_a_cell_run_again_and_again_stays_compiled() -> None:
@@ -67,7 +67,7 @@ def test_a_cell_run_again_and_again_stays_compiled() -> None:
         sol.y1, torch.full_like(y0, float(torch.exp(torch.tensor(-1.0, dtype=torch.float64)))), rtol=1e-6, atol=0.0
     )
     del f, sol
-    capture._seen.graph = None
+    capture._last.graph = None
     gc.collect()
     assert sum(ref() is not None for ref in seen) <= 1
     now = sizes()

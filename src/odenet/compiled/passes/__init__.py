@@ -1,0 +1,1 @@
+"""Rewrites of recorded graphs: matrix products, saved products, column-major states, softplus."""
