@@ -6,12 +6,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
+# Other versions of PyTorch have an environment each; what PyTorch itself needs is not pinned there.
+TORCH_VERSIONS ?= 2.9.1 2.11.0 2.13.0 2.14.1 2.15.0
+TORCH_ENV = .venvs/torch-$(VERSION)
+TORCH_PIP = $(TORCH_ENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	--constraint $(TORCH_ENV)/constraints.txt
+
 # A stamp is newer than the files that say what to install, so nothing is installed twice.
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint docs docs-serve distribution bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix test-torch test-versions coverage mutation soak lint docs docs-serve distribution bench clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +56,17 @@ test-matrix: $(READY) ## `make test` with one and with two threads, and with flo
 		echo "== $$threads threads, default dtype $$dtype"; \
 		ODENET_TEST_THREADS=$$threads ODENET_TEST_DTYPE=$$dtype $(PYTEST) -m "not slow"; \
 	done; done
+
+test-torch: ## `make test` with another PyTorch, without the training extra: make test-torch VERSION=2.15.0
+	@test -n "$(VERSION)" || { echo "name the PyTorch version: make test-torch VERSION=2.15.0" >&2; exit 1; }
+	@test -x $(TORCH_ENV)/bin/pip || $(PYTHON) -m venv $(TORCH_ENV)
+	@grep -vE '^(torch|triton|setuptools|sympy|cuda-|nvidia-)' constraints.txt > $(TORCH_ENV)/constraints.txt
+	@$(TORCH_PIP) 'torch==$(VERSION)' 'setuptools>=77' scikit-learn
+	@$(TORCH_PIP) --no-build-isolation --editable '.[dev]'
+	$(TORCH_ENV)/bin/python -m pytest -n 2 -m "not slow" --ignore tests/train --ignore tests/bench $(TESTS)
+
+test-versions: ## `make test-torch` with each PyTorch of docs/quality.md
+	@set -e; for version in $(TORCH_VERSIONS); do $(MAKE) --no-print-directory test-torch VERSION=$$version; done
 
 coverage: $(READY) ## lines of the core that `make test` runs; fails under 95 %
 	@$(PYTEST) -m "not slow" --cov --cov-report=term --timeout 1200

@@ -227,7 +227,7 @@ def test_more_kinds_of_states_than_torch_dynamo_keeps_graphs_of_a_code(monkeypat
     def f(t, y):
         return -y * (float(y.sum()) if len(y) == 3 else 1.0)
 
-    monkeypatch.setattr(capture, "MOST_KINDS", 13)
+    monkeypatch.setattr(capture, "MAX_KINDS", 13)
     t = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for n in [*range(1, 14), 3, *range(1, 14)]:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def _store(key: str, path: Path, recorded: RecordedLoop) -> None:
 
 
 @contextmanager
-def atomic_write(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Generator[Path]:
     """A path to write to; the file there replaces `file` at the end, whole or not at all."""
     part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:

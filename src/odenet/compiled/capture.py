@@ -12,7 +12,7 @@ import inspect
 import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
@@ -189,7 +189,7 @@ def _code(f: Callable[..., Any]) -> Any:
 
 
 @contextmanager
-def _first_call() -> Iterator[None]:
+def _first_call() -> Generator[None]:
     """Without the warning that TorchDynamo causes by reading .grad of every tensor that f reaches, computed ones too.
 
     For the first call of a code on a kind of state only: leaving `catch_warnings` makes Python forget which warnings

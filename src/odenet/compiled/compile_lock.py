@@ -6,7 +6,7 @@ The C++ compiler runs outside of it (build.py), so one thread lowers while anoth
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from .gc_pause import gc_paused
@@ -15,7 +15,7 @@ LOCK = threading.Lock()
 
 
 @contextmanager
-def compiling() -> Iterator[None]:
+def compiling() -> Generator[None]:
     """Hold the lock, with garbage collection paused."""
     with gc_paused(), LOCK:
         yield

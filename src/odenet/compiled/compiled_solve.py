@@ -52,7 +52,7 @@ class CompiledRun:
     inputs: Sequence[Tensor]
     held: Sequence[Tensor]
     versions: list[int]
-    chunks: list[Chunk] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list[Chunk])
 
     def refuse_changed(self) -> None:
         """Raise RuntimeError if a tensor that f uses was modified since: the steps would be different."""
@@ -162,7 +162,7 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
         tape, saved = tape_tensors(plan, y), TapeBuffer(plan.rows, library.saved_rows, device)
         inputs = [fresh, max_steps, _constant(limit, device), *state[:3], *state.leaves, *rest, *run.captures]
         state = LoopCarry.from_flat(library.run([*inputs, *tape, *saved.tensors], None))
-        counts = (state.counts[:, 0] if p.batched else state.counts).tolist()
+        counts: list[int] = (state.counts[:, 0] if p.batched else state.counts).tolist()
         rows, status = counts[0], counts[4]
         if plan.rows and rows:
             run.chunks.append(Chunk(plan, rows, tape, saved))

@@ -7,7 +7,7 @@ before, and the tape is copied out after.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -52,7 +52,7 @@ class GraphedLoop:
         self.lock = threading.Lock()
 
     @contextmanager
-    def loaded(self, carried: Sequence[Tensor], invariants: Sequence[Tensor]) -> Iterator[GraphedLoop]:
+    def loaded(self, carried: Sequence[Tensor], invariants: Sequence[Tensor]) -> Generator[GraphedLoop]:
         """Copy the tensors into the graphs' memory; at the end, copy what was written to `invariants`."""
         with self.lock:
             if not self.carried:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from .torch_private import InterpreterState
 
 
 @contextmanager
-def restore_on_error() -> Iterator[None]:
+def restore_on_error() -> Generator[None]:
     """Restore transforms, modes and flags if the block raises.
 
     TorchDynamo enters the `torch.func` transforms that f uses while it records f. An error leaves them on their stack,

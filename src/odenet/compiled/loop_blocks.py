@@ -96,7 +96,7 @@ def guard_body(body: GraphModule, mode: Any) -> GraphModule:
     graph, edit = body.graph, GraphEditor(body.graph, mode)
     places, output = graph.find_nodes(op="placeholder"), graph.output_node()
     for node in graph.find_nodes(op="call_function", target=aten.index_put_.default):
-        tape, (row,), value = cast(Any, node.args)
+        tape, (row,), value = node.args
         with graph.inserting_before(node):
             inside = edit(aten.mul.Tensor, row, places[0])  # a full tape has no next row
             old = edit(aten.index.Tensor, tape, [inside])

@@ -9,7 +9,7 @@ not leave the iteration before the loop. It works on Inductor's line objects, no
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,7 +152,7 @@ def cpp_source(module: GraphModule, fakes: Sequence[Tensor], mode: Any, options:
 
 
 @contextmanager
-def registered() -> Iterator[None]:
+def registered() -> Generator[None]:
     """Register the wrapper for the CPU; it serves this thread alone."""
     _i.init_backend_registration()
     kinds: tuple[dict[str, bool], ...] = ({}, {"cpp_wrapper": True}, {"fx_wrapper": True})
