@@ -1,98 +1,106 @@
-"""Training in several processes: who they are, what each takes of a batch, and what goes wrong between them."""
+"""The processes of a run: which ones the options ask for, and how those on this machine are started and ended."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from . import children
-from .problems import UserError
+from .errors import UserError
 
-
-@dataclass(frozen=True)
-class Part:
-    """What process number `index` of `of` takes: `rows` of n, sizes differ by one at most."""
-
-    index: int = 0
-    of: int = 1
-
-    def rows(self, n: int) -> slice:
-        return slice(n * self.index // self.of, n * (self.index + 1) // self.of)
+OURS = "odenet"  # stands in TORCHELASTIC_RUN_ID where `supervise` has started the processes
+GRACE = 5.0  # seconds for a process that was told to end; one that waits within a library does not hear it
+_LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """On each of `nodes` machines `devices` processes, each with a device of its own ("cpu" or "cuda")."""
+    """On each of `nodes` machines `devices` processes, each with a device of its own."""
 
     device: str = "cpu"
     devices: int = 1
     nodes: int = 1
+    started: bool = True  # whether each is at work already
 
     @property
     def all(self) -> int:
         return self.devices * self.nodes
 
     def trainer_options(self) -> dict[str, Any]:
-        """What Lightning's trainer is to be told. Gradients are summed: see `Batches.weight`."""
-        from .summed import Summed
+        """What Lightning's trainer is to be told."""
+        from lightning.pytorch.strategies import DDPStrategy
 
+        # without an exchange of buffers a forward pass without gradients waits for nobody
+        strategy: Any = DDPStrategy(broadcast_buffers=False) if self.all > 1 else "auto"
         return {
-            "accelerator": {"cpu": "cpu", "cuda": "gpu"}.get(self.device, self.device),
+            "accelerator": {"cuda": "gpu"}.get(self.device, self.device),
             "devices": self.devices,
             "num_nodes": self.nodes,
-            "strategy": Summed() if self.all > 1 else "auto",
+            "strategy": strategy,
             "use_distributed_sampler": False,
+            "deterministic": self.device == "cpu",
         }
 
-    def check_batch(self, batch_size: int) -> None:
-        if batch_size < self.all:
-            raise UserError(
-                f"--batch-size {batch_size} is less than the {self.all} processes of --devices {self.devices} --nodes "
-                f"{self.nodes}: each takes a part of every batch; raise it, or take fewer"
-            )
+
+def first_process() -> bool:
+    """Whether this is the only process of a run, or its first: the one that writes."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "SLURM_PROCID"))
 
 
-def check_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device!r} is unknown: cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+def supervised() -> bool:
+    """Whether `supervise` has started this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == OURS
 
 
-def chosen(device: str, devices: int | None, nodes: int | None) -> Processes:
+def together() -> bool:
+    """Whether this process is in a group of several."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def device(name: str) -> str:
+    """The device that --device asks for."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if name not in there:
+        raise UserError(f"--device {name!r} is unknown: cpu, cuda, mps or auto")
+    if not there[name]:
+        raise UserError(f"--device {name}: PyTorch finds none here; use --device cpu")
+    return name
+
+
+def chosen(name: str, devices: int | None, nodes: int | None) -> Processes:
     """The processes that the options ask for; those of torchrun or Slurm where one of them has started this."""
-    check_device(device)
-    for name, count in (("--devices", devices), ("--nodes", nodes)):
-        if count is not None and count < 1:
-            raise UserError(f"{name} {count}: at least 1 is needed")
+    kind = device(name)
     launcher, started = _started()
     if started is not None:
-        for name, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):
+        for option, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):
             if asked is not None and asked != there:
-                raise UserError(f"{name} {asked}, but {launcher} has started {there}: give that, or leave {name} out")
+                raise UserError(f"{option} {asked}, but {launcher} has started {there}: give that, or leave it out")
         devices, nodes = started
     elif (nodes or 1) > 1 and not all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")):
         raise UserError(
             f"--nodes {nodes}: start the command on every machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set, or "
             "by torchrun or srun, which set them"
         )
-    found = Processes(device, devices or 1, nodes or 1)
-    if device == "cuda" and found.devices > torch.cuda.device_count():
+    found = Processes(kind, devices or 1, nodes or 1, started is not None)
+    if kind == "cuda" and found.devices > torch.cuda.device_count():
         raise UserError(f"--devices {found.devices}: PyTorch finds {torch.cuda.device_count()} CUDA GPU(s) here")
     return found
 
 
 def _started() -> tuple[str, tuple[int, int] | None]:
     """Who has started this process as one of several, and how many a machine and machines there are."""
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -105,30 +113,68 @@ def _started() -> tuple[str, tuple[int, int] | None]:
     return "", None
 
 
-_LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
-_SETTLE = 1.0  # seconds in which a signal may come that ended the other process, or that it sends before its end
+def supervise(processes: Processes) -> int:
+    """Run this command in so many processes, as torchrun would, and end all when one fails; gives the exit status.
 
+    What the first process says goes where this one's words go; of the others only the reason of a failure is shown.
+    """
+    from torch.distributed.elastic.utils.distributed import get_free_port
 
-@contextmanager
-def together(processes: Processes, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-    """An end of another process, met in the midst of an exchange, in one line; that process says what it died of."""
-
-    def lost() -> str:
-        return f"another process of this run has ended, or cannot be reached: {how_to_go_on()}"
-
-    with children.needed(lost):
+    port = os.environ.get("MASTER_PORT") or str(get_free_port())
+    machine = int(os.environ.get("NODE_RANK", "0"))
+    shared = {
+        "TORCHELASTIC_RUN_ID": OURS,
+        "WORLD_SIZE": str(processes.all),
+        "LOCAL_WORLD_SIZE": str(processes.devices),
+        "GROUP_RANK": str(machine),
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": port,
+    }
+    workers: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            yield
-        except RuntimeError as error:
-            if processes.all == 1 or not _is_loss(error):
-                raise
-            if "EADDRINUSE" in str(error):
-                port = os.environ.get("MASTER_PORT", "")
-                raise UserError(f"MASTER_PORT={port} is in use by another program: choose another port") from None
-            time.sleep(_SETTLE)
-            raise UserError(lost()) from None
+            for rank in range(processes.devices):
+                own = {"LOCAL_RANK": str(rank), "RANK": str(machine * processes.devices + rank)}
+                with (Path(folder) / str(rank)).open("wb") as words:
+                    workers.append(
+                        subprocess.Popen(
+                            [sys.executable, "-m", "odenet_command", *sys.argv[1:]],
+                            env=os.environ | shared | own,
+                            stdout=None if rank == 0 else subprocess.DEVNULL,
+                            stderr=None if rank == 0 else words,
+                        )
+                    )
+            codes: list[int | None] = [None]
+            while None in codes and not any(codes):
+                time.sleep(0.05)
+                codes = [worker.poll() for worker in workers]
+        finally:
+            end(workers)
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is None:
+            return 0
+        code = codes[failed] or 0
+        if failed and code > 0:
+            sys.stderr.write((Path(folder) / str(failed)).read_text(errors="replace"))
+        if code < 0:
+            raise UserError(f"process {failed} of this run was ended by signal {-code}: go on with --resume")
+        return code
 
 
-def _is_loss(error: RuntimeError) -> bool:
-    gone = (dist.DistNetworkError, dist.DistStoreError) if dist.is_available() else ()
-    return isinstance(error, gone) or any(words in str(error) for words in _LOST)
+def end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Have the processes end, by force where they do not hear."""
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(max(deadline - time.monotonic(), 0.0))
+        worker.kill()
+        worker.wait()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the error is what the end of another process looks like from here."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)

@@ -1,4 +1,4 @@
-"""What a net costs: parameters, peak training memory of its block, evaluations, seconds a step."""
+"""What an image network costs: parameters, peak training memory of its block, evaluations, seconds a step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.peak_memory import PeakMemory
-from ..nn import Classifier
-from .data import Batches, ImageData
-from .tasks import mean
+from ...core.peak_memory import PeakMemory
+from ...nn import Classifier
+from .data import ImageData, scaled
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Cost:
     """What one training step costs.
 
     block_bytes: at the peak of one forward and backward of the block, beyond its input and weights. nfe, backward_nfe:
-    evaluations. seconds: of one step of the whole net, median.
+    evaluations, means over the samples. seconds: of one step of the whole network, median.
     """
 
     parameters: int
@@ -34,34 +33,32 @@ def block_memory(block: nn.Module, h: Tensor) -> int:
     """Peak bytes of one forward and backward pass of the block at input h, gradients of the weights included."""
     block.zero_grad(set_to_none=True)
     h = h.detach().requires_grad_()
-    known = [h, *block.parameters(), *block.buffers()]
     with PeakMemory() as memory:
-        memory.leave_out(known)
+        memory.leave_out([h, *block.parameters(), *block.buffers()])
         block(h).square().mean().backward()
     block.zero_grad(set_to_none=True)
     return memory.peak
 
 
-def cost(net: Classifier, data: ImageData, batch_size: int, repeats: int) -> Cost:
-    """Measure a net at a training batch; leaves its weights as they are."""
-    images, labels = next(iter(Batches(data.train, batch_size, seed=0, shift=data.shift)))
-    net.train()
+def cost(net: Classifier, data: ImageData, batch: int, repeats: int) -> Cost:
+    """Measure a network at a training batch; leaves its weights as they are."""
+    images, labels = (part[:batch] for part in data.splits["train"])
+    images = scaled(images)
     seconds = []
     for _ in range(repeats + 1):  # the first warms up
         start = time.perf_counter()
         net.zero_grad(set_to_none=True)
         F.cross_entropy(net(images), labels).backward()
         seconds.append(time.perf_counter() - start)
-    stats = net.stats
+    stats = net.stats  # None of residual blocks
+    depth = len(net.block) if isinstance(net.block, nn.Sequential) else 0
+    counts = [
+        depth if stats is None else round(torch.as_tensor(stats[name], dtype=torch.float64).mean().item())
+        for name in ("nfe", "backward_nfe")
+    ]
     with torch.no_grad():
         h = net.down(images)
-    depth = len(net.block) if isinstance(net.block, nn.Sequential) else 0
     memory = block_memory(net.block, h)
     net.zero_grad(set_to_none=True)
-    return Cost(
-        sum(p.numel() for p in net.parameters()),
-        memory,
-        depth if stats is None else round(mean(stats.nfe)),
-        depth if stats is None else round(mean(stats.backward_nfe)),
-        sorted(seconds[1:])[repeats // 2],
-    )
+    parameters = sum(p.numel() for p in net.parameters())
+    return Cost(parameters, memory, counts[0], counts[1], sorted(seconds[1:])[repeats // 2])
