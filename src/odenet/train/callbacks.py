@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import torch
 
 from ..nn import NeuralODE
 from .errors import UserError
-from .files import write
+from .files import write_csv
 
 
 class SolverStats(L.Callback):
@@ -34,9 +30,10 @@ class SolverStats(L.Callback):
 
 
 class History(L.Callback):
-    """The metrics of every epoch, written to metrics.csv.
+    """The metrics of every epoch, written to metrics.csv; the training ends where a loss or the weights are not finite.
 
-    They are part of the checkpoint, so that the file is whole after a resume; Lightning's CSVLogger starts a new one.
+    The rows are part of the checkpoint, so that the file is whole after a resume; Lightning's CSVLogger begins a new
+    one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,56 +47,22 @@ class History(L.Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **dict(sorted(metrics.items()))})
-        if trainer.is_global_zero:
-            self.save()
-
-    def save(self) -> None:
-        """Write metrics.csv."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(dict.fromkeys(name for row in self.rows for name in row)))
-        table.writeheader()
-        table.writerows(self.rows)
-        write(self.path, text.getvalue())
-
-
-class Finite(L.Callback):
-    """Ends the training after an epoch that left a loss or weights that are not finite, before it is saved."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.endswith("_loss")}
-        bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if not all(bool(torch.isfinite(p).all()) for p in pl_module.parameters()):
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        bad = [f"{k} is {v}" for k, v in metrics.items() if k.endswith("_loss") and not math.isfinite(v)]
+        if not finite(pl_module):
             bad.append("the weights are not finite any more")
-        if bad:
+        if bad:  # before the epoch is saved
             raise UserError(f"{when(trainer)}: {', '.join(bad)}: training diverged, lower --lr")
+        self.rows.append({"epoch": trainer.current_epoch, **metrics})
+        if trainer.is_global_zero:
+            write_csv(self.path, self.rows)
+
+
+def finite(module: torch.nn.Module) -> bool:
+    """Whether all weights are finite."""
+    return all(bool(torch.isfinite(p).all()) for p in module.parameters())
 
 
 def when(trainer: L.Trainer) -> str:
     """How far the training is."""
     return f"epoch {trainer.current_epoch + 1}, {trainer.global_step} training steps done"
-
-
-class Signals(L.Callback):
-    """Puts the program's own handlers back in place of Lightning's.
-
-    Lightning's handler of SIGTERM waits for the other processes, for ever where those wait for something else.
-    parent: the process that started this one as one of several; without it, this one ends.
-    """
-
-    def __init__(self, install: Callable[[], None], parent: int | None) -> None:
-        self.install, self.parent = install, parent
-        self.started = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = True
-        self.install()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.install()
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.parent is not None and os.getppid() != self.parent:
-            raise UserError("the process that started this one has ended: go on with --resume")
-

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .errors import UserError, first_line
 from .files import write
 
 KEPT = 2
-_KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "odenet"}
+Found = tuple[Path, dict[str, Any]]
 
 
 class DamagedError(Exception):
@@ -23,12 +23,13 @@ class DamagedError(Exception):
 
 
 class Checkpoints(CheckpointIO):
-    """How Lightning writes and reads checkpoint files here; the older ones go when a new one is whole."""
+    """How Lightning writes and reads checkpoints here; older ones go when a new one is whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        for old in listed(write(Path(path), buffer.getvalue()).parent)[KEPT:]:
+        write(Path(path), buffer.getvalue())
+        for old in listed(Path(path).parent)[KEPT:]:
             self.remove_checkpoint(old)
 
     def load_checkpoint(
@@ -52,36 +53,21 @@ def read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            bad = packed[0] if packed else archive.testzip()  # torch.load does not compare the checksums
-        if bad is None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            bad = packed[0] if packed else archive.testzip()  # torch.load does not look at the checksums
+        if bad is not None:
+            raise zipfile.BadZipFile(f"{bad[:60]!r} in it does not match its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise UserError(f"{path} cannot be read: make it readable") from None
     except Exception as error:  # zipfile, pickle and torch tell of damage by many types
         raise DamagedError(first_line(error)) from None
-    if bad is not None:
-        raise DamagedError(f"{bad[:60]!r} in it does not match its checksum")
-    if not isinstance(state, dict) or not state.keys() >= _KEYS or not isinstance(state["odenet"], dict):
+    if not isinstance(state, dict) or not isinstance(state.get("odenet"), dict):
         raise DamagedError("it holds no training state")
     return state
 
 
-@dataclass(frozen=True)
-class Found:
-    """The checkpoint to go on from. note: a line for the user where a newer one is damaged."""
-
-    path: Path
-    state: dict[str, Any]
-    note: str
-
-    @property
-    def ended(self) -> bool:
-        """Whether the training had come to its end."""
-        return self.state["odenet"].get("ended") is True
-
-
 def newest(folder: Path) -> Found | None:
-    """The newest whole checkpoint; None where there is none at all. Raises UserError where all are damaged."""
+    """The newest whole checkpoint; None where there is none at all. A damaged one before it is told of on stderr."""
     damaged: list[str] = []
     for path in listed(folder):
         try:
@@ -89,10 +75,10 @@ def newest(folder: Path) -> Found | None:
         except DamagedError as error:
             damaged.append(f"{path} ({error})")
             continue
-        note = f"{' and '.join(damaged)} cannot be used: going on from {path.name}" if damaged else ""
-        return Found(path, state, note)
+        if damaged:
+            print(f"odenet: {' and '.join(damaged)} cannot be used: going on from {path.name}", file=sys.stderr)
+        return path, state
     if damaged:
-        raise UserError(
-            f"no usable checkpoint: {' and '.join(damaged)}; bring a copy back, or delete them to train anew"
-        )
+        told = " and ".join(damaged)
+        raise UserError(f"no usable checkpoint: {told}; bring a copy back, or delete them to train anew")
     return None

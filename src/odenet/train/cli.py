@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -23,17 +22,17 @@ from typer import Argument, Option
 
 from .. import __version__
 from ..check import method as method_named
-from . import processes as of_run
-from . import stop
 from .errors import UserError
+from .processes import device as device_named
+from .processes import first_process, lost, together, trainer_options
 from .tasks import TASKS, task_class
-from .trained import SETTINGS
+from .tasks.images import DATA
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Train neural ODEs, and use what was trained.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Train neural ODEs, and use what was trained."
+)
 trainer = typer.Typer(no_args_is_help=True, help="Train a network on a task; each task has its own --help.")
 app.add_typer(trainer, name="train")
-_BROUGHT = {"filelock", "lightning", "sklearn", "matplotlib", "rich", "pooch", "tensorboard", "PIL", "safetensors"}
-_SETTLE = 1.0  # seconds in which a signal may come that ended the other process
 _STARTED = "default: 1, or what torchrun or Slurm has started"
 Device = Annotated[str, Option(help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")]
 
@@ -42,7 +41,7 @@ Device = Annotated[str, Option(help="cpu, cuda, mps, or auto: cuda where there i
 class Place:
     """Where and how a training runs: options on which its result does not depend."""
 
-    out: Annotated[Path | None, Option(help="Folder for all results  [default: runs/NAME]", show_default=False)] = None
+    out: Annotated[Path | None, Option(help="Folder for all results (default: runs/NAME)", show_default=False)] = None
     resume: Annotated[
         bool, Option("--resume", help="Go on with the run in --out, to the same result; its settings need not be given")
     ] = False
@@ -76,8 +75,8 @@ def _add(to: typer.Typer, name: str, about: str, parameters: list[Parameter], ru
     to.command(name, help=about)(command)
 
 
-def _begin(task: str, where: Place, given: Mapping[str, Any], name: str) -> tuple[Any, Path, of_run.Processes]:
-    """Settings, folder and processes of a run; where it needs several processes, they are started, and this one ends."""
+def _begin(task: str, where: Place, given: Mapping[str, Any], name: str) -> tuple[Any, Path, dict[str, Any]]:
+    """Settings and folder of a run, and what its trainer is told of processes."""
     from .run import settle
 
     out = where.out or Path("runs") / name
@@ -88,126 +87,100 @@ def _begin(task: str, where: Place, given: Mapping[str, Any], name: str) -> tupl
         raise UserError(f"--method: {error}") from None
     if method.error_order is None:
         raise UserError(f"--method {settings.method} needs constant steps: choose an adaptive one such as tsit5")
-    processes = of_run.chosen(where.device, where.devices, where.nodes)
-    if processes.all > 1 and not processes.started:
-        raise SystemExit(of_run.supervise(processes))
-    stop.speak_of(out / SETTINGS)
-    return settings, out, processes
+    return settings, out, trainer_options(where.device, where.devices, where.nodes)
 
 
 def _train(task: str, where: Place, given: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from .run import train
 
     settings, out, processes = _begin(task, where, given, task)
     done = train(task_class(task)(settings), task, out, where.resume, processes)
-    if not of_run.first_process():
-        return
-    table = Table("metric", "value", title=f"{task}: test data, after {len(done.history)} epochs")
-    for name, value in done.test.items():
-        table.add_row(name, f"{value:.4g}")
-    Console(width=120).print(table)
-    _list(done.files)
+    if done.files:
+        _show([{"metric": name, "value": value} for name, value in done.test.items()], done.files)
 
 
 def _compare(where: Place, given: Mapping[str, Any]) -> None:
     from .images.compare import compare
 
-    settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
+    settings, out, processes = _begin("images", where, given, Path(given["data"]).stem)
     command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
     files = compare(settings, out, where.resume, processes, command)
     if files:
-        _list(files)
+        _show([], files)
 
 
-def _list(files: Iterable[Path]) -> None:
-    typer.echo("Wrote:")
-    for file in dict.fromkeys(files):
-        typer.echo(f"  {file}")
+def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
+    """Print a table, and which files were written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for i, file in enumerate(files):
+        typer.echo(f"{'' if i else f'Wrote:{os.linesep}'}  {file}")
 
 
 _WRITES = (
-    "\n\nWrites into --out: settings.json, metrics.csv and tensorboard/ (metrics of each epoch), checkpoints/ (to "
-    "--resume), model.safetensors, results.json and figures as PNG."
+    "Writes into --out: settings.json, metrics.csv and tensorboard/ (metrics of each epoch), checkpoints/ (to --resume), "
+    "model.safetensors, results.json and figures as PNG."
 )
 for _name in TASKS:
     _class = task_class(_name)
-    _about = (sys.modules[_class.__module__].__doc__ or _name).strip()
-    _add(
-        trainer,
-        _name,
-        f"{_about}{_WRITES} {_class.TIME}",
-        [*_parameters(_class.Settings), *_parameters(Place)],
-        lambda where, given, name=_name: _train(name, where, given),
-    )
-_data = Parameter(
-    "data",
-    Parameter.POSITIONAL_OR_KEYWORD,
-    annotation=Annotated[str, Argument(help="digits (embedded), mnist, a FOLDER with a sub-folder a class, or a .npz")],
-)
+    _about = f"{(_class.__doc__ or _name).strip()}\n\n{_WRITES} {_class.TIME}"
+    _add(trainer, _name, _about, [*_parameters(_class.Settings), *_parameters(Place)], partial(_train, _name))
 _add(
     app,
     "compare",
     "Train a residual net, an RK-Net and an ODE-Net on the same images, side by side.\n\nPrints the table of the Neural "
     "ODE paper (Chen et al. 2018) and draws its figures. Writes into --out: results.md, .csv and .json, four figures, and "
-    "a run of `odenet train images` for each net. digits: two minutes on two CPU cores; mnist: hours; --quick: 20 seconds.",
-    [_data, *_parameters(task_class("images").Settings, ("data", "net")), *_parameters(Place)],
+    "a run of `odenet train images` for each net. digits: two minutes on two CPU cores; mnist: hours; --quick: a minute.",
+    [
+        Parameter("data", Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, Argument(help=DATA)]),
+        *_parameters(task_class("images").Settings, ("data", "net")),
+        *_parameters(Place),
+    ],
     _compare,
 )
+RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or runs/NAME/odenet of a comparison")]
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, Argument(help="Folder of a run of `odenet train`, or runs/NAME/odenet of a comparison")],
+    run: RunFolder,
     files: Annotated[list[Path], Argument(help="Images, folders of images, .npz files")],
-    out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it only the table is shown")] = None,
+    out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it, the table is only shown")] = None,
     device: Device = "auto",
 ) -> None:
-    """Say what a trained network makes of files: a table of file, class and probability. Seconds."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Say what a trained network makes of files: a table of file, class and probability. Takes seconds."""
+    from .files import write_csv
     from .trained import opened
 
     absent = [file for file in files if not file.exists()]
     if absent:
         raise UserError(f"{absent[0]} is not there")
-    task, settings, info, net = opened(run)
-    kind = of_run.device(device)
-    rows = task.predict(net.to(kind), settings, info, files)
+    found = opened(run)
+    rows = found.task.predict(found.net.to(device_named(device)), found.info, files)
     if not rows:
         raise UserError(f"{files[0]} has no files to predict")
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    if out is not None:
-        from .files import write
-
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        _list([write(out / "predictions.csv", text.getvalue())])
+    _show(rows, [] if out is None else [write_csv(out / "predictions.csv", rows)])
 
 
 @app.command()
 def export(
-    run: Annotated[Path, Argument(help="Folder of a run of `odenet train`, or runs/NAME/odenet of a comparison")],
-    out: Annotated[Path | None, Option(help="Folder for the files  [default: RUN]", show_default=False)] = None,
+    run: RunFolder,
+    out: Annotated[Path | None, Option(help="Folder for the files (default: that of the run)")] = None,
 ) -> None:
     """Write a trained network as model.pt2 (torch.export) and model.onnx, and model.json, which describes them.
 
-    Both are run and compared with the network before they are written. About half a minute; needs the extra "onnx".
+    Both are run and compared with the network before they are written. Takes half a minute; needs the extra "onnx".
     """
     from .export import export as exported
 
     files, differences = exported(run, out or run)
-    for name, apart in differences.items():
-        typer.echo(f"{name}: {apart:.1e} of the largest entry away from the network")
-    _list(files)
+    _show([{"program": k, "difference of the largest entry": v} for k, v in differences.items()], files)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -232,57 +205,55 @@ def _top(
 
 def main() -> NoReturn:
     """Entry point: a mistake of the user ends in one line on stderr and exit code 2, Ctrl-C in one and 130."""
-    stop.install()
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for signum in signals:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _stop)
     threading.excepthook = _thread_failed
     try:
         status = app(standalone_mode=False) or 0
     except BaseException as error:
-        status = _end(error)
-    stop.ignore()
-    if of_run.supervised() or of_run.together():
+        for signum in signals:
+            signal.signal(signum, signal.SIG_IGN)
+        status = _status(error)
+    if together():  # threads of the process group would be torn down in the middle of an exchange
         sys.stdout.flush()
-        os._exit(status)  # threads of a process group would be torn down in the middle of an exchange
+        os._exit(status)
     sys.exit(status)
 
 
+def _stop(signum: int, frame: Any) -> None:
+    """End the command. Not by a KeyboardInterrupt, for which Lightning and Typer have ends of their own."""
+    raise SystemExit(128 + signum)
+
+
 def _thread_failed(given: threading.ExceptHookArgs) -> None:
-    """A log writer's thread passes its OSError on to the main thread, which reports it once."""
+    """A log writer's thread passes its OSError on to the main thread, which reports it."""
     if not issubclass(given.exc_type, OSError):
         threading.__excepthook__(given)
 
 
-def _end(error: BaseException) -> int:
-    """The exit status after an error, and its line; a bug is shown whole."""
-    signum = stop.received()
-    if signum is not None:
-        stop.ignore()
-        if of_run.first_process() and not of_run.supervised():  # else who has started this process says it
-            _say(stop.line())
-        return 128 + signum
+def _status(error: BaseException) -> int:
+    """The exit status after an error, which is told in one line; a bug is shown whole."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, typer.TyperException):
-        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of the command
-            print(error, file=sys.stderr)
-            return 2
-        context = getattr(error, "ctx", None)
-        _say(f"{error} See {context.command_path if context is not None else 'odenet'} --help")
-        return 2
-    if isinstance(error, UserError):
+        status = error.code if isinstance(error.code, int) else 1
+        if status > 128 and first_process():
+            _say("interrupted; every file is whole, a training run goes on with --resume")
+        return status
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        print(error, file=sys.stderr)
+    elif isinstance(error, typer.TyperException):
+        _say(f"{error} See --help.")
+    elif isinstance(error, UserError):
         _say(str(error))
-        return 2
-    if isinstance(error, OSError):
+    elif isinstance(error, OSError):
         _say(f"{error.filename or 'a file'} could not be read or written ({error.strerror or error})")
-        return 2
-    if of_run.lost(error):
-        time.sleep(_SETTLE)
+    elif lost(error):
         _say("another process of this run has ended, or cannot be reached: go on with --resume")
-        return 2
-    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in _BROUGHT:
-        _say(f'{error.name} is missing: pip install "torch-odenet[train]"')
-        return 2
-    traceback.print_exception(error)
-    return 1
+    else:
+        traceback.print_exception(error)
+        return 1
+    return 2
 
 
 def _say(words: str) -> None:

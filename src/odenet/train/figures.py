@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -25,18 +24,16 @@ def training(histories: Mapping[str, History], metric: str) -> Figure:
     """By epoch: the metric that ends a run, and evaluations of f in a training step. histories: by label."""
     figure = Figure(figsize=(9, 3.6))
     left, right = figure.subplots(1, 2)
-    for number, (label, rows) in enumerate(histories.items()):
+    for i, (label, rows) in enumerate(histories.items()):
         epochs = [row["epoch"] + 1 for row in rows]
-        style: dict[str, Any] = {"color": f"C{number}"}
-        left.plot(epochs, [row[metric] for row in rows], marker=".", label=label, **style)
+        left.plot(epochs, [row[metric] for row in rows], marker=".", label=label, color=f"C{i}")
         for name, line in (("nfe", "-"), ("backward_nfe", "--")):
-            counts = [row.get(name, 0.0) for row in rows]
-            if any(counts):
-                way = "forward" if name == "nfe" else "backward"
-                right.plot(epochs, counts, line, label=", ".join(filter(None, (label, way))), **style)
-    values = [row[metric] for rows in histories.values() for row in rows]
-    positive = all(value > 0 for value in values)
-    left.set(xlabel="epoch", ylabel=metric.replace("_", " "), yscale="log" if positive else "linear")
+            if any(row.get(name) for row in rows):
+                told = f"{label} {name}".strip().replace("_nfe", "").replace("nfe", "forward")
+                right.plot(epochs, [row[name] for row in rows], line, marker=".", label=told, color=f"C{i}")
+    left.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+    if all(row[metric] > 0 for rows in histories.values() for row in rows):
+        left.set_yscale("log")
     right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
     for axes in (left, right):
         if axes.get_legend_handles_labels()[1]:  # a net without a solve has no evaluations to show

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from .errors import UserError
 
-_PARTIAL = ".partial"
-
 
 def write(path: Path, content: str | bytes) -> Path:
     """Write a file beside its place, down to the disk, and rename it: a reader finds the old one or the new one."""
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -24,25 +25,22 @@ def write(path: Path, content: str | bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        if os.name == "posix":
-            _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}): free space or make the folder writable"
-        ) from None
+        reason = error.strerror or error
+        raise UserError(f"{path} could not be written ({reason}): free space or make the folder writable") from None
     finally:
         with suppress(OSError):  # what kept the file from being written may keep it from being removed
             partial.unlink(missing_ok=True)
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems cannot; a rename is then as safe as they make it
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a table; its columns are all names in the rows."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    table.writeheader()
+    table.writerows(rows)
+    return write(path, text.getvalue())
 
 
 @contextmanager
@@ -50,17 +48,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder, made if need be; the system drops the lock with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        with FileLock(folder / ".lock", timeout=0):
+            for leftover in folder.rglob("*.partial"):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
+            yield
     except Timeout:
-        raise UserError(
-            f"--out {folder}: another run is at work in this folder; wait for its end, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror or error}): choose another --out") from None
-    try:
-        for leftover in folder.rglob(f"*{_PARTIAL}"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
+        raise UserError(f"--out {folder}: another run is at work there; wait for its end or choose another") from None

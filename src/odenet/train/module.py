@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchmetrics import MeanMetric, Metric
 
 from .errors import UserError
@@ -18,27 +20,29 @@ _EVALUATED = 256  # samples a batch without gradients
 
 
 class Module(L.LightningModule):
-    """AdamW and one cycle of the learning rate on the task's loss.
+    """AdamW and one cycle of the learning rate on the task's loss. own: what a checkpoint says of its run."""
 
-    record: what a checkpoint of this run says of its origin.
-    """
-
-    def __init__(self, task: Task[Any], steps: int, record: dict[str, Any]) -> None:
+    def __init__(self, task: Task[Any], steps: int, own: dict[str, Any]) -> None:
         super().__init__()
         torch.manual_seed(task.settings.seed)
         self.net = task.build(task.settings, task.info)
-        self.task, self.steps, self.record = task, steps, record
+        self.task, self.steps, self.own, self.started = task, steps, own, False
+        self.handler = signal.getsignal(signal.SIGTERM)
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
-            # the loss as it is, also where it is not finite
-            metrics = {"loss": MeanMetric(nan_strategy="disable"), **task.metrics()}
+            metrics: dict[str, Metric] = {"loss": MeanMetric(nan_strategy="disable"), **task.metrics()}
             self.metrics.update({f"{split}_{name}": metric for name, metric in metrics.items()})
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.task.settings.lr, weight_decay=0.02)
-        steps = max(self.steps, 8)  # OneCycleLR divides by zero when its first quarter has one step
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.task.settings.lr, total_steps=steps, pct_start=0.25)
+        lr, steps = self.task.settings.lr, max(self.steps, 8)  # fewer give the cycle's first quarter one step: 1 / 0
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=lr, weight_decay=0.02)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self.started = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)  # Lightning's waits for the other processes, wherever they are
 
     def on_train_epoch_start(self) -> None:
         """Random numbers follow from seed, epoch and process, so a resumed run draws those of an undisturbed one."""
@@ -65,21 +69,16 @@ class Module(L.LightningModule):
         self._loss("test", batch)
 
     def _loss(self, split: str, batch: Any) -> Tensor:
-        metrics: dict[str, Metric] = {
-            name.removeprefix(f"{split}_"): metric  # type: ignore[misc]
-            for name, metric in self.metrics.items()
-            if name.startswith(f"{split}_")
-        }
-        loss = self.task.loss(self.net, batch, metrics)
+        own: Any = {name: metric for name, metric in self.metrics.items() if name.startswith(split)}
+        loss = self.task.loss(self.net, batch, {name.removeprefix(f"{split}_"): metric for name, metric in own.items()})
         size = extract_batch_size(batch)
-        metrics["loss"].update(loss.detach(), weight=size)
-        logged: Any = {f"{split}_{name}": metric for name, metric in metrics.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size, prog_bar=split != "test")
+        own[f"{split}_loss"].update(loss.detach(), weight=size)
+        self.log_dict(own, on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ended = self.trainer.should_stop or self.current_epoch + 1 >= self.task.settings.epochs
-        checkpoint["odenet"] = {"record": self.record, "ended": ended}
+        checkpoint["odenet"] = {"run": self.own, "ended": ended}
 
 
 class Data(L.LightningDataModule):
@@ -87,39 +86,27 @@ class Data(L.LightningDataModule):
 
     def __init__(self, task: Task[Any], processes: int) -> None:
         super().__init__()
-        self.task, self.processes = task, processes
-        size = task.settings.batch_size
-        if size % processes:
-            raise UserError(f"--batch-size {size} cannot be shared out evenly to {processes} processes: take a multiple")
-        for split in ("train", "val", "test"):
-            if len(task.data(split, 0)) < processes:  # type: ignore[arg-type]
-                raise UserError(f"the {split} data are fewer than the {processes} processes: take fewer")
-        self.train_size = len(task.data("train", 0))  # type: ignore[arg-type]
-
-    @property
-    def steps(self) -> int:
-        """Training steps of an epoch."""
-        return max(self.train_size // self.task.settings.batch_size, 1)
+        self.task, self.processes, self.size = task, processes, task.settings.batch_size
+        sizes = [len(task.data(split, 0)) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+        if self.size % processes or min(sizes) < processes:
+            raise UserError(
+                f"--batch-size {self.size} and {min(sizes)} samples cannot be shared out evenly to {processes} "
+                "processes: choose a multiple, or fewer processes"
+            )
+        self.whole = sizes[0] >= self.size
+        self.steps = max(sizes[0] // self.size, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        data, size = self.task.data("train", epoch), self.task.settings.batch_size
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            data, self.processes, self._rank(), seed=self.task.settings.seed, drop_last=True
-        )
+        epoch, rank = (self.trainer.current_epoch, self.trainer.global_rank) if self.trainer is not None else (0, 0)
+        data, seed = self.task.data("train", epoch), self.task.settings.seed
+        sampler: Any = DistributedSampler(data, self.processes, rank, seed=seed, drop_last=True)
         sampler.set_epoch(epoch)
-        return DataLoader(data, size // self.processes, sampler=sampler, drop_last=self.train_size >= size)
+        return DataLoader(data, self.size // self.processes, sampler=sampler, drop_last=self.whole)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._in_order("val")
+    def val_dataloader(self, split: str = "val") -> DataLoader[Any]:
+        data: Any = self.task.data(split, 0)
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return DataLoader(Subset(data, range(rank, len(data), self.processes)), _EVALUATED)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._in_order("test")
-
-    def _in_order(self, split: str) -> DataLoader[Any]:
-        data: Dataset[Any] = self.task.data(split, 0)
-        part = range(self._rank(), len(data), self.processes)  # type: ignore[arg-type]
-        return DataLoader(Subset(data, part), _EVALUATED)
-
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
+        return self.val_dataloader("test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -42,16 +42,12 @@ class Settings:
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Of weights, batches and random splits of the data")] = 0
     quick: Annotated[bool, Option("--quick", help="A smoke run of some seconds: little data, a small net")] = False
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, as they stand in settings.json."""
-        return asdict(self)
-
 
 S = TypeVar("S", bound=Settings)
 
 
 class Task(ABC, Generic[S]):
-    """A problem to train a network on.
+    """A problem to train a network on; the docstring of a subclass is the help of its command.
 
     A subclass reads its data in `__init__` and raises UserError where they are not usable. `info` is what the network
     and its use depend on besides the settings, in JSON's types, such as the names of the classes: it is kept with the
@@ -100,6 +96,6 @@ class Task(ABC, Generic[S]):
         raise UserError("this task has no export: its network's input is not described")
 
     @staticmethod
-    def predict(net: nn.Module, settings: Any, info: Mapping[str, Any], files: Sequence[Path]) -> list[dict[str, Any]]:
+    def predict(net: nn.Module, info: Mapping[str, Any], files: Sequence[Path]) -> list[dict[str, Any]]:
         """The rows of the table of `odenet predict`."""
         raise UserError("this task makes no predictions from files")

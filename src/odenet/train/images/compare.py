@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +15,56 @@ from rich.console import Console
 from rich.table import Table
 
 from ...errors import SolveError
-from ...nn import Classifier
 from ...nn.classifier import KINDS
 from .. import figures as generic
 from ..errors import UserError
-from ..files import locked, write
-from ..processes import Processes, first_process
+from ..files import locked, write, write_csv
+from ..processes import first_process
 from ..run import PATIENCE, Trained, train
 from ..tasks.images import Images, ImageSettings
 from ..trained import SETTINGS
 from . import figures
-from .cost import Cost, cost
+from .cost import cost
 
-COLUMNS = (
-    "net",
-    "test error",
-    "parameters",
-    "block memory",
-    "forward evaluations",
-    "backward evaluations",
-    "seconds a step",
-)
+# of the table, by the name in results.csv
+COLUMNS: dict[str, tuple[str, Any]] = {
+    "net": ("net", KINDS.get),
+    "test_error_percent": ("test error", "{:.2f} %".format),
+    "parameters": ("parameters", lambda n: f"{n / 1e6:.2f} M" if n > 1e5 else f"{n / 1e3:.1f} k"),
+    "block_bytes": ("block memory", lambda n: f"{n / 2**20:.1f} MiB"),
+    "nfe": ("forward evaluations", str),
+    "backward_nfe": ("backward evaluations", str),
+    "seconds": ("seconds a step", "{:.3f}".format),
+}
 NOTE = (
     "Block memory: peak bytes of tensors alive during one forward and backward pass of the block, beyond its input and "
     "weights. Evaluations: of the field, or residual blocks; RK-Net keeps its graph, so its backward pass makes none."
 )
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One network of the table. test_error in per cent."""
-
-    net: str
-    test_error: float
-    cost: Cost
-
-    def cells(self) -> tuple[str, ...]:
-        c = self.cost
-        return (
-            KINDS[self.net],
-            f"{self.test_error:.2f} %",
-            f"{c.parameters / 1e6:.2f} M" if c.parameters > 1e5 else f"{c.parameters / 1e3:.1f} k",
-            f"{c.block_bytes / 2**20:.1f} MiB",
-            str(c.nfe),
-            str(c.backward_nfe),
-            f"{c.seconds:.3f}",
-        )
+def _cells(row: Row) -> list[str]:
+    return [show(row[name]) for name, (_, show) in COLUMNS.items()]
 
 
-def compare(s: ImageSettings, out: Path, resume: bool, processes: Processes, command: str) -> list[Path]:
+def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> list[Path]:
     """Everything of `odenet compare`; gives the files that it wrote. Of several processes only the first writes."""
     if not first_process():
         _train(s, out, resume, processes)
         return []
     with locked(out):
-        if not resume and (out / SETTINGS).exists():
-            raise UserError(f"--out {out} holds a run already: add --resume to go on with it, or choose another --out")
-        own = {"task": "images", "settings": s.as_dict(), "info": None, "data": None}
+        own = {"task": "images", "settings": asdict(s), "info": None, "data": None}
         write(out / SETTINGS, json.dumps(own, indent=2) + "\n")
-        trained = _train(s, out, resume, processes)
-        return _measured(trained, s, out, command)
+        return _measured(_train(s, out, resume, processes), s, out, command)
 
 
-def _train(s: ImageSettings, out: Path, resume: bool, processes: Processes) -> dict[str, Trained]:
+def _train(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any]) -> dict[str, Trained]:
     trained = {}
     for kind, label in KINDS.items():
         start = time.perf_counter()
         begun = resume and (out / kind / SETTINGS).exists()
         trained[kind] = train(Images(replace(s, net=kind)), "images", out / kind, begun, processes)
-        took = "already" if trained[kind].resumed else f"in {time.perf_counter() - start:.0f} s"
+        took = "already" if trained[kind].already else f"in {time.perf_counter() - start:.0f} s"
         epochs = len(trained[kind].history)
         early = f"; stopped after {epochs} of {s.epochs} epochs, the last {PATIENCE} without a better validation error"
         if first_process():
@@ -94,48 +74,38 @@ def _train(s: ImageSettings, out: Path, resume: bool, processes: Processes) -> d
 
 def _measured(trained: dict[str, Trained], s: ImageSettings, out: Path, command: str) -> list[Path]:
     """The table and the figures of the trained networks."""
-    data = Images(s).images
+    data, batch = Images(s).images, min(s.batch_size, 32 if s.quick else 128)
     nets: dict[str, Any] = {kind: each.net for kind, each in trained.items()}
-    batch = min(s.batch_size, 32 if s.quick else 128)
+    errors = {kind: each.test["test_error"] for kind, each in trained.items()}
     try:
-        repeats = 2 if s.quick else 5
-        rows = [Row(k, trained[k].test["test_error"], cost(net, data, s.batch_size, repeats)) for k, net in nets.items()]
-        odenet: Classifier = nets["odenet"]
+        rows: list[Row] = [
+            {"net": kind, "test_error_percent": errors[kind], **cost(net, data, s.batch_size, 2 if s.quick else 5)}
+            for kind, net in nets.items()
+        ]
         drawn = {
             "training": generic.training({KINDS[k]: each.history for k, each in trained.items()}, Images.MONITOR),
-            "memory": figures.memory(odenet, data, s.channels, batch, s.quick),
-            "trade_off": figures.trade_off(odenet, data, min(batch, 32), s.method, s.quick),
-            **figures.trajectories(odenet, data),
+            "memory": figures.memory(nets["odenet"], data, s.channels, batch, s.quick),
+            "trade_off": figures.trade_off(nets["odenet"], data, min(batch, 32), s.method, s.quick),
+            **figures.trajectories(nets["odenet"], data),
         }
     except SolveError as error:
         raise UserError(
-            f"the nets are trained, but a solve to measure them failed: {error} Try another --tolerance or --method, "
-            "with another --out"
+            f"the nets are trained, but a solve to measure them failed: {error} Try another --method"
         ) from None
-    _show(rows, f"{Path(s.data).name}: {len(data.splits['test'][1])} test images")
+    table = Table(title=f"{Path(s.data).name}: {len(data.splits['test'][1])} test images")
+    for name, (title, _) in COLUMNS.items():
+        table.add_column(title, justify="left" if name == "net" else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console(width=120).print(table)
     pictures = [generic.write_png(figure, out / f"{name}.png") for name, figure in drawn.items()]
-    flat = [{"net": row.net, "test_error_percent": row.test_error, **asdict(row.cost)} for row in rows]
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(flat[0]))
-    table.writeheader()
-    table.writerows(flat)
-    written = [path for each in trained.values() for path in each.files]
     return [
-        *written,
-        write(out / "results.csv", text.getvalue()),
-        write(out / "results.json", json.dumps(flat, indent=2) + "\n"),
+        *(path for each in trained.values() for path in each.files),
+        write_csv(out / "results.csv", rows),
+        write(out / "results.json", json.dumps(rows, indent=2) + "\n"),
         write(out / "results.md", _page(rows, s, command, pictures, trained)),
         *pictures,
     ]
-
-
-def _show(rows: list[Row], title: str) -> None:
-    table = Table(title=title)
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row.cells())
-    Console(width=120).print(table)
 
 
 def _page(rows: list[Row], s: ImageSettings, command: str, pictures: list[Path], trained: dict[str, Trained]) -> str:
@@ -149,7 +119,7 @@ def _page(rows: list[Row], s: ImageSettings, command: str, pictures: list[Path],
         f"{epochs}, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, {s.method} at tolerance "
         f"{s.tolerance:g}, seed {s.seed}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
     )
-    head = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
-    body = "".join(f"| {' | '.join(row.cells())} |\n" for row in rows)
+    head = f"| {' | '.join(title for title, _ in COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}\n"
+    body = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
     images = "".join(f"\n![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures)
     return f"# {Path(s.data).name}\n\n```\n{command}\n```\n\n{how}\n\n{head}{body}\n{NOTE}\n{images}"

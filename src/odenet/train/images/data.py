@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..errors import UserError
-from . import files, mnist
+from ..errors import UserError, first_line
+from . import files
 from .files import resized
 
+_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_SHA256 = {
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
 _LARGEST = 64  # pixels a side where --size is not given
 _QUICK = {"train": 128, "val": 64, "test": 64}
 Arrays = Mapping[str, tuple[Tensor, Tensor]]
@@ -77,7 +86,7 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
     if name == "digits":
         found, classes = _digits()
     elif name == "mnist":
-        found, classes = mnist.load(data_dir)
+        found, classes = _mnist(data_dir)
     elif path.is_dir():
         found, classes = files.read_folder(path, size, _LARGEST)
     elif path.suffix == ".npz" and path.is_file():
@@ -95,12 +104,42 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
     return ImageData(parts, tuple(classes), max(1, side // 14))
 
 
-def _digits() -> tuple[dict[str, Any], list[str]]:
+def _digits() -> files.Found:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     return {"train": (images, torch.tensor(labels, dtype=torch.int64))}, [str(i) for i in range(10)]
+
+
+def _mnist(folder: str) -> files.Found:
+    """From four IDX files, gzipped or not, in the folder; without one they are fetched and checked by pooch."""
+    import pooch
+
+    known = {name: f"sha256:{digest}" for name, digest in _SHA256.items()}
+    fetcher = pooch.create(path=pooch.os_cache("odenet"), base_url=_MIRROR, registry=known)
+    pooch.get_logger().setLevel("ERROR")
+    arrays = []
+    for name in _SHA256:
+        path = Path(folder) / name
+        try:
+            if not folder:
+                path = Path(fetcher.fetch(name))
+            elif not path.exists():
+                path = path.with_suffix("")
+            raw = path.read_bytes()
+            data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+            shape = struct.unpack(">3I", data[4:16]) if "images" in name else struct.unpack(">I", data[4:8])
+            arrays.append(torch.tensor(np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)))
+        except Exception as error:  # the network and its client, gzip, struct and NumPy: the cure is the same
+            raise UserError(
+                f"{path} cannot be read ({first_line(error)}): give MNIST's four files by --data-dir"
+            ) from None
+    x, y, x_test, y_test = arrays
+    if len(x) != len(y) or len(x_test) != len(y_test) or max(int(y.max()), int(y_test.max())) > 9:
+        raise UserError(f"MNIST's files in {folder} do not belong together: fetch the four anew")
+    splits = {"train": (x.unsqueeze(1), y.long()), "test": (x_test.unsqueeze(1), y_test.long())}
+    return splits, [str(i) for i in range(10)]
 
 
 def _split(found: Arrays, classes: Sequence[str], seed: int, name: str) -> dict[str, tuple[Tensor, Tensor]]:

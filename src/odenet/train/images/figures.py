@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -23,20 +23,6 @@ def block_input(net: Classifier, data: ImageData, split: str, batch: int) -> Ten
     """What the block of the network sees of the first images of a split."""
     with torch.no_grad():
         return net.down(scaled(data.splits[split][0][:batch]))
-
-
-@torch.no_grad()
-def predictions(net: nn.Module, data: ImageData, rows: int = 3, columns: int = 8) -> Figure:
-    """Some test images with the class that the network gives them; red where that is wrong."""
-    images, labels = (part[: rows * columns] for part in data.splits["test"])
-    given = net(scaled(images)).argmax(1).tolist()
-    figure = Figure(figsize=(1.1 * columns, 1.3 * rows))
-    for axes, image, guess, label in zip(figure.subplots(rows, columns).flat, scaled(images), given, labels, strict=False):
-        axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(data.classes[guess], fontsize=8, color="black" if guess == label else "red")
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
 
 
 def trajectories(net: nn.Module, data: ImageData, samples: int = 60) -> dict[str, Figure]:
@@ -90,55 +76,40 @@ def memory(net: Classifier, data: ImageData, channels: int, batch: int, quick: b
     return figure
 
 
-@dataclass
-class Point:
-    """One tolerance of the trade-off."""
-
-    tolerance: float
-    error: float
-    seconds: float
-    nfe: int
-    backward_nfe: int
-
-
-def _point(field: nn.Module, h: Tensor, tolerance: float, method: str, exact: Tensor) -> Point:
-    h = h.detach().requires_grad_()
-    for _ in range(2):  # the first warms up
-        start = time.perf_counter()
-        sol = solve(field, h, [0.0, 1.0], method=method, rtol=tolerance, atol=tolerance, gradient="adjoint")
-        seconds = time.perf_counter() - start
-    sol.y1.square().mean().backward()
-    field.zero_grad(set_to_none=True)
-    error = float((sol.y1.detach().double() - exact).norm() / exact.norm())
-    return Point(tolerance, error, seconds, sol.stats.nfe, sol.stats.backward_nfe)
-
-
 def trade_off(net: Classifier, data: ImageData, batch: int, method: str, quick: bool) -> Figure:
     """Figure 3 of the paper on the trained ODE-Net: error and evaluations by tolerance, time by evaluations."""
     h = block_input(net, data, "test", batch)
-    field = net.block.field
-    assert isinstance(field, nn.Module)
+    field: Any = net.block.field
     with torch.no_grad():
-        precise = copy.deepcopy(field).double()
         # f has kinks (ReLU): a method of higher order, or a tighter tolerance, costs more and gives no more
-        exact = solve(precise, h.double(), [0.0, 1.0], method="tsit5", rtol=1e-8, atol=1e-8).y1
-    points = [_point(field, h, tol, method, exact) for tol in (_TOLERANCES[1:3] if quick else _TOLERANCES)]
-    tolerances, nfe = [p.tolerance for p in points], [p.nfe for p in points]
+        exact = solve(copy.deepcopy(field).double(), h.double(), [0.0, 1.0], method="tsit5", rtol=1e-8, atol=1e-8).y1
+    tolerances = _TOLERANCES[1:3] if quick else _TOLERANCES
+    errors, times, nfe, backward = [], [], [], []
+    for tolerance in tolerances[:1] + tolerances:  # the first warms up
+        start = time.perf_counter()
+        sol = solve(
+            field, h.requires_grad_(), [0.0, 1.0], method=method, rtol=tolerance, atol=tolerance, gradient="adjoint"
+        )
+        times.append(1e3 * (time.perf_counter() - start))
+        sol.y1.square().mean().backward()
+        errors.append(float((sol.y1.detach().double() - exact).norm() / exact.norm()))
+        nfe.append(sol.stats.nfe)
+        backward.append(sol.stats.backward_nfe)
+    field.zero_grad(set_to_none=True)
+    errors, times, nfe, backward = (values[1:] for values in (errors, times, nfe, backward))
     figure = Figure(figsize=(12, 3.4))
     a, b, c = figure.subplots(1, 3)
-    a.loglog(tolerances, [p.error for p in points], "o-", label="ODE-Net")
+    a.loglog(tolerances, errors, "o-", label="ODE-Net")
     a.loglog(tolerances, tolerances, color="#bbbbbb", lw=1, label="error = tolerance")
     a.set(xlabel=f"tolerance ({method})", ylabel="relative error of the end state")
     b.semilogx(tolerances, nfe, "o-", label="forward")
-    b.semilogx(tolerances, [p.backward_nfe for p in points], "o--", label="backward (adjoint)")
+    b.semilogx(tolerances, backward, "o--", label="backward (adjoint)")
     b.set(xlabel=f"tolerance ({method})", ylabel="evaluations of f", ylim=(0, None))
-    c.plot(nfe, [p.seconds * 1e3 for p in points], "o")
-    for p in points:
-        where = (p.nfe, p.seconds * 1e3)
-        c.annotate(f"{p.tolerance:.0e}", where, textcoords="offset points", xytext=(5, -9), fontsize=7)
+    c.plot(nfe, times, "o")
+    for tolerance, *where in zip(tolerances, nfe, times, strict=True):
+        c.annotate(f"{tolerance:.0e}", where, textcoords="offset points", xytext=(5, -9), fontsize=7)
     c.set(xlabel="forward evaluations", ylabel="forward time (ms)", xlim=(0, 1.18 * max(nfe)), ylim=(0, None))
     for axes in (a, b):
         axes.invert_xaxis()
         axes.legend()
     return figure
-

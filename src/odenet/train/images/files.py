@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,23 +18,34 @@ from torch.nn import functional as F
 from ..errors import UserError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_GREY = ("1", "L", "LA")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Found = tuple[dict[str, tuple[Tensor, Tensor]], list[str]]
 
 
-def read_image(path: Path, colour: bool, size: int) -> Tensor:
-    """An image file as uint8 (C, size, size), C 3 or 1."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file. Raises UserError where Pillow cannot read it, and for values that would be cut to 8 bits."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            deep = image.mode[0] in "IF"
-            upright = ImageOps.exif_transpose(image).convert("RGB" if colour else "L")
+            if image.mode[0] in "IF":
+                raise ValueError("more than 8 bits a value")
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image ({first_line(error)}): remove or replace it") from None
-    if deep:
-        raise UserError(f"{path} has more than 8 bits a value: convert it to 8 bits")
-    pixels = torch.from_numpy(np.array(upright)).reshape(upright.height, upright.width, -1).permute(2, 0, 1)
+        raise UserError(f"{path} is no image of 8 bits ({first_line(error)}): remove or replace it") from None
+
+
+def read_image(path: Path, colour: bool, size: int) -> Tensor:
+    """An image file as uint8 (C, size, size), C 3 or 1."""
+    with _opened(path) as image:
+        upright = np.array(ImageOps.exif_transpose(image).convert("RGB" if colour else "L"))
+    pixels = torch.from_numpy(upright).reshape(*upright.shape[:2], -1).permute(2, 0, 1)
     return resized(pixels[None], size)[0]
+
+
+def _look(path: Path) -> tuple[bool, tuple[int, int]]:
+    """Whether an image file has colours, and its size."""
+    with _opened(path) as image:
+        return image.mode not in ("1", "L", "LA"), image.size
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -42,20 +54,6 @@ def resized(images: Tensor, size: int) -> Tensor:
         return images
     values = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
     return values.clamp(0, 1) if images.is_floating_point() else values.round().clamp(0, 255).to(torch.uint8)
-
-
-def read_images(paths: Sequence[Path], colour: bool, size: int) -> Tensor:
-    """Image files as uint8 (N, C, size, size)."""
-    return torch.stack([read_image(path, colour, size) for path in paths])
-
-
-def _look(path: Path) -> tuple[bool, tuple[int, int]]:
-    """Whether an image file has colours, and its size."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.mode not in _GREY and image.mode[0] not in "IF", image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image ({first_line(error)}): remove or replace it") from None
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -74,7 +72,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def read_folder(folder: Path, size: int, largest: int) -> Found:
     """A folder with a sub-folder for each class, or with sub-folders train, val and test that have those."""
-    parts = {split: next((folder / n for n in names if (folder / n).is_dir()), None) for split, names in _SPLITS.items()}
+    parts = {
+        split: next((folder / n for n in names if (folder / n).is_dir()), None) for split, names in _SPLITS.items()
+    }
     roots = {split: path for split, path in parts.items() if path is not None}
     if "train" not in roots:
         roots = {"train": folder}
@@ -96,7 +96,10 @@ def read_folder(folder: Path, size: int, largest: int) -> Found:
     width, height = next(iter(sizes))
     side = size or (width if len(sizes) == 1 and width == height and width <= largest else largest)
     found = {
-        split: (read_images([path for path, _ in own], colour, side), torch.tensor([label for _, label in own]))
+        split: (
+            torch.stack([read_image(path, colour, side) for path, _ in own]),
+            torch.tensor([label for _, label in own]),
+        )
         for split, own in files.items()
     }
     return found, classes
@@ -110,7 +113,9 @@ def read_npz(path: Path) -> Found:
         names = {split: (f"x_{split}", f"y_{split}") for split in _SPLITS if f"x_{split}" in arrays}
     missing = [name for pair in names.values() for name in pair if name not in arrays]
     if missing:
-        raise UserError(f"{path} has no array {missing[0]!r}: give images and labels, or x_train, y_train, x_test, y_test")
+        raise UserError(
+            f"{path} has no array {missing[0]!r}: give images and labels, or x_train, y_train, x_test, y_test"
+        )
     labels = {split: _labels(path, y, arrays[y]) for split, (_, y) in names.items()}
     classes = np.unique(labels["train"])
     found = {}
@@ -151,7 +156,9 @@ def image_tensor(path: Path, name: str, images: Any) -> Tensor:
     elif images.ndim == 4 and images.shape[-1] in (1, 3):
         images = np.moveaxis(images, -1, 1)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise UserError(f"{path}: {name} has shape {images.shape}: (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3")
+        raise UserError(
+            f"{path}: {name} has shape {images.shape}: (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
+        )
     if images.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(images))
     if images.dtype.kind != "f":
@@ -173,7 +180,9 @@ def inputs(paths: Sequence[Path], colour: bool, size: int) -> Iterator[tuple[str
                 raise UserError(f"{path} has no array 'images' (nor 'x_test')")
             images = image_tensor(path, name, arrays[name])
             if images.shape[1] != (3 if colour else 1):
-                raise UserError(f"{path}: {name} has {images.shape[1]} channels, and the net takes {3 if colour else 1}")
+                raise UserError(
+                    f"{path}: {name} has {images.shape[1]} channels, and the net takes {3 if colour else 1}"
+                )
             yield str(path), resized(images, size)
         elif path.is_dir():
             yield from inputs(images_in(path), colour, size)

@@ -1,4 +1,4 @@
-"""Classify images with a residual network, an RK-Net or an ODE-Net."""
+"""The task `images`: cross-entropy, and the error in per cent; training images are moved by some pixels."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ if TYPE_CHECKING:
     from ..images.data import Images as Samples
 
 
+DATA = "digits (embedded), mnist, a FOLDER with a sub-folder of PNG or JPEG files for each class, or a FILE.npz"
+
+
 @dataclass(frozen=True)
 class ImageSettings(Settings):
     """mnist has other defaults: `Images.MNIST`."""
 
-    data: Annotated[
-        str, Option(help="digits (embedded), mnist, a FOLDER with a sub-folder of PNG or JPEG files a class, or a .npz")
-    ] = "digits"
-    data_dir: Annotated[str, Option(help="Folder with MNIST's four IDX files, gzipped or not; else they are fetched")] = ""
+    data: Annotated[str, Option(help=DATA)] = "digits"
+    data_dir: Annotated[
+        str, Option(help="Folder with MNIST's four IDX files, gzipped or not; else they are fetched")
+    ] = ""
     net: Annotated[str, Option(help="resnet, rknet (backpropagation) or odenet (adjoint)")] = "odenet"
     size: Annotated[int, Option(min=0, max=1024, help="Pixels a side; 0: the images' own, at most 64")] = 0
     channels: Annotated[int, Option(min=1, help="Feature maps of the block")] = 32
 
 
 class Images(Task[ImageSettings]):
-    """Cross-entropy, and the error in per cent; training images are moved by some pixels."""
+    """Classify images with a residual network, an RK-Net or an ODE-Net."""
 
     Settings = ImageSettings
     QUICK = {"epochs": 1, "batch_size": 32, "channels": 8}  # noqa: RUF012
@@ -91,9 +94,9 @@ class Images(Task[ImageSettings]):
         return F.cross_entropy(logits, labels)
 
     def figures(self, net: nn.Module, history: History) -> dict[str, Figure]:
-        from ..images.figures import predictions, trajectories
+        from ..images.figures import trajectories
 
-        return {"predictions": predictions(net, self.images), **trajectories(net, self.images)}
+        return trajectories(net, self.images)
 
     @staticmethod
     def example(settings: ImageSettings, info: Mapping[str, Any]) -> Tensor:
@@ -101,9 +104,7 @@ class Images(Task[ImageSettings]):
 
     @staticmethod
     @torch.no_grad()
-    def predict(
-        net: nn.Module, settings: ImageSettings, info: Mapping[str, Any], files: Sequence[Path]
-    ) -> list[dict[str, Any]]:
+    def predict(net: nn.Module, info: Mapping[str, Any], files: Sequence[Path]) -> list[dict[str, Any]]:
         from ..images.data import scaled
         from ..images.files import inputs
 
