@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -26,7 +26,7 @@ from .errors import UserError
 from .processes import device as device_named
 from .processes import first_process, lost, together, trainer_options
 from .tasks import TASKS, task_class
-from .tasks.images import DATA
+from .tasks.images import DATA, ImageSettings
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Train neural ODEs, and use what was trained."
@@ -35,6 +35,7 @@ trainer = typer.Typer(no_args_is_help=True, help="Train a network on a task; eac
 app.add_typer(trainer, name="train")
 _STARTED = "default: 1, or what torchrun or Slurm has started"
 Device = Annotated[str, Option(help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")]
+Run = Callable[["Place", Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,30 @@ class Place:
     nodes: Annotated[int | None, Option(min=1, help=f"Machines ({_STARTED})")] = None
 
 
-def _parameters(options: type[Any], leave_out: Iterable[str] = ()) -> list[Parameter]:
-    """The fields of a dataclass as options."""
-    hints = get_type_hints(options, include_extras=True)
-    return [
-        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
-        for field in fields(options)
-        if field.name not in leave_out
-    ]
+@dataclass(frozen=True)
+class Comparison(ImageSettings):
+    """The options of `odenet compare`."""
+
+    data: Annotated[str, Argument(help=DATA)] = "digits"
 
 
-def _add(to: typer.Typer, name: str, about: str, parameters: list[Parameter], run: Callable[..., None]) -> None:
-    """A command with these parameters; `run` gets its place, and the settings that were given."""
+def _add(to: typer.Typer, name: str, about: str, settings: type[Any], run: Run, without: str = "") -> None:
+    """A command whose options are the fields of `settings` and Place; `run` gets the settings that were given."""
 
     def command(ctx: typer.Context, **values: Any) -> None:
         where = Place(**{field.name: values.pop(field.name) for field in fields(Place)})
         given = {k: v for k, v in values.items() if getattr(ctx.get_parameter_source(k), "name", "") == "COMMANDLINE"}
         run(where, given)
 
-    context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    signature = Signature([context, *parameters])
-    command.__signature__ = signature  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    for options in (settings, Place):
+        types = get_type_hints(options, include_extras=True)
+        for field in fields(options):
+            if field.name != without:
+                option = Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default)
+                parameters.append(option.replace(annotation=types[field.name]))
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     to.command(name, help=about)(command)
 
 
@@ -102,7 +105,7 @@ def _train(task: str, where: Place, given: Mapping[str, Any]) -> None:
 def _compare(where: Place, given: Mapping[str, Any]) -> None:
     from .images.compare import compare
 
-    settings, out, processes = _begin("images", where, given, Path(given["data"]).stem)
+    settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
     command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
     files = compare(settings, out, where.resume, processes, command)
     if files:
@@ -123,27 +126,20 @@ def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
         typer.echo(f"{'' if i else f'Wrote:{os.linesep}'}  {file}")
 
 
-_WRITES = (
-    "Writes into --out: settings.json, metrics.csv and tensorboard/ (metrics of each epoch), checkpoints/ (to --resume), "
-    "model.safetensors, results.json and figures as PNG."
-)
+_WRITES = """
+
+Writes into --out: settings.json, metrics.csv and tensorboard/ (metrics of each epoch), checkpoints/ (to --resume),
+model.safetensors (the trained weights), results.json and figures as PNG.
+"""
+_COMPARE = """Train a residual net, an RK-Net and an ODE-Net on the same images, side by side.
+
+Prints the table of the Neural ODE paper (Chen et al. 2018). Writes into --out: results.md, .csv and .json, figures, and
+a run of `odenet train images` for each net. digits: two minutes on two CPU cores; mnist: hours; --quick: a minute.
+"""
 for _name in TASKS:
-    _class = task_class(_name)
-    _about = f"{(_class.__doc__ or _name).strip()}\n\n{_WRITES} {_class.TIME}"
-    _add(trainer, _name, _about, [*_parameters(_class.Settings), *_parameters(Place)], partial(_train, _name))
-_add(
-    app,
-    "compare",
-    "Train a residual net, an RK-Net and an ODE-Net on the same images, side by side.\n\nPrints the table of the Neural "
-    "ODE paper (Chen et al. 2018) and draws its figures. Writes into --out: results.md, .csv and .json, four figures, and "
-    "a run of `odenet train images` for each net. digits: two minutes on two CPU cores; mnist: hours; --quick: a minute.",
-    [
-        Parameter("data", Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, Argument(help=DATA)]),
-        *_parameters(task_class("images").Settings, ("data", "net")),
-        *_parameters(Place),
-    ],
-    _compare,
-)
+    _task = task_class(_name)
+    _add(trainer, _name, cleandoc(_task.__doc__ or _name) + _WRITES, _task.Settings, partial(_train, _name))
+_add(app, "compare", _COMPARE, Comparison, _compare, without="net")
 RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or runs/NAME/odenet of a comparison")]
 
 
@@ -243,7 +239,7 @@ def _status(error: BaseException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
         print(error, file=sys.stderr)
     elif isinstance(error, typer.TyperException):
-        _say(f"{error} See --help.")
+        _say(f"{getattr(error, 'format_message', error.__str__)()} (see --help)")
     elif isinstance(error, UserError):
         _say(str(error))
     elif isinstance(error, OSError):

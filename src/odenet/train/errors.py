@@ -9,6 +9,5 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library says, in one line of what a terminal can show."""
-    text = str(error).strip().splitlines()
-    line = text[0][:200] if text else type(error).__name__
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return "".join(c if c.isprintable() else "?" for c in line)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from .trained import opened
 
 def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:
     """Write model.pt2, model.onnx and model.json; gives the files, and how far each program is from the network."""
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(module) is None:
+            raise UserError(f'{module} is missing: pip install "torch-odenet[onnx]"')
     run = opened(folder)
-    example = run.task.example(run.settings, run.info)
+    example = run.task.example(run.info)
     solves = any(isinstance(module, NeuralODE) for module in run.net.modules())
     tolerance = run.settings.tolerance if solves else 1e-4
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -48,18 +52,14 @@ def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:
 
 
 def _onnx(program: Any, example: Tensor) -> bytes:
-    try:
-        made = torch.onnx.export(program, (example,), dynamo=True, input_names=["x"], output_names=["y"], verbose=False)
-    except ImportError as error:
-        raise UserError(f'{error.name} is missing: pip install "torch-odenet[onnx]"') from None
-    assert made is not None
+    made: Any = torch.onnx.export(
+        program, (example,), dynamo=True, input_names=["x"], output_names=["y"], verbose=False
+    )
     return made.model_proto.SerializeToString()
 
 
 def _run_onnx(model: bytes, x: Tensor) -> Tensor:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError('onnxruntime is missing: pip install "torch-odenet[onnx]"') from None
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])

@@ -22,7 +22,7 @@ _EVALUATED = 256  # samples a batch without gradients
 class Module(L.LightningModule):
     """AdamW and one cycle of the learning rate on the task's loss. own: what a checkpoint says of its run."""
 
-    def __init__(self, task: Task[Any], steps: int, own: dict[str, Any]) -> None:
+    def __init__(self, task: Task, steps: int, own: dict[str, Any]) -> None:
         super().__init__()
         torch.manual_seed(task.settings.seed)
         self.net = task.build(task.settings, task.info)
@@ -84,7 +84,7 @@ class Module(L.LightningModule):
 class Data(L.LightningDataModule):
     """Batches whose order follows from the seed and the epoch; of several processes each takes its part of a batch."""
 
-    def __init__(self, task: Task[Any], processes: int) -> None:
+    def __init__(self, task: Task, processes: int) -> None:
         super().__init__()
         self.task, self.processes, self.size = task, processes, task.settings.batch_size
         sizes = [len(task.data(split, 0)) for split in ("train", "val", "test")]  # type: ignore[arg-type]

@@ -33,40 +33,38 @@ def device(name: str) -> str:
 
 def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[str, Any]:
     """What Lightning's trainer is to be told of --device, --devices and --nodes."""
-    kind, (launcher, started) = device(name), _started()
+    from lightning.pytorch.strategies import DDPStrategy
+
+    kind, started = device(name), _started()
     if started is not None:
         for option, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):
             if asked is not None and asked != there:
-                raise UserError(f"{option} {asked}, but {launcher} has started {there}: give that, or leave it out")
+                raise UserError(f"{option} {asked}, but {there} are started: give that, or leave {option} out")
         devices, nodes = started
-    elif (nodes or 1) > 1 and not all(key in os.environ for key in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")):
-        raise UserError(
-            f"--nodes {nodes}: start the command on every machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set, or "
-            "by torchrun or srun, which set them"
-        )
+    elif (nodes or 1) > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
+        raise UserError(f"--nodes {nodes}: needs MASTER_ADDR, MASTER_PORT and NODE_RANK, which torchrun and srun set")
     devices, nodes = devices or 1, nodes or 1
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} CUDA GPU(s) here")
-    from lightning.pytorch.strategies import DDPStrategy
-
     # without an exchange of buffers, a forward pass without gradients waits for nobody
     strategy: Any = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
     return {"accelerator": kind, "devices": devices, "num_nodes": nodes, "strategy": strategy}
 
 
-def _started() -> tuple[str, tuple[int, int] | None]:
-    """Who has started this process as one of several, and how many a machine and machines there are."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+def _started() -> tuple[int, int] | None:
+    """How many processes on a machine and how many machines torchrun or Slurm has started, if one of them has."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+    env = os.environ
     if TorchElasticEnvironment.detect():
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
-        return "torchrun", (here, int(os.environ["WORLD_SIZE"]) // here)
+        here = int(env["LOCAL_WORLD_SIZE"])
+        return here, int(env["WORLD_SIZE"]) // here
     if SLURMEnvironment.detect():
-        if int(os.environ["SLURM_NTASKS"]) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        if int(env["SLURM_NTASKS"]) > 1 and "SLURM_NTASKS_PER_NODE" not in env:
             raise UserError("Slurm: give sbatch or srun --ntasks-per-node and --nodes instead of --ntasks")
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return "Slurm", (int(os.environ["SLURM_NTASKS"]) // nodes, nodes)
-    return "", None
+        return int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1")), int(env.get("SLURM_NNODES", "1"))
+    return None
 
 
 def together() -> bool:

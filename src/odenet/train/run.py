@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..errors import MaxStepsError, SolveError, StepUnderflowError
 from . import figures
@@ -34,7 +34,7 @@ from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, described
 PATIENCE = 20  # epochs without progress in validation
 
 
-def settle(task: type[Task[Any]], given: Mapping[str, Any], folder: Path, resume: bool) -> Any:
+def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: bool) -> Any:
     """The settings of a run: those that are given, else those of the run that is resumed, else the defaults."""
     if not resume and (folder / SETTINGS).exists():
         raise UserError(f"--out {folder} holds a run already: add --resume to go on with it, or choose another --out")
@@ -49,10 +49,7 @@ def settle(task: type[Task[Any]], given: Mapping[str, Any], folder: Path, resume
 
 @dataclass(frozen=True)
 class Trained:
-    """A network at the end of its training. test: metrics of the test data; history: metrics by epoch.
-
-    already: whether it had been trained before.
-    """
+    """A network at the end of its training. history: metrics by epoch; already: whether it was trained before."""
 
     net: nn.Module
     test: dict[str, float]
@@ -61,7 +58,7 @@ class Trained:
     files: list[Path]
 
 
-def train(task: Task[Any], name: str, folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
+def train(task: Task, name: str, folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
     """Train a task, or go on with it, and leave what is known of it in the folder; only the first process writes."""
     own = {"task": name, "settings": asdict(task.settings), "info": task.info, "data": fingerprint(task)}
     if not first_process():
@@ -70,7 +67,7 @@ def train(task: Task[Any], name: str, folder: Path, resume: bool, processes: Map
         return _train(task, own, folder, resume, processes)
 
 
-def _train(task: Task[Any], own: dict[str, Any], folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
+def _train(task: Task, own: dict[str, Any], folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
     found = newest(folder / CHECKPOINTS) if resume else None
     began = described(folder) if resume else own
     if began["data"] != own["data"]:
@@ -92,7 +89,7 @@ def _train(task: Task[Any], own: dict[str, Any], folder: Path, resume: bool, pro
     return Trained(net, test, history.rows, found is not None and _ended(found), files)
 
 
-def _trainer(task: Task[Any], folder: Path, history: History, processes: Mapping[str, Any]) -> L.Trainer:
+def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str, Any]) -> L.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)  # it tells of devices and files; here the command does
     shown = sys.stderr.isatty() and first_process()
@@ -165,21 +162,18 @@ def _kept(folder: Path) -> str:
     return f"{found[0]} is intact, --resume goes on from it" if found else "no epoch was saved yet"
 
 
-def fingerprint(task: Task[Any]) -> str:
+def fingerprint(task: Task) -> str:
     """SHA-256 of all samples: what tells a resumed run that its data are those it began with."""
     digest = hashlib.sha256(json.dumps(task.info).encode())
     for split in ("train", "val", "test"):
-        data: Any = task.data(split, 0)
-        for i in range(len(data)):
-            sample = data[i]
-            for part in sample.values() if isinstance(sample, dict) else sample:
-                array = torch.as_tensor(part).numpy()
-                digest.update(f"{split}{array.dtype}{array.shape}".encode())
-                digest.update(array.tobytes())
+        for batch in DataLoader(task.data(split, 0), 256):
+            for part in batch.values() if isinstance(batch, dict) else batch:
+                digest.update(f"{split} {part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _results(task: Task[Any], net: nn.Module, history: History, test: dict[str, float], folder: Path) -> list[Path]:
+def _results(task: Task, net: nn.Module, history: History, test: dict[str, float], folder: Path) -> list[Path]:
     """The trained weights, the metrics and the figures; gives the files."""
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     drawn = {"training": figures.training({"": history.rows}, task.MONITOR), **task.figures(net, history.rows)}

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,34 +19,25 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 History = Sequence[Mapping[str, float]]
+_ADAPTIVE = "Solver that chooses its steps: bosh3, tsit5, dopri5, dopri8, heun, ..."
+_PER_SAMPLE = "Choose the solver's steps for each sample, not for the batch"
 
 
 @dataclass(frozen=True)
 class Settings:
     """All that a run's result depends on. A task adds fields of its own; each field is an option of the command."""
 
-    epochs: Annotated[
-        int, Option(min=1, help="Passes over the training data, at most: 20 without progress in validation end a run")
-    ] = 30
+    epochs: Annotated[int, Option(min=1, help="Most passes over the data; 20 without progress end a run")] = 30
     batch_size: Annotated[int, Option(min=1, help="Samples a training step, of all processes together")] = 64
-    lr: Annotated[float, Option(min=1e-8, max=1e8, help="Highest learning rate of the cycle")] = 5e-3
-    tolerance: Annotated[
-        float, Option(min=1e-14, max=1.0, help="Relative and absolute tolerance of the ODE solver")
-    ] = 1e-2
-    method: Annotated[str, Option(help="Solver that chooses its steps: bosh3, tsit5, dopri5, dopri8, heun, ...")] = (
-        "bosh3"
-    )
-    per_sample: Annotated[
-        bool, Option("--per-sample", help="Choose the solver's steps for each sample, not for the batch")
-    ] = False
+    lr: Annotated[float, Option(min=1e-8, max=1e12, help="Highest learning rate of the cycle")] = 5e-3
+    tolerance: Annotated[float, Option(min=1e-14, max=1.0, help="Of the ODE solver, relative and absolute")] = 1e-2
+    method: Annotated[str, Option(help=_ADAPTIVE)] = "bosh3"
+    per_sample: Annotated[bool, Option("--per-sample", help=_PER_SAMPLE)] = False
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Of weights, batches and random splits of the data")] = 0
     quick: Annotated[bool, Option("--quick", help="A smoke run of some seconds: little data, a small net")] = False
 
 
-S = TypeVar("S", bound=Settings)
-
-
-class Task(ABC, Generic[S]):
+class Task(ABC):
     """A problem to train a network on; the docstring of a subclass is the help of its command.
 
     A subclass reads its data in `__init__` and raises UserError where they are not usable. `info` is what the network
@@ -56,11 +47,9 @@ class Task(ABC, Generic[S]):
 
     Settings: ClassVar[type[Settings]] = Settings
     QUICK: ClassVar[dict[str, Any]] = {"epochs": 1, "batch_size": 32}  # what --quick takes instead of the defaults
-    PLACES: ClassVar[tuple[str, ...]] = ()  # settings that say where the data lie, which a resumed run may change
-    TIME: ClassVar[str] = ""  # how long a run takes, for --help
     MONITOR: ClassVar[str] = "val_loss"  # ends the run when it falls no more
 
-    def __init__(self, settings: S) -> None:
+    def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.info: dict[str, Any] = {}
 
@@ -91,7 +80,7 @@ class Task(ABC, Generic[S]):
         return {}
 
     @staticmethod
-    def example(settings: Any, info: Mapping[str, Any]) -> Tensor:
+    def example(info: Mapping[str, Any]) -> Tensor:
         """Two samples of input, for `odenet export`."""
         raise UserError("this task has no export: its network's input is not described")
 

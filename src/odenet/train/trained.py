@@ -35,7 +35,7 @@ def described(folder: Path) -> dict[str, Any]:
 class Run:
     """A trained network in evaluation mode, with its task, the settings and the info of its run."""
 
-    task: type[Task[Any]]
+    task: type[Task]
     settings: Any
     info: dict[str, Any]
     net: nn.Module

@@ -25,6 +25,7 @@ from ..tasks.images import Images, ImageSettings
 from ..trained import SETTINGS
 from . import figures
 from .cost import cost
+from .data import ImageData
 
 # of the table, by the name in results.csv
 COLUMNS: dict[str, tuple[str, Any]] = {
@@ -49,13 +50,14 @@ def _cells(row: Row) -> list[str]:
 
 def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> list[Path]:
     """Everything of `odenet compare`; gives the files that it wrote. Of several processes only the first writes."""
+    data = Images(s).images  # what is wrong with it is told before a file is written
     if not first_process():
         _train(s, out, resume, processes)
         return []
     with locked(out):
         own = {"task": "images", "settings": asdict(s), "info": None, "data": None}
         write(out / SETTINGS, json.dumps(own, indent=2) + "\n")
-        return _measured(_train(s, out, resume, processes), s, out, command)
+        return _measured(_train(s, out, resume, processes), data, s, out, command)
 
 
 def _train(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any]) -> dict[str, Trained]:
@@ -72,9 +74,11 @@ def _train(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, An
     return trained
 
 
-def _measured(trained: dict[str, Trained], s: ImageSettings, out: Path, command: str) -> list[Path]:
+def _measured(
+    trained: dict[str, Trained], data: ImageData, s: ImageSettings, out: Path, command: str
+) -> list[Path]:
     """The table and the figures of the trained networks."""
-    data, batch = Images(s).images, min(s.batch_size, 32 if s.quick else 128)
+    batch = min(s.batch_size, 32 if s.quick else 128)
     nets: dict[str, Any] = {kind: each.net for kind, each in trained.items()}
     errors = {kind: each.test["test_error"] for kind, each in trained.items()}
     try:

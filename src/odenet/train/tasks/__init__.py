@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import Any
 
 from ..errors import UserError
 from ..task import Task
@@ -13,7 +12,7 @@ TASKS = {
 }
 
 
-def task_class(name: str) -> type[Task[Any]]:
+def task_class(name: str) -> type[Task]:
     """The class of a task by its name."""
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown. Known: {', '.join(TASKS)}")
