@@ -61,9 +61,19 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: make it readable") from None
     except Exception as error:  # zipfile, pickle and torch tell of damage by many types
         raise DamagedError(first_line(error)) from None
-    if not isinstance(state, dict) or not isinstance(state.get("odenet"), dict):
+    if not _complete(state):
         raise DamagedError("it holds no training state")
     return state
+
+
+def _complete(state: Any) -> bool:
+    """Whether all is there of which Lightning would miss nothing."""
+    try:
+        rows = state["callbacks"]["History"]["rows"]
+        parts = state["state_dict"], state["optimizer_states"], state["lr_schedulers"], state["loops"], state["odenet"]
+        return all(parts) and isinstance(parts[-1], dict) and len(rows) == state["epoch"] + 1
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def newest(folder: Path) -> Found | None:

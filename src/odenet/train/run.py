@@ -44,6 +44,9 @@ def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: boo
         raise UserError(f"{folder} is of other settings: {', '.join(differ)}; leave them out, or choose another --out")
     stated = {**saved, **given}
     defaults = {field.name: field.default for field in fields(task.Settings)} | task.defaults(stated)
+    unknown = [name for name in saved if name not in defaults]
+    if unknown:
+        raise UserError(f"{folder} is of another task or version, with the setting {unknown[0]!r}: choose another --out")
     return task.Settings(**{**defaults, **(task.QUICK if stated.get("quick") else {}), **stated})
 
 
@@ -70,7 +73,7 @@ def train(task: Task, name: str, folder: Path, resume: bool, processes: Mapping[
 def _train(task: Task, own: dict[str, Any], folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
     found = newest(folder / CHECKPOINTS) if resume else None
     began = described(folder) if resume else own
-    if began["data"] != own["data"]:
+    if any(began[key] != own[key] for key in ("task", "info", "data")):
         raise UserError(f"{folder} was trained on other data: they have changed since; bring those back")
     if found is not None and found[1]["odenet"].get("run") != own:
         raise UserError(f"{found[0]} is of another run than {folder / SETTINGS}: bring the run's own back")

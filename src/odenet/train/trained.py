@@ -26,7 +26,8 @@ def described(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no run: there is no {SETTINGS}; to start one, leave --resume out") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): bring a copy back") from None
-    if not isinstance(found, dict) or not found.keys() >= {"task", "settings", "info", "data"}:
+    keys = {"task": str, "settings": dict, "info": (dict, type(None)), "data": (str, type(None))}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in keys.items()):
         raise UserError(f"{path} is not of a run: bring the run's own back")
     return found
 
