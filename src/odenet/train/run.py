@@ -36,7 +36,7 @@ PATIENCE = 20  # epochs without progress in validation
 
 def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: bool) -> Any:
     """The settings of a run: those that are given, else those of the run that is resumed, else the defaults."""
-    if not resume and (folder / SETTINGS).exists():
+    if not resume and first_process() and (folder / SETTINGS).exists():
         raise UserError(f"--out {folder} holds a run already: add --resume to go on with it, or choose another --out")
     saved: dict[str, Any] = described(folder)["settings"] if resume else {}
     differ = [f"{k}={saved[k]!r} (now {v!r})" for k, v in given.items() if k in saved and saved[k] != v]

@@ -79,7 +79,7 @@ def read_npz(path: Path) -> Found:
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # of NumPy, zipfile and zlib; the cure is the same
         raise UserError(
