@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -21,10 +23,16 @@ def default_dtype() -> Iterator[None]:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of `odenet words`."""
+    """The exit status of `odenet words`; its handlers of signals and threads are those of a program, so taken back."""
     monkeypatch.setattr(sys, "argv", ["odenet", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     return int(end.value.code or 0)
 
 

@@ -1,7 +1,8 @@
-"""What docs/scaling.md shows: the examples give the same alone and in two processes."""
+"""What docs/scaling.md shows: the examples give the same alone and in two processes, and its blocks run."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from distributed.launch import started, torchrun
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
+PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_ensemble(tmp_path: Path) -> None:
@@ -49,3 +52,11 @@ def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one" / "0.json").write_text("{}")
     sweep.run(0, 1, tmp_path / "one")  # what is there is left
     assert (tmp_path / "one" / "0.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_page(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "import ray" in BLOCKS[number]:
+        pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    exec(compile(BLOCKS[number], f"docs/scaling.md, block {number}", "exec"), {})

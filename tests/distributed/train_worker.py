@@ -6,53 +6,51 @@ It stops a run after its first epoch, and goes on with one that a single process
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from odenet.train import runner
-from odenet.train.data import Split, load
-from odenet.train.problems import UserError
-from odenet.train.processes import Processes, chosen
-from odenet.train.tasks import Settings
-
-# 33 images a step: the two processes take 16 and 17
-SETTINGS = Settings("digits", 2, 33, 8, 1e-3, 1e-2, 1e-2, "bosh3", 0, True, per_sample=True)
+from odenet.train import UserError
+from odenet.train.callbacks import History
+from odenet.train.processes import trainer_options
+from odenet.train.run import Trained, settle
+from odenet.train.run import train as trained
+from odenet.train.tasks.images import Images
 
 
-def train(out: Path, resume: bool, processes: Processes) -> runner.Task:
+def train(out: Path, resume: bool, processes: dict[str, Any]) -> Trained:
     """In float64: Adam divides gradients by their size, and makes a whole step of the rounding of one near 0."""
-    data = load("digits", None).small()
-    splits = {k: Split(getattr(data, k).images.double(), getattr(data, k).labels) for k in ("train", "val", "test")}
     torch.set_default_dtype(torch.float64)
     try:
-        return runner.train("odenet", replace(data, **splits), SETTINGS, out, resume, processes)
+        given = {"quick": True, "epochs": 2, "batch_size": 32, "lr": 1e-3, "per_sample": True}
+        return trained(Images(settle(Images, given, out, resume)), "images", out, resume, processes)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def stop_after_one_epoch(out: Path, processes: Processes) -> None:
-    save = runner.EpochCheckpoint.on_train_epoch_end
+def stop_after_one_epoch(out: Path, processes: dict[str, Any]) -> None:
+    row = History.on_train_epoch_end
 
-    def stop(self: runner.EpochCheckpoint, trainer: object, module: object) -> None:
-        save(self, trainer, module)  # type: ignore[arg-type]
-        raise OSError(28, "No space left on device")
+    def stop(self: History, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise OSError(28, "No space left on device")
+        row(self, trainer, module)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(runner.EpochCheckpoint, "on_train_epoch_end", stop)
+        patch.setattr(History, "on_train_epoch_end", stop)
         train(out, False, processes)
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    two = chosen("cpu", None, None)
-    assert two == Processes("cpu", 2, 1)
+    two = trainer_options("cpu", None, None)
+    assert (two["devices"], two["num_nodes"]) == (2, 1)
     stop_after_one_epoch(folder / "two then one", two)
-    train(folder / "one then two", True, two)
+    train(folder / "one then two", True, trainer_options("cpu", None, None))
 
 
 if __name__ == "__main__":

@@ -1,205 +1,218 @@
-"""The command line as a user meets it: a smoke run, a resume to the same result, and mistakes that end in one line."""
+"""The command line as a user meets it: runs, their files, and mistakes that end in one line."""
 
 from __future__ import annotations
 
-import gzip
-import os
-import struct
+import json
+import re
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import odenet
-from command_line import call, refused
-from odenet.train import files, interrupt, runner
-from odenet.train.data import Batches, load, read_idx
-from odenet.train.problems import UserError
-from odenet.train.tasks import Settings
+import odenet.train
+from command_line import call, default_dtype, refused
+from odenet.train.images.data import Samples, load
+from odenet.train.tasks.images import Images
+from train.runs import Ended, run, table
+
+__all__ = ["default_dtype"]
 
 
-def test_quick_run_then_resume(
+def test_train_writes_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path) == 0
-    shown = capsys.readouterr().out
-    for name in ("results.md", "training.png", "memory.png", "trade_off.png", "trajectories.png", "last.ckpt"):
-        assert name in shown
-    assert (tmp_path / "odenet" / "metrics.csv").read_text().startswith("epoch,")
-    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path, "--resume", "--lr", "0.5") == 2
-    assert "other settings" in capsys.readouterr().err
-    last = tmp_path / "odenet" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:500])
-    assert call(monkeypatch, "train", "odenet", "--quick", "--out", tmp_path, "--resume") == 2
-    message = capsys.readouterr().err
-    assert "not a usable checkpoint" in message and message.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "images", "--quick", "--epochs", 3) == 0
+    out = tmp_path / "runs" / "images"
+    listed = [tmp_path / line.strip() for line in capsys.readouterr().out.split("Wrote:")[1].splitlines() if line]
+    assert {path.name for path in listed} >= {"settings.json", "metrics.csv", "results.json", "model.safetensors"}
+    assert all(path.is_file() for path in listed) and list((out / "tensorboard").glob("events.*"))
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["epoch=000001.ckpt", "epoch=000002.ckpt"]
+    rows = table(out / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    for row in rows:
+        assert float(row["nfe"]) > 5 and float(row["backward_nfe"]) > 5  # SolverStats
+        assert 0 < float(row["val_loss"]) < 10 and 0 <= float(row["val_error"]) <= 100
+    data = load("digits", "", 0, 0, True)
+    net = odenet.train.load(out)
+    images, labels = data.splits["test"]
+    with torch.no_grad():
+        wrong = (net(images).argmax(1) != labels).float().mean() * 100
+    assert float(wrong) == pytest.approx(json.loads((out / "results.json").read_text())["test_error"])
 
 
-def settings(epochs: int) -> Settings:
-    return Settings("digits", epochs, 32, 8, 1e-2, 1e-2, 1e-2, "bosh3", 0, True)
-
-
-def test_resume_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load("digits", None).small()
-    whole = runner.train("odenet", data, settings(3), tmp_path / "a", False, "cpu")
-    save = runner.EpochCheckpoint.on_train_epoch_end
-
-    def stop_after_first(self: runner.EpochCheckpoint, trainer: object, module: object) -> None:
-        save(self, trainer, module)  # type: ignore[arg-type]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runner.EpochCheckpoint, "on_train_epoch_end", stop_after_first)
-    with pytest.raises(UserError, match="intact"):
-        runner.train("odenet", data, settings(3), tmp_path / "b", False, "cpu")
-    monkeypatch.undo()
-    resumed = runner.train("odenet", data, settings(3), tmp_path / "b", True, "cpu")
-    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert len(runner.history(tmp_path / "b", "odenet")) == 3
-
-
-def test_early_stop_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stopped for want of progress is not taken up again."""
-    data = load("digits", None).small()
-    monkeypatch.setattr(runner, "PATIENCE", 1)
-    stopped = runner.train("resnet", data, replace(settings(50), lr=1e-8), tmp_path, False, "cpu")
-    epochs = len(runner.history(tmp_path, "resnet"))
-    assert 2 <= epochs < 50
-    again = runner.train("resnet", data, replace(settings(50), lr=1e-8), tmp_path, True, "cpu")
-    assert len(runner.history(tmp_path, "resnet")) == epochs
-    for a, b in zip(stopped.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("limit", [60, 30_000])
-def test_no_room_for_files(tmp_path: Path, limit: int) -> None:
-    """The system refuses to write more than `limit` bytes: met by the log's thread, or by the checkpoint."""
-    code = (
-        "import resource, sys; from odenet.train.cli import main;"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-        f"sys.argv = ['odenet', 'train', 'resnet', '--quick', '--out', {str(tmp_path / 'run')!r}]; main()"
-    )
-    # a process whose coverage is measured writes that too
-    env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=False
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("odenet: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.md"
-    files.write(path, "good")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="No space left"):
-        files.write(path, "new")
-    assert path.read_text() == "good" and [p.name for p in tmp_path.iterdir()] == ["results.md"]
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("compare", "digits", "--quick", "--out", tmp_path)
+    assert call(monkeypatch, *words) == 0
+    told = capsys.readouterr()
+    for column in ("test error", "parameters", "block memory", "forward evaluations", "seconds a step"):
+        assert column in told.out
+    assert told.err.count(": trained in") == 3
+    for name in ("training.png", "memory.png", "trade_off.png", "trajectories.png", "results.md", "results.csv"):
+        assert f"{tmp_path}/{name}\n" in told.out and (tmp_path / name).is_file()
+    rows = table(tmp_path / "results.csv")
+    assert [row["net"] for row in rows] == ["resnet", "rknet", "odenet"]
+    assert rows[1]["backward_nfe"] == "0" and int(rows[2]["backward_nfe"]) > 5 and rows[0]["nfe"] == "6"
+    assert int(rows[1]["block_bytes"]) > int(rows[2]["block_bytes"])
+    page = (tmp_path / "results.md").read_text()
+    assert "odenet compare digits --quick" in page and "| ODE-Net |" in page and "![trade off](trade_off.png)" in page
+    assert call(monkeypatch, *words, "--resume") == 0
+    assert capsys.readouterr().err.count(": trained already") == 3
+    assert table(tmp_path / "results.csv") == rows and "--resume" not in (tmp_path / "results.md").read_text()
+    refused(["predict", str(tmp_path), __file__], "is a comparison: give one of its nets", monkeypatch, capsys)
+    refused([*map(str, words), "--resume", "--lr", "0.1"], "lr=0.005 (now 0.1)", monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["compare", "mnits"], "Did you mean 'mnist'"),
-        (["compare", "mnist", "--data-dir", "/no/such/folder"], "not a folder"),
+        (["compare", "mnits"], "data 'mnits' is unknown"),
+        (["compare", "mnist", "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["compare", "digits", "--resume", "--out", "/no/such/run"], "holds no run"),
         (["compare", "digits", "--method", "euler"], "adaptive"),
-        (["compare", "digits", "--device", "tpu"], "cpu or cuda"),
-        (["train", "resnett"], "Did you mean 'resnet'"),
-        (["train", "resnet", "--quick", "--out", ""], "--out is empty"),
-        (["bench", "peers", "--quick", "--out", ""], "--out is empty"),
-        (["compare", "digits", "--quick", "--data-dir", "x"], "digits are embedded"),
+        (["compare", "digits", "--device", "tpu"], "cpu, cuda, mps or auto"),
+        (["train", "imags"], "Did you mean 'images'"),
+        (["train", "images", "--net", "odnet"], "resnet, rknet, odenet"),
+        (["train", "images", "--method", "dopri"], "dopri5"),
+        (["train", "images", "--epochs", "0"], "--epochs"),
+        (["train", "images", "--nonsense"], "--nonsense"),
+        (["train", "images", "--quick", "--data-dir", "x"], "--data-dir is for mnist"),
+        (["bench", "gradients"], "in the source repository"),
+        (["predict"], "argument"),
+        (["nonsense"], "nonsense"),
     ],
 )
 def test_mistakes_end_in_one_line(
-    words: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    match: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     refused(words, match, monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
 
 
-def test_options_without_effect(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("--quick", "--out", tmp_path, "--per-sample", "--method", "dopri5")
-    assert call(monkeypatch, "train", "resnet", *words) == 0
-    told = "odenet: resnet solves no ODE: --method, --per-sample without effect\n"
-    assert capsys.readouterr().err.startswith(told)
-    assert call(monkeypatch, "train", "odenet", *words) == 0  # whose settings are those of the folder
-    assert "without effect" not in capsys.readouterr().err
+def test_out_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "file/inside"):
+        words = ["train", "images", "--quick", "--out", str(tmp_path / name)]
+        refused(words, str(tmp_path / "file"), monkeypatch, capsys)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"odenet {odenet.__version__}\n"
-    for name in ("compare", "train"):
-        assert call(monkeypatch, name, "--help") == 0
+    for words in (("compare",), ("train", "images")):
+        assert call(monkeypatch, *words, "--help") == 0
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "(default: 30 for digits, 8 for mnist, 1 with --quick)" in shown
-        assert "(default: bosh3)" in shown and "(default: 0.005 for digits, 0.003 for mnist)" in shown
-        assert f"ends after {runner.PATIENCE} in a row" in shown
-        small = load("digits", None).small()
-        images = f"{len(small.train)} training images, {len(small.val)} to validate, {len(small.test)} to test"
-        assert images in shown
+        assert "Writes into --out" in shown and "--quick: " in shown and "mnist: " in shown
+        for option in ("--seed", "--device", "--out", "--resume", "--channels", "--tolerance", "--devices"):
+            assert option in shown
+        assert "[default: 0.005]" in shown and "[default: bosh3]" in shown
+    for words in (("predict",), ("export",), ("bench",), ("train",), ()):
+        assert call(monkeypatch, *words, "--help") == 0
+        assert "Usage" in capsys.readouterr().out
 
 
-def test_the_reason_of_a_failed_download_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "Max retries exceeded with url: /mnist (Caused by NameResolutionError) " * 20
+def test_mnist_has_defaults_of_its_own() -> None:
+    from odenet.train.run import settle
 
-    def fetch(*_: object, **__: object) -> str:
-        raise OSError(words)
-
-    monkeypatch.setattr("pooch.Pooch.fetch", fetch)
-    with pytest.raises(UserError, match="--data-dir") as error:
-        load("mnist", None)
-    told = str(error.value).split("fetched (")[1].split(" ...)")[0]
-    assert 300 < len(told) < 400 and told.split()[-1] in words.split()
+    settings = settle(Images, {"data": "mnist", "lr": 0.1}, Path("nowhere"), False)
+    assert (settings.epochs, settings.channels, settings.lr) == (8, 64, 0.1)
+    assert settle(Images, {"data": "mnist", "quick": True}, Path("nowhere"), False).channels == 8
 
 
-@pytest.mark.parametrize("name", ["file", "file/inside"])
-def test_out_is_a_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_bench_starts_the_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
+    ended = run("bench", "peers", "--only", "mlp", cwd=tmp_path)
+    assert (ended.code, ended.out) == (3, "['peers', '--only', 'mlp']\n"), ended.err
+
+
+def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    out = tmp_path / "run"
+    assert call(monkeypatch, "train", "images", "--quick", "--tolerance", "1e-3", "--out", out) == 0
+    assert call(monkeypatch, "export", out) == 0
+    shown = capsys.readouterr().out
+    assert "model.pt2" in shown and "model.onnx" in shown
+    about = json.loads((out / "model.json").read_text())
+    assert about["classes"] == [str(i) for i in range(10)] and about["input_shape"] == ["batch", 1, 8, 8]
+    assert all(0 <= value <= 1e-3 for value in about["difference"].values())
+    image, _ = Samples(*load("digits", "", 0, 0, True).splits["test"])[0]
+    images = torch.stack([image] * 5)
+    with torch.no_grad():
+        wanted = odenet.train.load(out)(images)
+        given = torch.export.load(out / "model.pt2").module()(images)
+    assert float((given - wanted).abs().max()) <= 1e-3 * float(wanted.abs().max())
+
+
+def test_export_of_a_wrong_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("mine")
-    assert call(monkeypatch, "train", "resnet", "--quick", "--out", tmp_path / name) == 2
-    message = capsys.readouterr().err
-    assert "choose --out" in message and message.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    assert call(monkeypatch, "train", "images", "--quick", "--net", "resnet", "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    monkeypatch.setattr("odenet.train.export._run_onnx", lambda model, x: torch.zeros(len(x), 10))
+    refused(["export", str(tmp_path / "run")], "model.onnx differs from the network by 1.0e+00", monkeypatch, capsys)
+    assert not (tmp_path / "run" / "model.pt2").exists()
+    monkeypatch.setattr("odenet.train.export.find_spec", lambda name: None)
+    refused(["export", str(tmp_path / "run")], 'pip install "torch-odenet[onnx]"', monkeypatch, capsys)
 
 
-def test_idx_files(tmp_path: Path) -> None:
-    pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
-    good = struct.pack(">4I", 2051, 3, 2, 2) + pixels.tobytes()
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(good))
-    assert np.array_equal(read_idx(path), pixels)
-    for bad in (good[:-1], good + b"x", b"", b"\x00\x00\x08\x05" + good[4:], gzip.compress(good)[:-9]):
-        path.write_bytes(bad)
-        with pytest.raises(UserError, match=r"images\.gz"):
-            read_idx(path)
+PAGE = Path(__file__).parent.parent.parent / "docs" / "training.md"
 
 
-def test_batches_follow_from_the_seed() -> None:
-    split = load("digits", None).train
-    first, second = ([labels.tolist() for _, labels in Batches(split, 64, seed=s, shift=1)] for s in (1, 1))
-    assert first == second != [labels.tolist() for _, labels in Batches(split, 64, seed=2, shift=1)]
+def test_the_task_of_the_page(tmp_path: Path) -> None:
+    """It is one file and one line, trains, learns, resumes and exports."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (source,) = [block for block in blocks if "(Task)" in block]
+    (tmp_path / "oscillator.py").write_text(source)
+    (tmp_path / "start.py").write_text(
+        'from odenet.train.tasks import TASKS\nTASKS["oscillator"] = "oscillator:Oscillator"\n'
+        "from odenet.train import cli\ncli.main()\n"
+    )
+    start = [sys.executable, "start.py"]
+
+    def started(*words: str) -> Ended:
+        done = subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    shown = started("train", "oscillator", "--help")
+    assert "--hidden" in shown.out and "--quick" in shown.out, shown.err
+    ended = started("train", "oscillator", "--out", "run")
+    assert ended.code == 0, ended.err
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert float(rows[-1]["val_loss"]) < 0.2 * float(rows[0]["val_loss"]) and float(rows[0]["nfe"]) > 0
+    assert (tmp_path / "run" / "paths.png").is_file()
+    assert started("train", "oscillator", "--out", "run", "--resume").code == 0
+    started("predict", "run", "start.py").one_line("makes no predictions")
 
 
-def test_what_an_interruption_says(tmp_path: Path) -> None:
-    """--resume is spoken of where it would find something."""
-    with interrupt.stoppable():
-        assert interrupt.line() == "odenet: interrupted"
-        interrupt.run_in(tmp_path)
-        assert interrupt.line() == "odenet: interrupted"
-        (tmp_path / "settings.json").write_text("{}")
-        assert "goes on with --resume" in interrupt.line()
+def test_the_page_loads_a_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "odenet.train.load" in block]
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "images", "--quick") == 0
+    exec(compile(block, "docs/training.md", "exec"), {})
+
+
+def test_interrupted_at_the_start() -> None:
+    """Ctrl-C while torch is being imported."""
+    words = [sys.executable, "-c", "import odenet_command; print('ready', flush=True); odenet_command.main()", "--help"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.startswith("odenet: interrupted") and err.count("\n") == 1, err

@@ -2,111 +2,189 @@
 
 from __future__ import annotations
 
-import math
+import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
+
+import typer
+from typer import Argument, Option
 
 from .. import __version__
-from ..errors import unknown_name
-from ..nn.classifier import KINDS
-from . import children, interrupt
-from .interrupt import Stopped, stoppable, stopped
-from .lock import first_process
-from .problems import UserError
-
-_EXTRA = 'the command line needs the extra "train": pip install "torch-odenet[train]"'
-
-_BROUGHT = {"filelock", "lightning", "sklearn", "matplotlib", "rich", "pooch", "tensorboard"}
-
-try:
-    import typer
-except ImportError:
-    print(f"odenet: {_EXTRA}", file=sys.stderr)
-    sys.exit(2)
+from ..api.checks import method as method_named
+from .errors import UserError
+from .processes import device as device_named
+from .processes import first_process, lost, together, trainer_options
+from .tasks import TASKS, task_class
+from .tasks.images import DATA, ImageSettings
 
 app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Neural ODEs: train and compare continuous-depth networks.",
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Train neural ODEs, and use what was trained."
 )
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 30, "batch_size": 64, "channels": 32, "lr": 5e-3, "tolerance": 1e-2, "method": "bosh3"},
-    "mnist": {"epochs": 8, "batch_size": 128, "channels": 64, "lr": 3e-3, "tolerance": 1e-3, "method": "bosh3"},
-}
-
-# what --quick takes instead; its images: data.ImageData.small
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 32, "channels": 8}
-
-
-def _folder(given: str) -> Path:
-    if not given:
-        raise UserError("--out is empty: give a folder")
-    return Path(given)
-
-
-def _option(name: str, text: str, **limits: Any) -> Any:
-    """An option of DEFAULTS, whose help tells its defaults."""
-    values = {data: f"{own[name]:g}" if name != "method" else own[name] for data, own in DEFAULTS.items()}
-    same = len(set(values.values())) == 1
-    told = [values["digits"]] if same else [f"{value} for {data}" for data, value in values.items()]
-    told += [f"{QUICK[name]} with --quick"] if name in QUICK else []
-    return typer.Option(help=f"{text} (default: {', '.join(told)})", **limits)
-
-
-OutDir = Annotated[
-    Path | None,
-    typer.Option("--out", parser=_folder, metavar="<path>", help="Folder for all results (default: runs/DATA)"),
-]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with MNIST's four IDX files, gzipped or not")]
-Epochs = Annotated[
-    int | None,
-    _option(
-        "epochs",
-        "At most so many passes over the training images: a net's training ends after 20 in a row without a better "
-        "validation error",
-        min=1,
-    ),
-]
-BatchSize = Annotated[int | None, _option("batch_size", "Images a training step", min=2)]
-Channels = Annotated[int | None, _option("channels", "Feature maps of the block", min=1)]
-Rate = Annotated[float | None, _option("lr", "Highest learning rate of the cycle", min=1e-8)]
-Tolerance = Annotated[
-    float | None, _option("tolerance", "Relative and absolute tolerance of the ODE solver", min=1e-12)
-]
-MethodName = Annotated[
-    str | None, _option("method", "Solver, one that chooses its steps: bosh3, tsit5, dopri5, dopri8, heun, ...")
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and batches")]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
+trainer = typer.Typer(no_args_is_help=True, help="Train a network on a task; each task has its own --help.")
+app.add_typer(trainer, name="train")
 _STARTED = "default: 1, or what torchrun or Slurm has started"
-Devices = Annotated[
-    int | None, typer.Option(help=f"Processes on each machine, a device each; docs/scaling.md ({_STARTED})")
-]
-Nodes = Annotated[int | None, typer.Option(help=f"Machines ({_STARTED})")]
-PerSample = Annotated[
-    bool,
-    typer.Option(
-        "--per-sample",
-        help="Choose the solver's steps for each image by itself, instead of the same steps for a whole batch",
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Go on with the run in --out, to the same result; give all options of its start again"
-    ),
-]
-Quick = Annotated[
-    bool,
-    typer.Option(
-        "--quick", help="A smoke run: one epoch of 128 training images, 64 to validate, 64 to test, and a small net"
-    ),
-]
+Device = Annotated[str, Option(help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")]
+Run = Callable[["Place", Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a training runs: options on which its result does not depend."""
+
+    out: Annotated[Path | None, Option(help="Folder for all results (default: runs/NAME)", show_default=False)] = None
+    resume: Annotated[
+        bool, Option("--resume", help="Go on with the run in --out, to the same result; its settings need not be given")
+    ] = False
+    device: Device = "auto"
+    devices: Annotated[int | None, Option(min=1, help=f"Processes on each machine, a device each ({_STARTED})")] = None
+    nodes: Annotated[int | None, Option(min=1, help=f"Machines ({_STARTED})")] = None
+
+
+@dataclass(frozen=True)
+class Comparison(ImageSettings):
+    """The options of `odenet compare`."""
+
+    data: Annotated[str, Argument(help=DATA)] = "digits"
+
+
+def _add(to: typer.Typer, name: str, about: str, settings: type[Any], run: Run, without: str = "") -> None:
+    """A command whose options are the fields of `settings` and Place; `run` gets the settings that were given."""
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        where = Place(**{field.name: values.pop(field.name) for field in fields(Place)})
+        given = {k: v for k, v in values.items() if getattr(ctx.get_parameter_source(k), "name", "") == "COMMANDLINE"}
+        run(where, given)
+
+    parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    for options in (settings, Place):
+        types = get_type_hints(options, include_extras=True)
+        for field in fields(options):
+            if field.name != without:
+                option = Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default)
+                parameters.append(option.replace(annotation=types[field.name]))
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    to.command(name, help=about)(command)
+
+
+def _begin(task: str, where: Place, given: Mapping[str, Any], name: str) -> tuple[Any, Path, dict[str, Any]]:
+    """Settings and folder of a run, and what its trainer is told of processes."""
+    from .run import settle
+
+    out = where.out or Path("runs") / name
+    settings = settle(task_class(task), given, out, where.resume)
+    try:
+        method = method_named(settings.method)
+    except ValueError as error:
+        raise UserError(f"--method: {error}") from None
+    if method.error_order is None:
+        raise UserError(f"--method {settings.method} needs constant steps: choose an adaptive one such as tsit5")
+    return settings, out, trainer_options(where.device, where.devices, where.nodes)
+
+
+def _train(task: str, where: Place, given: Mapping[str, Any]) -> None:
+    from .run import train
+
+    settings, out, processes = _begin(task, where, given, task)
+    done = train(task_class(task)(settings), task, out, where.resume, processes)
+    if done.files:
+        _show([{"metric": name, "value": value} for name, value in done.test.items()], done.files)
+
+
+def _compare(where: Place, given: Mapping[str, Any]) -> None:
+    from .images.compare import compare
+
+    settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
+    command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
+    files = compare(settings, out, where.resume, processes, command)
+    if files:
+        _show([], files)
+
+
+def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
+    """Print a table, and which files were written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for i, file in enumerate(files):
+        typer.echo(f"{'' if i else f'Wrote:{os.linesep}'}  {file}")
+
+
+_WRITES = """
+
+Writes into --out: settings.json, metrics.csv and tensorboard/ (metrics of each epoch), checkpoints/ (to --resume),
+model.safetensors (the trained weights), results.json and figures as PNG.
+"""
+_COMPARE = """Train a residual net, an RK-Net and an ODE-Net on the same images, side by side.
+
+Prints the table of the Neural ODE paper (Chen et al. 2018). Writes into --out: results.md, .csv and .json, figures, and
+a run of `odenet train images` for each net. digits: two minutes on two CPU cores; mnist: hours; --quick: a minute.
+"""
+for _name in TASKS:
+    _task = task_class(_name)
+    _add(trainer, _name, cleandoc(_task.__doc__ or _name) + _WRITES, _task.Settings, partial(_train, _name))
+_add(app, "compare", _COMPARE, Comparison, _compare, without="net")
+RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or runs/NAME/odenet of a comparison")]
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    files: Annotated[list[Path], Argument(help="Images, folders of images, .npz files")],
+    out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it, the table is only shown")] = None,
+    device: Device = "auto",
+) -> None:
+    """Say what a trained network makes of files: a table of file, class and probability. Takes seconds."""
+    from .files import write_csv
+    from .trained import opened
+
+    absent = [file for file in files if not file.exists()]
+    if absent:
+        raise UserError(f"{absent[0]} is not there")
+    found = opened(run)
+    rows = found.task.predict(found.net.to(device_named(device)), found.info, files)
+    if not rows:
+        raise UserError(f"{files[0]} has no files to predict")
+    _show(rows, [] if out is None else [write_csv(out / "predictions.csv", rows)])
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path | None, Option(help="Folder for the files (default: that of the run)")] = None,
+) -> None:
+    """Write a trained network as model.pt2 (torch.export) and model.onnx, and model.json, which describes them.
+
+    Both are run and compared with the network before they are written. Takes half a minute; needs the extra "onnx".
+    """
+    from .export import export as exported
+
+    files, differences = exported(run, out or run)
+    _show([{"program": k, "difference of the largest entry": v} for k, v in differences.items()], files)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(ctx: typer.Context, name: Annotated[str, Argument(help="gradients, peers, ...")]) -> None:
+    """Run a benchmark of the source repository: python -m benchmarks NAME, with the options that follow. Minutes."""
+    if not Path("benchmarks", "__main__.py").is_file():
+        raise UserError("the benchmarks are in the source repository: start this in a checkout of it")
+    raise SystemExit(subprocess.run([sys.executable, "-m", "benchmarks", name, *ctx.args], check=False).returncode)
 
 
 def _version(asked: bool) -> None:
@@ -115,203 +193,68 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[
-    bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-]
-
-
 @app.callback()
-def _top(version: Version = False) -> None: ...
+def _top(
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None: ...
 
 
-def _command() -> str:
-    """The command as the user wrote it, but for --resume: without it, it makes the same results from nothing."""
-    return shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
-
-
-def _start(
-    kinds: list[str],
-    *,
-    data: str,
-    out: Path | None,
-    data_dir: Path | None,
-    seed: int,
-    device: str,
-    devices: int | None,
-    nodes: int | None,
-    resume: bool,
-    quick: bool,
-    **chosen: Any,
-) -> None:
-    """Run one command. `chosen`: the settings of DEFAULTS that the user gave; None takes the default."""
-    from ..api import checks
-    from .compare import run
-    from .data import load
-    from .processes import chosen as processes_of
-    from .tasks import Settings
-
-    for name in ("lr", "tolerance"):
-        if chosen[name] is not None and not math.isfinite(chosen[name]):
-            raise UserError(f"--{name} {chosen[name]}: a finite number is needed")
-    images = load(data, data_dir)
-    defaults: dict[str, Any] = DEFAULTS[data] | (QUICK if quick else {})
-    values: dict[str, Any] = defaults | {k: v for k, v in chosen.items() if v is not None}
-    method, tolerance = values["method"], values.pop("tolerance")
+def main() -> NoReturn:
+    """Entry point: a mistake of the user ends in one line on stderr and exit code 2, Ctrl-C in one and 130."""
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for signum in signals:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _stop)
+    threading.excepthook = _thread_failed
     try:
-        solver = checks.method(method)
-    except ValueError as error:
-        raise UserError(f"--method: {error}") from None
-    if solver.error_order is None:
-        raise UserError(f"--method {method} needs constant steps; choose an adaptive one such as tsit5")
-    processes = processes_of(device, devices, nodes)
-    settings = Settings(data=data, rtol=tolerance, atol=tolerance, seed=seed, quick=quick, **values)
-    vain = [f"--{name.replace('_', '-')}" for name in ("tolerance", "method", "per_sample") if chosen[name]]
-    if vain and kinds == ["resnet"] and first_process():
-        print(f"odenet: resnet solves no ODE: {', '.join(vain)} without effect", file=sys.stderr)
-    folder = Path("runs") / data if out is None else out
-    interrupt.run_in(folder)
-    files = run(kinds, images.small() if quick else images, settings, folder, resume, processes, _command())
-    if first_process():
-        _list(files)
-
-
-def _list(files: Iterable[Path]) -> None:
-    typer.echo("Wrote:")
-    for file in files:
-        typer.echo(f"  {file}")
-
-
-@app.command()
-def compare(
-    data: Annotated[str, typer.Argument(help="digits (embedded) or mnist")],
-    out: OutDir = None,
-    data_dir: DataDir = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    channels: Channels = None,
-    lr: Rate = None,
-    tolerance: Tolerance = None,
-    method: MethodName = None,
-    per_sample: PerSample = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    devices: Devices = None,
-    nodes: Nodes = None,
-    resume: Resume = False,
-    quick: Quick = False,
-) -> None:
-    """Train a residual net, an RK-Net and an ODE-Net side by side.
-
-    Prints the table of the Neural ODE paper (Chen et al. 2018) and draws its figures.
-    """
-    _start(list(KINDS), **locals())
-
-
-@app.command()
-def train(
-    net: Annotated[str, typer.Argument(help="resnet, rknet or odenet")],
-    data: Annotated[str, typer.Option(help="digits (embedded) or mnist")] = "digits",
-    out: OutDir = None,
-    data_dir: DataDir = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    channels: Channels = None,
-    lr: Rate = None,
-    tolerance: Tolerance = None,
-    method: MethodName = None,
-    per_sample: PerSample = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    devices: Devices = None,
-    nodes: Nodes = None,
-    resume: Resume = False,
-    quick: Quick = False,
-) -> None:
-    """Train one of the nets of `compare`."""
-    options = locals()
-    if options.pop("net") not in KINDS:
-        raise UserError(str(unknown_name("net", net, KINDS)))
-    _start([net], **options)
-
-
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="gradients or peers")],
-    out: Annotated[Path, typer.Option(parser=_folder, metavar="<path>", help="Folder for all results")] = Path(
-        "runs/bench"
-    ),
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run whose numbers say nothing")] = False,
-    only: Annotated[
-        list[str] | None, typer.Option(help="peers: a field, or work_precision; may be given again (default: all)")
-    ] = None,
-) -> None:
-    """Measure every gradient beside its targets (gradients), or this library side by side with others (peers)."""
-    from ..bench import NAMES, gradients
-    from ..bench.fields import FIELDS
-    from ..bench.peers import run as peers
-    from ..bench.progress import shown
-    from .files import write
-    from .processes import check_device
-
-    if name not in NAMES:
-        raise UserError(str(unknown_name("name", name, NAMES)))
-    if only and name != "peers":
-        raise UserError(f"--only chooses among the fields of `odenet bench peers`; {name} has none")
-    parts = [*(field.name for field in FIELDS), peers.PRECISION]
-    for part in only or ():
-        if part not in parts:
-            raise UserError(str(unknown_name("--only", part, parts)))
-    check_device(device)
-    files: dict[Path, None] = {}
-    with shown() as tell:
-        if name == "peers":
-            results = peers.run(peers.Settings(seed, device, quick, _command(), tuple(only or ())), tell)
-        else:
-            results = gradients.run(gradients.Settings(seed, device, quick, _command()), tell)
-        for file, content in results:
-            write(out / file, content)
-            files[out / file] = None
-    _list(files)
-
-
-def main() -> None:
-    """Entry point: a mistake of the user ends in one line on stderr and exit code 2; Ctrl-C too, and exit code 130."""
-    try:
-        with stoppable():
-            _end(app)
-    except Stopped as stop:  # at the very end
-        _interrupted(stop.signum)
-
-
-def _end(command: Callable[[], None]) -> None:
-    try:
-        command()
+        status = app(standalone_mode=False) or 0
     except BaseException as error:
-        signum = error.signum if isinstance(error, Stopped) else stopped()
-        if signum is not None:
-            _interrupted(signum)
-        if isinstance(error, SystemExit):  # typer's own end, a good one too
-            if isinstance(error.code, int) and error.code != 0:
-                children.end()
-                children.leave(error.code)
-            raise
-        children.end()
-        if isinstance(error, UserError):
-            interrupt.say(f"odenet: {' '.join(str(error).split())}")
-            children.leave(2)
-        if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in _BROUGHT:
-            raise
-        print(f"odenet: {_EXTRA} ({error.name} is missing)", file=sys.stderr)
-        sys.exit(2)
+        for signum in signals:
+            signal.signal(signum, signal.SIG_IGN)
+        status = _status(error)
+    if together():  # threads of the process group would be torn down in the middle of an exchange
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
-def _interrupted(signum: int) -> NoReturn:
-    children.end()
-    if first_process():
-        interrupt.say(interrupt.line())
-    children.leave(128 + signum)
+def _stop(signum: int, frame: Any) -> None:
+    """End the command. Not by a KeyboardInterrupt, for which Lightning and Typer have ends of their own."""
+    raise SystemExit(128 + signum)
+
+
+def _thread_failed(given: threading.ExceptHookArgs) -> None:
+    """A log writer's thread passes its OSError on to the main thread, which reports it."""
+    if not issubclass(given.exc_type, OSError):
+        threading.__excepthook__(given)
+
+
+def _status(error: BaseException) -> int:
+    """The exit status after an error, which is told in one line; a bug is shown whole."""
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1
+        if status > 128 and first_process():
+            _say("interrupted; every file is whole, a training run goes on with --resume")
+        return status
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        print(error, file=sys.stderr)
+    elif isinstance(error, typer.TyperException):
+        _say(f"{getattr(error, 'format_message', error.__str__)()} (see --help)")
+    elif isinstance(error, UserError):
+        _say(str(error))
+    elif isinstance(error, OSError):
+        _say(f"{error.filename or 'a file'} could not be read or written ({error.strerror or error})")
+    elif lost(error):
+        _say("another process of this run has ended, or cannot be reached: go on with --resume")
+    else:
+        traceback.print_exception(error)
+        return 1
+    return 2
+
+
+def _say(words: str) -> None:
+    with suppress(OSError, ValueError):  # its reader, or the terminal, may be gone
+        print(f"odenet: {' '.join(words.split())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Figures of a training, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .files import write
+from .task import History
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """Write the figure, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=120)
+    return write(path, buffer.getvalue())
+
+
+def training(histories: Mapping[str, History], metric: str) -> Figure:
+    """By epoch: the metric that ends a run, and evaluations of f in a training step. histories: by label."""
+    figure = Figure(figsize=(9, 3.6))
+    left, right = figure.subplots(1, 2)
+    for i, (label, rows) in enumerate(histories.items()):
+        epochs = [row["epoch"] + 1 for row in rows]
+        left.plot(epochs, [row[metric] for row in rows], marker=".", label=label, color=f"C{i}")
+        for name, line in (("nfe", "-"), ("backward_nfe", "--")):
+            if any(row.get(name) for row in rows):
+                told = f"{label} {name}".strip().replace("_nfe", "").replace("nfe", "forward")
+                right.plot(epochs, [row[name] for row in rows], line, marker=".", label=told, color=f"C{i}")
+    left.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+    if all(row[metric] > 0 for rows in histories.values() for row in rows):
+        left.set_yscale("log")
+    right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[1]:  # a net without a solve has no evaluations to show
+            axes.legend()
+    return figure

@@ -1,0 +1,1 @@
+"""Image data, and the comparison of the Neural ODE paper's networks."""

@@ -1,0 +1,127 @@
+"""Train the Neural ODE paper's networks on the same images, measure them, print its table and draw its figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ...errors import SolveError
+from ...nn.classifier import KINDS
+from .. import figures as generic
+from ..errors import UserError
+from ..files import locked, write, write_csv
+from ..processes import first_process
+from ..run import PATIENCE, Trained, train
+from ..tasks.images import Images, ImageSettings
+from ..trained import SETTINGS
+from . import figures
+from .cost import cost
+from .data import ImageData
+
+# of the table, by the name in results.csv
+COLUMNS: dict[str, tuple[str, Any]] = {
+    "net": ("net", KINDS.get),
+    "test_error_percent": ("test error", "{:.2f} %".format),
+    "parameters": ("parameters", lambda n: f"{n / 1e6:.2f} M" if n > 1e5 else f"{n / 1e3:.1f} k"),
+    "block_bytes": ("block memory", lambda n: f"{n / 2**20:.1f} MiB"),
+    "nfe": ("forward evaluations", str),
+    "backward_nfe": ("backward evaluations", str),
+    "seconds": ("seconds a step", "{:.3f}".format),
+}
+NOTE = (
+    "Block memory: peak bytes of tensors alive during one forward and backward pass of the block, beyond its input and "
+    "weights. Evaluations: of the field, or residual blocks; RK-Net keeps its graph, so its backward pass makes none."
+)
+Row = dict[str, Any]
+
+
+def _cells(row: Row) -> list[str]:
+    return [show(row[name]) for name, (_, show) in COLUMNS.items()]
+
+
+def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> list[Path]:
+    """Everything of `odenet compare`; gives the files that it wrote. Of several processes only the first writes."""
+    data = Images(s).images  # what is wrong with it is told before a file is written
+    if not first_process():
+        _train(s, out, resume, processes)
+        return []
+    with locked(out):
+        own = {"task": "images", "settings": asdict(s), "info": None, "data": None}
+        write(out / SETTINGS, json.dumps(own, indent=2) + "\n")
+        return _measured(_train(s, out, resume, processes), data, s, out, command)
+
+
+def _train(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any]) -> dict[str, Trained]:
+    trained = {}
+    for kind, label in KINDS.items():
+        start = time.perf_counter()
+        begun = resume and (out / kind / SETTINGS).exists()
+        trained[kind] = train(Images(replace(s, net=kind)), "images", out / kind, begun, processes)
+        took = "already" if trained[kind].already else f"in {time.perf_counter() - start:.0f} s"
+        epochs = len(trained[kind].history)
+        early = f"; stopped after {epochs} of {s.epochs} epochs, the last {PATIENCE} without a better validation error"
+        if first_process():
+            print(f"{label}: trained {took}{early if epochs < s.epochs else ''}", file=sys.stderr)
+    return trained
+
+
+def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, out: Path, command: str) -> list[Path]:
+    """The table and the figures of the trained networks."""
+    batch = min(s.batch_size, 32 if s.quick else 128)
+    nets: dict[str, Any] = {kind: each.net for kind, each in trained.items()}
+    errors = {kind: each.test["test_error"] for kind, each in trained.items()}
+    try:
+        rows: list[Row] = [
+            {"net": kind, "test_error_percent": errors[kind], **cost(net, data, s.batch_size, 2 if s.quick else 5)}
+            for kind, net in nets.items()
+        ]
+        drawn = {
+            "training": generic.training({KINDS[k]: each.history for k, each in trained.items()}, Images.MONITOR),
+            "memory": figures.memory(nets["odenet"], data, s.channels, batch, s.quick),
+            "trade_off": figures.trade_off(nets["odenet"], data, min(batch, 32), s.method, s.quick),
+            **figures.trajectories(nets["odenet"], data),
+        }
+    except SolveError as error:
+        raise UserError(
+            f"the nets are trained, but a solve to measure them failed: {error} Try another --method"
+        ) from None
+    table = Table(title=f"{Path(s.data).name}: {len(data.splits['test'][1])} test images")
+    for name, (title, _) in COLUMNS.items():
+        table.add_column(title, justify="left" if name == "net" else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console(width=120).print(table)
+    pictures = [generic.write_png(figure, out / f"{name}.png") for name, figure in drawn.items()]
+    return [
+        *(path for each in trained.values() for path in each.files),
+        write_csv(out / "results.csv", rows),
+        write(out / "results.json", json.dumps(rows, indent=2) + "\n"),
+        write(out / "results.md", _page(rows, s, command, pictures, trained)),
+        *pictures,
+    ]
+
+
+def _page(rows: list[Row], s: ImageSettings, command: str, pictures: list[Path], trained: dict[str, Trained]) -> str:
+    """results.md: the command, its settings, the table and the figures."""
+    run = {KINDS[kind]: len(each.history) for kind, each in trained.items()}
+    epochs = f"{s.epochs} epochs"
+    if any(n < s.epochs for n in run.values()):
+        each = ", ".join(f"{label} {n}" for label, n in run.items())
+        epochs = f"at most {s.epochs} epochs, run until the validation error stopped falling ({each})"
+    how = (
+        f"{epochs}, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, {s.method} at tolerance "
+        f"{s.tolerance:g}, seed {s.seed}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
+    )
+    head = f"| {' | '.join(title for title, _ in COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}\n"
+    body = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
+    images = "".join(f"\n![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures)
+    return f"# {Path(s.data).name}\n\n```\n{command}\n```\n\n{how}\n\n{head}{body}\n{NOTE}\n{images}"

@@ -1,0 +1,90 @@
+"""What a training task is: its data, its network, its loss, and the options of its command."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from typer import Option
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torchmetrics import Metric
+
+History = Sequence[Mapping[str, float]]
+_ADAPTIVE = "Solver that chooses its steps: bosh3, tsit5, dopri5, dopri8, heun, ..."
+_PER_SAMPLE = "Choose the solver's steps for each sample, not for the batch"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run's result depends on. A task adds fields of its own; each field is an option of the command."""
+
+    epochs: Annotated[int, Option(min=1, help="Most passes over the data; 20 without progress end a run")] = 30
+    batch_size: Annotated[int, Option(min=1, help="Samples a training step, of all processes together")] = 64
+    lr: Annotated[float, Option(min=1e-8, max=1e12, help="Highest learning rate of the cycle")] = 5e-3
+    tolerance: Annotated[float, Option(min=1e-14, max=1.0, help="Of the ODE solver, relative and absolute")] = 1e-2
+    method: Annotated[str, Option(help=_ADAPTIVE)] = "bosh3"
+    per_sample: Annotated[bool, Option("--per-sample", help=_PER_SAMPLE)] = False
+    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Of weights, batches and random splits of the data")] = 0
+    quick: Annotated[bool, Option("--quick", help="A smoke run of some seconds: little data, a small net")] = False
+
+
+class Task(ABC):
+    """A problem to train a network on; the docstring of a subclass is the help of its command.
+
+    A subclass reads its data in `__init__` and raises UserError where they are not usable. `info` is what the network
+    and its use depend on besides the settings, in JSON's types, such as the names of the classes: it is kept with the
+    run, so that `build` needs no data.
+    """
+
+    Settings: ClassVar[type[Settings]] = Settings
+    QUICK: ClassVar[dict[str, Any]] = {"epochs": 1, "batch_size": 32}  # what --quick takes instead of the defaults
+    MONITOR: ClassVar[str] = "val_loss"  # ends the run when it falls no more
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.info: dict[str, Any] = {}
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings whose default depends on those that are given."""
+        return {}
+
+    @abstractmethod
+    def data(self, split: str, epoch: int) -> Dataset[Any]:
+        """The samples of "train", "val" or "test"; those to train on may differ by epoch (augmentation)."""
+
+    @staticmethod
+    @abstractmethod
+    def build(settings: Any, info: Mapping[str, Any]) -> nn.Module:
+        """The untrained network."""
+
+    def metrics(self) -> dict[str, Metric]:
+        """What `loss` updates, logged by epoch as train_NAME, val_NAME and test_NAME beside the loss."""
+        return {}
+
+    @abstractmethod
+    def loss(self, net: nn.Module, batch: Any, metrics: Mapping[str, Metric]) -> Tensor:
+        """The mean loss of the samples of a batch; updates the metrics."""
+
+    def figures(self, net: nn.Module, history: History) -> dict[str, Figure]:
+        """Pictures of the trained network by name, beside training.png. history: the metrics of each epoch."""
+        return {}
+
+    @staticmethod
+    def example(info: Mapping[str, Any]) -> Tensor:
+        """Two samples of input, for `odenet export`."""
+        raise UserError("this task has no export: its network's input is not described")
+
+    @staticmethod
+    def predict(net: nn.Module, info: Mapping[str, Any], files: Sequence[Path]) -> list[dict[str, Any]]:
+        """The rows of the table of `odenet predict`."""
+        raise UserError("this task makes no predictions from files")

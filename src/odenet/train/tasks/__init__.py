@@ -1,0 +1,19 @@
+"""The table of tasks: what follows `odenet train`."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+
+from ..errors import UserError
+from ..task import Task
+
+TASKS = {
+    "images": "odenet.train.tasks.images:Images",
+}
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task by its name."""
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is unknown. Known: {', '.join(TASKS)}")
+    return resolve_name(TASKS[name])

@@ -1,0 +1,5 @@
+"""`python -m odenet_command`, which is `odenet`."""
+
+from . import main
+
+main()
