@@ -13,7 +13,7 @@ from ..core.leaves import Leaves
 from ..core.pytrees import tree_map
 from ..core.status import Status
 from ..engine.problem import Problem
-from ..engine.step_attempt import BatchAttempt, State
+from ..engine.step_attempt import BatchAttempt, BatchState, State
 from ..engine.stop_tracker import BatchStopTracker
 from ..tracing.while_loop import LoopState
 from .capture import FieldGraph
@@ -41,7 +41,9 @@ class LoopCarry(NamedTuple):
         s = at.state
         counts = (row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype))
         leaves = all_to_loop_layout((*s.y, *s.carry), column_major)
-        return LoopCarry(go_on, torch.stack([s.t, s.h, *s.controller_state]), torch.stack(counts), leaves)
+        return LoopCarry(
+            go_on, torch.stack([s.t, s.h, *map(torch.as_tensor, s.controller_state)]), torch.stack(counts), leaves
+        )
 
     @staticmethod
     def from_flat(flat: Sequence[Tensor]) -> LoopCarry:
@@ -52,7 +54,7 @@ class LoopCarry(NamedTuple):
         t, h, *controller_state = self.numbers.unbind(0)
         _, attempts, accepted, stop, status, rejected = self.counts.unbind(0)
         y, carry = self.leaves[:n], self.leaves[n:]
-        s = State(t, t, h, y, carry, tuple(controller_state), stop, False, status, (), rejected != 0)
+        s: Any = State(t, t, h, y, carry, tuple(controller_state), stop, False, status, (), rejected != 0)
         return LoopState(s, attempts, accepted)
 
 
@@ -127,7 +129,7 @@ class _ForwardFunctions:
             go_on = go_on & (row < x.rows)
         return LoopCarry.pack(after, row, go_on, plan.column_major), recorded
 
-    def _tape_row(self, s: State, attempt: BatchAttempt) -> Leaves:
+    def _tape_row(self, s: BatchState, attempt: BatchAttempt) -> Leaves:
         """What goes on the tape, in the order of `tape_tensors`."""
         t1 = torch.where(attempt.accept, attempt.t1, s.t)
         accepted = [attempt.accept] if self.plan.batched else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -261,10 +263,10 @@ class BackwardPass(ABC):
                 self.stops_bar[step.stop] += end_bar
             self.time_bar = time0_bar if step.hit else self.time_bar + time0_bar + time1_bar
             return
-        hit = step.accept & step.hit
-        index = step.stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
+        hit, stop = typing.cast(Tensor, step.accept & step.hit), typing.cast(Tensor, step.stop)
+        index = stop.clamp(min=0, max=self.stops_bar.shape[1] - 1)
         samples = self.problem.samples.sample_numbers(torch.arange(len(index), device=index.device))
-        self.stops_bar.index_put_((samples, index), torch.where(hit & (step.stop >= 0), end_bar, zero), accumulate=True)
+        self.stops_bar.index_put_((samples, index), torch.where(hit & (stop >= 0), end_bar, zero), accumulate=True)
         self.time_bar = torch.where(hit, time0_bar, self.time_bar + time0_bar + time1_bar)
 
     def _first_carry_vjp(self) -> None:

@@ -170,9 +170,10 @@ class Sensitivities(Observer):
             if step.hit and step.stop < 0:  # an event time is a constant
                 return torch.zeros_like(self.time)
             return self.stops[..., step.stop] if step.hit else self.time
-        index = step.stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
-        stop_tangent = torch.where(step.stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
-        return torch.where(step.hit, stop_tangent, self.time)
+        stop, hit = cast(Tensor, step.stop), cast(Tensor, step.hit)
+        index = stop.clamp(min=0, max=self.stops.shape[-1] - 1)[None, :, None].expand(len(self.stops), -1, 1)
+        stop_tangent = torch.where(stop >= 0, self.stops.gather(-1, index)[..., 0], 0.0)
+        return torch.where(hit, stop_tangent, self.time)
 
     @add_note("derivative for", _NO_SECOND_DERIVATIVE)
     def _jvp(self, values: Leaves, inputs: Leaves, tangents: Sequence[Tensor]) -> list[Tensor]:

@@ -92,7 +92,7 @@ class StageSum(ParameterIntegral):
                 sums.append(total)
             if sums and weight != 0.0:  # dt is negative in a backward solve
                 grads = [g for _, g in present]
-                torch._foreach_add_(sums, grads, alpha=weight * (attempt.t0 - attempt.t1))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+                torch._foreach_add_(sums, grads, alpha=weight * cast(float, attempt.t0 - attempt.t1))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 @final

@@ -89,7 +89,7 @@ class TracedSolution(NamedTuple):
         return TracedEnd(s.t, s.status, self.last.accepted, self.last.attempts - self.last.accepted)
 
 
-Accumulate = Callable[[StepAttempt, Leaves], Leaves]
+Accumulate = Callable[[BatchAttempt, Leaves], Leaves]
 """(attempt, sums) -> sums with the contribution of the attempt added."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...api.option_types import GradientName
 from ...api.solution import Solution
 from ...api.solve import solve
 from ...core.leaves import forward_mode
@@ -56,18 +57,18 @@ def odeint(
     inputs = Inputs.from_arguments(func, y0, t, rtol, atol, event_fn)
     name = method_name(method)
     settings = Settings.from_options(name, options, inputs)
-    gradient: str | Gradient = SciPy(settings.options) if name == SCIPY else _exact_gradient(inputs)
+    gradient: GradientName | Gradient = SciPy(settings.options) if name == SCIPY else _exact_gradient(inputs)
     return odeint_with_gradient(inputs, settings, gradient, event_fn)
 
 
-def _exact_gradient(inputs: Inputs) -> str:
+def _exact_gradient(inputs: Inputs) -> GradientName:
     """The faster exact gradient: storing the steps of a small state is cheaper than handling them one by one."""
     leaves = (inputs.y0,) if isinstance(inputs.y0, Tensor) else inputs.y0
     return "backprop" if sum(x.numel() * x.element_size() for x in leaves) < _BACKPROP_BYTES else "discrete"
 
 
 def odeint_with_gradient(
-    inputs: Inputs, settings: Settings, gradient: str | Gradient, event_fn: Callable[..., Tensor] | None
+    inputs: Inputs, settings: Settings, gradient: GradientName | Gradient, event_fn: Callable[..., Tensor] | None
 ) -> Any:
     """The return value of odeint and odeint_adjoint."""
     if settings.solver_class is not None:
@@ -114,7 +115,9 @@ def _checked_func(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Tenso
     return checked
 
 
-def solve_inputs(inputs: Inputs, settings: Settings, gradient: str | Gradient, ts: Tensor, **options: Any) -> Solution:
+def solve_inputs(
+    inputs: Inputs, settings: Settings, gradient: GradientName | Gradient, ts: Tensor, **options: Any
+) -> Solution:
     """`odenet.solve` of these inputs; failures raise AssertionErrors."""
     defaults: dict[str, Any] = {
         **{"method": settings.method, "controller": settings.controller, "max_steps": settings.max_steps},
@@ -132,7 +135,7 @@ def solve_inputs(inputs: Inputs, settings: Settings, gradient: str | Gradient, t
 def _until_event(
     inputs: Inputs,
     settings: Settings,
-    gradient: str | Gradient,
+    gradient: GradientName | Gradient,
     event_fn: Callable[..., Any],
     callbacks: Callbacks | None,
 ) -> tuple[Tensor, Any]:

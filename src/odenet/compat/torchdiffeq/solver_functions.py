@@ -46,10 +46,11 @@ def select_initial_step(
     slope = func(t0, y0) if f0 is None else f0
     tolerances = ([x] for x in (rtol, atol))
     span = torch.full_like(t0, 1e18, dtype=torch.float64)
-    return initial_step_size(
+    size = initial_step_size(
         lambda t, y: (func(t, y[0]),), t0, span, (y0,), (slope,), order, *tolerances,
         norm=lambda leaves: torch.as_tensor(norm(leaves[0])),
-    ).to(t0.dtype)  # fmt: skip
+    )  # fmt: skip
+    return torch.as_tensor(size).to(t0.dtype)
 
 
 # --- wrappers of func

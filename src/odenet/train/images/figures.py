@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ...api.option_types import MethodName
 from ...api.solve import solve
 from ...nn import Classifier, NeuralODE, classifier
 from ...nn.classifier import KINDS
@@ -88,7 +89,13 @@ def trade_off(net: Classifier, data: ImageData, batch: int, method: str, quick: 
     for tolerance in tolerances[:1] + tolerances:  # the first warms up
         start = time.perf_counter()
         sol = solve(
-            field, h.requires_grad_(), [0.0, 1.0], method=method, rtol=tolerance, atol=tolerance, gradient="adjoint"
+            field,
+            h.requires_grad_(),
+            [0.0, 1.0],
+            method=cast(MethodName, method),
+            rtol=tolerance,
+            atol=tolerance,
+            gradient="adjoint",
         )
         times.append(1e3 * (time.perf_counter() - start))
         sol.y1.square().mean().backward()
