@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...api.option_types import MethodName
 from ...api.solve import solve
 from ...nn import Classifier, NeuralODE, classifier
-from ...nn.classifier import KINDS
+from ...nn.classifier import KINDS, ClassifierKind
 from .cost import block_memory
 from .data import ImageData, scaled
 
@@ -66,8 +66,9 @@ def memory(net: Classifier, data: ImageData, channels: int, batch: int, quick: b
     for kind, label in KINDS.items():
         peaks = []
         for depth in depths:
-            constant = {} if kind == "resnet" else {"method": "midpoint", "step": 1.0 / depth}
-            block = classifier(kind, image_size=data.size, channels=channels, depth=depth, **constant).block
+            steps = {} if kind == "resnet" else {"method": "midpoint", "step": 1.0 / depth}
+            net = classifier(cast(ClassifierKind, kind), image_size=data.size, channels=channels, depth=depth, **steps)
+            block = net.block
             peaks.append(block_memory(block, h) / 2**20)
         axes.plot(depths, peaks, marker="o", label=label)
     axes.set(xlabel="residual blocks, or steps of the solver", ylabel="peak training memory of the block (MiB)")
