@@ -198,7 +198,11 @@ def mnist(folder: Path, images: int = 40) -> None:
 def test_mnist(tmp_path: Path) -> None:
     folder = tmp_path / "mnist"
     mnist(folder)
-    assert read("mnist", data_dir=str(folder)) == ({"train": 30, "val": 10, "test": 20}, [str(i) for i in range(10)], 28)
+    assert read("mnist", data_dir=str(folder)) == (
+        {"train": 30, "val": 10, "test": 20},
+        [str(i) for i in range(10)],
+        28,
+    )
     images = folder / "train-images-idx3-ubyte.gz"
     good = gzip.decompress(images.read_bytes())
     for bad in (good[:-1], good + b"x", b"", gzip.compress(good)[:-9]):

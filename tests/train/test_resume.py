@@ -70,7 +70,13 @@ def fault(nursery: Nursery, undisturbed: Path, tmp_path: Path, kind: str, number
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [*(("kill", n) for n in (1, 2, 7, 8, 10, 13)), *(("ENOSPC", n) for n in (1, 6, 9)), ("EIO", 8), ("stop", 2), ("stop", 9)],
+    [
+        *(("kill", n) for n in (1, 2, 7, 8, 10, 13)),
+        *(("ENOSPC", n) for n in (1, 6, 9)),
+        ("EIO", 8),
+        ("stop", 2),
+        ("stop", 9),
+    ],
 )
 def test_fault(kind: str, number: int, nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
     assert fault(nursery, undisturbed, tmp_path, kind, number)
@@ -122,7 +128,9 @@ def test_falls_back_to_the_one_before(nursery: Nursery, undisturbed: Path, out: 
 def test_both_damaged(nursery: Nursery, out: Path, tmp_path: Path) -> None:
     for path in (out / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
-    nursery.run(tmp_path, *WORDS, "--out", out, "--resume").one_line("no usable checkpoint", "epoch=000001", "epoch=000002")
+    nursery.run(tmp_path, *WORDS, "--out", out, "--resume").one_line(
+        "no usable checkpoint", "epoch=000001", "epoch=000002"
+    )
 
 
 def test_settings_need_not_be_given(nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:

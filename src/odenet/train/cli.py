@@ -24,7 +24,7 @@ from .. import __version__
 from ..check import method as method_named
 from .errors import UserError
 from .processes import device as device_named
-from .processes import first_process, lost, together, trainer_options
+from .processes import first_process, together, trainer_options
 from .tasks import TASKS, task_class
 from .tasks.images import DATA, ImageSettings
 
@@ -107,9 +107,9 @@ def _compare(where: Place, given: Mapping[str, Any]) -> None:
 
     settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
     command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
-    files = compare(settings, out, where.resume, processes, command)
+    rows, files = compare(settings, out, where.resume, processes, command)
     if files:
-        _show([], files)
+        _show(rows, files)
 
 
 def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
@@ -118,7 +118,9 @@ def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
     from rich.table import Table
 
     if rows:
-        table = Table(*rows[0])
+        table = Table()
+        for i, name in enumerate(rows[0]):
+            table.add_column(name, justify="right" if i else "left")
         for row in rows:
             table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
         Console(width=None if sys.stdout.isatty() else 200).print(table)
@@ -244,8 +246,6 @@ def _status(error: BaseException) -> int:
         _say(str(error))
     elif isinstance(error, OSError):
         _say(f"{error.filename or 'a file'} could not be read or written ({error.strerror or error})")
-    elif lost(error):
-        _say("another process of this run has ended, or cannot be reached: go on with --resume")
     else:
         traceback.print_exception(error)
         return 1

@@ -10,8 +10,6 @@ from torch import distributed as dist
 
 from .errors import UserError
 
-_LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
-
 
 def first_process() -> bool:
     """Whether this is the only process of a run, or its first: the one that writes."""
@@ -70,10 +68,3 @@ def _started() -> tuple[int, int] | None:
 def together() -> bool:
     """Whether this process is in a group of several."""
     return dist.is_available() and dist.is_initialized()
-
-
-def lost(error: BaseException) -> bool:
-    """Whether the error is what the end of another process looks like from here."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)

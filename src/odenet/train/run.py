@@ -27,7 +27,7 @@ from .checkpoint import Checkpoints, Found, newest
 from .errors import UserError, first_line
 from .files import locked, write, write_csv
 from .module import Data, Module
-from .processes import first_process, lost
+from .processes import first_process
 from .task import Task
 from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, described
 
@@ -46,7 +46,9 @@ def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: boo
     defaults = {field.name: field.default for field in fields(task.Settings)} | task.defaults(stated)
     unknown = [name for name in saved if name not in defaults]
     if unknown:
-        raise UserError(f"{folder} is of another task or version, with the setting {unknown[0]!r}: choose another --out")
+        raise UserError(
+            f"{folder} is of another task or version, with the setting {unknown[0]!r}: choose another --out"
+        )
     return task.Settings(**{**defaults, **(task.QUICK if stated.get("quick") else {}), **stated})
 
 
@@ -137,7 +139,7 @@ def _fit(trainer: L.Trainer, module: Module, data: Data, history: History, found
             f"{folder}: {error.strerror or error}: free space or make it writable; {_kept(folder)}"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        if found is None or module.started or lost(error):
+        if found is None or module.started:
             raise
         raise UserError(f"{found[0]} cannot be taken up ({first_line(error)}): delete it") from None
     finally:
