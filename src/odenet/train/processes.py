@@ -31,8 +31,6 @@ def device(name: str) -> str:
 
 def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[str, Any]:
     """What Lightning's trainer is to be told of --device, --devices and --nodes."""
-    from lightning.pytorch.strategies import DDPStrategy
-
     kind, started = device(name), _started()
     if started is not None:
         for option, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):
@@ -44,9 +42,7 @@ def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[s
     devices, nodes = devices or 1, nodes or 1
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} CUDA GPU(s) here")
-    # without an exchange of buffers, a forward pass without gradients waits for nobody
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
-    return {"accelerator": kind, "devices": devices, "num_nodes": nodes, "strategy": strategy}
+    return {"accelerator": kind, "devices": devices, "num_nodes": nodes}
 
 
 def _started() -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
@@ -106,7 +107,10 @@ def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str,
         enable_version_counter=False,
     )
     watch = [EarlyStopping(task.MONITOR, patience=PATIENCE, check_finite=False), LearningRateMonitor("epoch")]
+    several = processes["devices"] * processes["num_nodes"] > 1
     return L.Trainer(
+        # without an exchange of buffers, a forward pass without gradients waits for nobody
+        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
         max_epochs=task.settings.epochs,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[*watch, SolverStats(), history, saver, *([RichProgressBar()] if shown else [])],
