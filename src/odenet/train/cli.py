@@ -207,7 +207,8 @@ def main() -> NoReturn:
     for signum in signals:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _stop)
-    threading.excepthook = _thread_failed
+    # a log writer's thread passes its OSError on to the main thread, which reports it
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
     try:
         status = app(standalone_mode=False) or 0
     except BaseException as error:
@@ -223,12 +224,6 @@ def main() -> NoReturn:
 def _stop(signum: int, frame: Any) -> None:
     """End the command. Not by a KeyboardInterrupt, for which Lightning and Typer have ends of their own."""
     raise SystemExit(128 + signum)
-
-
-def _thread_failed(given: threading.ExceptHookArgs) -> None:
-    """A log writer's thread passes its OSError on to the main thread, which reports it."""
-    if not issubclass(given.exc_type, OSError):
-        threading.__excepthook__(given)
 
 
 def _status(error: BaseException) -> int:

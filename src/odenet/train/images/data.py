@@ -25,8 +25,6 @@ _SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
-
-
 Splits = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -87,7 +85,7 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
         found = read_npz(path)
     else:
         raise UserError(f"data {name!r} is unknown: digits, mnist, a folder of images, or an .npz file that is there")
-    images, labels = found["train"] if "train" in found else next(iter(found.values()))
+    images, labels = found["train"]
     classes, (height, width) = np.unique(labels), images.shape[-2:]
     if len(classes) < 2:
         raise UserError(f"{name} has one class only, {str(classes[0])!r}: at least 2 are needed")
