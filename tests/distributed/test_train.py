@@ -49,7 +49,7 @@ def test_resume_on_another_number_of_processes(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path) -> None:
     """--devices 2: each file is written once, and said to be."""
-    done = started([sys.executable, "-m", "odenet_command", *QUICK, "--devices", "2", "--out", "run"], tmp_path)
+    done = started([sys.executable, "-m", "odenet.train.cli", *QUICK, "--devices", "2", "--out", "run"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Wrote:") == 1 and not done.stderr
     for file in done.stdout.split("Wrote:")[1].split():
@@ -59,7 +59,7 @@ def test_command(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_and_compare(tmp_path: Path) -> None:
-    words = ["-m", "odenet_command", "compare", "digits", "--quick", "--out", "run"]
+    words = ["-m", "odenet.train.cli", "compare", "digits", "--quick", "--out", "run"]
     done = torchrun(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Wrote:") == 1 and done.stderr.count(": trained in") == 3
@@ -89,7 +89,7 @@ def test_one_process_dies(by_torchrun: bool, tmp_path: Path) -> None:
         done = started([sys.executable, *words, "--devices", "2"], tmp_path, limit=100)
     assert done.returncode != 0 and time.monotonic() - start < 90
     assert not (tmp_path / "run" / "results.json").exists()
-    again = started([sys.executable, "-m", "odenet_command", *words[1:], "--resume"], tmp_path)
+    again = started([sys.executable, "-m", "odenet.train.cli", *words[1:], "--resume"], tmp_path)
     assert again.returncode == 0, again.stderr
 
 

@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
     two = trainer_options("cpu", None, None)
     assert (two["devices"], two["num_nodes"]) == (2, 1)
     stop_after_one_epoch(folder / "two then one", two)
-    train(folder / "one then two", True, trainer_options("cpu", None, None))
+    train(folder / "one then two", True, two)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -284,7 +285,9 @@ def run_command(call: Command, ledger: Ledger) -> None:
     # nothing of these is to be trained: whatever gets past the checks ends here
     with (
         patch.object(sys, "argv", ["odenet", *call.words]),
-        patch("odenet.train.cli._begin", side_effect=UserError("all checks passed")),
+        patch("odenet.train.run.train", side_effect=UserError("all checks passed")),
+        patch("odenet.train.images.compare.compare", return_value=([], [])),
+        patch("odenet.train.cli.subprocess.run", return_value=SimpleNamespace(returncode=0)),
         patch("odenet.train.cli.signal.signal"),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -374,12 +374,12 @@ def commands() -> st.SearchStrategy[Command]:
     option = st.sampled_from(
         ["--epochs", "--batch-size", "--channels", "--lr", "--tolerance", "--devices", "--nonsense"]
     )
-    wrong_number = st.tuples(st.just("train"), st.sampled_from(["odenet", "rknet"]), option, number)
+    wrong_number = st.tuples(st.just("train"), st.just("images"), option, number)
     wrong_name = st.tuples(
         st.sampled_from(["train", "compare", "bench", "odenet", ""]), st.sampled_from(["x", "", "0", "é"])
     )
     wrong_choice = st.tuples(
-        st.just("train"), st.just("odenet"), st.sampled_from(["--method", "--device", "--data"]),
+        st.just("train"), st.just("images"), st.sampled_from(["--method", "--device", "--data"]),
         st.sampled_from(["x", "", "rk4", "gl4", "tpu", "imagenet"]),
     )  # fmt: skip
     asks = st.tuples(st.sampled_from(["train", "compare", "bench", "--help"]), st.just("--help"))

@@ -154,6 +154,7 @@ def test_npz(name: str, tmp_path: Path) -> None:
 
 
 BAD = {
+    "no images to train on": ({"x_test": BYTES, "y_test": LABELS}, "no array .images."),
     "no labels": ({"images": BYTES}, "no array 'labels'"),
     "names": ({"x": BYTES, "y": LABELS}, "no array 'images'"),
     "labels that are floats": ({"images": BYTES, "labels": LABELS / 2}, "labels is of shape .* integers or texts"),

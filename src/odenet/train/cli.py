@@ -24,7 +24,7 @@ from .. import __version__
 from ..api.checks import method as method_named
 from .errors import UserError
 from .processes import device as device_named
-from .processes import first_process, lost, together, trainer_options
+from .processes import first_process, together, trainer_options
 from .tasks import TASKS, task_class
 from .tasks.images import DATA, ImageSettings
 
@@ -107,9 +107,9 @@ def _compare(where: Place, given: Mapping[str, Any]) -> None:
 
     settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
     command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
-    files = compare(settings, out, where.resume, processes, command)
+    rows, files = compare(settings, out, where.resume, processes, command)
     if files:
-        _show([], files)
+        _show(rows, files)
 
 
 def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
@@ -118,7 +118,9 @@ def _show(rows: list[dict[str, Any]], files: Iterable[Path]) -> None:
     from rich.table import Table
 
     if rows:
-        table = Table(*rows[0])
+        table = Table()
+        for i, name in enumerate(rows[0]):
+            table.add_column(name, justify="right" if i else "left")
         for row in rows:
             table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
         Console(width=None if sys.stdout.isatty() else 200).print(table)
@@ -205,7 +207,8 @@ def main() -> NoReturn:
     for signum in signals:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _stop)
-    threading.excepthook = _thread_failed
+    # a log writer's thread passes its OSError on to the main thread, which reports it
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
     try:
         status = app(standalone_mode=False) or 0
     except BaseException as error:
@@ -223,12 +226,6 @@ def _stop(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
-def _thread_failed(given: threading.ExceptHookArgs) -> None:
-    """A log writer's thread passes its OSError on to the main thread, which reports it."""
-    if not issubclass(given.exc_type, OSError):
-        threading.__excepthook__(given)
-
-
 def _status(error: BaseException) -> int:
     """The exit status after an error, which is told in one line; a bug is shown whole."""
     if isinstance(error, SystemExit):
@@ -244,8 +241,6 @@ def _status(error: BaseException) -> int:
         _say(str(error))
     elif isinstance(error, OSError):
         _say(f"{error.filename or 'a file'} could not be read or written ({error.strerror or error})")
-    elif lost(error):
-        _say("another process of this run has ended, or cannot be reached: go on with --resume")
     else:
         traceback.print_exception(error)
         return 1

@@ -10,8 +10,6 @@ from torch import distributed as dist
 
 from .errors import UserError
 
-_LOST = ("Connection closed", "Connection reset", "Broken pipe", "connectFullMesh", "Timed out waiting", "NCCL")
-
 
 def first_process() -> bool:
     """Whether this is the only process of a run, or its first: the one that writes."""
@@ -33,8 +31,6 @@ def device(name: str) -> str:
 
 def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[str, Any]:
     """What Lightning's trainer is to be told of --device, --devices and --nodes."""
-    from lightning.pytorch.strategies import DDPStrategy
-
     kind, started = device(name), _started()
     if started is not None:
         for option, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):
@@ -46,9 +42,7 @@ def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[s
     devices, nodes = devices or 1, nodes or 1
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} CUDA GPU(s) here")
-    # without an exchange of buffers, a forward pass without gradients waits for nobody
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
-    return {"accelerator": kind, "devices": devices, "num_nodes": nodes, "strategy": strategy}
+    return {"accelerator": kind, "devices": devices, "num_nodes": nodes}
 
 
 def _started() -> tuple[int, int] | None:
@@ -70,10 +64,3 @@ def _started() -> tuple[int, int] | None:
 def together() -> bool:
     """Whether this process is in a group of several."""
     return dist.is_available() and dist.is_initialized()
-
-
-def lost(error: BaseException) -> bool:
-    """Whether the error is what the end of another process looks like from here."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
@@ -27,7 +28,7 @@ from .checkpoint import Checkpoints, Found, newest
 from .errors import UserError, first_line
 from .files import locked, write, write_csv
 from .module import Data, Module
-from .processes import first_process, lost
+from .processes import first_process
 from .task import Task
 from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, described
 
@@ -106,7 +107,10 @@ def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str,
         enable_version_counter=False,
     )
     watch = [EarlyStopping(task.MONITOR, patience=PATIENCE, check_finite=False), LearningRateMonitor("epoch")]
+    several = processes["devices"] * processes["num_nodes"] > 1
     return L.Trainer(
+        # without an exchange of buffers, a forward pass without gradients waits for nobody
+        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
         max_epochs=task.settings.epochs,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[*watch, SolverStats(), history, saver, *([RichProgressBar()] if shown else [])],
@@ -139,7 +143,7 @@ def _fit(trainer: L.Trainer, module: Module, data: Data, history: History, found
             f"{folder}: {error.strerror or error}: free space or make it writable; {_kept(folder)}"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        if found is None or module.started or lost(error):
+        if found is None or module.started:
             raise
         raise UserError(f"{found[0]} cannot be taken up ({first_line(error)}): delete it") from None
     finally:

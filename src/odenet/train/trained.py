@@ -22,13 +22,13 @@ def described(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"task": str, "settings": dict, "info": (dict, type(None)), "data": (str, type(None))}
+        if not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+            raise ValueError("it is not of a run")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no run: there is no {SETTINGS}; to start one, leave --resume out") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): bring a copy back") from None
-    keys = {"task": str, "settings": dict, "info": (dict, type(None)), "data": (str, type(None))}
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in keys.items()):
-        raise UserError(f"{path} is not of a run: bring the run's own back")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be used ({first_line(error)}): bring a copy back") from None
     return found
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from ...errors import SolveError
 from ...nn.classifier import KINDS
@@ -24,12 +22,11 @@ from ..run import PATIENCE, Trained, train
 from ..tasks.images import Images, ImageSettings
 from ..trained import SETTINGS
 from . import figures
-from .cost import cost
 from .data import ImageData
 
 # of the table, by the name in results.csv
 COLUMNS: dict[str, tuple[str, Any]] = {
-    "net": ("net", KINDS.get),
+    "net": ("net", KINDS.__getitem__),
     "test_error_percent": ("test error", "{:.2f} %".format),
     "parameters": ("parameters", lambda n: f"{n / 1e6:.2f} M" if n > 1e5 else f"{n / 1e3:.1f} k"),
     "block_bytes": ("block memory", lambda n: f"{n / 2**20:.1f} MiB"),
@@ -42,18 +39,15 @@ NOTE = (
     "weights. Evaluations: of the field, or residual blocks; RK-Net keeps its graph, so its backward pass makes none."
 )
 Row = dict[str, Any]
+Compared = tuple[list[Row], list[Path]]  # the table as it is shown, and the files
 
 
-def _cells(row: Row) -> list[str]:
-    return [show(row[name]) for name, (_, show) in COLUMNS.items()]
-
-
-def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> list[Path]:
-    """Everything of `odenet compare`; gives the files that it wrote. Of several processes only the first writes."""
+def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> Compared:
+    """Everything of `odenet compare`; of several processes only the first writes, and the others give nothing."""
     data = Images(s).images  # what is wrong with it is told before a file is written
     if not first_process():
         _train(s, out, resume, processes)
-        return []
+        return [], []
     with locked(out):
         own = {"task": "images", "settings": asdict(s), "info": None, "data": None}
         write(out / SETTINGS, json.dumps(own, indent=2) + "\n")
@@ -74,15 +68,15 @@ def _train(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, An
     return trained
 
 
-def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, out: Path, command: str) -> list[Path]:
+def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, out: Path, command: str) -> Compared:
     """The table and the figures of the trained networks."""
-    batch = min(s.batch_size, 32 if s.quick else 128)
+    batch, repeats = min(s.batch_size, 32 if s.quick else 128), 2 if s.quick else 5
     nets: dict[str, Any] = {kind: each.net for kind, each in trained.items()}
-    errors = {kind: each.test["test_error"] for kind, each in trained.items()}
     try:
         rows: list[Row] = [
-            {"net": kind, "test_error_percent": errors[kind], **cost(net, data, s.batch_size, 2 if s.quick else 5)}
-            for kind, net in nets.items()
+            {"net": kind, "test_error_percent": each.test["test_error"]}
+            | figures.cost(nets[kind], data, s.batch_size, repeats)
+            for kind, each in trained.items()
         ]
         drawn = {
             "training": generic.training({KINDS[k]: each.history for k, each in trained.items()}, Images.MONITOR),
@@ -94,34 +88,25 @@ def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, ou
         raise UserError(
             f"the nets are trained, but a solve to measure them failed: {error} Try another --method"
         ) from None
-    table = Table(title=f"{Path(s.data).name}: {len(data.splits['test'][1])} test images")
-    for name, (title, _) in COLUMNS.items():
-        table.add_column(title, justify="left" if name == "net" else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    Console(width=120).print(table)
+    table = [{title: show(row[name]) for name, (title, show) in COLUMNS.items()} for row in rows]
     pictures = [generic.write_png(figure, out / f"{name}.png") for name, figure in drawn.items()]
-    return [
+    return table, [
         *(path for each in trained.values() for path in each.files),
         write_csv(out / "results.csv", rows),
         write(out / "results.json", json.dumps(rows, indent=2) + "\n"),
-        write(out / "results.md", _page(rows, s, command, pictures, trained)),
+        write(out / "results.md", _page(table, s, command, pictures, [len(each.history) for each in trained.values()])),
         *pictures,
     ]
 
 
-def _page(rows: list[Row], s: ImageSettings, command: str, pictures: list[Path], trained: dict[str, Trained]) -> str:
+def _page(table: list[Row], s: ImageSettings, command: str, pictures: list[Path], epochs: list[int]) -> str:
     """results.md: the command, its settings, the table and the figures."""
-    run = {KINDS[kind]: len(each.history) for kind, each in trained.items()}
-    epochs = f"{s.epochs} epochs"
-    if any(n < s.epochs for n in run.values()):
-        each = ", ".join(f"{label} {n}" for label, n in run.items())
-        epochs = f"at most {s.epochs} epochs, run until the validation error stopped falling ({each})"
     how = (
-        f"{epochs}, batch {s.batch_size}, {s.channels} channels, learning rate up to {s.lr:g}, {s.method} at tolerance "
-        f"{s.tolerance:g}, seed {s.seed}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
+        f"{', '.join(map(str, epochs))} of at most {s.epochs} epochs, batch {s.batch_size}, {s.channels} channels, "
+        f"learning rate up to {s.lr:g}, {s.method} at tolerance {s.tolerance:g}, seed {s.seed}; "
+        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
     )
-    head = f"| {' | '.join(title for title, _ in COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}\n"
-    body = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
+    lines = [list(table[0]), ["---"] * len(table[0]), *(list(row.values()) for row in table)]
+    body = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     images = "".join(f"\n![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures)
-    return f"# {Path(s.data).name}\n\n```\n{command}\n```\n\n{how}\n\n{head}{body}\n{NOTE}\n{images}"
+    return f"# {Path(s.data).name}\n\n```\n{command}\n```\n\n{how}\n\n{body}\n{NOTE}\n{images}"

@@ -25,13 +25,14 @@ _SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+Splits = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class ImageData:
     """splits: images (N, C, size, size), uint8 or float in [0, 1], and the numbers of their classes (N,), by split."""
 
-    splits: dict[str, tuple[Tensor, Tensor]]
+    splits: Splits
     classes: list[str]
 
     @property
@@ -84,7 +85,7 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
         found = read_npz(path)
     else:
         raise UserError(f"data {name!r} is unknown: digits, mnist, a folder of images, or an .npz file that is there")
-    images, labels = found["train"] if "train" in found else next(iter(found.values()))
+    images, labels = found["train"]
     classes, (height, width) = np.unique(labels), images.shape[-2:]
     if len(classes) < 2:
         raise UserError(f"{name} has one class only, {str(classes[0])!r}: at least 2 are needed")
@@ -100,27 +101,22 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
     return ImageData(splits, [str(c) for c in classes])
 
 
-def _split(
-    found: dict[str, tuple[Tensor, Tensor]], classes: int, seed: int, name: str
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _split(found: Splits, classes: int, seed: int, name: str) -> Splits:
     """All three splits in random order; test and val, where missing, are a fifth and a tenth of each class."""
+    from sklearn.model_selection import train_test_split
+
     generator = torch.Generator().manual_seed(seed)
-    given = {}
-    for split, (images, labels) in found.items():
-        order = torch.randperm(len(labels), generator=generator)
-        given[split] = images[order], labels[order]
-    for split, share in (("test", 5), ("val", 9)):
-        if split in given:
-            continue
-        images, labels = given["train"]
-        own = [torch.nonzero(labels == number).flatten() for number in range(classes)]
-        if min(map(len, own)) < 2:
-            raise UserError(
-                f"{name}: a class has too few images: at least 3 of each are needed, to train, val and test"
-            )
-        held = torch.zeros(len(labels), dtype=torch.bool)
-        held[torch.cat([index[: max(1, len(index) // share)] for index in own])] = True
-        given[split], given["train"] = (images[held], labels[held]), (images[~held], labels[~held])
+    orders = {split: torch.randperm(len(y), generator=generator) for split, (_, y) in found.items()}
+    given = {split: (x[orders[split]], y[orders[split]]) for split, (x, y) in found.items()}
+    for split, share in (("test", 5), ("val", 8)):
+        if split not in given:
+            x, y = given["train"]
+            size = max(classes, len(y) // share)
+            try:
+                rest, held = train_test_split(torch.arange(len(y)), test_size=size, random_state=seed, stratify=y)
+            except ValueError as error:
+                raise UserError(f"{name} has too few images of a class to split them ({first_line(error)})") from None
+            given["train"], given[split] = (x[rest], y[rest]), (x[held], y[held])
     return given
 
 

@@ -72,8 +72,9 @@ def read_folder(folder: Path, size: int) -> Found:
 def read_npz(path: Path) -> Found:
     """Arrays images and labels, or x_train, y_train, x_test and y_test; x_val and y_val if there are any."""
     arrays = _arrays(path)
-    names = {split: (f"x_{split}", f"y_{split}") for split in SPLITS if f"x_{split}" in arrays}
-    names = names or {"train": ("images", "labels")}
+    names = {"train": ("images", "labels")}
+    if "x_train" in arrays:
+        names = {split: (f"x_{split}", f"y_{split}") for split in SPLITS if f"x_{split}" in arrays}
     return {split: (_images(path, x, arrays), _labels(path, y, arrays)) for split, (x, y) in names.items()}
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from typer import Option
 
 from ...nn import classifier
-from ...nn.classifier import KINDS, ClassifierKind
+from ...nn.classifier import KINDS
 from ..errors import UserError
 from ..images.data import Samples, load, scaled
 from ..images.files import inputs
@@ -74,9 +74,7 @@ class Images(Task):
     def build(settings: ImageSettings, info: Mapping[str, Any]) -> nn.Module:
         s = settings
         solve = {"rtol": s.tolerance, "atol": s.tolerance, "method": s.method, "per_sample": s.per_sample}
-        return classifier(
-            cast(ClassifierKind, s.net), info["channels"], info["size"], len(info["classes"]), s.channels, **solve
-        )
+        return classifier(cast(Any, s.net), info["channels"], info["size"], len(info["classes"]), s.channels, **solve)
 
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics import MeanMetric

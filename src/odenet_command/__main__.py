@@ -1,5 +1,0 @@
-"""`python -m odenet_command`, which is `odenet`."""
-
-from . import main
-
-main()
