@@ -11,64 +11,23 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix coverage mutation soak lint bench bench-quick clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## create .venv with the library, its training extra and the development tools
 
-setup-bench: $(BENCH_READY) ## add the libraries that the benchmarks compare with
+setup-bench: $(BENCH_READY) ## run all benchmarks that need no GPU; results in benchmarks/results (hours)
+	@set -e; for name in gradients peers precision front stiff; do \
+		$(BIN)/python -m benchmarks $$name --out benchmarks/results; \
+	done
 
-$(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/pip || { \
-		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-			echo "odenet needs Python 3.11 or newer and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
-				"name another: make PYTHON=python3.12 ..." >&2; exit 1; }; \
-		$(PYTHON) -m venv $(VENV); }
-	@echo "Installing the pinned packages into $(VENV) (once; a few minutes) ..."
-	@$(INSTALL) pip setuptools
-	@$(INSTALL) --no-build-isolation --editable '.[train,dev]'
-	@touch $@
-
-$(BENCH_READY): $(READY)
-	@$(INSTALL) --no-build-isolation --editable '.[bench]'
-	@touch $@
-
-demo: $(READY) ## train a residual network and an ODE-Net on digits; figures and tables in runs/digits
-	@rm -rf runs/digits
-	$(BIN)/odenet compare digits --out runs/digits
-
-test: $(READY) ## the tests, without those marked slow
-	@$(PYTEST) -m "not slow"
-
-test-all: $(READY) ## all tests, and new random cases
-	@ODENET_NEW_CASES=1 $(PYTEST)
-
-test-matrix: $(READY) ## `make test` with one and with two threads, and with float32 and float64 as the default dtype
-	@set -e; for threads in 1 2; do for dtype in float32 float64; do \
-		echo "== $$threads threads, default dtype $$dtype"; \
-		ODENET_TEST_THREADS=$$threads ODENET_TEST_DTYPE=$$dtype $(PYTEST) -m "not slow"; \
-	done; done
-
-coverage: $(READY) ## lines of the core that `make test` runs; fails under 95 %
-	@$(PYTEST) -m "not slow" --cov --cov-report=term --timeout 1200
-
-mutation: $(READY) ## mutants of control, engine and gradients that the tests let live; MUTATION='--sample 200' for some
-	@$(BIN)/python tools/mutation.py $(MUTATION)
-
-soak: $(READY) ## a million solves and a thousand training steps: no growth of memory, caches, files, threads
-	@$(BIN)/python tools/soak.py --out benchmarks/results/soak.md
-
-lint: $(READY) ## ruff's rules and format, and types with pyright
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/pyright --project pyproject.toml
-
-bench: $(BENCH_READY) ## measure the gradients, and other libraries beside this one; results in benchmarks/results
-	$(BIN)/odenet bench gradients --out benchmarks/results
-	$(BIN)/odenet bench peers --out benchmarks/results
+bench-quick: $(READY) ## time small solves and compare them with the run before, which runs/speed has
+	@$(BIN)/python -m pytest benchmarks/speed -p no:randomly --benchmark-storage=runs/speed --benchmark-autosave \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=func \
+		$(if $(wildcard runs/speed/*/*.json),--benchmark-compare) $(SPEED)
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

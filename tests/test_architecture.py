@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
 # "solve". `import odenet` itself is a layer: it gathers everything up to nn.
 LAYERS = ("core", "methods", "control", "engine", "gradients", "compiled", "solve", "nn", "odenet", "compat")
-LAYERS += ("bench", "train")
+LAYERS += ("train",)
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.
@@ -120,7 +120,7 @@ def test_imports_point_down():
         ("odenet.gradients.base", "odenet.solve"),
         ("odenet.solution", "odenet.nn"),
         ("odenet.nn.layer", "odenet"),
-        ("odenet.compat.torchdiffeq", "odenet.bench.timing"),
+        ("odenet.compat.torchdiffeq", "odenet.train.cli"),
         ("odenet.nn.layer", "odenet.compat.torchdiffeq"),
         ("odenet.errors", "odenet.engine.problem"),
     ],

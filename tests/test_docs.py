@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "migrate.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def jax_precision() -> Iterator[None]:
+    """A block that sets JAX's x64 mode sets it for the whole process."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
 @pytest.mark.parametrize("number", range(len(README)))

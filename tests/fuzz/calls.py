@@ -285,7 +285,6 @@ def run_command(call: Command, ledger: Ledger) -> None:
     with (
         patch.object(sys, "argv", ["odenet", *call.words]),
         patch("odenet.train.compare.run", return_value=[]),
-        patch("odenet.bench.gradients.run", return_value=[]),
         redirect_stdout(out),
         redirect_stderr(err),
     ):

@@ -118,7 +118,6 @@ def test_full_disk_keeps_the_last_file(tmp_path: Path, monkeypatch: pytest.Monke
         (["compare", "digits", "--device", "tpu"], "cpu or cuda"),
         (["train", "resnett"], "Did you mean 'resnet'"),
         (["train", "resnet", "--quick", "--out", ""], "--out is empty"),
-        (["bench", "peers", "--quick", "--out", ""], "--out is empty"),
         (["compare", "digits", "--quick", "--data-dir", "x"], "digits are embedded"),
     ],
 )

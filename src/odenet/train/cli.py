@@ -234,48 +234,6 @@ def train(
     _start([net], **options)
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="gradients or peers")],
-    out: Annotated[Path, typer.Option(parser=_folder, metavar="<path>", help="Folder for all results")] = Path(
-        "runs/bench"
-    ),
-    seed: Seed = 0,
-    device: Device = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run whose numbers say nothing")] = False,
-    only: Annotated[
-        list[str] | None, typer.Option(help="peers: a field, or work_precision; may be given again (default: all)")
-    ] = None,
-) -> None:
-    """Measure every gradient beside its targets (gradients), or this library side by side with others (peers)."""
-    from ..bench import NAMES, gradients
-    from ..bench.fields import FIELDS
-    from ..bench.peers import run as peers
-    from ..bench.progress import shown
-    from .files import write
-    from .processes import check_device
-
-    if name not in NAMES:
-        raise UserError(str(unknown_name("name", name, NAMES)))
-    if only and name != "peers":
-        raise UserError(f"--only chooses among the fields of `odenet bench peers`; {name} has none")
-    parts = [*(field.name for field in FIELDS), peers.PRECISION]
-    for part in only or ():
-        if part not in parts:
-            raise UserError(str(unknown_name("--only", part, parts)))
-    check_device(device)
-    files: dict[Path, None] = {}
-    with shown() as tell:
-        if name == "peers":
-            results = peers.run(peers.Settings(seed, device, quick, _command(), tuple(only or ())), tell)
-        else:
-            results = gradients.run(gradients.Settings(seed, device, quick, _command()), tell)
-        for file, content in results:
-            write(out / file, content)
-            files[out / file] = None
-    _list(files)
-
-
 def main() -> None:
     """Entry point: a mistake of the user ends in one line on stderr and exit code 2; Ctrl-C too, and exit code 130."""
     try:
