@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..libraries.contenders import by_label, contenders_on
 from ..libraries.problems import Field, build, choose
 from ..shared.tables import Settings
-from . import first_step, peer_figure, peer_tables
+from . import first_step, peers_report
 from .comparison import compare
 from .peer_rows import EvaluationCost, Row
 from .targets import targets
@@ -48,6 +48,6 @@ def run(settings: Settings, name: str = "peers") -> Iterator[tuple[str, str | by
         found, costs[field.name] = compare(problem, contenders_on(field), 2 if settings.quick else 7)
         rows += _with_processes(found, field, settings)
         done = fields[: i + 1]
-        yield f"{name}.csv", peer_tables.numbers(rows, costs)
-        yield f"{name}.md", peer_tables.page(rows, done, costs, targets(rows, done), settings, name)
-    yield f"{name}.png", peer_figure.draw(rows, fields, costs)
+        yield f"{name}.csv", peers_report.numbers(rows, costs)
+        yield f"{name}.md", peers_report.page(rows, done, costs, targets(rows, done), settings, name)
+    yield f"{name}.png", peers_report.draw(rows, fields, costs)

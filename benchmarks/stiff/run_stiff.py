@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..shared.subprocesses import call_in_subprocess
 from ..shared.tables import Settings
-from . import stiff_figure, stiff_tables
+from . import stiff_report
 from .stiff_solves import (
     PROBLEMS,
     SOLVERS,
@@ -42,6 +42,6 @@ def measure(problems: Sequence[str]) -> tuple[list[Row], str]:
 def run(settings: Settings) -> Iterator[tuple[str, str | bytes]]:
     """Measure, and yield the name and the content of each file."""
     rows, missing = measure(settings.only or NAMES)
-    yield "stiff.csv", stiff_tables.numbers(rows)
-    yield "stiff.md", stiff_tables.page(rows, settings, missing)
-    yield "stiff.png", stiff_figure.draw(rows)
+    yield "stiff.csv", stiff_report.numbers(rows)
+    yield "stiff.md", stiff_report.page(rows, settings, missing)
+    yield "stiff.png", stiff_report.draw(rows)

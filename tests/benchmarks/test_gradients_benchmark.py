@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.gradients import cost, exactness, gradient_figure, gradient_tables, memory, recomputation
+from benchmarks.gradients import cost, exactness, gradients_report, memory, recomputation
 from benchmarks.gradients.cost import Cost
 from benchmarks.gradients.exactness import Exactness
 from benchmarks.gradients.gradient_options import BASE, GradientOption, cost_options, memory_options, named
@@ -148,7 +148,7 @@ def test_an_error_is_one_line() -> None:
     assert value_or_error(refuse) == (None, "no gradient")
 
 
-RESULTS = gradient_tables.Results(
+RESULTS = gradients_report.Results(
     memory=[
         Memory("adjoint", 50, False, 40 * MIB, 60),
         Memory("adjoint", 1000, False, 75 * MIB, 60),
@@ -177,7 +177,7 @@ def lines_of(text: str, start: str) -> list[list[str]]:
 
 
 def test_page_says_what_was_met_and_what_not() -> None:
-    text = gradient_tables.page(RESULTS, Settings("python -m benchmarks gradients"))
+    text = gradients_report.page(RESULTS, Settings("python -m benchmarks gradients"))
     assert "python -m benchmarks gradients\n" in text and f"torch: {torch.__version__}," in text and "![" in text
     assert "smoke" not in text
     assert lines_of(text, "adjoint")[0][:7] == ["adjoint", "40.0", "75.0", "35.0", "30.0", "60", "no"]
@@ -191,8 +191,8 @@ def test_page_says_what_was_met_and_what_not() -> None:
 
 
 def test_numbers_are_one_a_line() -> None:
-    rows = list(csv.DictReader(io.StringIO(gradient_tables.numbers(RESULTS))))
-    assert tuple(rows[0]) == gradient_tables.CSV_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(gradients_report.numbers(RESULTS))))
+    assert tuple(rows[0]) == gradients_report.CSV_COLUMNS
     found = {(r["part"], r["case"], r["gradient"], r["quantity"]): r["value"] for r in rows}
     assert len(found) == len(rows)
     assert found["memory", "1000 steps, tight", "adjoint", "growth"] == str(30 * MIB)
@@ -202,7 +202,7 @@ def test_numbers_are_one_a_line() -> None:
 
 
 def test_figure_is_drawn_with_numbers_missing() -> None:
-    assert gradient_figure.draw(RESULTS.memory, RESULTS.cost).startswith(b"\x89PNG")
+    assert gradients_report.draw(RESULTS.memory, RESULTS.cost).startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import kernel_launches
+from benchmarks.gpu import run_gpu
 from benchmarks.libraries import contenders
 from benchmarks.libraries.contenders import ADJOINT, BACKSOLVE, CHECKPOINTED, COMPAT, COMPILED, EAGER, ODEINT, by_label
 from benchmarks.libraries.problems import FIELDS, QUICK, Problem, build, choose
-from benchmarks.peers import first_step, peer_figure, peer_tables, run_peers
+from benchmarks.peers import first_step, peers_report, run_peers
 from benchmarks.peers.comparison import compare, relative_error
 from benchmarks.peers.peer_rows import EvaluationCost, Row, Times, mean_count
 from benchmarks.peers.targets import Target, targets
@@ -171,9 +171,9 @@ def test_the_first_step_needs_a_gradient(measure: Callable[..., float], monkeypa
 
 def test_launches_and_synchronisations_are_known_by_name() -> None:
     events = [("cudaLaunchKernel", 5), ("cuLaunchKernelEx", 2), ("cudaGraphLaunch", 1), ("cudaStreamSynchronize", 3)]
-    assert kernel_launches.count([*events, ("cudaMemcpyAsync", 9), ("aten::add", 7)]) == (8, 3)
+    assert run_gpu.count([*events, ("cudaMemcpyAsync", 9), ("aten::add", 7)]) == (8, 3)
     rows = [("tiny", EAGER, 80, 20, 10.0), ("tiny", "x", None, None, None, "n|o")]
-    text = kernel_launches.section([kernel_launches.Launches(*row) for row in rows])
+    text = run_gpu.section([run_gpu.Launches(*row) for row in rows])
     assert f"| tiny | {EAGER} | 80 | 20 | 10 | 8.0 | 2.0 |  |" in text and "n\\|o" in text
 
 
@@ -222,11 +222,11 @@ def test_page_and_numbers_say_what_was_measured() -> None:
     fields = choose(True, ["tiny", "medium"])
     costs = {"tiny": COST, "medium": None}
     met = [Target("a", "b", 2.0, 1.0), Target("c", "d", None, 1.0)]
-    text = peer_tables.page(ROWS, fields, costs, met, SMALL, "peers")
+    text = peers_report.page(ROWS, fields, costs, met, SMALL, "peers")
     assert "| a | b | 2.00 | >= 1 | yes |" in text and "| c | d | - | >= 1 | - |" in text
     assert f"| {COMPILED} | 10.00 | 9.00 to 11.00 | 1.00 | 10.00 | 9.00 to 11.00 | 0.80 |" in text
     assert "not installed: a\\|b" in text and "Cost of the evaluations: forward 2.60 ms, training step 9.80 ms." in text
-    rows = list(csv.DictReader(io.StringIO(peer_tables.numbers(ROWS, costs))))
+    rows = list(csv.DictReader(io.StringIO(peers_report.numbers(ROWS, costs))))
     found = {(r["field"], r["contender"], r["quantity"]): r["value"] for r in rows}
     assert len(found) == len(rows)
     assert found["tiny", ADJOINT, "train, seconds"] == "0.05" and found["tiny", "torchode", "nfe"] == ""
@@ -234,7 +234,7 @@ def test_page_and_numbers_say_what_was_measured() -> None:
 
 def test_figure_is_drawn_with_numbers_missing() -> None:
     fields = choose(True, ["tiny", "medium", "cnf"])
-    assert peer_figure.draw(ROWS, fields, {"tiny": COST, "medium": None}).startswith(b"\x89PNG")
+    assert peers_report.draw(ROWS, fields, {"tiny": COST, "medium": None}).startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

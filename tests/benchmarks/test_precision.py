@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odenet
-from benchmarks.precision import precision_figure, precision_tables, sweep
+from benchmarks.precision import precision_report, sweep
 from benchmarks.precision.exact_problems import PROBLEMS, ExactProblem
 from benchmarks.precision.sweep import METHODS, Point
 from benchmarks.shared.tables import Settings
@@ -49,16 +49,16 @@ def test_costs_are_interpolated_in_logarithms() -> None:
     def nfe(p: Point) -> float:
         return float(p.nfe or 1)
 
-    assert precision_tables.cost_of_error(points, 1e-3, nfe) == pytest.approx((200.0, False))
-    assert precision_tables.cost_of_error(points, 1e-6, nfe) == pytest.approx((800.0, False))
-    assert precision_tables.cost_of_error(points, 1e-9, nfe) is None
-    assert precision_tables.cost_of_error(points[:2], 0.1, nfe) == (100.0, True)
+    assert precision_report.cost_of_error(points, 1e-3, nfe) == pytest.approx((200.0, False))
+    assert precision_report.cost_of_error(points, 1e-6, nfe) == pytest.approx((800.0, False))
+    assert precision_report.cost_of_error(points, 1e-9, nfe) is None
+    assert precision_report.cost_of_error(points[:2], 0.1, nfe) == (100.0, True)
 
 
 def test_files_say_what_was_measured() -> None:
     points = [point(1e-2, 100), point(1e-4, 400), point(None, 800), point(3.0, 10)]
-    text = precision_tables.page(points, Settings("python -m benchmarks precision", quick=True))
+    text = precision_report.page(points, Settings("python -m benchmarks precision", quick=True))
     assert f"torch: {torch.__version__}" in text and "smoke run" in text and "## Kaps" not in text
     assert "| tsit5 | 200 | - | - | 20.0 | - | - | 1 of 4 points are worse than no solution; 800: failed |" in text
-    assert precision_tables.numbers(points).splitlines()[1] == "orbit,tsit5,100,0.01,100,0.01,"
-    assert precision_figure.draw(points).startswith(b"\x89PNG")
+    assert precision_report.numbers(points).splitlines()[1] == "orbit,tsit5,100,0.01,100,0.01,"
+    assert precision_report.draw(points).startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.shared.subprocesses import call_in_subprocess
 from benchmarks.shared.tables import Settings
-from benchmarks.stiff import run_stiff, stiff_figure, stiff_solves, stiff_tables
+from benchmarks.stiff import run_stiff, stiff_report, stiff_solves
 from benchmarks.stiff.stiff_solves import Row, by_name
 
 HIRES = by_name("HIRES")
@@ -49,7 +49,7 @@ def test_diffrax_runs_in_float64() -> None:
 
 
 def test_page_says_what_was_measured() -> None:
-    text = stiff_tables.page(rows(), Settings("python -m benchmarks stiff"), "")
+    text = stiff_report.page(rows(), Settings("python -m benchmarks stiff"), "")
     assert "| odenet kvaerno5 | 100 / 400 / 20 / 6.2 |" in text and "| SciPy BDF | failed |" in text
     assert "| diffrax Kvaerno5 | 400 / - / - / 6.2 |" in text and "left out" not in text
     assert (
@@ -58,12 +58,12 @@ def test_page_says_what_was_measured() -> None:
     assert "| odenet radauIIA5 | SciPy Radau | evaluations | 0.50 | 0.50 | 0.50 | 1 of 1 |" in text
     assert "| SciPy Radau | 1 | 1 | -0.5 |" in text
     assert "1 of 5 runs failed." in text and "- SciPy BDF on HIRES at 1e-04: failed: x" in text
-    assert "diffrax is left out: not installed: diffrax." in stiff_tables.page(
+    assert "diffrax is left out: not installed: diffrax." in stiff_report.page(
         rows()[:-1], Settings("x"), "not installed: diffrax"
     )
 
 
 def test_numbers_and_figure_take_missing_values() -> None:
-    lines = list(csv.DictReader(io.StringIO(stiff_tables.numbers(rows()))))
+    lines = list(csv.DictReader(io.StringIO(stiff_report.numbers(rows()))))
     assert lines[0]["rtol"] == "1e-04" and lines[0]["digits"] == "4.500" and lines[3]["digits"] == ""
-    assert stiff_figure.draw(rows()).startswith(b"\x89PNG")
+    assert stiff_report.draw(rows()).startswith(b"\x89PNG")

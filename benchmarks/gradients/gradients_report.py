@@ -1,4 +1,4 @@
-"""The results of the benchmark `gradients` as Markdown and CSV."""
+"""The results of the benchmark `gradients` as Markdown, CSV and a figure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..shared.plots import TARGET_COLOUR, bars, legend_above, png
 from ..shared.tables import MIB, NONE, Settings, csv_text, markdown_table, number, page_head, target_met
 from . import cost, memory
 from .cost import Cost
@@ -15,6 +19,10 @@ from .memory import Memory
 from .recomputation import Recomputation
 
 CSV_COLUMNS = ("part", "case", "gradient", "quantity", "value", "unit", "note")
+_COST_QUANTITIES = {"median": ("seconds", "s")} | {name: (name, "s") for name in ("fastest", "slowest")}
+_COST_QUANTITIES |= {"ratio": ("ratio", f"of {BASE}"), "ratio, again": ("ratio_again", f"of {AGAIN}")}
+_COST_QUANTITIES |= {name: (name, "evaluations") for name in ("nfe", "backward_nfe")}
+_COST_QUANTITIES |= {"checkpoints": ("checkpoints", "states"), "difference": ("difference", "relative")}
 
 _MEMORY = (
     "Growth of the peak resident memory of a process during one forward and one backward pass: method rk4, a state of "
@@ -140,20 +148,51 @@ def _quantities(results: Results) -> Iterator[list[Any]]:
         for to, error in zip(("y0", "args", "ts"), e.errors or (None, None, None), strict=True):
             yield ["exactness", e.case, e.label, f"error to {to}", error, "relative", e.note]
     for c in results.cost:
-        values = {
-            "median": (c.seconds, "s"),
-            "fastest": (c.fastest, "s"),
-            "slowest": (c.slowest, "s"),
-            "ratio": (c.ratio, f"of {BASE}"),
-            "ratio, again": (c.ratio_again, f"of {AGAIN}"),
-            "nfe": (c.nfe, "evaluations"),
-            "backward_nfe": (c.backward_nfe, "evaluations"),
-            "checkpoints": (c.checkpoints, "states"),
-            "difference": (c.difference, "relative"),
-        }
-        for quantity, (value, unit) in values.items():
-            yield ["cost", c.size, c.label, quantity, value, unit, c.note]
+        for quantity, (name, unit) in _COST_QUANTITIES.items():
+            yield ["cost", c.size, c.label, quantity, getattr(c, name), unit, c.note]
     for r in results.recomputation:
         case = f"{r.steps} steps, {r.slots} checkpoints"
         for quantity, value in (("recomputed", r.recomputed), ("optimum", r.optimum)):
             yield ["recomputation", case, BASE, quantity, value, "steps", r.note]
+
+
+def _memory(axes: Axes, rows: Sequence[Memory]) -> None:
+    rows = [r for r in rows if not r.tight]
+    labels = list(dict.fromkeys(r.label for r in rows))
+    found = {(r.label, r.steps): r.growth for r in rows}
+    series: dict[str, list[float | None]] = {}
+    for steps in sorted({r.steps for r in rows}):
+        growths = [found.get((label, steps)) for label in labels]
+        series[f"{steps} steps"] = [None if g is None else g / MIB for g in growths]
+    axes.set(xscale="log", xlabel="growth of the peak memory (MiB)")
+    bars(axes, labels, series, ".0f")
+    targets = {r.target_mib for r in rows if r.target_mib is not None}
+    if targets:
+        axes.axvline(min(targets), color=TARGET_COLOUR, lw=1, ls="--", label="target")
+    axes.set_xlim(left=1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    legend_above(axes)
+
+
+def _time(axes: Axes, rows: Sequence[Cost]) -> None:
+    labels = list(dict.fromkeys(r.label for r in rows))
+    found = {(r.label, r.size): r.ratio for r in rows}
+    series = {size: [found.get((label, size)) for label in labels] for size in dict.fromkeys(r.size for r in rows)}
+    axes.axvline(1.0, color="#444444", lw=0.8, zorder=0)
+    bars(axes, labels, series, ".2f")
+    targets = {r.label: r.target for r in rows if r.target is not None}
+    for i, (label, target) in enumerate(targets.items()):
+        row = labels.index(label)
+        name = "target" if i == 0 else None
+        axes.plot([target, target], [row - 0.45, row + 0.45], color=TARGET_COLOUR, lw=1, ls="--", label=name)
+    axes.set(xlabel=f"time, forward and backward ({BASE}: 1)")
+    legend_above(axes)
+
+
+def draw(memory_rows: Sequence[Memory], cost_rows: Sequence[Cost]) -> bytes:
+    """Return a PNG."""
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _memory(left, memory_rows)
+    _time(right, cost_rows)
+    return png(figure)

@@ -1,14 +1,20 @@
-"""The work-precision points as Markdown and CSV."""
+"""The results of the benchmark `precision` as Markdown, CSV and a figure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
+from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..shared.plots import png
 from ..shared.tables import NONE, Settings, csv_text, markdown_table, page_head
 from .exact_problems import PROBLEMS, ExactProblem
-from .sweep import Point
+from .sweep import METHODS, Point
 
 ERRORS = (1e-3, 1e-6, 1e-9)
 _HOW = (
@@ -64,3 +70,36 @@ def page(points: Sequence[Point], settings: Settings) -> str:
 def numbers(points: Sequence[Point]) -> str:
     """Return the CSV, one point a line."""
     return csv_text([f.name for f in fields(Point)], [astuple(p) for p in points])
+
+
+_MARKS = "osv^D<>*"
+
+
+def _style(method: str) -> dict[str, Any]:
+    """Return the style of a method, the same in every panel. Methods with constant steps are dashed."""
+    number = list(METHODS).index(method)
+    style = "-" if METHODS[method].error_order is not None else "--"
+    return {"color": colormaps["tab20"](number % 20), "marker": _MARKS[number % len(_MARKS)], "ls": style}
+
+
+def _panel(axes: Axes, points: Sequence[Point], work: Callable[[Point], float | None], label: str) -> None:
+    for method in dict.fromkeys(p.method for p in points):
+        drawn = [(w, p.error) for p in points if p.method == method and p.error and p.error < 1 and (w := work(p))]
+        if drawn:
+            axes.plot(*zip(*drawn, strict=True), label=method, lw=1, ms=4, **_style(method))
+    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="relative error at the end")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def draw(points: Sequence[Point]) -> bytes:
+    """Return a PNG."""
+    measured = [problem for problem in PROBLEMS if any(p.problem == problem.name for p in points)]
+    figure = Figure(figsize=(13, 4.6 * len(measured)), layout="constrained")
+    for (left, right), problem in zip(figure.subplots(len(measured), 2, squeeze=False), measured, strict=True):
+        mine = [p for p in points if p.problem == problem.name]
+        _panel(left, mine, lambda p: p.nfe, "evaluations of f")
+        _panel(right, mine, lambda p: p.seconds and p.seconds * 1e3, "ms")
+        left.set_title(f"{problem.name}: {problem.text}", loc="left", fontsize=10)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return png(figure)
