@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-all test-matrix test-torch test-versions coverage mutation soak lint docs docs-serve distribution bench clean
+.PHONY: help setup setup-bench demo test test-all test-matrix test-torch test-versions coverage mutation soak lint docs docs-serve distribution bench bench-quick clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -91,10 +91,16 @@ docs-serve: $(READY) ## the same on http://127.0.0.1:8000, anew after every chan
 distribution: $(READY) ## build sdist and wheel, and run the README on the wheel alone in an empty environment
 	@$(BIN)/python tools/check_distribution.py
 
-bench: $(BENCH_READY) ## measure the gradients, and other libraries beside this one; results in benchmarks/results
-	$(BIN)/odenet bench gradients --out benchmarks/results
-	$(BIN)/odenet bench peers --out benchmarks/results
+bench: $(BENCH_READY) ## run all benchmarks that need no GPU; results in benchmarks/results (hours)
+	@set -e; for name in gradients peers precision front stiff; do \
+		$(BIN)/python -m benchmarks $$name --out benchmarks/results; \
+	done
+
+bench-quick: $(READY) ## time small solves and compare them with the run before, which runs/speed has
+	@$(BIN)/python -m pytest benchmarks/speed -p no:randomly --benchmark-storage=runs/speed --benchmark-autosave \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=func \
+		$(if $(wildcard runs/speed/*/*.json),--benchmark-compare) $(SPEED)
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist site src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
 # "solve". `import odenet` itself is a layer: it gathers everything up to nn.
 LAYERS = ("core", "methods", "control", "engine", "gradients", "tracing", "compiled", "events", "api", "nn", "odenet")
-LAYERS += ("compat", "bench", "train")
+LAYERS += ("compat", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 
 # The engine is composed with methods and controllers, so it may name what they have in common and nothing else.
@@ -123,7 +123,7 @@ def test_imports_point_down():
         ("odenet.gradients.gradient", "odenet.api.solve"),
         ("odenet.api.solution", "odenet.nn"),
         ("odenet.nn.layer", "odenet"),
-        ("odenet.compat.torchdiffeq", "odenet.bench.timing"),
+        ("odenet.compat.torchdiffeq", "odenet.train.cli"),
         ("odenet.nn.layer", "odenet.compat.torchdiffeq"),
         ("odenet.errors", "odenet.engine.problem"),
     ],
@@ -260,7 +260,7 @@ for name in {modules}:
 def test_the_library_needs_torch_alone():
     """Every module but those of the command line imports where no other package is installed, NumPy neither."""
     refused = HEAVY | {"numpy"}
-    modules = [name for name in FILES if _layer(name) not in ("train", "bench") and not name.endswith("__main__")]
+    modules = [name for name in FILES if _layer(name) != "train" and not name.endswith("__main__")]
     code = _ALONE.format(refused=sorted(refused), modules=modules)
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert out.returncode == 0, out.stderr[-2000:]

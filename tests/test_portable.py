@@ -171,7 +171,7 @@ def exceptions() -> list[type[BaseException]]:
     """All of the library's own, but for those of the command line's training, which stay in their process."""
     found = set()
     for info in pkgutil.walk_packages(odenet.__path__, "odenet."):
-        if info.name.split(".")[1] in ("train", "bench") or info.name.endswith("__main__"):
+        if info.name.split(".")[1] == "train" or info.name.endswith("__main__"):
             continue
         for x in vars(importlib.import_module(info.name)).values():
             if inspect.isclass(x) and issubclass(x, BaseException) and x.__module__ == info.name:

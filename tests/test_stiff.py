@@ -52,7 +52,7 @@ def test_radau_beside_scipy(problem: StiffProblem, rtol: float) -> None:
         atol=rtol * problem.atol_over_rtol,
     )  # fmt: skip
     assert sol.stats.accepted <= 1.1 * (theirs.t.size - 1)
-    # both without those of Jacobians, as benchmarks/stiff.py counts them: SciPy's nfev has none
+    # both without those of Jacobians, as `python -m benchmarks stiff` counts them: SciPy's nfev has none
     assert sol.stats.nfe - sol.stats.njev <= 1.1 * theirs.nfev
     digits = problem.scd(torch.from_numpy(theirs.y[:, -1]))
     assert problem.scd(sol.y1) >= min(digits, 1 - math.log10(rtol))

@@ -86,9 +86,10 @@ HEADER = """\
 def text(rows: list[str], repeats: int, threads: int) -> str:
     import torch
 
-    from odenet.bench.machine import describe
+    sys.path.append(str(ROOT))
+    from benchmarks.shared.machine import describe_machine
 
-    machine = describe("cpu")
+    machine = describe_machine()
     known = ", ".join(f"{key}: {machine[key]}" for key in ("processor", "logical_cores", "python", "torch"))
     return f"""\
 # Programs written for torchdiffeq

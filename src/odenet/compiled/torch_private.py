@@ -213,14 +213,14 @@ class InterpreterState:
     """PyTorch's thread-local state: transforms, modes and flags. `restore` brings it back after an error."""
 
     def __init__(self) -> None:
-        state: Any = torch._C
+        state: Any = torch._C  # pyright: ignore[reportPrivateUsage]
         self._depth = state._functorch.get_dynamic_layer_stack_depth()
         self._level = _forward_ad()._current_level
         self._functions, self._dispatches = state._len_torch_function_stack(), state._len_torch_dispatch_stack()
 
     def restore(self) -> None:
         """Leave the transforms, dual levels and modes that were entered since."""
-        state: Any = torch._C
+        state: Any = torch._C  # pyright: ignore[reportPrivateUsage]
         if state._functorch.get_dynamic_layer_stack_depth() > self._depth:
             state._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
         while _forward_ad()._current_level > self._level:

@@ -44,7 +44,7 @@ def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: boo
     if differ:
         raise UserError(f"{folder} is of other settings: {', '.join(differ)}; leave them out, or choose another --out")
     stated = {**saved, **given}
-    defaults = {field.name: field.default for field in fields(task.Settings)} | task.defaults(stated)
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(task.Settings)} | task.defaults(stated)
     unknown = [name for name in saved if name not in defaults]
     if unknown:
         raise UserError(

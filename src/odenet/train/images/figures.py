@@ -104,7 +104,7 @@ def memory(net: Classifier, data: ImageData, channels: int, batch: int, quick: b
     for kind, label in KINDS.items():
         peaks = []
         for depth in depths:
-            constant = {} if kind == "resnet" else {"method": "midpoint", "step": 1.0 / depth}
+            constant: dict[str, Any] = {} if kind == "resnet" else {"method": "midpoint", "step": 1.0 / depth}
             block = classifier(cast(Any, kind), image_size=data.size, channels=channels, depth=depth, **constant).block
             peaks.append(block_memory(block, h) / 2**20)
         axes.plot(depths, peaks, marker="o", label=label)

@@ -73,7 +73,12 @@ class Images(Task):
     @staticmethod
     def build(settings: ImageSettings, info: Mapping[str, Any]) -> nn.Module:
         s = settings
-        solve = {"rtol": s.tolerance, "atol": s.tolerance, "method": s.method, "per_sample": s.per_sample}
+        solve: dict[str, Any] = {
+            "rtol": s.tolerance,
+            "atol": s.tolerance,
+            "method": s.method,
+            "per_sample": s.per_sample,
+        }
         return classifier(cast(Any, s.net), info["channels"], info["size"], len(info["classes"]), s.channels, **solve)
 
     def metrics(self) -> dict[str, Metric]:

@@ -1,0 +1,1 @@
+"""Benchmarks of odenet, run from a checkout: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""The benchmark `peers` on a GPU, with kernel launches and host synchronisations."""

@@ -1,0 +1,1 @@
+"""Memory, exactness, time and recomputation of every gradient."""

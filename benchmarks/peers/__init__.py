@@ -1,0 +1,1 @@
+"""odenet beside other libraries, from the same weights."""

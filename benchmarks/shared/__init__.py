@@ -1,0 +1,1 @@
+"""What several benchmarks use: timing, memory, child processes, tables, plots."""

@@ -1,0 +1,1 @@
+"""Work and precision on five stiff problems, beside SciPy and diffrax."""

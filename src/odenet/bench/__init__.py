@@ -1,3 +1,0 @@
-"""Measurements of the library beside its targets and its peers: `odenet bench NAME`."""
-
-NAMES = ("gradients", "peers")

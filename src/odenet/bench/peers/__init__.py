@@ -1,1 +1,0 @@
-"""`odenet bench peers`: the library side by side with others, from the same weights."""

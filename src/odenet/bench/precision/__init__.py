@@ -1,1 +1,0 @@
-"""Work-precision diagrams of this library's methods: error against evaluations and against time."""
