@@ -224,6 +224,7 @@ def test_the_compiler_is_put_back() -> None:
     from odenet.compiled import loop_invariants
 
     names = torch_private.inductor()
+    names.init_backend_registration()
 
     def state() -> tuple[Any, ...]:
         kinds: tuple[dict[str, bool], ...] = ({}, {"cpp_wrapper": True}, {"fx_wrapper": True})
