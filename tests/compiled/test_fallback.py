@@ -102,6 +102,17 @@ def test_dropout(params, y0):
     falls_back(lambda t, y: drop(y @ params[0]), y0, params[:1], reason="random numbers", **options)
 
 
+def test_a_branch_by_torch_cond(params, y0):
+    """Inside of a loop Inductor gave other values."""
+    w = params[0].detach()
+    f = lambda t, y: torch.cond(t < 0.5, lambda y: torch.sin(y) @ w, lambda y: torch.cos(y) @ w - y, (y,))  # noqa: E731
+    options = {"method": "dopri5", "step": 0.25}
+    with torch.no_grad():
+        expected = odenet.solve(f, y0, ENDS, **options).y1
+        with pytest.warns(UserWarning, match=r"f uses torch\.ops\.higher_order\.cond"):
+            assert torch.equal(odenet.solve(f, y0, ENDS, compile=True, **options).y1, expected)
+
+
 def test_a_buffer_changed_in_place(y0):
     norm = torch.nn.BatchNorm1d(3).double()
     falls_back(lambda t, y: norm(y), y0, list(norm.parameters()), reason="in place")

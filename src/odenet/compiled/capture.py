@@ -48,6 +48,8 @@ def describe_error(error: Exception) -> str:
             "tensor, as a buffer or through args"
         )
     lines = str(error).strip().splitlines()
+    if lines and "Tensor.item() call" in lines[0]:  # TorchDynamo of PyTorch 2.9 refuses it itself
+        return READS_NUMBER
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
@@ -113,7 +115,7 @@ def _refuse_effects(module: GraphModule) -> None:
         )
     for node in module.graph.nodes:
         if isinstance(node.meta.get("example_value"), (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            raise NotCompilableError("f reads a number from a tensor (item, tolist)")  # Inductor would round it
+            raise NotCompilableError(READS_NUMBER)  # Inductor would round it
     # the fake tensor that f was traced with counts changes, but also the view of a larger storage that its tensor is
     given = [n.meta.get("example_value") for n in module.graph.nodes if n.op == "placeholder"]
     if any(getattr(x, "_version", 0) > 0 for x in given) and _changes_inputs(module, given):
@@ -142,6 +144,7 @@ class _Failure:
     skip: int
 
 
+READS_NUMBER = "f reads a number from a tensor (item, tolist)"
 IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does in training)"
 MAX_SKIP = 1024  # solves from one attempt to the next
 MAX_KINDS = 64  # of states that an f is captured for; each costs seconds and memory

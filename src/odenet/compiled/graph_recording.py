@@ -91,8 +91,11 @@ def _bmm_of_one(left: Tensor, right: Tensor) -> Any:
 
 
 def _refuse_effects(module: GraphModule) -> None:
-    """Raise NotCompilableError for effects that a repeated step would repeat or change."""
+    """Raise NotCompilableError for what a loop or a repeated step would do differently."""
+    operator_of_graphs = recording().HigherOrderOperator
     for node in module.graph.nodes:
+        if isinstance(node.target, operator_of_graphs):  # in a loop, PyTorch 2.13 gave wrong values for torch.cond
+            raise NotCompilableError(f"f uses torch.ops.higher_order.{node.target}")
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise NotCompilableError("f draws random numbers (as Dropout does in training)")
         if node.target is aten.copy_.default and node.args[0].op == "placeholder":

@@ -52,6 +52,7 @@ RECORDING: Names = {
     "torch._subclasses.fake_tensor:FakeTensorMode": ("allow_non_fake_inputs", "shape_env", "static_shapes"),
     "torch._functorch.compile_utils:fx_graph_cse": ("fx_g",),
     "torch._inductor.decomposition:select_decomp_table": (),
+    "torch._ops:HigherOrderOperator": (),
     "torch.fx.experimental.proxy_tensor:make_fx": ("f", "decomposition_table", "_allow_non_fake_inputs"),
     "torch.fx.experimental.symbolic_shapes:ShapeEnv": (),
 }
