@@ -24,7 +24,10 @@ SLOW = {"docs/compiling.md", "docs/gradients.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"\b(odenet (?:train|compare|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)")
+COMMAND = re.compile(
+    r"(?:^\$ |(?<=`)|^)(odenet (?:train images|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
+    re.MULTILINE,
+)
 FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs|tools|benchmarks|examples)/[\w/]+$")
 TO_ADD = {"methods/rosenbrock.py", "methods/bdf.py", "methods/switching.py"}  # which docs/design.md says one would add
 TEST = re.compile(r"\b(test_\w+)(?!\w*\.py|\w*/)")
@@ -62,7 +65,7 @@ def is_there(path: str, page: Path) -> bool:
 
 @functools.cache
 def help_of(command: str) -> str:
-    words = [sys.executable, "-c", "import odenet_command; odenet_command.main()", command, "--help"]
+    words = [sys.executable, "-c", "import odenet_command; odenet_command.main()", *command.split(), "--help"]
     wide = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
     return subprocess.run(words, capture_output=True, text=True, check=True, env=wide).stdout
 
@@ -74,7 +77,7 @@ def faults_of(program: str, words: list[str]) -> list[str]:
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         return [w for w in words[:1] if w[0].islower() and not re.search(rf"^{w}:", makefile, re.MULTILINE)]
     if program.startswith("odenet"):
-        return [o for o in options if o not in help_of(program.split()[1])]
+        return [o for o in options if o not in help_of(program.removeprefix("odenet "))]
     if program == "python" and "-m" in words:
         return [w for w in [words[words.index("-m") + 1]] if importlib.util.find_spec(w) is None]
     files = [w for w in words if re.fullmatch(r"[\w./]+/[\w./]+(?:::\w+)?", w)]
