@@ -16,8 +16,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src"
 
-# Bottom to top. What is not in a package of its own (solve, solution and the helpers beside them) is of the layer
-# "solve". `import odenet` itself is a layer: it gathers everything up to nn.
+# Bottom to top. `import odenet` itself is a layer: it gathers everything up to nn.
 LAYERS = ("core", "methods", "control", "engine", "gradients", "tracing", "compiled", "events", "api", "nn", "odenet")
 LAYERS += ("compat", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
@@ -93,6 +92,15 @@ def _none(problems: list[str]) -> None:
 def test_the_package_is_found():
     assert "odenet" in FILES
     assert "odenet.core.leaves" in FILES
+
+
+def test_no_module_name_stands_twice():
+    """A name in a traceback or an editor's tab says which file it is. torchdiffeq's own module names are not ours."""
+    files: dict[str, list[str]] = {}
+    for module, file in FILES.items():
+        if not file.name.startswith("__"):
+            files.setdefault(file.name, []).append(module)
+    _none([f"{name} stands for {', '.join(modules)}" for name, modules in files.items() if len(modules) > 1])
 
 
 def test_every_package_is_a_layer():
@@ -245,12 +253,8 @@ def test_import_is_light():
 _ALONE = """
 import importlib, sys, warnings
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {refused}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Refuse())
+for name in {refused}:
+    sys.modules[name] = None  # as if it were not installed
 warnings.simplefilter("ignore")  # of PyTorch, which does without NumPy
 for name in {modules}:
     importlib.import_module(name)

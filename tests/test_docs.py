@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(
-    r"(?:^\$ |(?<=`)|^)(odenet (?:train images|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
+    r"^(?:\$ )?(odenet (?:train images|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
     re.MULTILINE,
 )
 FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs|tools|benchmarks|examples)/[\w/]+$")

@@ -173,7 +173,7 @@ def caches() -> dict[str, int]:
             if type(value).__module__ == owner and hasattr(value, "__dict__"):
                 for inner, held in list(vars(value).items()):
                     found.update(_sized(f"{owner}.{name}", inner, held))
-    if "odenet.compiled.capture" in sys.modules:
+    if "odenet.compiled.field_graph" in sys.modules:
         found |= compilers()
     return found
 
@@ -182,7 +182,7 @@ def compilers() -> dict[str, int]:
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
     from torch._inductor.codecache import PyCodeCache
 
-    calls = sys.modules["odenet.compiled.capture"]
+    calls = sys.modules["odenet.compiled.field_graph"]
     of_a_code = [calls_ for _, calls_ in list(calls._calls._values.values())]
     guarded = [getattr(call, "_torchdynamo_orig_callable", None) for each in of_a_code for call in each.values()]
     entries = sum(len(_debug_get_cache_entry_list(f.__code__)) for f in guarded if isinstance(f, FunctionType))

@@ -54,7 +54,7 @@ def test_what_does_not_trace(make, params, y0):
 def test_what_does_not_trace_is_not_tried_at_every_solve(params, y0, monkeypatch):
     falls_back(if_positive(*params), y0, params, reason="")
     tried = []
-    monkeypatch.setattr("odenet.compiled.capture._guarded", lambda f, kind: tried.append(f) or 1 / 0)
+    monkeypatch.setattr("odenet.compiled.field_graph._guarded", lambda f, kind: tried.append(f) or 1 / 0)
     monkeypatch.setattr("odenet.compiled._warned", {"all"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -232,26 +232,26 @@ def test_an_attribute_that_changes_all_the_time(y0, request):
 
 def test_more_kinds_of_states_than_torch_dynamo_keeps_graphs_of_a_code(monkeypatch):
     """Batches of many sizes: each is captured, up to a number; one that cannot be leaves the others compiled."""
-    from odenet.compiled import capture
+    from odenet.compiled import field_graph
     from odenet.core.pytrees import flatten
 
     def f(t, y):
         return -y * (float(y.sum()) if len(y) == 3 else 1.0)
 
-    monkeypatch.setattr(capture, "MAX_KINDS", 13)
+    monkeypatch.setattr(field_graph, "MAX_KINDS", 13)
     t = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for n in [*range(1, 14), 3, *range(1, 14)]:
             y = torch.ones(n, dtype=torch.float64)
             if n == 3:
-                with pytest.raises(capture.NotCompilableError):
-                    capture.capture(f, flatten(y)[1], (), t, (y,))
+                with pytest.raises(field_graph.NotCompilableError):
+                    field_graph.capture(f, flatten(y)[1], (), t, (y,))
                 continue
-            graph, _ = capture.capture(f, flatten(y)[1], (), t, (y,))
+            graph, _ = field_graph.capture(f, flatten(y)[1], (), t, (y,))
             assert torch.equal(graph(t, (y,), ())[0], -y)
-        with pytest.raises(capture.NotCompilableError, match="compiled for 13 shapes"):
+        with pytest.raises(field_graph.NotCompilableError, match="compiled for 13 shapes"):
             y = torch.ones(14, dtype=torch.float64)
-            capture.capture(f, flatten(y)[1], (), t, (y,))
+            field_graph.capture(f, flatten(y)[1], (), t, (y,))
 
 
 @pytest.mark.slow

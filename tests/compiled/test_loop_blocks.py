@@ -8,7 +8,7 @@ import odenet
 from compiled.sides import field_of, same, solved
 from odenet.compiled import cuda_graphs, loop_blocks, plan_cache
 from odenet.compiled.backward_graph import backward_graph
-from odenet.compiled.capture import capture
+from odenet.compiled.field_graph import capture
 from odenet.compiled.forward_graph import forward_graph
 from odenet.compiled.plan import Plan, TensorSpec
 from odenet.compiled.plan_cache import PlanCache, solver_settings

@@ -15,11 +15,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from odenet.train import UserError
-from odenet.train.callbacks import History
 from odenet.train.processes import trainer_options
 from odenet.train.run import Trained, settle
 from odenet.train.run import train as trained
 from odenet.train.tasks.images import Images
+from odenet.train.training_callbacks import History
 
 
 def train(out: Path, resume: bool, processes: dict[str, Any]) -> Trained:

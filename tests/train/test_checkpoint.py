@@ -18,7 +18,7 @@ import torch
 import odenet.train
 from command_line import call, default_dtype, refused
 from odenet.train.checkpoint import DamagedError, listed, newest, read
-from odenet.train.errors import UserError
+from odenet.train.user_error import UserError
 
 __all__ = ["default_dtype"]
 WORDS = ["train", "images", "--net", "resnet", "--quick", "--epochs", "2", "--out"]

@@ -77,7 +77,7 @@ def test_a_solve_that_fails_in_the_figures(
     def fails(*_: object) -> None:
         raise MaxStepsError("too many", t=0.0, dt=0.1, sample=None, component="y[0]")
 
-    monkeypatch.setattr("odenet.train.images.figures.trade_off", fails)
+    monkeypatch.setattr("odenet.train.images.image_figures.trade_off", fails)
     assert call(monkeypatch, "compare", "digits", "--quick", "--out", tmp_path) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert "the nets are trained, but" in told and "too many" in told

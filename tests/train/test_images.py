@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from command_line import call, default_dtype, refused
 from odenet.train import UserError
 from odenet.train.images.data import Samples, load
-from odenet.train.images.files import read_image
+from odenet.train.images.image_files import read_image
 
 __all__ = ["default_dtype"]
 

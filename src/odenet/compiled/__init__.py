@@ -13,8 +13,8 @@ _warned: set[str] = set()
 
 def compiled_or_none(p: Problem, how: Gradient, request: Request) -> Trajectory | None:
     """The trajectory by compiled code; None, with one warning a reason, if that is not possible."""
-    from .capture import NotCompilableError, describe_error
     from .compiled_solve import solve_compiled
+    from .field_graph import NotCompilableError, describe_error
 
     try:
         with restore_on_error():

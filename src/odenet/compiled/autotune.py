@@ -21,7 +21,7 @@ from ..core.leaves import as_graph_inputs
 from ..engine.integrate import Request
 from ..engine.problem import Problem
 from ..gradients.gradient import Gradient, Trajectory
-from .capture import FieldGraph, NotCompilableError
+from .field_graph import FieldGraph, NotCompilableError
 
 CLEAR_SPEEDUP = 1.5  # of one measurement
 NEGLIGIBLE = 2e-3  # seconds: a solve this short says little about longer ones with the same f

@@ -12,7 +12,7 @@ from ..core.leaves import Leaves, select
 from ..core.pytrees import flatten, tree_map
 from ..core.vector_field import VectorField
 from ..methods.method import StepInput
-from .capture import FieldGraph
+from .field_graph import FieldGraph
 from .graph_recording import RecordedLoop, add_inputs, fake_mode, record_graph
 from .passes.column_layout import all_contiguous, all_to_loop_layout
 from .passes.matmul_passes import rewrite_matmuls

@@ -21,7 +21,7 @@ from ..gradients.custom_vjp import custom_vjp
 from ..gradients.gradient import Gradient, Stats, Trajectory, gradient_bypassed
 from ..gradients.taped_solve import recompute_outputs, to_trajectory
 from .autotune import refuse_if_slower
-from .capture import FieldGraph
+from .field_graph import FieldGraph
 from .forward_graph import LoopCarry
 from .outputs import Chunk, Outputs
 from .passes.column_layout import LARGE_PRODUCT, all_contiguous, all_to_loop_layout, is_narrow

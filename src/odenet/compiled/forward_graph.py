@@ -16,7 +16,7 @@ from ..engine.problem import Problem
 from ..engine.step_attempt import BatchAttempt, BatchState, State
 from ..engine.stop_tracker import BatchStopTracker
 from ..tracing.while_loop import LoopState
-from .capture import FieldGraph
+from .field_graph import FieldGraph
 from .graph_recording import RecordedLoop, add_inputs, fake_mode, output_nodes, record_graph, write_outputs_to_tape
 from .passes.column_layout import all_contiguous, all_to_loop_layout
 from .passes.matmul_passes import rewrite_matmuls

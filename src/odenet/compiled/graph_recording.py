@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from ..core.pytrees import flatten, unflatten
-from .capture import IN_PLACE, NotCompilableError
+from .field_graph import IN_PLACE, NotCompilableError
 from .passes.graph_editor import GraphEditor
 from .passes.matmul_passes import hoist_invariants
 from .passes.softplus import softplus

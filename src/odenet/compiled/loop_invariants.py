@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .capture import NotCompilableError
+from .field_graph import NotCompilableError
 from .torch_private import inductor
 
 _i = inductor()

@@ -16,7 +16,7 @@ from ..core.leaves import Leaves
 from ..core.pytrees import flatten
 from ..core.vector_field import VectorField
 from ..methods.method import Method, StepInput
-from .capture import FieldGraph
+from .field_graph import FieldGraph
 from .passes.column_layout import tape_tensor
 
 

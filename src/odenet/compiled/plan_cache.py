@@ -24,7 +24,7 @@ from ..methods.explicit import ExplicitRK
 from ..methods.tableau import Tableau
 from .backward_graph import backward_graph
 from .build import BackgroundBuild, Library, block_library, library
-from .capture import FieldGraph, NotCompilableError, capture, describe_error
+from .field_graph import FieldGraph, NotCompilableError, capture, describe_error
 from .forward_graph import forward_graph
 from .graph_recording import RecordedLoop
 from .plan import Plan

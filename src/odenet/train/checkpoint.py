@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from .errors import UserError, first_line
 from .files import write
+from .user_error import UserError, first_line
 
 KEPT = 2
 Found = tuple[Path, dict[str, Any]]

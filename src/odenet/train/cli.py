@@ -22,11 +22,11 @@ from typer import Argument, Option
 
 from .. import __version__
 from ..api.checks import method as method_named
-from .errors import UserError
 from .processes import device as device_named
 from .processes import first_process, together, trainer_options
 from .tasks import TASKS, task_class
 from .tasks.images import DATA, ImageSettings
+from .user_error import UserError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Train neural ODEs, and use what was trained."

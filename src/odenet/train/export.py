@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..nn import NeuralODE
-from .errors import UserError
 from .files import write
 from .trained import opened
+from .user_error import UserError
 
 
 def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import UserError
+from .user_error import UserError
 
 
 def write(path: Path, content: str | bytes) -> Path:

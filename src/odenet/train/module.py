@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchmetrics import MeanMetric, Metric
 
-from .errors import UserError
 from .task import Task
+from .user_error import UserError
 
 _EVALUATED = 256  # samples a batch without gradients
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from .errors import UserError
+from .user_error import UserError
 
 
 def first_process() -> bool:

@@ -22,15 +22,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import MaxStepsError, SolveError, StepUnderflowError
-from . import figures
-from .callbacks import History, SolverStats, finite, when
+from . import figure_files as figures
 from .checkpoint import Checkpoints, Found, newest
-from .errors import UserError, first_line
 from .files import locked, write, write_csv
 from .module import Data, Module
 from .processes import first_process
 from .task import Task
 from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, described
+from .training_callbacks import History, SolverStats, finite, when
+from .user_error import UserError, first_line
 
 PATIENCE = 20  # epochs without progress in validation
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typer import Option
 
-from .errors import UserError
+from .user_error import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

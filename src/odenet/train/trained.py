@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import UserError, first_line
 from .task import Task
+from .user_error import UserError, first_line
 
 SETTINGS, WEIGHTS, CHECKPOINTS = "settings.json", "model.safetensors", "checkpoints"
 

@@ -14,14 +14,14 @@ import torch
 
 from ...errors import SolveError
 from ...nn.classifier import KINDS
-from .. import figures as generic
-from ..errors import UserError
+from .. import figure_files as generic
 from ..files import locked, write, write_csv
 from ..processes import first_process
 from ..run import PATIENCE, Trained, train
 from ..tasks.images import Images, ImageSettings
 from ..trained import SETTINGS
-from . import figures
+from ..user_error import UserError
+from . import image_figures as figures
 from .data import ImageData
 
 # of the table, by the name in results.csv

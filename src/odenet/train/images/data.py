@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..errors import UserError, first_line
-from .files import LARGEST, Found, read_folder, read_npz, resized
+from ..user_error import UserError, first_line
+from .image_files import LARGEST, Found, read_folder, read_npz, resized
 
 _QUICK = {"train": 128, "val": 64, "test": 64}  # images
 _MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"

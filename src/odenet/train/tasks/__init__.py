@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pkgutil import resolve_name
 
-from ..errors import UserError
 from ..task import Task
+from ..user_error import UserError
 
 TASKS = {
     "images": "odenet.train.tasks.images:Images",

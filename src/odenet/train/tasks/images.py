@@ -14,10 +14,10 @@ from typer import Option
 
 from ...nn import classifier
 from ...nn.classifier import KINDS
-from ..errors import UserError
 from ..images.data import Samples, load, scaled
-from ..images.files import inputs
+from ..images.image_files import inputs
 from ..task import History, Settings, Task
+from ..user_error import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ class Images(Task):
         return F.cross_entropy(logits, labels)
 
     def figures(self, net: nn.Module, history: History) -> dict[str, Figure]:
-        from ..images.figures import trajectories
+        from ..images.image_figures import trajectories
 
         return trajectories(net, self.images)
 

@@ -10,8 +10,8 @@ import lightning as L
 import torch
 
 from ..nn import NeuralODE
-from .errors import UserError
 from .files import write_csv
+from .user_error import UserError
 
 
 class SolverStats(L.Callback):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import UserError, first_line
+from ..user_error import UserError, first_line
 
 LARGEST = 64  # pixels a side where --size is not given
 SPLITS = ("train", "val", "test")
