@@ -164,7 +164,7 @@ class GradientSuite:
         )  # fmt: skip
         solver(torch.ones(4, 100, dtype=D), [0.0, 0.4, 1.0])
         # the method's constants stay for good, and the times with the solver
-        kept = [x for known in solver.layouts for x in (known.ts, known.precise, known.direction, known.stops.times)]
+        kept = [x for known in solver.layouts for x in (known.ts, known.engine_ts, known.direction, known.stops.times)]
         gc.disable()
         try:
             with PeakMemory() as memory:

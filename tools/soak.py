@@ -154,7 +154,7 @@ def resident() -> float:
 
 
 def _sized(owner: str, name: str, value: Any) -> Iterator[tuple[str, int]]:
-    if hasattr(value, "cache_info"):
+    if hasattr(value, "cache_info") and not isinstance(value, type):
         info = value.cache_info()
         if info.maxsize is None or info.currsize > info.maxsize:
             yield f"{owner}.{name}", info.currsize

@@ -57,15 +57,15 @@ def times(name: str, value: Any) -> Tensor:
     return out
 
 
-def integer(name: str, value: Any, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
-    """An int between minimum and maximum."""
+def integer(name: str, value: Any, minimum: int = 1, maximum: int | None = 2**31 - 1) -> int:
+    """An int between minimum and maximum; maximum=None: of any size."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         cure = f": write int({value:g})" if isinstance(value, float) and value.is_integer() else ""
         raise TypeError(f"{name} must be an int; got {describe(value)}{cure}")
     result = int(value)
     if result < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
-    if result > maximum:
+    if maximum is not None and result > maximum:
         raise ValueError(f"{name} must be at most {maximum}; got {describe(value)}")
     return result
 

@@ -43,7 +43,7 @@ class Discrete(Gradient):
     def __init__(self, checkpoints: int | None = None, memory: int | str | None = None) -> None:
         if checkpoints is not None and memory is not None:
             raise ValueError("checkpoints and memory exclude each other: memory sets the number of checkpoints")
-        self.checkpoints = None if checkpoints is None else integer("checkpoints", checkpoints, maximum=2**62)
+        self.checkpoints = None if checkpoints is None else integer("checkpoints", checkpoints, maximum=None)
         self.memory = None if memory is None else parse_bytes(memory)
 
     def run(self, p: Problem, request: Request) -> Trajectory:

@@ -50,7 +50,7 @@ class GaussAdjoint(ContinuousAdjoint):
         super().__post_init__()
         if self.interpolate not in ("dense", "checkpoints"):
             raise unknown_name("interpolate", str(self.interpolate), ("dense", "checkpoints"))
-        self.checkpoints = integer("checkpoints", self.checkpoints, minimum=2, maximum=2**62)
+        self.checkpoints = integer("checkpoints", self.checkpoints, minimum=2, maximum=None)
 
     def solve_forward(self, q: Problem, request: Request) -> tuple[NumericalSolution, Callable[[Leaves], AdjointSolve]]:
         recorder = OutputRecorder(q)
