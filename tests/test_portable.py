@@ -92,16 +92,20 @@ def made(name: str) -> list[Any]:
         ],
         "GradientRow": lambda: list(made("GradientReport")[0]),
         "Grid": lambda: [odenet.Grid(), odenet.Grid([0.1, 0.2], perturb=True), odenet.Grid(times)],
+        "Hit": lambda: [odenet.Hit(1, torch.tensor(0.5), {"x": torch.ones(2)})],
         "Reversible": lambda: [odenet.Reversible(0.9)],
         "Solution": lambda: [odenet.solve(decay, torch.ones(2), [0.0, 1.0], dense=True)],
         "Solver": lambda: [odenet.Solver(decay), odenet.Solver(decay, rtol=1e-3, controller=odenet.PID(max_step=0.1))],
+        "Stats": lambda: [odenet.Stats({"nfe": 3, "accepted": torch.tensor([1, 2])})],
         "Status": lambda: list(odenet.Status),
+        "Steps": lambda: [odenet.Steps(torch.ones(2), torch.ones(2), {"x": torch.ones(2, 3)}, 2)],
         "StiffnessWarning": lambda: [odenet.StiffnessWarning("message")],
     }
     return examples[name]()
 
 
-CLASSES = [name for name in odenet.__all__ if isinstance(getattr(odenet, name), type)]
+TYPES_ALONE = {"SolveOptions", "UserField"}  # have no objects of their own
+CLASSES = [name for name in odenet.__all__ if isinstance(getattr(odenet, name), type) and name not in TYPES_ALONE]
 
 
 @pytest.mark.parametrize("way", WAYS)
