@@ -204,6 +204,6 @@ def test_a_jump_that_the_state_makes(ours: Any) -> None:
         event_fn=lambda t, y: torch.where(y[0] > 0.4, 1.0, -1.0),
     )  # fmt: skip
     assert float(event_t.detach()) == pytest.approx(math.log(2.5) / 2, abs=1e-7)
-    with pytest.warns(UserWarning, match=r"event_fn jumps across zero.*taken as a constant"):
+    with pytest.warns(UserWarning, match=r"event_fn jumps across zero.*treated as a constant"):
         (found,) = torch.autograd.grad(ys[-1].sum(), y0)
     close(found, torch.full((2,), 0.4, dtype=torch.float64), 1e-6)
