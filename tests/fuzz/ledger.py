@@ -25,7 +25,7 @@ KNOWN_WARNINGS = (
     r"unexpected options",
     r"implicit_adams: the corrector of the step to .* did not converge",
     r"max_order=\d+ is below 4",
-    r"a parameter asks for no gradient",
+    r"a parameter requires no gradient",
     r"compile=True: solving without compiled code, as eager code is faster for this f here",
 )
 
