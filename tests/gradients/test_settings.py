@@ -98,8 +98,8 @@ def test_stages_give_what_one_graph_gives(
 ) -> None:
     """One graph per evaluation or per step: the same gradient, from as many evaluations."""
     calls = []
-    pull = ExplicitRK._pull
-    monkeypatch.setattr(ExplicitRK, "_pull", lambda *given: calls.append(1) or pull(*given))
+    pull = ExplicitRK._vjp_of_sums
+    monkeypatch.setattr(ExplicitRK, "_vjp_of_sums", lambda *given: calls.append(1) or pull(*given))
     how = odenet.Discrete(checkpoints=3) if gradient == "discrete" else gradient
     adaptive = METHODS[name].error_order is not None
     options: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if adaptive else {"step": 0.02}

@@ -112,7 +112,7 @@ def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str,
         # without an exchange of buffers, a forward pass without gradients waits for nobody
         strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
         max_epochs=task.settings.epochs,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=[*watch, SolverStats(), history, saver, *([RichProgressBar()] if shown else [])],
         plugins=[Checkpoints()],
         enable_progress_bar=shown,
