@@ -187,7 +187,8 @@ def test_data_that_change(nursery: Nursery, tmp_path: Path) -> None:
     assert nursery.run(tmp_path, *words, "--out", out, fault="kill", at=9).code == -signal.SIGKILL
     images[3, 2, 1] ^= 1
     np.savez(data, images=images, labels=labels)
-    before = snapshot(out)
+    # a file that the killed run was writing is removed by the next one, which then refuses
+    before = {path: content for path, content in snapshot(out).items() if path.suffix != ".partial"}
     nursery.run(tmp_path, *words, "--out", out, "--resume").one_line("other data", str(out))
     assert snapshot(out) == before
     images[3, 2, 1] ^= 1
