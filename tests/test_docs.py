@@ -101,7 +101,7 @@ def test_python_blocks(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     namespace: dict[str, object] = {"__name__": "page"}
     for line, block in blocks(page, "python"):
-        needed = re.match(r"# needs ([\w/]+)", block)
+        needed = re.match(r"# needs ([\w/.]+)", block)
         if (
             needed is None
             or (ROOT / needed[1]).exists()
