@@ -107,7 +107,7 @@ def test_python_blocks(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             or (ROOT / needed[1]).exists()
             or ("/" not in needed[1] and importlib.util.find_spec(needed[1]))
         ):
-            exec(compile("\n" * line + block, str(page), "exec"), namespace)
+            exec(compile("\n" * line + block, str(page), "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
