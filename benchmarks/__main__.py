@@ -75,11 +75,15 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--only {wrong}: {f'did you mean {close[0]}?' if close else 'no such problem'}")
     device = "cuda" if given.name == "gpu" else getattr(given, "device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"{given.name} needs a CUDA GPU, and PyTorch finds none; use --device cpu, or peers")
+        cure = "the benchmark peers" if given.name == "gpu" else "--device cpu"
+        parser.error(f"{given.name} needs a CUDA GPU, and PyTorch finds none: use {cure}")
     command = shlex.join(["python", "-m", "benchmarks", *words])
     settings = Settings(command, getattr(given, "seed", 0), device, getattr(given, "quick", False), tuple(only))
     run = import_module(f".{given.name}.run_{given.name}", __package__).run
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {given.out}: {error.strerror}; choose another folder")
     files: dict[Path, None] = {}
     for name, content in run(settings):
         (given.out / name).write_bytes(content.encode() if isinstance(content, str) else content)
