@@ -63,7 +63,7 @@ test-torch: ## `make test` with another PyTorch, without the training extra: mak
 	@grep -vE '^(torch|triton|setuptools|sympy|cuda-|nvidia-)' constraints.txt > $(TORCH_ENV)/constraints.txt
 	@$(TORCH_PIP) 'torch==$(VERSION)' 'setuptools>=77' scikit-learn
 	@$(TORCH_PIP) --no-build-isolation --editable '.[dev]'
-	$(TORCH_ENV)/bin/python -m pytest -n 2 -m "not slow" --ignore tests/train --ignore tests/bench $(TESTS)
+	$(TORCH_ENV)/bin/python -m pytest -n 2 -m "not slow" --ignore tests/train --ignore tests/benchmarks $(TESTS)
 
 test-versions: ## `make test-torch` with each PyTorch of docs/quality.md
 	@set -e; for version in $(TORCH_VERSIONS); do $(MAKE) --no-print-directory test-torch VERSION=$$version; done
@@ -98,7 +98,7 @@ bench: $(BENCH_READY) ## run all benchmarks that need no GPU; results in benchma
 
 bench-quick: $(READY) ## time small solves and compare them with the run before, which runs/speed has
 	@$(BIN)/python -m pytest benchmarks/speed -p no:randomly --benchmark-storage=runs/speed --benchmark-autosave \
-		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=func \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=fullname \
 		$(if $(wildcard runs/speed/*/*.json),--benchmark-compare) $(SPEED)
 
 clean: ## remove caches and build products; .venv and runs/ stay

@@ -59,7 +59,7 @@ def _onnx(program: Any, example: Tensor) -> bytes:
 
 
 def _run_onnx(model: bytes, x: Tensor) -> Tensor:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]  # the onnx extra, which `make setup` leaves out
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
