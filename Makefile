@@ -7,7 +7,7 @@ INSTALL := $(PIP) install --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
 # Other versions of PyTorch have an environment each; what PyTorch itself needs is not pinned there.
-TORCH_VERSIONS ?= 2.9.1 2.13.0 2.15.0
+TORCH_VERSIONS ?= 2.10.0 2.13.0 2.15.0
 TORCH_ENV = .venvs/torch-$(VERSION)
 TORCH_PIP = $(TORCH_ENV)/bin/python -m pip --disable-pip-version-check --quiet install \
 	--constraint $(TORCH_ENV)/constraints.txt

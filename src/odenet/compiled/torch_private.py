@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-WORKS_WITH = "2.9 to 2.15"  # docs/quality.md has the test runs
+WORKS_WITH = "2.10 to 2.15"  # docs/quality.md has the test runs
 
 Names = Mapping[str, tuple[str, ...]]
 """Parameters that a callable must have, by "module:name"."""
