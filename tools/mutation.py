@@ -7,7 +7,7 @@
 
 Each folder has its own tests here, those that are about it and quick; mutmut runs for a mutant those that call the
 mutated function. Annotations, docstrings and decorated functions (properties, dataclasses' fields) are not mutated, nor
-what TorchDynamo reads (traced.py, unrolled.py), which cannot record a mutant's switch.
+what TorchDynamo reads (unrolled.py), which cannot record a mutant's switch.
 Survivors in which only a message, the `strict=` of a zip or the spelling of "inf" differs are counted apart, as
 `harmless`: no result depends on them.
 """
@@ -57,7 +57,7 @@ CONFIG = """
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = ["src/odenet/{folder}/*"]
-do_not_mutate = ["*/traced.py", "*/unrolled.py"]
+do_not_mutate = ["*/unrolled.py"]
 pytest_add_cli_args = ["-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow", "-k", "{named}"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
