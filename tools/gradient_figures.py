@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from odenet.methods.reversible import ReversibleMethod, halves
+from odenet.methods.reversible_method import ReversibleMethod, split_carry
 from torch import Tensor
 
 import odenet
@@ -46,11 +46,11 @@ def coupling_errors(coupling: float, steps: int = 1000) -> tuple[float, float]:
         step = method.step(StepInput(f, a, b, y, carry))
         y, carry = step.y, step.carry
     rise = lambda a, b, y: method.base.increment(StepInput(f, a, b, y))[0]  # noqa: E731
-    y, z = halves(carry)
+    y, z = split_carry(carry)
     apart = float((y[0] - z[0]).abs() / y[0].abs())
     for b, a in pairwise(reversed(ends)):
         z = tuple(u + v for u, v in zip(z, rise(b, a, y), strict=True))
-        y = method.parted(y, z, rise(a, b, z))
+        y = method.uncouple(y, z, rise(a, b, z))
     return apart, float((y[0] - 1).abs())
 
 

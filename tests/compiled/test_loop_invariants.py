@@ -52,6 +52,7 @@ def test_the_wrapper_serves_the_thread_that_compiles_alone(monkeypatch: pytest.M
     from odenet.compiled import loop_invariants
 
     names = torch_private.inductor()
+    names.init_backend_registration()
     monkeypatch.setattr(names.CppWrapperCpu, "__init__", lambda self: None)  # it wants a graph
     usual = names.get_wrapper_codegen_for_device("cpu", cpp_wrapper=True)
     found: list[type] = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import odenet
-from odenet.compiled import autotune, capture, compiled_solve
+from odenet.compiled import autotune, compiled_solve, field_graph
 from odenet.compiled.weak_cache import WeakIdCache
 from odenet.core.pytrees import flatten
 
@@ -51,7 +51,7 @@ def made_anew() -> object:
 
 def sizes() -> tuple[int, int, int]:
     gc.collect()
-    return len(capture._calls), len(autotune._results), len(compiled_solve.PLAN_CACHE.libraries)
+    return len(field_graph._calls), len(autotune._results), len(compiled_solve.PLAN_CACHE.libraries)
 
 
 def test_a_cell_run_again_and_again_stays_compiled() -> None:
@@ -67,7 +67,7 @@ def test_a_cell_run_again_and_again_stays_compiled() -> None:
         sol.y1, torch.full_like(y0, float(torch.exp(torch.tensor(-1.0, dtype=torch.float64)))), rtol=1e-6, atol=0.0
     )
     del f, sol
-    capture._last.graph = None
+    field_graph._last.graph = None
     gc.collect()
     assert sum(ref() is not None for ref in seen) <= 1
     now = sizes()
@@ -89,9 +89,9 @@ def test_a_failure_is_not_another_ones() -> None:
     spec = flatten(y)[1]
     bad, good = Field(True), Field(False)
     with torch.no_grad():
-        with pytest.raises(capture.NotCompilableError):
-            capture.capture(bad, spec, (), t, (y,))
-        with pytest.raises(capture.NotCompilableError):  # spared: a try takes as long as the first
-            capture.capture(bad, spec, (), t, (y,))
-        graph, _ = capture.capture(good, spec, (), t, (y,))
+        with pytest.raises(field_graph.NotCompilableError):
+            field_graph.capture(bad, spec, (), t, (y,))
+        with pytest.raises(field_graph.NotCompilableError):  # spared: a try takes as long as the first
+            field_graph.capture(bad, spec, (), t, (y,))
+        graph, _ = field_graph.capture(good, spec, (), t, (y,))
     torch.testing.assert_close(graph(t, (y,), ())[0], -y)
