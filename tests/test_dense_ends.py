@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Event
 from odenet.compat import torchdiffeq as drop_in
-
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 
 
 def decay(t: Tensor, y: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ def past(t: Tensor, up: bool) -> Tensor:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_time_past_an_end_by_rounding_moves_the_solution(gradient: Any, sign: float, per_sample: bool) -> None:
     for dtype in (torch.float32, torch.float64):
         y0 = torch.ones(1, dtype=dtype, requires_grad=True)
@@ -51,7 +50,7 @@ def test_a_time_past_an_end_by_rounding_moves_the_solution(gradient: Any, sign: 
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_the_same_of_a_solution_with_events(gradient: Any, per_sample: bool) -> None:
     event = Event(lambda t, y: y.reshape(-1) - 0.8, reset=lambda t, y: torch.ones_like(y))
     y0 = torch.ones(1, dtype=torch.float32, requires_grad=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import NAMES
 
 D = torch.float64
 State = dict[str, Tensor]
@@ -23,7 +24,7 @@ def turned_round(t: Tensor, y: State) -> State:
     return {"b": -2 * y["b"], "a": -y["a"]}
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "gauss", "forward", "reversible"])
+@pytest.mark.parametrize("gradient", NAMES)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_another_order(gradient: str, per_sample: bool) -> None:
     start = {k: x.requires_grad_() for k, x in y0().items()}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Event
 from odenet.events.chebyshev import nodes
 from odenet.events.roots import RootQuery, first_roots
 
 D = torch.float64
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 
 
 def fall(t: Tensor, y: Tensor, g: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def inputs() -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("method", ["tsit5", "dopri8", "rk4", "gl4", "implicit_adams"])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_landing_moves_with_everything(gradient: Any, method: str) -> None:
     if gradient == "reversible" and method == "implicit_adams":
         pytest.skip("a reversible method needs a one-step method")

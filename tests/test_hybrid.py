@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Event, Status
 
 D = torch.float64
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 G = 9.81
 
@@ -64,7 +64,7 @@ def true_ball(h: Tensor, g: Tensor, e: Tensor, start: Tensor, end: Tensor) -> tu
     return times, torch.stack([speed * late - g * late**2 / 2, speed - g * late])
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_bouncing_ball(gradient: Any) -> None:
     h, g, e = leaves(2.0, G, 0.8)
     ts = torch.tensor([0.1, 1.0, 2.0, 3.0], dtype=D, requires_grad=True)
@@ -86,7 +86,7 @@ def test_bouncing_ball(gradient: Any) -> None:
     assert torch.equal(sol.ys[-1], sol.y1)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_bouncing_balls_of_their_own(gradient: Any) -> None:
     """Each with its height and restitution; the last does not reach the floor."""
     heights = [0.5, 3.0, 1.0, 2.0, 60.0]
@@ -190,7 +190,7 @@ def warm(t: Tensor, y: dict[str, Tensor], k: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_thermostat(gradient: Any, per_sample: bool) -> None:
     low, high, on, off = Level(18.0), Level(22.0), Switch(9.0), Switch(0.0)
     (k,) = leaves(0.4)
@@ -246,7 +246,7 @@ class Neuron(nn.Module):
         return first + period * torch.arange(count, dtype=D)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_integrate_and_fire(gradient: Any) -> None:
     neuron = Neuron()
     current = torch.tensor([1.2, 0.8, 4.0, 2.0, 1.05], dtype=D, requires_grad=True)
@@ -292,7 +292,7 @@ def turn(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
     return torch.stack([y[1] * w, -y[0] * w])
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_every_crossing_is_noted_down(gradient: Any) -> None:
     """sin(w t) in steps longer than half a period: two crossings of 0.5 and more in each."""
     (w,) = leaves(2.0)
@@ -451,7 +451,7 @@ def test_a_failing_sample_leaves_the_events_of_others_alone() -> None:
 
     event = Event(lambda t, y, a: y - 1.0, direction=1, reset=lambda t, y, a: torch.where(a > 1.5, y + 4.0, y - 1.0))
     keep = torch.tensor([0, 2])
-    for gradient in GRADIENTS:
+    for gradient in SETTINGS:
         a = torch.tensor([0.7, 2.0, 1.1], dtype=D, requires_grad=True)
         y0 = torch.tensor([0.1, 0.2, 0.3], dtype=D, requires_grad=True)
         options: dict[str, Any] = {"event": event, "per_sample": True, "on_failure": "return", "gradient": gradient}
@@ -613,7 +613,7 @@ def test_a_time_without_a_derivative_is_refused_and_leaves_others_alone(gradient
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_an_event_at_the_very_end(gradient: Any, per_sample: bool) -> None:
     """Nothing is left after the reset: the state then moves with ts[-1] as one after a short stretch does."""
     (p,) = leaves(0.7)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from gradient_settings import NAMES
 
 D = torch.float64
 SQUARE = torch.linspace(0.1, 1.0, 9, dtype=D).view(3, 3)
@@ -94,7 +95,7 @@ def test_one_row_that_depends_on_another(count: int) -> None:
             odenet.solve(lambda t, y, link=link: torch.sin(link @ y), y0, [0.0, 1.0], per_sample=True)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "forward", "adjoint", "gauss", "reversible"])
+@pytest.mark.parametrize("gradient", NAMES)
 def test_what_y0_was_made_of_is_no_mixing(gradient: str) -> None:
     """A summary of the batch that f closes over is a constant of the solve."""
     seeds = SQUARE.clone().requires_grad_()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import NAMES
 from odenet.compat import torchdiffeq
 from odenet.gradients.gradient import Stats
 from odenet.methods import METHODS
@@ -198,13 +199,12 @@ def test_errors_are_many() -> None:
 
 
 EVENT = odenet.Event(crossing, terminal=False, reset=lifted)
-GRADIENTS = ["discrete", "backprop", "adjoint", "gauss", "reversible", "forward"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("event", [None, EVENT], ids=["plain", "event"])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", NAMES)
 def test_solutions(gradient: str, event: Any, per_sample: bool, way: str) -> None:
     """Of a lambda with parameters, with dense output: the values, and what sol(t) gives, without a graph."""
     w, y0 = torch.tensor(1.0, dtype=D, requires_grad=True), torch.tensor([[1.0], [0.8]], dtype=D, requires_grad=True)
@@ -278,7 +278,7 @@ class Field:
         return -self.w * y
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", NAMES)
 @pytest.mark.parametrize("options", [{}, {"per_sample": True}, {"event": EVENT}], ids=["joint", "samples", "event"])
 def test_a_solution_does_not_keep_f(gradient: str, options: dict[str, Any]) -> None:
     """Where nothing asks for a gradient; with dense output too."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import NAMES
 from odenet.compat.torchdiffeq import odeint
 from odenet.core.norms import max_abs, rms
 
 D = torch.float64
-GRADIENTS = ["discrete", "backprop", "adjoint", "gauss", "reversible", "forward"]
 
 
 def chain(t: Tensor, y: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def test_large_states_beside_a_zero(method: str, form: dict[str, Any], dtype: to
         assert int(torch.as_tensor(sol.stats.accepted).max()) < 150
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", NAMES)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_gradients_of_large_states(gradient: str, per_sample: bool) -> None:
     y0 = torch.tensor([1e13, 0.0], requires_grad=True)
@@ -177,7 +177,7 @@ def test_norms(dtype: torch.dtype, batched: bool) -> None:
     assert bool(rms((torch.tensor([1.0, torch.nan]),), False).isnan())
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "reversible", "adjoint", "gauss", "forward"])
+@pytest.mark.parametrize("gradient", NAMES)
 def test_a_neighbour_near_the_largest_number(gradient: str) -> None:
     """Its dense output overflows; nobody asks for it, and what all samples share gets the others' gradients."""
     y0, rate = torch.tensor([[1.0, 2.0], [3e37, 1.0], [0.5, 0.1]]), torch.tensor(1.0, requires_grad=True)

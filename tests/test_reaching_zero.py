@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Event, Status
 from odenet.compat import torchdiffeq as drop_in
 from odenet.methods import METHODS
 
 D = torch.float64
 T = 0.6
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 LEVEL = math.exp(-T)  # of exp(-t) at T
 
 # what each is along exp(-t), the times at which it comes to zero, and from which side
@@ -146,7 +146,7 @@ def test_a_false_zero_hides_no_true_one(per_sample: bool) -> None:
         assert both.hits.y.flatten().tolist() == pytest.approx([2.0, -1.0], abs=1e-9)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_blow_up_is_no_fault_of_the_event_function(gradient: Any) -> None:
     """y' = y^2 ends at t = 1; what fn makes of y overflows before y does."""
     y0, per_sample = torch.ones(1, 1, dtype=D, requires_grad=True), gradient in ("discrete", "adjoint")
@@ -170,7 +170,7 @@ def test_a_reversible_solve_that_blows_up_says_so() -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 @pytest.mark.parametrize("fn", [torch.relu, lambda v: v.clamp(min=0), lambda v: torch.where(v > 0, v, 0 * v)])
 def test_the_time_of_what_stays_zero_has_the_derivative_before_it(fn: Any, gradient: Any, per_sample: bool) -> None:
     y0 = torch.tensor([[1.0, 0.9]] if per_sample else [1.0, 0.9], dtype=D, requires_grad=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import odenet
-from odenet import Discrete, Event
+from gradient_settings import SETTINGS
+from odenet import Event
 
 D = torch.float64
 
-GRADIENTS = ["backprop", "discrete", Discrete(checkpoints=2), "forward", "reversible", "adjoint", "gauss"]
 EXACT = ("backprop", "discrete", "forward", "Discrete(checkpoints=2)")
 
 
@@ -29,7 +29,7 @@ def column(t: Tensor) -> Tensor:
     return t.view(-1, 1) if t.ndim else t
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_function_of_the_state(gradient: Any, per_sample: bool) -> None:
     """Values and gradients (to y0, ts, args, what f and `save` close over) are those of the function put on states."""

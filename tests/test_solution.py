@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Status
 
 D = torch.float64
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 
 
 def decay(t: Tensor, y: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def test_going_on(options: dict[str, Any], per_sample: bool) -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 @pytest.mark.parametrize("most", [3, 8])
 def test_going_on_has_the_gradient_of_a_whole_solve(most: int, gradient: Any, per_sample: bool) -> None:
     """To y0, a rate and both times, of y' = -w t y: the first solve breaks off before and after an output time."""
@@ -128,7 +128,7 @@ def test_going_on_has_the_gradient_of_a_whole_solve(most: int, gradient: Any, pe
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_going_on_from_an_event(gradient: Any, per_sample: bool) -> None:
     """The time of the event moves with y0 and w, and t1 with it."""
     y0 = torch.tensor([[1.0], [2.0]], dtype=D)[: 2 if per_sample else 1].requires_grad_()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import SETTINGS
 from odenet import Event
 from odenet.compat import torchdiffeq as drop_in
 
 D = torch.float64
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=2), "backprop", "adjoint", "gauss", "reversible", "forward"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 SIDES = {"<=": torch.le, "<": torch.lt}
 
@@ -29,7 +29,7 @@ def same(t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_time_at_which_f_switches(gradient: Any, side: str, per_sample: bool) -> None:
     """y' = -k y until T, then c: y(1) = exp(-k T) + c (1 - T), and dy/dT = f just before less f just after."""
     k, c, T = number(1.3), number(0.4), number(0.6)
@@ -51,7 +51,7 @@ def test_a_time_at_which_f_switches(gradient: Any, side: str, per_sample: bool) 
         torch.testing.assert_close(mine, torch.autograd.grad(exact, (k, c, T)), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_the_number_of_the_report(gradient: Any) -> None:
     T = number(0.6)
     sol = odenet.solve(
@@ -81,7 +81,7 @@ def test_other_steps_against_time_and_in_float32(side: str, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("side", [torch.gt, torch.ge])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_state_at_which_f_switches(gradient: Any, side: Any, per_sample: bool) -> None:
     """y' = -a y above the level c and -b y below it, from 1: y(1) = c exp(-b (1 - t)), where t = -log(c) / a."""
     a, b, c = number(1.3), number(0.4), number(0.5)
@@ -101,7 +101,7 @@ def test_a_state_at_which_f_switches(gradient: Any, side: Any, per_sample: bool)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_an_event_that_only_notes_the_switch_down(gradient: Any, per_sample: bool) -> None:
     """What follows moves with its time as after a reset; where f does not jump it goes on from a fixed time."""
     T = number(0.6)
@@ -135,7 +135,7 @@ def test_the_drop_in_sees_the_slope_before_its_event(interface: str, side: str) 
     assert grads == pytest.approx([1.0, -1.3 * math.exp(-0.78)], abs=1e-7)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_ball_on_springs_touches_its_floor_from_above(gradient: Any) -> None:
     """A bounce is no switch: f differs below the floor, where the ball never is, before the bounce or after it."""
     g = number(9.81)

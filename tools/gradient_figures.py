@@ -10,11 +10,11 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from odenet.methods.reversible_method import ReversibleMethod, split_carry
 from torch import Tensor
 
 import odenet
 from odenet.methods import METHODS, StepInput
+from odenet.methods.reversible_method import ReversibleMethod, split_carry
 
 D = torch.float64
 OUT = Path(__file__).parent.parent / "docs" / "gradients.png"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import odenet
-from odenet import Discrete
+from gradient_settings import SETTINGS
 from odenet.compat.torchdiffeq import odeint, odeint_adjoint
 
 D = torch.float64
@@ -60,9 +60,8 @@ def dropped_in(function: Callable[..., Any]) -> Way:
     return Way(function.__name__, solve)
 
 
-GRADIENTS = ["backprop", "discrete", Discrete(checkpoints=3), "forward", "reversible", "adjoint", "gauss"]
-JOINT = [native(g) for g in GRADIENTS]
-EAGER = [*JOINT, *(native(g, per_sample=True) for g in GRADIENTS)]
+JOINT = [native(g) for g in SETTINGS]
+EAGER = [*JOINT, *(native(g, per_sample=True) for g in SETTINGS)]
 DROPPED_IN = [dropped_in(odeint), dropped_in(odeint_adjoint)]
 COMPILED = [
     pytest.param(

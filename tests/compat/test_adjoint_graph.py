@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import odenet
 from compat.sides import Fall, Riccati, Rotation, close, double, rotation_start, start
+from gradient_settings import NAMES
 
 METHODS = pytest.mark.parametrize("method", ["dopri5", "rk4", "explicit_adams", "scipy_solver"])
 
@@ -190,7 +191,7 @@ def test_the_time_of_an_event_with_create_graph(ode: Any, name: str) -> None:
             torch.autograd.grad(got[0].sum(), y0)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "gauss", "forward", "reversible"])
+@pytest.mark.parametrize("gradient", NAMES)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_the_time_of_a_native_event_with_create_graph(gradient: str, per_sample: bool) -> None:
     k = double(0.7).requires_grad_()

@@ -17,7 +17,7 @@ from distributed.launch import started, torchrun
 from distributed.train_worker import stop_after_one_epoch, train
 from odenet.train.module import Data
 from odenet.train.processes import trainer_options
-from odenet.train.run import settle
+from odenet.train.run import resolve_settings
 from odenet.train.tasks.images import Images
 from train.runs import table
 
@@ -144,7 +144,7 @@ def test_launchers_have_their_say(
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_parts_make_up_each_batch(processes: int) -> None:
     """The training batches are those of one process, and the data to validate on are each seen once."""
-    task = Images(settle(Images, {"batch_size": 36}, Path("nowhere"), False))
+    task = Images(resolve_settings(Images, {"batch_size": 36}, Path("nowhere"), False))
 
     def batches(rank: int, of: int, split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         data = Data(task, of)

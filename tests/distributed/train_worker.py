@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from odenet.train import UserError
 from odenet.train.processes import trainer_options
-from odenet.train.run import Trained, settle
+from odenet.train.run import Trained, resolve_settings
 from odenet.train.run import train as trained
 from odenet.train.tasks.images import Images
 from odenet.train.training_callbacks import History
@@ -27,7 +27,7 @@ def train(out: Path, resume: bool, processes: dict[str, Any]) -> Trained:
     torch.set_default_dtype(torch.float64)
     try:
         given = {"quick": True, "epochs": 2, "batch_size": 32, "lr": 1e-3, "per_sample": True}
-        return trained(Images(settle(Images, given, out, resume)), "images", out, resume, processes)
+        return trained(Images(resolve_settings(Images, given, out, resume)), "images", out, resume, processes)
     finally:
         torch.set_default_dtype(torch.float32)
 

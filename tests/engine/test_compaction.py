@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import APPROXIMATE, SETTINGS
 
 D = torch.float64
 
@@ -97,10 +98,7 @@ def results(gradient: Any, args: tuple[Tensor, ...], f: Any, **options: Any) -> 
     return [sol.ys, *torch.autograd.grad(value, (y0, ts, *(x for x in args if x.requires_grad)))]
 
 
-GRADIENTS = ["discrete", odenet.Discrete(checkpoints=3), "backprop", "adjoint", "gauss", "reversible", "forward"]
-
-
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_every_gradient(gradient: Any) -> None:
     """As with a field that cannot do without the whole batch; args with a row a sample, and a shared one of 8 rows."""
     k = (0.5 * 40.0 ** torch.linspace(0, 1, 8, dtype=D)).requires_grad_()
@@ -113,7 +111,7 @@ def test_every_gradient(gradient: Any) -> None:
         return f(t, y, k, shared) + torch.zeros(8, 1, dtype=D)
 
     for a, b in zip(results(gradient, (k, shared), f), results(gradient, (k, shared), whole), strict=True):
-        tolerance = 1e-9 if gradient not in ("adjoint", "gauss") else 1e-5
+        tolerance = 1e-9 if gradient not in APPROXIMATE else 1e-5
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import odenet
 from failures.cases import KINDS, OVERFLOW, D, batch, check_alone, kept, solved, weights
-from gradient_settings import GRADIENTS
+from gradient_settings import GRADIENTS, NAMES
 
 CONSTANT: dict[str, Any] = {"method": "rk4", "step": 0.05}
 
@@ -30,7 +30,7 @@ def hash_of(*names: str) -> int:
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "NaN in args"])
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint", "gauss", "reversible", "forward"])
+@pytest.mark.parametrize("gradient", NAMES)
 def test_rows_that_f_closes_over(gradient: str, kind: str) -> None:
     """f cannot be evaluated for some of the samples alone."""
     constant = KINDS[kind].once and hash_of(gradient, kind) % 2

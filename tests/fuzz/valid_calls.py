@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import odenet
+from gradient_settings import APPROXIMATE
 from odenet import nn
 from odenet.core.pytrees import flatten, unflatten
 
@@ -285,7 +286,7 @@ def run_report(report: Report, ledger: Ledger) -> None:
     single = case.dtype == "float32"
     for row in rows:
         # in float32 the steps themselves may differ from those of the reference in float64
-        limit = 1e-2 if row.gradient in ("adjoint", "gauss") or single else 1e-8
+        limit = 1e-2 if row.gradient in APPROXIMATE or single else 1e-8
         demand(row.relative_error < limit and row.true_error < 1e-2, f"{row}")
         demand(row.nfe > 0 and row.seconds > 0 and row.peak_bytes >= 0 and not row.note, f"{row}")
     demand("relative error" in str(rows), "the table has no head")

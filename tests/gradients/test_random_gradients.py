@@ -15,6 +15,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import odenet
+from gradient_settings import APPROXIMATE
 from gradients.reference import Equation, Gradients, gradients
 from odenet.core.leaves import real_dtype
 from odenet.core.pytrees import flatten, unflatten
@@ -27,7 +28,6 @@ STRUCTURES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
     "dict": ({"a": 0, "b": 0}, [(1, 1), (3,)]),
     "nested": ((0, [{"x": 0}, (0,)]), [(), (2, 1), (1,)]),
 }
-APPROXIMATE = {"adjoint", "gauss"}  # of the true solution, not of the numerical one
 OWN_SOLUTION = {"reversible"}  # not the one that the method gives elsewhere
 ORDER_2 = [1e-3, 1e-4]
 TOLERANCES = {"heun": ORDER_2, "ralston": ORDER_2, "bosh3": [1e-4, 1e-5, 1e-6]}

@@ -1,7 +1,8 @@
 """Training runs for tests: real processes that meet faults, and what they leave behind.
 
-`Nursery` is a process that has imported everything and forks a child for each command, so a run costs its training and
-not the seconds of its imports. A fault is armed in the child: it acts at the n-th call that puts a file on the disk.
+`ForkServer` is a process that has imported everything and forks a child for each command, so a run costs its training
+and not the seconds of its imports. A fault is armed in the child: it acts at the n-th call that puts a file on the
+disk.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def run(*words: object, cwd: Path | None = None) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-class Nursery:
+class ForkServer:
     """Forks the children. Use as a context."""
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )

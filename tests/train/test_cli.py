@@ -123,11 +123,11 @@ def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_mnist_has_defaults_of_its_own() -> None:
-    from odenet.train.run import settle
+    from odenet.train.run import resolve_settings
 
-    settings = settle(Images, {"data": "mnist", "lr": 0.1}, Path("nowhere"), False)
+    settings = resolve_settings(Images, {"data": "mnist", "lr": 0.1}, Path("nowhere"), False)
     assert (settings.epochs, settings.channels, settings.lr) == (8, 64, 0.1)
-    assert settle(Images, {"data": "mnist", "quick": True}, Path("nowhere"), False).channels == 8
+    assert resolve_settings(Images, {"data": "mnist", "quick": True}, Path("nowhere"), False).channels == 8
 
 
 def test_bench_starts_the_benchmarks(tmp_path: Path) -> None:

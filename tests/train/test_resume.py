@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 
 from odenet.train.files import locked
-from train.runs import Ended, Nursery, assert_same, command, environment, partial, run
+from train.runs import Ended, ForkServer, assert_same, command, environment, partial, run
 
 WORDS = ("train", "images", "--net", "resnet", "--quick", "--epochs", 3)
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as made:
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = nursery.run(folder, *WORDS, "--out", folder / "run")
+    ended = fork_server.run(folder, *WORDS, "--out", folder / "run")
     assert ended.code == 0, ended.err
     assert ended.calls > 20  # each of them is a moment to fail in
     return folder / "run"
@@ -40,19 +40,19 @@ def out(undisturbed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "run"))
 
 
-def resumed(nursery: Nursery, scratch: Path, out: Path, *words: object) -> Ended:
+def resumed(fork_server: ForkServer, scratch: Path, out: Path, *words: object) -> Ended:
     """Go on as the messages say: with --resume, or anew where nothing was begun."""
-    ended = nursery.run(scratch, *(words or WORDS), "--out", out, "--resume")
+    ended = fork_server.run(scratch, *(words or WORDS), "--out", out, "--resume")
     if ended.code == 2 and "holds no run" in ended.err:
-        ended = nursery.run(scratch, *(words or WORDS), "--out", out)
+        ended = fork_server.run(scratch, *(words or WORDS), "--out", out)
     assert ended.code == 0, ended.err
     return ended
 
 
-def fault(nursery: Nursery, undisturbed: Path, tmp_path: Path, kind: str, number: int) -> bool:
+def fault(fork_server: ForkServer, undisturbed: Path, tmp_path: Path, kind: str, number: int) -> bool:
     """Whether the run has come so far as to meet the fault."""
     out = tmp_path / "run"
-    ended = nursery.run(tmp_path, *WORDS, "--out", out, fault=kind, at=number)
+    ended = fork_server.run(tmp_path, *WORDS, "--out", out, fault=kind, at=number)
     if ended.calls < number:
         assert ended.code == 0, ended.err
         return False
@@ -63,7 +63,7 @@ def fault(nursery: Nursery, undisturbed: Path, tmp_path: Path, kind: str, number
     else:
         ended.one_line(os.strerror({"ENOSPC": 28, "EIO": 5}[kind]))
     assert kind == "kill" or not partial(out)
-    resumed(nursery, tmp_path, out)
+    resumed(fork_server, tmp_path, out)
     assert_same(undisturbed, out)
     return True
 
@@ -78,33 +78,33 @@ def fault(nursery: Nursery, undisturbed: Path, tmp_path: Path, kind: str, number
         ("stop", 9),
     ],
 )
-def test_fault(kind: str, number: int, nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
-    assert fault(nursery, undisturbed, tmp_path, kind, number)
+def test_fault(kind: str, number: int, fork_server: ForkServer, undisturbed: Path, tmp_path: Path) -> None:
+    assert fault(fork_server, undisturbed, tmp_path, kind, number)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["kill", "ENOSPC", "stop"])
-def test_every_moment(kind: str, nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
+def test_every_moment(kind: str, fork_server: ForkServer, undisturbed: Path, tmp_path: Path) -> None:
     number, met = 0, True
     while met:
         number += 1
         (tmp_path / str(number)).mkdir()
-        met = fault(nursery, undisturbed, tmp_path / str(number), kind, number)
+        met = fault(fork_server, undisturbed, tmp_path / str(number), kind, number)
     assert number > 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kill_between_the_nets(nursery: Nursery, tmp_path: Path) -> None:
+def test_kill_between_the_nets(fork_server: ForkServer, tmp_path: Path) -> None:
     """`odenet compare`, killed in each net's training, between them, in the figures."""
     words = ("compare", "digits", "--quick", "--epochs", 2)
-    whole = nursery.run(tmp_path, *words, "--out", tmp_path / "whole")
+    whole = fork_server.run(tmp_path, *words, "--out", tmp_path / "whole")
     assert whole.code == 0, whole.err
     for number in range(1, whole.calls + 1, 9):
         out = tmp_path / str(number)
-        assert nursery.run(tmp_path, *words, "--out", out, fault="kill", at=number).code == -signal.SIGKILL
-        resumed(nursery, tmp_path, out, *words)
+        assert fork_server.run(tmp_path, *words, "--out", out, fault="kill", at=number).code == -signal.SIGKILL
+        resumed(fork_server, tmp_path, out, *words)
         assert_same(tmp_path / "whole", out)
 
 
@@ -115,28 +115,28 @@ def damage(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def test_falls_back_to_the_one_before(nursery: Nursery, undisturbed: Path, out: Path, tmp_path: Path) -> None:
+def test_falls_back_to_the_one_before(fork_server: ForkServer, undisturbed: Path, out: Path, tmp_path: Path) -> None:
     last = out / "checkpoints" / "epoch=000002.ckpt"
     damage(last)
-    killed = nursery.run(tmp_path, *WORDS, "--out", out, "--resume", fault="kill", at=3)
+    killed = fork_server.run(tmp_path, *WORDS, "--out", out, "--resume", fault="kill", at=3)
     assert killed.code == -signal.SIGKILL and f"{last} (" in killed.err and "going on from epoch=000001" in killed.err
     assert len(killed.err.splitlines()) == 1
-    resumed(nursery, tmp_path, out)
+    resumed(fork_server, tmp_path, out)
     assert_same(undisturbed, out)
 
 
-def test_both_damaged(nursery: Nursery, out: Path, tmp_path: Path) -> None:
+def test_both_damaged(fork_server: ForkServer, out: Path, tmp_path: Path) -> None:
     for path in (out / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
-    nursery.run(tmp_path, *WORDS, "--out", out, "--resume").one_line(
+    fork_server.run(tmp_path, *WORDS, "--out", out, "--resume").one_line(
         "no usable checkpoint", "epoch=000001", "epoch=000002"
     )
 
 
-def test_settings_need_not_be_given(nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
+def test_settings_need_not_be_given(fork_server: ForkServer, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert nursery.run(tmp_path, *WORDS, "--out", out, fault="kill", at=9).code == -signal.SIGKILL
-    resumed(nursery, tmp_path, out, "train", "images")
+    assert fork_server.run(tmp_path, *WORDS, "--out", out, fault="kill", at=9).code == -signal.SIGKILL
+    resumed(fork_server, tmp_path, out, "train", "images")
     assert_same(undisturbed, out)
 
 
@@ -156,28 +156,28 @@ def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
     ],
 )
 def test_another_run_is_refused(
-    words: tuple[object, ...], parts: tuple[str, ...], nursery: Nursery, out: Path, tmp_path: Path
+    words: tuple[object, ...], parts: tuple[str, ...], fork_server: ForkServer, out: Path, tmp_path: Path
 ) -> None:
     before = snapshot(out)
-    nursery.run(tmp_path, *WORDS, "--out", out, *words).one_line(*parts)
+    fork_server.run(tmp_path, *WORDS, "--out", out, *words).one_line(*parts)
     assert snapshot(out) == before
 
 
-def test_a_checkpoint_of_another_run(nursery: Nursery, out: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run(fork_server: ForkServer, out: Path, tmp_path: Path) -> None:
     """Settings that somebody has changed in the file do not pass for those that the weights were trained with."""
     given = json.loads((out / "settings.json").read_text())
     given["settings"]["lr"] = 0.25
     (out / "settings.json").write_text(json.dumps(given))
-    nursery.run(tmp_path, "train", "images", "--out", out, "--resume").one_line("of another run", "settings.json")
+    fork_server.run(tmp_path, "train", "images", "--out", out, "--resume").one_line("of another run", "settings.json")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\x00\xff", '{"task": 1, "settings": 2, "info": 3, "data": 4}'])
-def test_settings_that_are_damaged(content: str, nursery: Nursery, out: Path, tmp_path: Path) -> None:
+def test_settings_that_are_damaged(content: str, fork_server: ForkServer, out: Path, tmp_path: Path) -> None:
     (out / "settings.json").write_text(content)
-    nursery.run(tmp_path, "train", "images", "--out", out, "--resume").one_line("settings.json", "bring")
+    fork_server.run(tmp_path, "train", "images", "--out", out, "--resume").one_line("settings.json", "bring")
 
 
-def test_data_that_change(nursery: Nursery, tmp_path: Path) -> None:
+def test_data_that_change(fork_server: ForkServer, tmp_path: Path) -> None:
     import numpy as np
 
     data, out = tmp_path / "data.npz", tmp_path / "run"
@@ -185,42 +185,42 @@ def test_data_that_change(nursery: Nursery, tmp_path: Path) -> None:
     images, labels = chance.integers(0, 256, (90, 8, 8), dtype=np.uint8), np.arange(90) % 3
     np.savez(data, images=images, labels=labels)
     words = (*WORDS, "--data", data)
-    assert nursery.run(tmp_path, *words, "--out", tmp_path / "whole").code == 0
-    assert nursery.run(tmp_path, *words, "--out", out, fault="kill", at=9).code == -signal.SIGKILL
+    assert fork_server.run(tmp_path, *words, "--out", tmp_path / "whole").code == 0
+    assert fork_server.run(tmp_path, *words, "--out", out, fault="kill", at=9).code == -signal.SIGKILL
     images[3, 2, 1] ^= 1
     np.savez(data, images=images, labels=labels)
     # a file that the killed run was writing is removed by the next one, which then refuses
     before = {path: content for path, content in snapshot(out).items() if path.suffix != ".partial"}
-    nursery.run(tmp_path, *words, "--out", out, "--resume").one_line("other data", str(out))
+    fork_server.run(tmp_path, *words, "--out", out, "--resume").one_line("other data", str(out))
     assert snapshot(out) == before
     images[3, 2, 1] ^= 1
     np.savez(data, images=images, labels=labels)
-    resumed(nursery, tmp_path, out, *words)
+    resumed(fork_server, tmp_path, out, *words)
     assert_same(tmp_path / "whole", out)
 
 
-def test_two_runs_in_one_folder(nursery: Nursery, out: Path, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder(fork_server: ForkServer, out: Path, tmp_path: Path) -> None:
     with locked(out):
         before = snapshot(out)
-        nursery.run(tmp_path, *WORDS, "--out", out, "--resume").one_line("another run is at work", str(out))
+        fork_server.run(tmp_path, *WORDS, "--out", out, "--resume").one_line("another run is at work", str(out))
         assert snapshot(out) == before
-    resumed(nursery, tmp_path, out)
+    resumed(fork_server, tmp_path, out)
 
 
-def test_early_stop_is_the_end(nursery: Nursery, tmp_path: Path) -> None:
+def test_early_stop_is_the_end(fork_server: ForkServer, tmp_path: Path) -> None:
     """A run that stopped for want of progress is not taken up again, also where its results were not written yet."""
     words = (*WORDS[:-1], 40, "--lr", 1e-8)
-    ended = nursery.run(tmp_path, *words, "--out", tmp_path / "whole")
+    ended = fork_server.run(tmp_path, *words, "--out", tmp_path / "whole")
     assert ended.code == 0, ended.err
     epochs = json.loads((tmp_path / "whole" / "results.json").read_text())["epochs"]
     assert 20 < epochs < 40
-    killed = nursery.run(tmp_path, *words, "--out", tmp_path / "run", fault="kill", at=ended.calls - 6)
+    killed = fork_server.run(tmp_path, *words, "--out", tmp_path / "run", fault="kill", at=ended.calls - 6)
     assert killed.code == -signal.SIGKILL and not (tmp_path / "run" / "model.safetensors").exists()
-    resumed(nursery, tmp_path, tmp_path / "run", *words)
+    resumed(fork_server, tmp_path, tmp_path / "run", *words)
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_ctrl_c_in_a_real_run(nursery: Nursery, undisturbed: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_real_run(fork_server: ForkServer, undisturbed: Path, tmp_path: Path) -> None:
     """Twice, in a process that was started as a user starts it."""
     out = tmp_path / "run"
     process = subprocess.Popen(command(*WORDS, "--out", out), stderr=subprocess.PIPE, text=True, env=environment())
@@ -230,7 +230,7 @@ def test_ctrl_c_in_a_real_run(nursery: Nursery, undisturbed: Path, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and err.count("\n") == 1 and "--resume" in err and not partial(tmp_path), err
-    resumed(nursery, tmp_path, out)
+    resumed(fork_server, tmp_path, out)
     assert_same(undisturbed, out)
 
 

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -47,10 +47,12 @@ class ContinuousAdjoint(Gradient):
     method, controller: of the backward solve; default: those of the forward solve.
     max_steps: attempted steps between two output times; default: that of the forward solve, and at least 10,000, as a
         forward solve with a small limit may be continued later.
-    norm: "seminorm" (error control ignores parameters), or a callable on the leaves of the scaled error.
+    norm: "seminorm" (the gradient of parameters is no part of the state under error control), or a callable as
+        `Controller.norm`, on the leaves of the scaled error.
     callbacks: called in the steps of the backward solve, with its leaves as the state.
     """
 
+    exact: ClassVar[bool] = False
     rtol: float | None = None
     atol: float | None = None
     method: str | Method | None = None

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -113,9 +113,14 @@ class Trajectory:
 
 
 class Gradient(ABC):
-    """A way to differentiate a solve; `solve(gradient=name)` selects it by `name`."""
+    """A way to differentiate a solve; `solve(gradient=name)` selects it by `name`.
+
+    exact: the derivative of the numerical solution, to rounding; False: an approximation of the derivative of the true
+        solution.
+    """
 
     name: str
+    exact: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return settings_repr(self)
@@ -159,6 +164,6 @@ def refuse_random(p: Problem, f: VectorField, replayed: bool) -> None:
     )
 
 
-def add_cotangents(sums: Sequence[Tensor | None], stats: Sequence[Tensor | None]) -> list[Tensor | None]:
+def add_cotangents(sums: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Elementwise sums of two lists of cotangents; None is zero, and the lists may differ in length."""
-    return [b if a is None else a if b is None else a + b for a, b in zip_longest(sums, stats)]
+    return [b if a is None else a if b is None else a + b for a, b in zip_longest(sums, terms)]

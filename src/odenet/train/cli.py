@@ -35,11 +35,11 @@ trainer = typer.Typer(no_args_is_help=True, help="Train a network on a task; eac
 app.add_typer(trainer, name="train")
 _STARTED = "default: 1, or what torchrun or Slurm has started"
 Device = Annotated[str, Option(help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")]
-Run = Callable[["Place", Mapping[str, Any]], None]
+Run = Callable[["RunOptions", Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class RunOptions:
     """Where and how a training runs: options on which its result does not depend."""
 
     out: Annotated[Path | None, Option(help="Folder for all results (default: runs/NAME)", show_default=False)] = None
@@ -59,15 +59,15 @@ class Comparison(ImageSettings):
 
 
 def _add(to: typer.Typer, name: str, about: str, settings: type[Any], run: Run, without: str = "") -> None:
-    """A command whose options are the fields of `settings` and Place; `run` gets the settings that were given."""
+    """A command whose options are the fields of `settings` and RunOptions; `run` gets the settings that were given."""
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        where = Place(**{field.name: values.pop(field.name) for field in fields(Place)})
+        run_options = RunOptions(**{field.name: values.pop(field.name) for field in fields(RunOptions)})
         given = {k: v for k, v in values.items() if getattr(ctx.get_parameter_source(k), "name", "") == "COMMANDLINE"}
-        run(where, given)
+        run(run_options, given)
 
     parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for options in (settings, Place):
+    for options in (settings, RunOptions):
         types = get_type_hints(options, include_extras=True)
         for field in fields(options):
             if field.name != without:
@@ -78,36 +78,36 @@ def _add(to: typer.Typer, name: str, about: str, settings: type[Any], run: Run, 
     to.command(name, help=about)(command)
 
 
-def _begin(task: str, where: Place, given: Mapping[str, Any], name: str) -> tuple[Any, Path, dict[str, Any]]:
+def _begin(task: str, options: RunOptions, given: Mapping[str, Any], name: str) -> tuple[Any, Path, dict[str, Any]]:
     """Settings and folder of a run, and what its trainer is told of processes."""
-    from .run import settle
+    from .run import resolve_settings
 
-    out = where.out or Path("runs") / name
-    settings = settle(task_class(task), given, out, where.resume)
+    out = options.out or Path("runs") / name
+    settings = resolve_settings(task_class(task), given, out, options.resume)
     try:
         method = method_named(settings.method)
     except ValueError as error:
         raise UserError(f"--method: {error}") from None
     if method.error_order is None:
         raise UserError(f"--method {settings.method} needs constant steps: choose an adaptive one such as tsit5")
-    return settings, out, trainer_options(where.device, where.devices, where.nodes)
+    return settings, out, trainer_options(options.device, options.devices, options.nodes)
 
 
-def _train(task: str, where: Place, given: Mapping[str, Any]) -> None:
+def _train(task: str, options: RunOptions, given: Mapping[str, Any]) -> None:
     from .run import train
 
-    settings, out, processes = _begin(task, where, given, task)
-    done = train(task_class(task)(settings), task, out, where.resume, processes)
+    settings, out, processes = _begin(task, options, given, task)
+    done = train(task_class(task)(settings), task, out, options.resume, processes)
     if done.files:
         _show([{"metric": name, "value": value} for name, value in done.test.items()], done.files)
 
 
-def _compare(where: Place, given: Mapping[str, Any]) -> None:
+def _compare(options: RunOptions, given: Mapping[str, Any]) -> None:
     from .images.compare import compare
 
-    settings, out, processes = _begin("images", where, given, Path(given.get("data", "digits")).stem)
+    settings, out, processes = _begin("images", options, given, Path(given.get("data", "digits")).stem)
     command = shlex.join(["odenet", *(word for word in sys.argv[1:] if word != "--resume")])
-    rows, files = compare(settings, out, where.resume, processes, command)
+    rows, files = compare(settings, out, options.resume, processes, command)
     if files:
         _show(rows, files)
 
@@ -154,12 +154,12 @@ def predict(
 ) -> None:
     """Say what a trained network makes of files: a table of file, class and probability. Takes seconds."""
     from .files import write_csv
-    from .trained import opened
+    from .trained import open_run
 
     absent = [file for file in files if not file.exists()]
     if absent:
         raise UserError(f"{absent[0]} is not there")
-    found = opened(run)
+    found = open_run(run)
     rows = found.task.predict(found.net.to(device_named(device)), found.info, files)
     if not rows:
         raise UserError(f"{files[0]} has no files to predict")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn import NeuralODE
 from .files import write
-from .trained import opened
+from .trained import open_run
 from .user_error import UserError
 
 
@@ -24,7 +24,7 @@ def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:
     for module in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(module) is None:
             raise UserError(f'{module} is missing: pip install "torch-odenet[onnx]"')
-    run = opened(folder)
+    run = open_run(folder)
     example = run.task.example(run.info)
     solves = any(isinstance(module, NeuralODE) for module in run.net.modules())
     tolerance = run.settings.tolerance if solves else 1e-4
@@ -45,7 +45,10 @@ def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:
     differences = {name: float((y - wanted).abs().max() / wanted.abs().max()) for name, y in outputs.items()}
     for name, difference in differences.items():
         if not difference <= tolerance:  # so for NaN
-            raise UserError(f"{name} differs from the network by {difference:.1e} of the largest entry: not written")
+            raise UserError(
+                f"{name} differs from the network by {difference:.1e} of the largest entry, more than {tolerance:.1e}: "
+                "not written; train with a lower --tolerance"
+            )
     about = {"input_shape": ["batch", *example.shape[1:]], **run.info, "difference": differences}
     written = [write(out / name, content) for name, content in files.items()]
     return [*written, write(out / "model.json", json.dumps(about, indent=2) + "\n")], differences

@@ -20,13 +20,16 @@ _EVALUATED = 256  # samples a batch without gradients
 
 
 class Module(L.LightningModule):
-    """AdamW and one cycle of the learning rate on the task's loss. own: what a checkpoint says of its run."""
+    """AdamW and one cycle of the learning rate on the task's loss.
 
-    def __init__(self, task: Task, steps: int, own: dict[str, Any]) -> None:
+    record: task, settings, info and data of the run, kept in checkpoints.
+    """
+
+    def __init__(self, task: Task, steps: int, record: dict[str, Any]) -> None:
         super().__init__()
         torch.manual_seed(task.settings.seed)
         self.net = task.build(task.settings, task.info)
-        self.task, self.steps, self.own, self.started = task, steps, own, False
+        self.task, self.steps, self.record, self.started = task, steps, record, False
         self.handler = signal.getsignal(signal.SIGTERM)
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
@@ -69,16 +72,18 @@ class Module(L.LightningModule):
         self._loss("test", batch)
 
     def _loss(self, split: str, batch: Any) -> Tensor:
-        own: Any = {name: metric for name, metric in self.metrics.items() if name.startswith(split)}
-        loss = self.task.loss(self.net, batch, {name.removeprefix(f"{split}_"): metric for name, metric in own.items()})
+        metrics: Any = {name: metric for name, metric in self.metrics.items() if name.startswith(split)}
+        loss = self.task.loss(
+            self.net, batch, {name.removeprefix(f"{split}_"): metric for name, metric in metrics.items()}
+        )
         size = extract_batch_size(batch)
-        own[f"{split}_loss"].update(loss.detach(), weight=size)
-        self.log_dict(own, on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
+        metrics[f"{split}_loss"].update(loss.detach(), weight=size)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ended = self.trainer.should_stop or self.current_epoch + 1 >= self.task.settings.epochs
-        checkpoint["odenet"] = {"run": self.own, "ended": ended}
+        checkpoint["odenet"] = {"run": self.record, "ended": ended}
 
 
 class Data(L.LightningDataModule):

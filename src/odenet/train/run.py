@@ -22,24 +22,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import MaxStepsError, SolveError, StepUnderflowError
-from . import figure_files as figures
 from .checkpoint import Checkpoints, Found, newest
 from .files import locked, write, write_csv
 from .module import Data, Module
 from .processes import first_process
 from .task import Task
-from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, described
+from .trained import CHECKPOINTS, SETTINGS, WEIGHTS, read_settings
 from .training_callbacks import History, SolverStats, finite, when
+from .training_figure import training_figure, write_png
 from .user_error import UserError, first_line
 
 PATIENCE = 20  # epochs without progress in validation
 
 
-def settle(task: type[Task], given: Mapping[str, Any], folder: Path, resume: bool) -> Any:
+def resolve_settings(task: type[Task], given: Mapping[str, Any], folder: Path, resume: bool) -> Any:
     """The settings of a run: those that are given, else those of the run that is resumed, else the defaults."""
     if not resume and first_process() and (folder / SETTINGS).exists():
         raise UserError(f"--out {folder} holds a run already: add --resume to go on with it, or choose another --out")
-    saved: dict[str, Any] = described(folder)["settings"] if resume else {}
+    saved: dict[str, Any] = read_settings(folder)["settings"] if resume else {}
     differ = [f"{k}={saved[k]!r} (now {v!r})" for k, v in given.items() if k in saved and saved[k] != v]
     if differ:
         raise UserError(f"{folder} is of other settings: {', '.join(differ)}; leave them out, or choose another --out")
@@ -66,25 +66,25 @@ class Trained:
 
 def train(task: Task, name: str, folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
     """Train a task, or go on with it, and leave what is known of it in the folder; only the first process writes."""
-    own = {"task": name, "settings": asdict(task.settings), "info": task.info, "data": fingerprint(task)}
+    record = {"task": name, "settings": asdict(task.settings), "info": task.info, "data": fingerprint(task)}
     if not first_process():
-        return _train(task, own, folder, resume, processes)
+        return _train(task, record, folder, resume, processes)
     with locked(folder):
-        return _train(task, own, folder, resume, processes)
+        return _train(task, record, folder, resume, processes)
 
 
-def _train(task: Task, own: dict[str, Any], folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
+def _train(task: Task, record: dict[str, Any], folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
     found = newest(folder / CHECKPOINTS) if resume else None
-    began = described(folder) if resume else own
-    if any(began[key] != own[key] for key in ("task", "info", "data")):
+    began = read_settings(folder) if resume else record
+    if any(began[key] != record[key] for key in ("task", "info", "data")):
         raise UserError(f"{folder} was trained on other data: they have changed since; bring those back")
-    if found is not None and found[1]["odenet"].get("run") != own:
+    if found is not None and found[1]["odenet"].get("run") != record:
         raise UserError(f"{found[0]} is of another run than {folder / SETTINGS}: bring the run's own back")
     data = Data(task, processes["devices"] * processes["num_nodes"])
-    module = Module(task, data.steps * task.settings.epochs, own)
+    module = Module(task, data.steps * task.settings.epochs, record)
     history = History(folder / "metrics.csv")
     if first_process():
-        write(folder / SETTINGS, json.dumps(own, indent=2) + "\n")
+        write(folder / SETTINGS, json.dumps(record, indent=2) + "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
         trainer = _trainer(task, folder, history, processes)
@@ -185,11 +185,11 @@ def fingerprint(task: Task) -> str:
 def _results(task: Task, net: nn.Module, history: History, test: dict[str, float], folder: Path) -> list[Path]:
     """The trained weights, the metrics and the figures; gives the files."""
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    drawn = {"training": figures.training({"": history.rows}, task.MONITOR), **task.figures(net, history.rows)}
+    drawn = {"training": training_figure({"": history.rows}, task.MONITOR), **task.figures(net, history.rows)}
     return [
         folder / SETTINGS,
         write_csv(history.path, history.rows),
         write(folder / "results.json", json.dumps({"epochs": len(history.rows), **test}, indent=2) + "\n"),
         write(folder / WEIGHTS, save(weights)),
-        *(figures.write_png(figure, folder / f"{name}.png") for name, figure in drawn.items()),
+        *(write_png(figure, folder / f"{name}.png") for name, figure in drawn.items()),
     ]

@@ -30,10 +30,14 @@ class Settings:
     epochs: Annotated[int, Option(min=1, help="Most passes over the data; 20 without progress end a run")] = 30
     batch_size: Annotated[int, Option(min=1, help="Samples a training step, of all processes together")] = 64
     lr: Annotated[float, Option(min=1e-8, max=1e12, help="Highest learning rate of the cycle")] = 5e-3
-    tolerance: Annotated[float, Option(min=1e-14, max=1.0, help="Of the ODE solver, relative and absolute")] = 1e-2
+    tolerance: Annotated[
+        float, Option(min=1e-14, max=1.0, help="Relative and absolute tolerance of the ODE solver")
+    ] = 1e-2
     method: Annotated[str, Option(help=_ADAPTIVE)] = "bosh3"
     per_sample: Annotated[bool, Option("--per-sample", help=_PER_SAMPLE)] = False
-    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Of weights, batches and random splits of the data")] = 0
+    seed: Annotated[
+        int, Option(min=0, max=2**32 - 1, help="Seed of weights, batches and random splits of the data")
+    ] = 0
     quick: Annotated[bool, Option("--quick", help="A smoke run of some seconds: little data, a small net")] = False
 
 
@@ -47,7 +51,7 @@ class Task(ABC):
 
     Settings: ClassVar[type[Settings]] = Settings
     QUICK: ClassVar[dict[str, Any]] = {"epochs": 1, "batch_size": 32}  # what --quick takes instead of the defaults
-    MONITOR: ClassVar[str] = "val_loss"  # ends the run when it falls no more
+    MONITOR: ClassVar[str] = "val_loss"  # early stopping: the metric that has to fall, so not an accuracy
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -65,10 +69,10 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def build(settings: Any, info: Mapping[str, Any]) -> nn.Module:
-        """The untrained network."""
+        """The untrained network. Called again, without the data, where a run is loaded, used and exported."""
 
     def metrics(self) -> dict[str, Metric]:
-        """What `loss` updates, logged by epoch as train_NAME, val_NAME and test_NAME beside the loss."""
+        """New metrics, which `loss` updates, logged by epoch as train_NAME, val_NAME and test_NAME beside the loss."""
         return {}
 
     @abstractmethod

@@ -17,7 +17,7 @@ from .user_error import UserError, first_line
 SETTINGS, WEIGHTS, CHECKPOINTS = "settings.json", "model.safetensors", "checkpoints"
 
 
-def described(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """What settings.json says of a run: its task, settings, info and the fingerprint of its data."""
     path = folder / SETTINGS
     try:
@@ -42,11 +42,11 @@ class Run:
     net: nn.Module
 
 
-def opened(folder: Path) -> Run:
+def open_run(folder: Path) -> Run:
     """The run in a folder, from settings.json and model.safetensors: nothing in them is executed."""
     from .tasks import task_class
 
-    found = described(folder)
+    found = read_settings(folder)
     if found["info"] is None:
         raise UserError(f"{folder} is a comparison: give one of its nets, such as {folder / 'odenet'}")
     if not (folder / WEIGHTS).is_file():
@@ -65,4 +65,4 @@ def opened(folder: Path) -> Run:
 
 def load(folder: str | Path) -> nn.Module:
     """The trained network of a run, in evaluation mode on the CPU: `odenet.train.load("runs/images")`."""
-    return opened(Path(folder)).net
+    return open_run(Path(folder)).net

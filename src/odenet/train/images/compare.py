@@ -14,14 +14,15 @@ import torch
 
 from ...errors import SolveError
 from ...nn.classifier import KINDS
-from .. import figure_files as generic
 from ..files import locked, write, write_csv
 from ..processes import first_process
 from ..run import PATIENCE, Trained, train
 from ..tasks.images import Images, ImageSettings
 from ..trained import SETTINGS
+from ..training_figure import training_figure, write_png
 from ..user_error import UserError
 from . import image_figures as figures
+from .costs import cost
 from .data import ImageData
 
 # of the table, by the name in results.csv
@@ -49,8 +50,8 @@ def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, A
         _train(s, out, resume, processes)
         return [], []
     with locked(out):
-        own = {"task": "images", "settings": asdict(s), "info": None, "data": None}
-        write(out / SETTINGS, json.dumps(own, indent=2) + "\n")
+        record = {"task": "images", "settings": asdict(s), "info": None, "data": None}
+        write(out / SETTINGS, json.dumps(record, indent=2) + "\n")
         return _measured(_train(s, out, resume, processes), data, s, out, command)
 
 
@@ -74,12 +75,11 @@ def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, ou
     nets: dict[str, Any] = {kind: each.net for kind, each in trained.items()}
     try:
         rows: list[Row] = [
-            {"net": kind, "test_error_percent": each.test["test_error"]}
-            | figures.cost(nets[kind], data, s.batch_size, repeats)
+            {"net": kind, "test_error_percent": each.test["test_error"]} | cost(nets[kind], data, s.batch_size, repeats)
             for kind, each in trained.items()
         ]
         drawn = {
-            "training": generic.training({KINDS[k]: each.history for k, each in trained.items()}, Images.MONITOR),
+            "training": training_figure({KINDS[k]: each.history for k, each in trained.items()}, Images.MONITOR),
             "memory": figures.memory(nets["odenet"], data, s.channels, batch, s.quick),
             "trade_off": figures.trade_off(nets["odenet"], data, min(batch, 32), s.method, s.quick),
             **figures.trajectories(nets["odenet"], data),
@@ -89,7 +89,7 @@ def _measured(trained: dict[str, Trained], data: ImageData, s: ImageSettings, ou
             f"the nets are trained, but a solve to measure them failed: {error} Try another --method"
         ) from None
     table = [{title: show(row[name]) for name, (title, show) in COLUMNS.items()} for row in rows]
-    pictures = [generic.write_png(figure, out / f"{name}.png") for name, figure in drawn.items()]
+    pictures = [write_png(figure, out / f"{name}.png") for name, figure in drawn.items()]
     return table, [
         *(path for each in trained.values() for path in each.files),
         write_csv(out / "results.csv", rows),

@@ -1,4 +1,4 @@
-"""Figures of a training, as PNG."""
+"""The figure that each run has, training.png; a task's own figures are `Task.figures`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_png(figure: Figure, path: Path) -> Path:
     return write(path, buffer.getvalue())
 
 
-def training(histories: Mapping[str, History], metric: str) -> Figure:
+def training_figure(histories: Mapping[str, History], metric: str) -> Figure:
     """By epoch: the metric that ends a run, and evaluations of f in a training step. histories: by label."""
     figure = Figure(figsize=(9, 3.6))
     left, right = figure.subplots(1, 2)
@@ -29,8 +29,8 @@ def training(histories: Mapping[str, History], metric: str) -> Figure:
         left.plot(epochs, [row[metric] for row in rows], marker=".", label=label, color=f"C{i}")
         for name, line in (("nfe", "-"), ("backward_nfe", "--")):
             if any(row.get(name) for row in rows):
-                told = f"{label} {name}".strip().replace("_nfe", "").replace("nfe", "forward")
-                right.plot(epochs, [row[name] for row in rows], line, marker=".", label=told, color=f"C{i}")
+                legend = f"{label} {name}".strip().replace("_nfe", "").replace("nfe", "forward")
+                right.plot(epochs, [row[name] for row in rows], line, marker=".", label=legend, color=f"C{i}")
     left.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     if all(row[metric] > 0 for rows in histories.values() for row in rows):
         left.set_yscale("log")
