@@ -1,6 +1,7 @@
 """What is written before a loop, and what stays in it."""
 
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,26 @@ def test_a_constant_tensor_is_refused_by_name() -> None:
     with pytest.warns(UserWarning, match="f makes a constant tensor: hold it in a buffer"):
         sol = odenet.solve(lambda t, y: -y * torch.tensor(values), y0, [0.0, 1.0], compile=True)
     assert torch.allclose(sol.y1[0], torch.exp(-torch.tensor(values)), atol=1e-4)
+
+
+FIELDS = {
+    "constant": lambda t, y, w: torch.ones_like(y) * 2,
+    "time": lambda t, y, w: torch.ones_like(y) * t.reshape(-1, 1),
+    "argument": lambda t, y, w: w.expand_as(y),
+}
+ENDS = {"constant": 2.0, "time": 0.5, "argument": 3.0}
+
+
+@pytest.mark.parametrize("kind, per_sample", [("constant", False), ("argument", False), ("time", True)])
+def test_cotangents_that_an_iteration_returns_as_they_came(kind: str, per_sample: bool) -> None:
+    """df/dy = 0: the cotangent of y is the same in every step."""
+    y0 = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    w = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sol = odenet.solve(FIELDS[kind], y0, [0.0, 1.0], args=(w,), per_sample=per_sample, compile=True)
+        torch.testing.assert_close(sol.y1, y0 + ENDS[kind])
+        (sol.y1 * torch.arange(1.0, 5.0).reshape(2, 2)).sum().backward()
+    torch.testing.assert_close(y0.grad, torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2))
+    if kind == "argument":
+        torch.testing.assert_close(w.grad, torch.tensor(10.0, dtype=torch.float64))

@@ -111,7 +111,7 @@ def _separate_outputs(module: GraphModule) -> None:
         if node.op == "placeholder" or node in seen or node.target in _VIEWS:
             with module.graph.inserting_before(output):
                 copy = module.graph.call_function(aten.clone.default, (node,))
-            copy.meta["val"] = node.meta["val"]
+            copy.meta["val"] = aten.clone.default(node.meta["val"])  # its own storage, or Inductor removes the copy
             node = copy
         seen.add(node)
         results.append(node)
