@@ -24,8 +24,9 @@ SLOW = {"docs/compiling.md", "docs/gradients.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+TASKS = re.findall(r'^    "(\w+)": "', (ROOT / "src/odenet/train/tasks/__init__.py").read_text(), re.MULTILINE)
 COMMAND = re.compile(
-    r"^(?:\$ )?(odenet (?:train images|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
+    rf"^(?:\$ )?(odenet (?:train (?:{'|'.join(TASKS)})|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
     re.MULTILINE,
 )
 FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs|tools|benchmarks|examples)/[\w/]+$")
@@ -134,6 +135,7 @@ def test_names(page: Path) -> None:
     """Files and tests in inline code are there."""
     codes = CODE.findall(prose(page))
     files = [c.partition("::")[0] for code in codes for c in code.split()]
+    assert [f for f in files if re.fullmatch(r"\w+\.py", f) and not any(ROOT.glob(f"[!.]*/**/{f}"))] == []
     tests = {t for code in codes for t in TEST.findall(code)}
     assert [f for f in files if FILE.match(f) and f not in TO_ADD and not is_there(f, page)] == []
     assert [t for t in sorted(tests) if f"def {t}(" not in TESTS] == []

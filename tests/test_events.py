@@ -236,7 +236,7 @@ def test_wrong_events(event: Any, more: dict[str, Any], kind: type[Exception], s
 def test_wrong_event_settings() -> None:
     with pytest.raises(TypeError, match="fn of an Event must be callable"):
         Event(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="direction must be -1, 0 or 1; got 2"):
+    with pytest.raises(ValueError, match="direction of an Event must be -1, 0 or 1; got int 2"):
         Event(lambda t, y: y, direction=2)
 
 

@@ -527,9 +527,10 @@ def test_half_precision() -> None:
     ("settings", "kind", "says"),
     [
         ({"terminal": 1}, TypeError, "terminal of an Event must be True or False; got int 1"),
-        ({"direction": True}, ValueError, "direction must be -1, 0 or 1"),
+        ({"direction": True}, ValueError, "direction of an Event must be -1, 0 or 1"),
         ({"reset": 3}, TypeError, "reset of an Event must be callable"),
-        ({"max_hits": 0}, ValueError, "max_hits of an Event must be at least 1; got 0"),
+        ({"max_hits": 0}, ValueError, "max_hits of an Event must lie between 1 and .*; got int 0"),
+        ({"direction": torch.zeros(2)}, ValueError, "direction of an Event must be -1, 0 or 1; got Tensor"),
         ({"max_hits": 1.5}, TypeError, "max_hits of an Event must be an int; got float 1.5"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Errors and warnings of a solve. All errors are RuntimeErrors."""
+"""Classes of errors and warnings. All errors are RuntimeErrors.
+
+The messages of a failed solve are written in engine/diagnose.py, those of a wrong argument where it is checked.
+"""
 
 from __future__ import annotations
 

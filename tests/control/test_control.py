@@ -235,7 +235,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_step": -1.0}, r"min_step.*-1\.0"),
     ({"min_step": 2.0, "max_step": 1.0}, r"min_step=2\.0, max_step=1\.0"),
     ({"max_step": 0.0}, r"max_step=0\.0"),
-    ({"max_step": float("nan")}, "max_step=nan"),
+    ({"max_step": float("nan")}, "max_step must be a number; got nan"),
     ({"first_step": 0.0}, r"first_step.*0\.0"),
     ({"first_step": float("inf")}, "first_step.*inf"),
 ]

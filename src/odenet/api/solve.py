@@ -107,7 +107,7 @@ def solve(
     rtol, atol: error per step kept below atol + rtol * |y| (RMS); numbers, or pytrees that broadcast against y0.
     step: constant step size in the unit of time, with any method: rtol and atol then have no effect on steps. The last
         step before each output time is shortened to end there.
-    controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]).
+    controller: step control, such as PID(max_step=0.1, jump_ts=[1.0]); default: PID, with implicit methods Predictive.
     gradient: "discrete" (exact, the default; Discrete(checkpoints=, memory=) bounds its memory), "backprop" (exact,
         most memory), "reversible" (exact for its own method, constant memory), "forward" (exact, few inputs), "adjoint"
         (approximate, constant memory), "gauss" (approximate, no backward drift), or an instance.

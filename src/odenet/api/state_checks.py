@@ -70,7 +70,9 @@ def smallest_range(leaves: list[Tensor]) -> Tensor:
 def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
     """ts as a tensor in its own dtype (Python numbers: float64), (T,) or (B, T). leaf: see `smallest_range`."""
     if isinstance(ts, (int, float)):
-        raise TypeError(f"ts must hold at least two times, ts[0] where y0 holds; got the number {ts!r}")
+        raise TypeError(
+            f"ts must hold at least two times, the first that of y0; got the number {ts!r}: write [0.0, {ts!r}]"
+        )
     if isinstance(ts, (str, bytes)):
         raise TypeError(f"ts must be a sequence, array or tensor of times; got {describe(ts)}")
     try:
@@ -90,7 +92,8 @@ def times(ts: Any, per_sample: bool, leaf: Tensor) -> Tensor:
         raise ValueError(f"ts of shape {tuple(out.shape)} gives each sample its own times: that needs per_sample=True")
     if out.ndim not in (1, 2) or out.shape[-1] < 2:
         raise ValueError(
-            f"ts must have shape (T,), or (B, T) with per_sample, with at least two times; got {tuple(out.shape)}"
+            "ts must hold at least two times, that of y0 first, and have shape (T,), or (B, T) with per_sample; got "
+            f"shape {tuple(out.shape)}: write for example odenet.solve(f, y0, [0.0, 1.0])"
         )
     if out.ndim == 2 and out.shape[0] != leaf.shape[0]:
         raise ValueError(f"ts has {out.shape[0]} rows, but y0 has {leaf.shape[0]} samples: give one row a sample")

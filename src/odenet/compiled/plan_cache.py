@@ -43,7 +43,8 @@ def refuse_unsupported(p: Problem, how: Gradient, request: Request) -> None:
     recording = torch.is_grad_enabled()
     reasons = {
         "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
-        "controller": type(p.controller) not in (PID, ConstantStep, Grid) and "the controller is the caller's own",
+        "controller": type(p.controller) not in (PID, ConstantStep, Grid)
+        and "only the controllers PID, ConstantStep and Grid have a compiled form",
         "jumps": (p.stops.jumps is not None or p.stops.rule.perturb) and "f jumps (jump_ts, perturb)",
         "steps": request.steps is not None and "save_steps=True keeps every step",
         "event": request.events is not None and "an event is looked for",

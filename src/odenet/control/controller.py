@@ -73,7 +73,7 @@ class Decision(NamedTuple):
 class Controller(PortableSettings, ABC):
     """Step-size control, written once for floats (joint solve) and for tensors (B,) (per sample).
 
-    adaptive: the controller needs the method's error estimate, and the engine's guess of the first step.
+    adaptive: the controller needs the method's error estimate, and a first step size (`initial_step_size`).
     norm: of the leaves of error / tolerance; None: RMS.
     finite: without an error estimate, a step is accepted only where the new state is finite. False: always accepted,
         and the state is never checked.
@@ -95,7 +95,7 @@ class Controller(PortableSettings, ABC):
 
     @abstractmethod
     def initial_step(self, h: ScalarLike) -> ScalarLike:
-        """The first step size. h: the engine's guess."""
+        """The first step size. h: the one that the engine computed."""
 
     def constant_decision(self) -> Decision | None:
         """The decision on any step of a joint solve with a finite end. None: it depends on the attempt."""

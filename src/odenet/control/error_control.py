@@ -31,7 +31,7 @@ class ErrorControl(Controller):
         includes `safety`. Right after a rejection no step grows.
     min_step, max_step: limits of the step size, in the unit of time. A step of at most min_step is accepted whatever
         its error, unless the new state or its error is not finite.
-    first_step: size of the first attempt; default: Hairer's guess (`initial_step_size`).
+    first_step: size of the first attempt; default: Hairer's formula (`initial_step_size`).
     step_ts: times that end a step. jump_ts: the same, at jumps of f or of a derivative of f: f is evaluated just before
         the time for the step that ends there, and again just after it. Both: times, or a callable from ts to times.
     norm: callable from the leaves of error / tolerance to a number (with per_sample, a tensor (B,)); default: RMS.
@@ -69,8 +69,8 @@ class ErrorControl(Controller):
             raise ValueError(f"safety must lie in (0, 1]; got {self.safety!r}")
         if not 0.0 < self.factor_min < 1.0 <= self.factor_max:
             raise ValueError(
-                f"factor_min must lie in (0, 1) and factor_max be at least 1; got {self.factor_min!r}, "
-                f"{self.factor_max!r}"
+                f"factor_min must lie in (0, 1) and factor_max be at least 1; got factor_min={self.factor_min!r}, "
+                f"factor_max={self.factor_max!r}"
             )
         if self.max_step <= 0.0:
             raise ValueError(f"max_step must be positive; got max_step={self.max_step!r}")

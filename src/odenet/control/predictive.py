@@ -1,4 +1,4 @@
-"""Predictive step-size control for implicit methods."""
+"""Gustafsson's predictive step-size control, the default of adaptive implicit methods."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ class Predictive(ErrorControl):
     """Gustafsson's predictive controller: extrapolates the error of the next step from the last two.
 
     K. Gustafsson, Control-theoretic techniques for stepsize selection in implicit Runge-Kutta methods, ACM TOMS 20
-    (1994), 496-517; Hairer & Wanner II, (IV.8.25). With r_n the error of step n over the tolerance, and k the order of
-    the error estimate, the next step size is the smaller one of h_n safety r_n^(-1/k) and that times
-    (h_n / h_(n-1)) (r_(n-1) / r_n)^(1/k). The hint of an implicit method (`StepSizeHint`) limits it further.
-    Parameters: those of `ErrorControl`. The controller state is (h_(n-1), r_(n-1)), with h = 0 before the first step.
+    (1994), 496-517; Hairer & Wanner II, (IV.8.25); that of RADAU5 and of SciPy's Radau. It works with any method that
+    estimates its error. With r_n the error of step n over the tolerance, and k the order of the error estimate,
+
+        h_(n+1) = safety h_n r_n^(-1/k) min(1, (h_n / h_(n-1)) (r_(n-1) / r_n)^(1/k)).
+
+    The hint of an implicit method (`StepSizeHint`) limits it further. Parameters: those of `ErrorControl`, which are
+    those of `PID` without its coefficients. The controller state is (h_(n-1), r_(n-1)), with h = 0 before the first
+    step.
     """
 
     def init_state(self, h: ScalarLike) -> ControllerState:

@@ -1,4 +1,4 @@
-"""Stop times: the times that end a step."""
+"""Stop times: the times that end a step. engine/stop_tracker.py follows them during a solve."""
 
 from __future__ import annotations
 

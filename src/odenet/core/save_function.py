@@ -35,7 +35,9 @@ class SaveFunction:
         for x in leaves:
             if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
                 got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise TypeError(f"save must return tensors of floating point (NaN at times not reached); got {got}")
+                raise TypeError(
+                    f"save must return floating-point tensors, as the values at times not reached are NaN; got {got}"
+                )
             if self.per_sample and (x.ndim == 0 or len(x) != len(t)):
                 raise ValueError(
                     f"save returned the shape {tuple(x.shape)}, but per_sample=True gives it {len(t)} samples: its "

@@ -30,7 +30,7 @@ def number(name: str, value: Any) -> float:
     """A real number that is not NaN, or a tensor with one, as a float."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         if value.requires_grad:
-            raise ValueError(f"{name} must not require a gradient; use {name}.detach()")
+            raise ValueError(f"{name} must not require a gradient; detach it first")
         value = value.item()
     if not is_real(value):
         raise TypeError(f"{name} must be a number; got {describe(value)}")
@@ -39,7 +39,7 @@ def number(name: str, value: Any) -> float:
     except OverflowError:
         raise ValueError(f"{name} is too large for a float; got {describe(value)}") from None
     if math.isnan(result):
-        raise ValueError(f"{name} must be a number; got {name}=nan")
+        raise ValueError(f"{name} must be a number; got nan")
     return result
 
 

@@ -150,11 +150,11 @@ def _cause_and_hint(p: Problem, s: State, sample: int | None, status: Status, ba
     elif status == Status.NONLINEAR_FAILED and not p.controller.adaptive:
         hint = "take smaller steps, or let an error choose them; " + hint
     elif status == Status.MAX_STEPS and backward is None and _is_stiff(p, s, sample):
-        cause += f", for the problem is stiff: they are as long as method={p.method.name!r} is stable for"
+        cause += f", because the problem is stiff: longer steps of method={p.method.name!r} are unstable"
         hint = CURE + ". Or raise max_steps"
     elif status == Status.MAX_STEPS and (dtype := _dtype_below_tolerance(p, s, sample)) is not None:
         name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
-        cause += f", for rtol and atol ask for more than the rounding of {name} allows, {eps:.1e} of the state"
+        cause += f", because rtol and atol are below the rounding of {name}, {eps:.1e} of the state"
         hint = f"loosen rtol to {100 * eps:.0e} or more, or use a float64 state"
         hint = hint if dtype != torch.float64 else hint.split(", or")[0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.pytrees import tree_map
 from ..core.serialization import detach_tree, settings_repr
-from ..core.validate import boolean, describe
+from ..core.validate import boolean, describe, is_real
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Event:
             raise TypeError(f"fn of an Event must be callable as fn(t, y, *args); got {type(self.fn).__name__}")
         for name in ("terminal", "constant_time"):
             boolean(f"{name} of an Event", getattr(self, name))
-        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
-            raise ValueError(f"direction must be -1, 0 or 1; got {self.direction!r}")
+        if isinstance(self.direction, bool) or not is_real(self.direction) or self.direction not in (-1, 0, 1):
+            raise ValueError(f"direction of an Event must be -1, 0 or 1; got {describe(self.direction)}")
         if self.reset is not None and not callable(self.reset):
             raise TypeError(
                 f"reset of an Event must be callable as reset(t, y, *args) and give y; got {type(self.reset).__name__}"
@@ -55,8 +55,8 @@ class Event:
         max_hits: Any = self.max_hits
         if max_hits is not None and (isinstance(max_hits, bool) or not isinstance(max_hits, int)):
             raise TypeError(f"max_hits of an Event must be an int; got {describe(max_hits)}")
-        if max_hits is not None and max_hits < 1:
-            raise ValueError(f"max_hits of an Event must be at least 1; got {max_hits}")
+        if max_hits is not None and not 1 <= max_hits < 2**31:
+            raise ValueError(f"max_hits of an Event must lie between 1 and 2**31 - 1; got {describe(max_hits)}")
 
     def __repr__(self) -> str:
         return settings_repr(self)

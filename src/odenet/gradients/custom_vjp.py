@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.autocast import current_autocast
-from ..core.error_notes import add_note
+from ..core.pytorch_error_notes import add_note
 from ..core.vjp import local_vjp
 
 BackwardFunction = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]

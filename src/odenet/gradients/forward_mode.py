@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
-from ..core.error_notes import add_note
+from ..core.pytorch_error_notes import add_note
 from ..core.leaves import Leaves, as_graph_inputs
 from ..core.scalars import MaskLike
 from ..engine.dense_recorder import flat_piece

@@ -47,9 +47,13 @@ class MLPField(nn.Module):
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation_module(activation)]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
-        self.time = time
+        self.dim, self.time = dim, time
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if y.shape[-1:] != (self.dim,):
+            raise ValueError(
+                f"dim={self.dim} of the MLPField is not the size of y's last axis; y has shape {tuple(y.shape)}"
+            )
         if self.time:
             t = t.to(y.dtype)
             t = t.view(t.shape + (1,) * (y.ndim - t.ndim)).expand(*y.shape[:-1], 1)

@@ -23,7 +23,7 @@ def device(name: str) -> str:
     if name == "auto":
         return "cuda" if there["cuda"] else "cpu"
     if name not in there:
-        raise UserError(f"--device {name!r} is unknown: cpu, cuda, mps or auto")
+        raise UserError(f"--device {name!r} is unknown. Known: cpu, cuda, mps, auto")
     if not there[name]:
         raise UserError(f"--device {name}: PyTorch finds none here; use --device cpu")
     return name

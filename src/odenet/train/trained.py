@@ -26,7 +26,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if not all(isinstance(found[key], kind) for key, kind in kinds.items()):
             raise ValueError("it is not of a run")
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no run: there is no {SETTINGS}; to start one, leave --resume out") from None
+        raise UserError(f"{folder} holds no run: there is no {SETTINGS}, which odenet train writes") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be used ({first_line(error)}): bring a copy back") from None
     return found

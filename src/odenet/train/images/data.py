@@ -84,7 +84,9 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
     elif path.suffix == ".npz" and path.is_file():
         found = read_npz(path)
     else:
-        raise UserError(f"data {name!r} is unknown: digits, mnist, a folder of images, or an .npz file that is there")
+        raise UserError(
+            f"data {name!r} is unknown. Known: digits, mnist, a folder of images, an .npz file that is there"
+        )
     images, labels = found["train"]
     classes, (height, width) = np.unique(labels), images.shape[-2:]
     if len(classes) < 2:

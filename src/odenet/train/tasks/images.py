@@ -51,7 +51,7 @@ class Images(Task):
     def __init__(self, settings: ImageSettings) -> None:
         super().__init__(settings)
         if settings.net not in KINDS:
-            raise UserError(f"--net {settings.net!r} is unknown: {', '.join(KINDS)}")
+            raise UserError(f"--net {settings.net!r} is unknown. Known: {', '.join(KINDS)}")
         s = settings
         self.images = load(s.data, s.data_dir, s.size, s.seed, s.quick)
         self.info = {
