@@ -24,9 +24,10 @@ SLOW = {"docs/compiling.md", "docs/gradients.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-TASKS = re.findall(r'^    "(\w+)": "', (ROOT / "src/odenet/train/tasks/__init__.py").read_text(), re.MULTILINE)
+TASKS_FILE = ROOT / "src" / "odenet" / "train" / "tasks" / "__init__.py"
+TASKS = "|".join(re.findall(r'^    "(\w+)": "', TASKS_FILE.read_text(encoding="utf-8"), re.MULTILINE))
 COMMAND = re.compile(
-    rf"^(?:\$ )?(odenet (?:train (?:{'|'.join(TASKS)})|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
+    rf"^(?:\$ )?(odenet (?:train (?:{TASKS})|compare|predict|export|bench)|make|python|pytest|torchrun)\b([^\n`|&;#]*)",
     re.MULTILINE,
 )
 FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs|tools|benchmarks|examples)/[\w/]+$")

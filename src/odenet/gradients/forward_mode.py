@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..core.capture import graph_marker
-from ..core.pytorch_error_notes import add_note
 from ..core.leaves import Leaves, as_graph_inputs
+from ..core.pytorch_error_notes import add_note
 from ..core.scalars import MaskLike
 from ..engine.dense_recorder import flat_piece
 from ..engine.integrate import Request, integrate
