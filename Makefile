@@ -8,6 +8,8 @@ PYTEST := $(BIN)/python -m pytest -n 2
 
 # Other versions of PyTorch have an environment each; what PyTorch itself needs is not pinned there.
 TORCH_VERSIONS ?= 2.10.0 2.13.0 2.15.0
+WITHOUT_TRAIN = $(addprefix --ignore tests/,train benchmarks distributed/test_stopping.py distributed/test_train.py test_docs.py) \
+	--deselect "tests/fuzz/test_fuzz.py::test_random_calls[commands]"
 TORCH_ENV = .venvs/torch-$(VERSION)
 TORCH_PIP = $(TORCH_ENV)/bin/python -m pip --disable-pip-version-check --quiet install \
 	--constraint $(TORCH_ENV)/constraints.txt
@@ -63,7 +65,7 @@ test-torch: ## `make test` with another PyTorch, without the training extra: mak
 	@grep -vE '^(torch|triton|setuptools|sympy|cuda-|nvidia-)' constraints.txt > $(TORCH_ENV)/constraints.txt
 	@$(TORCH_PIP) 'torch==$(VERSION)' 'setuptools>=77' scikit-learn
 	@$(TORCH_PIP) --no-build-isolation --editable '.[dev]'
-	$(TORCH_ENV)/bin/python -m pytest -n 2 -m "not slow" --ignore tests/train --ignore tests/benchmarks $(TESTS)
+	$(TORCH_ENV)/bin/python -m pytest -n 2 -m "not slow" $(WITHOUT_TRAIN) $(TESTS)
 
 test-versions: ## `make test-torch` with each PyTorch of docs/quality.md
 	@set -e; for version in $(TORCH_VERSIONS); do $(MAKE) --no-print-directory test-torch VERSION=$$version; done

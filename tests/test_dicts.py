@@ -11,6 +11,7 @@ from torch import Tensor
 
 import odenet
 from gradient_settings import NAMES
+from torch_versions import needs_tracing
 
 D = torch.float64
 State = dict[str, Tensor]
@@ -44,6 +45,7 @@ def test_compiled(options: Any) -> None:
     torch.testing.assert_close(mine, eager)
 
 
+@needs_tracing
 def test_inside_a_compiled_model() -> None:
     def run(a: Tensor) -> Tensor:
         return odenet.solve(turned_round, {"a": a, "b": 2 * a}, [0.0, 1.0]).y1["b"]

@@ -86,7 +86,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"y0": {"a": ONE, "b": torch.ones(2)}, "per_sample": True}, ValueError, r"y0\['a'\] \(3,\), y0\['b'\] \(2,\)"),
     ({"ts": None}, TypeError, "ts must be.*NoneType"),
     ({"ts": "ab"}, TypeError, "ts must be.*str"),
-    ({"ts": torch.zeros(1, 1, 2)}, ValueError, r"ts must have shape.*\(1, 1, 2\)"),
+    ({"ts": torch.zeros(1, 1, 2)}, ValueError, r"ts must hold at least two times.*have shape.*\(1, 1, 2\)"),
     ({"ts": torch.zeros(2, dtype=torch.complex64)}, TypeError, "ts must be real.*complex64"),
     ({"ts": torch.tensor([False, True])}, TypeError, "ts must be real.*bool"),
     ({"ts": torch.arange(30.0).sin()}, ValueError, r"ts must increase.*\(30,\)"),

@@ -11,6 +11,7 @@ from torch import Tensor
 import odenet
 from gradient_settings import SETTINGS
 from odenet import Event
+from torch_versions import needs_tracing
 
 D = torch.float64
 
@@ -60,6 +61,7 @@ def test_a_function_of_the_state(gradient: Any, per_sample: bool) -> None:
         torch.testing.assert_close(a, b, rtol=close, atol=close)
 
 
+@needs_tracing
 def test_compiled_and_traced_solves() -> None:
     y0 = torch.ones(4, 2, dtype=D, requires_grad=True)
     rate = torch.tensor(0.5, dtype=D, requires_grad=True)

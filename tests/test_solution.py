@@ -11,6 +11,7 @@ from torch import Tensor
 import odenet
 from gradient_settings import SETTINGS
 from odenet import Status
+from torch_versions import needs_tracing
 
 D = torch.float64
 
@@ -52,6 +53,7 @@ def test_t1_inside_transforms_and_graphs() -> None:
     assert float(torch.func.grad(lambda end: f(torch.ones(1, dtype=D), end))(ends[0])) == 1.0
 
 
+@needs_tracing
 def test_t1_inside_the_callers_graph() -> None:
     def f(y0: Tensor, most: int) -> tuple[Tensor, Tensor]:
         sol = odenet.solve(decay, y0, [0.0, 2.0], max_steps=most)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from torch_versions import needs_tracing
 
-pytestmark = pytest.mark.skipif(torch.__version__ < (2, 13), reason="TorchDynamo traces a solve from PyTorch 2.13 on")
+pytestmark = needs_tracing
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     ".T": lambda w: w.T,

@@ -1,5 +1,6 @@
 """What cannot be compiled is solved eagerly, right, with one warning that says why."""
 
+import math
 import time
 import warnings
 from weakref import WeakKeyDictionary
@@ -90,6 +91,39 @@ def test_a_backward_pass_that_fails_to_compile_alone(params, y0, monkeypatch):
 def test_a_number_read_from_a_tensor(params, y0):
     f = lambda t, y: torch.tanh(y @ params[0] + params[1]) * y.detach().square().mean().item()  # noqa: E731
     falls_back(f, y0, params, reason="f reads a number from a tensor")
+
+
+BY_NUMBER = {
+    "item": lambda t, y, w: -y * w if t.item() < 0.5 else y * w,
+    "float": lambda t, y, w: -y * w if 0.2 <= float(t) <= 0.4 else y * w,
+    "int": lambda t, y, w: y * w * (1.0 if int(2 * t) else -1.0),
+    "truth": lambda t, y, w: y * w if int(t) else -y * w,
+    "condition": lambda t, y, w: -y * w if t < 0.5 else y * w,
+    "state": lambda t, y, w: -y * w if y.sum().item() > 1.7 else y * w,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", BY_NUMBER)
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+def test_a_branch_on_a_number_of_t_or_y(kind, shape, dtype, monkeypatch):
+    """TorchDynamo guards a number of a 0-d input: the branch taken at ts[0] would hold for the whole solve."""
+    monkeypatch.setattr("odenet.compiled._warned", set())
+    w = torch.tensor(0.7, dtype=dtype, requires_grad=True)
+    options = {"reason": "", "solves": 1, "controller": odenet.PID(max_step=0.05)}
+    falls_back(lambda t, y: BY_NUMBER[kind](t, y, w), torch.ones(shape, dtype=dtype), (w,), **options)
+
+
+def test_a_branch_on_a_number_of_args(monkeypatch):
+    """It is the same for the whole solve, and another number is compiled for itself."""
+    monkeypatch.setattr("odenet.compiled._warned", set())
+    y0 = torch.ones(2, dtype=torch.float64)
+    f = lambda t, y, k: -y * k if k.item() > 0.5 else y * k  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in (0.7, 0.3):
+            sol = odenet.solve(f, y0, ENDS, args=(torch.tensor(k, dtype=torch.float64),), compile=True)
+            torch.testing.assert_close(sol.y1, y0 * math.exp(-k if k > 0.5 else k), rtol=1e-3, atol=0)
 
 
 def test_random_numbers(params, y0):

@@ -23,6 +23,7 @@ def looks(tolerance: float, compile: bool) -> tuple[int, int]:
     return sol.stats.accepted + sol.stats.rejected, count
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # until PyTorch 2.10
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_look_a_step(compile: bool) -> None:
     """Only that which decides: the error, or in a compiled loop whether it goes on; after 50 one at stiffness."""

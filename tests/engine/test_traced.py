@@ -15,11 +15,12 @@ from torch import Tensor, nn
 import odenet
 from odenet.api.options import Options
 from odenet.nn import MLPField, NeuralODE
+from torch_versions import needs_tracing
 
 D = torch.float64
 
 pytestmark = [
-    pytest.mark.skipif(torch.__version__ < (2, 13), reason="TorchDynamo traces a whole solve from PyTorch 2.13 on"),
+    needs_tracing,
     # dynamo's own doings
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),

@@ -12,6 +12,7 @@ import torch
 import odenet
 from odenet.nn import Augmented, ConvField, MLPField, NeuralODE, classifier
 from odenet.nn.fields import TimeConv2d
+from torch_versions import needs_tracing
 
 
 def test_neural_ode_is_a_module_like_any() -> None:
@@ -106,6 +107,7 @@ def test_layer_is_the_solve() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # dynamo's own too
+@needs_tracing
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
 def test_inside_a_compiled_model(gradient: str) -> None:
     """`torch.compile` of a model makes one graph of it, solve and all."""

@@ -170,12 +170,12 @@ def test_export_of_a_wrong_program(
     refused(["export", str(tmp_path / "run")], 'pip install "torch-odenet[onnx]"', monkeypatch, capsys)
 
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "training.md"
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def test_the_task_of_the_page(tmp_path: Path) -> None:
     """It is one file and one line, trains, learns, resumes and exports."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "add_task.md").read_text(), re.DOTALL)
     (source,) = [block for block in blocks if "(Task)" in block]
     (tmp_path / "oscillator.py").write_text(source)
     (tmp_path / "start.py").write_text(
@@ -200,7 +200,7 @@ def test_the_task_of_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_loads_a_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "odenet.train.load" in block]
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, "train", "images", "--quick") == 0

@@ -48,8 +48,8 @@ def describe_error(error: Exception) -> str:
             "tensor, as a buffer or through args"
         )
     lines = str(error).strip().splitlines()
-    if lines and "Tensor.item() call" in lines[0]:  # TorchDynamo of PyTorch 2.9 refuses it itself
-        return READS_NUMBER
+    if lines and "data-dependent" in lines[0].lower():
+        return BRANCHES
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
@@ -72,7 +72,7 @@ class FieldGraph:
     largest_product: float
 
     def __call__(self, t: Tensor, y: Sequence[Tensor], captures: Sequence[Tensor]) -> Leaves:
-        given = {"t": [t], "y": y, "capture": captures}
+        given = {"t": _raised((t,)), "y": _raised(y), "capture": captures}
         inputs = [given[kind][i] for kind, i in self.roles]
         outputs = self.module(*inputs)
         return tuple((outputs if where == "out" else inputs)[i] for where, i in self.results)
@@ -144,6 +144,7 @@ class _Failure:
     skip: int
 
 
+BRANCHES = "f branches on a number that it reads from a tensor, such as t or y: use torch.where"
 READS_NUMBER = "f reads a number from a tensor (item, tolist)"
 IN_PLACE = "f changes a tensor in place that it did not make (as BatchNorm does in training)"
 MAX_SKIP = 1024  # solves from one attempt to the next
@@ -159,8 +160,20 @@ _numbers = itertools.count()
 _lock = threading.Lock()
 
 
-def _call(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, *y: Tensor) -> list[Any]:
-    return flatten_like(f(t, unflatten(list(y), spec), *args), spec)[0]
+def _raised(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """t or y as the guarded call gets them: 0-d tensors of shape (1,).
+
+    TorchDynamo makes a number that is read from a 0-d input a guard, and the graph holds for that number alone. But t
+    and y change in the loop, without guards. To read a number from a tensor that was computed is an error.
+    """
+    return [x.reshape(1) if x.ndim == 0 else x for x in tensors]
+
+
+def _call(
+    f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], *at: Tensor, raised: Sequence[bool] = ()
+) -> list[Any]:
+    t, *y = [x.reshape(()) if zero_d else x for x, zero_d in zip(at, raised, strict=True)]
+    return flatten_like(f(t, unflatten(y, spec), *args), spec)[0]
 
 
 def _kind(*tensors: Tensor) -> Kind:
@@ -183,6 +196,7 @@ def _guarded(f: Callable[..., Any], kind: Kind) -> Callable[..., list[Any]]:
             with gc_paused():
                 dynamo()
             own = FunctionType(_call.__code__.replace(co_name=f"_call_{next(_numbers)}"), _call.__globals__)
+            own.__kwdefaults__ = {"raised": tuple(not shape for _, _, shape, *_ in kind)}
             calls[kind] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)
         return calls[kind]
 
@@ -204,9 +218,9 @@ def _first_call() -> Generator[None]:
         yield
 
 
-def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor, y: Leaves) -> list[Any]:
+def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], kind: Kind, at: Sequence[Tensor]) -> list[Any]:
     """The guarded call. After a failure the next calls are skipped for a while, as each takes as long as the first."""
-    kind, code = _kind(t, *y), _code(f)
+    code = _code(f)
     failures, known = _values_of(_failures, code or f), _calls.get(code or type(f)) or {}
     failure = failures.get(kind)
     if failure is not None and failure.skip > 0:
@@ -220,7 +234,7 @@ def _traced(f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], t: Tensor,
         call = call or _guarded(f, kind)
         # else the graph would not show where f itself disables gradients
         with LOCK, torch.enable_grad(), quiet:
-            out = call(f, spec, args, t, *y)
+            out = call(f, spec, args, *at)
     except Exception as error:
         reason = describe_error(error)
         count = 1 if failure is None else failure.count + 1
@@ -238,14 +252,15 @@ def capture(
     Raises NotCompilableError, or an error of f or TorchDynamo.
     """
     _last.graph = None
-    out = _traced(f, spec, args, t, y)
+    at = _raised((t, *y))
+    out = _traced(f, spec, args, _kind(t, *y), at)
     graph, inputs = _last.graph, _last.inputs
     _last.inputs = ()
     if graph is None:
         raise NotCompilableError("f has no tensor operation of t or y")
     roles: list[Place] = []
     captures: list[Tensor] = []
-    known: dict[int, Place] = {id(t): ("t", 0)} | {id(x): ("y", i) for i, x in enumerate(y)}
+    known: dict[int, Place] = {id(at[0]): ("t", 0)} | {id(x): ("y", i) for i, x in enumerate(at[1:])}
     for x in inputs:
         if not isinstance(x, Tensor):
             raise NotCompilableError(f"f depends on a {type(x).__name__} that changes from call to call")

@@ -22,10 +22,11 @@ class PID(ErrorControl):
     h * safety * r_n^(-b1/k) * r_(n-1)^(-b2/k) * r_(n-2)^(-b3/k), b1 = p + i + d, b2 = -(p + 2d), b3 = d, with the
     factor of h clipped to [factor_min, factor_max].
 
-    pcoeff, icoeff, dcoeff: p, i, d. (0, 1, 0) is the I controller of most codes; (0.4, 0.3, 0) is Hairer & Wanner's PI.
+    pcoeff, icoeff, dcoeff: p, i, d. (0, 1, 0) is the I controller of most codes, (0.4, 0.3, 0) Hairer & Wanner's PI,
+        (-1/6, 1/3, 0) Soderlind's H211PI.
     min_step, max_step: limits of the step size, in the unit of time. A step of at most min_step is accepted whatever
         its error, unless the new state or its error is not finite.
-    first_step: size of the first attempt; default: Hairer's guess.
+    first_step: size of the first attempt; default: Hairer's formula.
     step_ts: times that end a step. jump_ts: the same, at jumps of f or of a derivative of f: f is evaluated just before
         the time for the step that ends there, and again just after it. Both: times, or a callable from ts to times.
     norm: callable from the leaves of error / tolerance to a number (with per_sample, a tensor (B,)); default: RMS.

@@ -35,7 +35,7 @@ def call_note(
             note += " Arguments of f after t and y are given by solve(..., args=(...))."
         elif not num_args:
             note += " If f does not depend on t, write lambda t, y: f(y)."
-    elif "dtype" in str(error) and t.dtype != dtypes[0]:
+    elif ("dtype" in str(error) or "scalar type" in str(error)) and t.dtype != dtypes[0]:
         note += (
             " t has the dtype of ts (Python numbers count as float64): if f joins t to y, write t.to(y.dtype), or "
             "give ts in y's dtype."
