@@ -367,9 +367,7 @@ def test_hints_fit_the_call() -> None:
         odenet.solve(lambda t, y: -1e5 * y, ONE, [0.0, 10.0], max_steps=20)
     with pytest.raises(odenet.NonFiniteError, match=r"and args\[0\] holds one"):
         odenet.solve(lambda t, y, k: -k * y, ONE, [0.0, 1.0], args=(math.nan,))
-    with pytest.raises(
-        odenet.MaxStepsError, match=r"below the rounding of float32.*loosen rtol to 1e-05.*float64"
-    ):
+    with pytest.raises(odenet.MaxStepsError, match=r"below the rounding of float32.*loosen rtol to 1e-05.*float64"):
         odenet.solve(lambda t, y: torch.cos(t) * y + torch.sin(5 * y), ONE.float(), [0.0, 1.0], rtol=1e-12, atol=1e-12,
                      max_steps=500)  # fmt: skip
 

@@ -158,8 +158,11 @@ BAD = {
     "no labels": ({"images": BYTES}, "no array 'labels'"),
     "names": ({"x": BYTES, "y": LABELS}, "no array 'images'"),
     "labels that are floats": ({"images": BYTES, "labels": LABELS / 2}, "labels is of shape .* integers or texts"),
-    "too few labels": ({"images": BYTES, "labels": LABELS[:-1]}, "not as many"),
-    "floats to 255": ({"images": BYTES.astype(float), "labels": LABELS}, r"up to 255\.0: uint8, or floats in \[0, 1\]"),
+    "too few labels": ({"images": BYTES, "labels": LABELS[:-1]}, "and .* labels for train: one label"),
+    "floats to 255": (
+        {"images": BYTES.astype(float), "labels": LABELS},
+        r"from 0\.0 to 255\.0: give uint8, or floats in \[0, 1\]",
+    ),
     "NaN": ({"images": np.full((9, 8, 8), np.nan), "labels": LABELS[:9]}, "nan: uint8, or floats"),
     "int32": ({"images": BYTES.astype(np.int32), "labels": LABELS}, "int32"),
     "two channels": ({"images": np.stack([BYTES] * 2, -1), "labels": LABELS}, "C 1 or 3"),

@@ -30,7 +30,8 @@ _FOREIGN_GRADIENTS = {"autograd": "backprop", "backsolve": "adjoint", "backsolve
 _FOREIGN_OPTIONS = {
     **dict.fromkeys(("t_eval", "t_span", "saveat", "tspan", "times", "t"), "ts"),
     **dict.fromkeys(("dt", "dt0", "step_size"), "step"),
-    **dict.fromkeys(("options", "stepsize_controller", "min_step", "first_step"), "controller"),
+    **dict.fromkeys(("options", "stepsize_controller"), "controller"),
+    **{name: f"controller=odenet.PID({name}=...)" for name in ("min_step", "max_step", "first_step")},
     **dict.fromkeys(("sensitivity", "adjoint", "sensealg"), "gradient"),
     **dict.fromkeys(("events", "event_fn"), "event"),
     **{"solver": "method", "throw": "on_failure", "dense_output": "dense", "max_num_steps": "max_steps"},

@@ -10,6 +10,7 @@ import torch
 
 from ..control.controller import Decision
 from ..core.scalars import ScalarLike, any_true, logical_not, where
+from ..core.serialization import settings_repr
 from ..core.validate import function
 from .loop import TryStep
 from .problem import Problem
@@ -20,7 +21,7 @@ Callback = Callable[[Any, Any, Any], Any]
 """(t0, y0, dt): the start of the step, the state there, and its length (positive, also where time runs backwards)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Callbacks:
     """Functions (t0, y0, dt) to call around each attempted step; their results are ignored.
 
@@ -37,6 +38,9 @@ class Callbacks:
         for name in ("step", "accept", "reject"):
             if (callback := getattr(self, name)) is not None:
                 function(name, callback, f"{name}(t0, y0, dt)")
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     def wrap(self, try_step: TryStep) -> TryStep:
         """`try_step` with the callbacks around it."""

@@ -86,7 +86,7 @@ def classifier(
         "depth": depth,
     }
     for name, size in sizes.items():
-        integer(name, size)
+        integer(name, size, 2 if name == "image_size" else 1)  # images of one pixel cannot be scaled down
     block: nn.Module
     if kind == "resnet":
         block = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from .task import History
 def write_png(figure: Figure, path: Path) -> Path:
     """Write the figure, whole or not at all."""
     buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names of classes
+        figure.tight_layout()
+        figure.savefig(buffer, format="png", dpi=120)
     return write(path, buffer.getvalue())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ...core.leaves import Leaves
 from ...core.validate import describe
+from ...errors import warn
 from ...gradients import Adjoint
 from .adjoint_norms import handle_adjoint_norm_, to_vector, vector_norm
 from .inputs import Inputs, State, as_dense_tensor
@@ -121,9 +121,7 @@ def _parameters(
             raise TypeError(f"adjoint_params must be tensors; got {describe(x)}")
     differentiable = tuple(x for x in params if x.requires_grad)
     if len(differentiable) < len(params) and callable((options or {}).get("norm")):
-        warnings.warn(
-            "a parameter requires no gradient: the norm of adjoint_options does not get it", UserWarning, stacklevel=3
-        )
+        warn("a parameter requires no gradient: the norm of adjoint_options does not get it")
     return differentiable
 
 

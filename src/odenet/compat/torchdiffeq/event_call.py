@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ...core.leaves import Leaves
 from ...core.segment_ends import jumps_across
 from ...core.validate import boolean, describe, function
+from ...errors import warn
 from ...events.event_time import with_event_time
 from .inputs import Inputs
 from .plain_call import odeint
@@ -70,7 +70,7 @@ def odeint_event(
         earlier = tuple(x - k * _STEP_BACK * span for x, k in zip(end, slope, strict=True))
         with torch.no_grad():
             if bool(event_value(time, earlier) != event_value(time, end)):  # else the time alone triggers the event
-                warnings.warn(_CONSTANT_TIME, UserWarning, stacklevel=2)
+                warn(_CONSTANT_TIME)
 
     event_t, ends = with_event_time(event_value, time, last, slope, direction, unless=warn_constant_time)
     if is_tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ...core.leaves import real_dtype
 from ...core.validate import describe, function
+from ...errors import warn
 
 State = Tensor | tuple[Tensor, ...]
 _COMPARED_IN_PYTHON = 64
@@ -83,7 +83,7 @@ class Inputs:
         _check_times(t)
         first = y0 if isinstance(y0, Tensor) else y0[0]
         if t.device != first.device:
-            warnings.warn(f"t is on {t.device}, but y0 on {first.device}: t is moved there", UserWarning, stacklevel=3)
+            warn(f"t is on {t.device}, but y0 on {first.device}: t is moved there")
             t = t.to(first.device)
         return Inputs(func, y0, t, _tolerance("rtol", rtol, y0), _tolerance("atol", atol, y0))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...control import PID, ConstantStep, Controller, Grid
 from ...core.leaves import Leaves, real_dtype
-from ...errors import unknown_name
+from ...errors import unknown_name, warn
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .adjoint_norms import largest_rms
 from .fixed_solvers import FixedGridODESolver
@@ -107,7 +106,7 @@ def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
     if order > 12:
         raise AssertionError(f"max_order must be at most 12; got {order}")
     if order < 4:
-        warnings.warn(f"max_order={order} is below 4: the method is rk4 then", UserWarning, stacklevel=4)
+        warn(f"max_order={order} is below 4: the method is rk4 then")
         return METHODS["rk4_38"]
     implicit = bool(options.get("implicit", True)) and name != "explicit_adams"
     rtol, atol = (
@@ -121,8 +120,7 @@ def _fixed_method(name: str, options: dict[str, Any], inputs: Inputs) -> Method:
 def _warn_unused(name: str, options: dict[str, Any], known: set[str]) -> None:
     unused = {key: value for key, value in options.items() if key not in known}
     if unused:
-        warnings.warn(f"{name}: unexpected options {unused} are not used; it has {', '.join(sorted(known))}",
-                      UserWarning, stacklevel=5)  # fmt: skip
+        warn(f"{name}: unexpected options {unused} are not used; it has {', '.join(sorted(known))}")
 
 
 def state_norm(norm: Any, inputs: Inputs) -> Callable[[Leaves], Tensor] | None:

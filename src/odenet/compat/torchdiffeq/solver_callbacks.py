@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ...engine.callbacks import Callbacks
+from ...errors import warn
 from .method_names import SCIPY, is_adaptive
 
 _NAMES = {"callback_step": "step", "callback_accept_step": "accept", "callback_reject_step": "reject"}
@@ -25,7 +25,7 @@ def find_callbacks(
     supported = set(_NAMES) if is_adaptive(method) else set() if method == SCIPY else {"callback_step"}
     if callbacks.keys() - supported:
         unsupported = ", ".join(sorted(name + suffix for name in callbacks.keys() - supported))
-        warnings.warn(f"method={method!r} does not call {unsupported}", UserWarning, stacklevel=4)
+        warn(f"method={method!r} does not call {unsupported}")
     calls = {_NAMES[name]: _converted(f, dtype, view) for name, f in callbacks.items() if name in supported}
     return Callbacks(**calls) if calls else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...control.first_step import initial_step_size
+from ...errors import warn
 from ...events.chebyshev import nodes
 from ...events.roots import RootQuery, first_roots
 from .adjoint_norms import flat_to_shape
@@ -123,7 +123,7 @@ def callback(func: Any, name: str) -> Callable[..., Any]:
 
 def handle_unused_kwargs(solver: Any, unused: dict[str, Any]) -> None:
     if unused:
-        warnings.warn(f"{type(solver).__name__}: unexpected arguments {unused} are not used", UserWarning, stacklevel=3)
+        warn(f"{type(solver).__name__}: unexpected arguments {unused} are not used")
 
 
 # --- one step

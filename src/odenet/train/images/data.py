@@ -93,10 +93,17 @@ def load(name: str, data_dir: str, size: int, seed: int, quick: bool) -> ImageDa
         raise UserError(f"{name} has one class only, {str(classes[0])!r}: at least 2 are needed")
     numbered = {}
     for split, (x, y) in found.items():
-        if len(x) != len(y) or x.shape[1] != images.shape[1] or not np.isin(y, classes).all():
-            raise UserError(f"{name}: the {split} images and labels are not as many, or not of the classes to train on")
+        if len(x) != len(y):
+            raise UserError(f"{name} has {len(x)} images and {len(y)} labels for {split}: one label an image is needed")
+        if x.shape[1] != images.shape[1]:
+            raise UserError(f"{name}: images for {split} have {x.shape[1]} channels, those for train {images.shape[1]}")
+        if not np.isin(y, classes).all():
+            other = next(str(label) for label in y if label not in classes)
+            raise UserError(f"{name}: the class {other!r} for {split} has no images to train on")
         numbered[split] = x, torch.from_numpy(np.searchsorted(classes, y).astype(np.int64))
     side = size or (height if height == width <= LARGEST else LARGEST)
+    if side < 2:
+        raise UserError("--size 1: the networks need images of at least 2 pixels a side")
     splits = {k: (resized(x, side), y) for k, (x, y) in _split(numbered, len(classes), seed, name).items()}
     if quick:
         splits = {k: (x[: _QUICK[k]], y[: _QUICK[k]]) for k, (x, y) in splits.items()}
@@ -116,8 +123,10 @@ def _split(found: Splits, classes: int, seed: int, name: str) -> Splits:
             size = max(classes, len(y) // share)
             try:
                 rest, held = train_test_split(torch.arange(len(y)), test_size=size, random_state=seed, stratify=y)
-            except ValueError as error:
-                raise UserError(f"{name} has too few images of a class to split them ({first_line(error)})") from None
+            except ValueError:
+                raise UserError(
+                    f"{name} has too few images of a class to take some for {split}: 3 or more are needed"
+                ) from None
             given["train"], given[split] = (x[rest], y[rest]), (x[held], y[held])
     return given
 

@@ -112,7 +112,8 @@ def _images(path: Path, name: str, arrays: Mapping[str, Any]) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise UserError(f"{path}: {name} is of shape {given.shape}: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
     if images.dtype != np.uint8 and not (images.dtype.kind == "f" and images.min() >= 0 and images.max() <= 1):
-        raise UserError(f"{path}: {name} is {given.dtype} up to {images.max()}: uint8, or floats in [0, 1]")
+        found = f"{given.dtype} from {images.min()} to {images.max()}"
+        raise UserError(f"{path}: {name} is {found}: give uint8, or floats in [0, 1]")
     return torch.tensor(images if images.dtype == np.uint8 else images.astype(np.float32))
 
 
