@@ -210,7 +210,7 @@ def test_one_time_is_none() -> None:
     ("options", "error", "match"),
     [
         ({"foo": 3}, TypeError, "option='foo' is unknown"),
-        ({"max_step": 3}, TypeError, "Did you mean 'max_steps'"),
+        ({"max_step": 3}, TypeError, r"Did you mean 'controller=odenet\.PID\(max_step=\.\.\.\)'"),
         ({"args": (1,)}, TypeError, "option='args' is unknown"),
         ({"method": "tsitt5"}, ValueError, "Did you mean 'tsit5'"),
         ({"method": "rk4"}, ValueError, "step is required"),

@@ -74,7 +74,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["compare", "mnist", "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["compare", "digits", "--resume", "--out", "/no/such/run"], "holds no run"),
         (["compare", "digits", "--method", "euler"], "adaptive"),
-        (["compare", "digits", "--device", "tpu"], "cpu, cuda, mps or auto"),
+        (["compare", "digits", "--device", "tpu"], "Known: cpu, cuda, mps, auto"),
         (["train", "imags"], "Did you mean 'images'"),
         (["train", "images", "--net", "odnet"], "resnet, rknet, odenet"),
         (["train", "images", "--method", "dopri"], "dopri5"),

@@ -78,7 +78,7 @@ def test_folder_with_splits(tmp_path: Path) -> None:
     pictures(tmp_path / "test", 2)
     assert read(tmp_path) == ({"train": 21, "test": 6, "val": 3}, ["cat", "dog", "eel"], 20)
     (tmp_path / "test" / "eel").rename(tmp_path / "test" / "fox")
-    wrong(tmp_path, "not of the classes to train on")
+    wrong(tmp_path, "has no images to train on")
 
 
 def test_splits_follow_from_the_seed(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_mistakes_in_a_folder(tmp_path: Path) -> None:
     wrong(pictures(tmp_path / "few", 2), "too few images of a class")
     (tmp_path / "none").mkdir()
     wrong(tmp_path / "none", "none has no images: a sub-folder for each class")
-    wrong(tmp_path / "nowhere", "unknown: digits, mnist, a folder")
+    wrong(tmp_path / "nowhere", "unknown. Known: digits, mnist, a folder")
 
 
 def test_upright(tmp_path: Path) -> None:
@@ -163,12 +163,15 @@ BAD = {
         {"images": BYTES.astype(float), "labels": LABELS},
         r"from 0\.0 to 255\.0: give uint8, or floats in \[0, 1\]",
     ),
-    "NaN": ({"images": np.full((9, 8, 8), np.nan), "labels": LABELS[:9]}, "nan: uint8, or floats"),
+    "NaN": ({"images": np.full((9, 8, 8), np.nan), "labels": LABELS[:9]}, "from nan to nan: give uint8, or floats"),
     "int32": ({"images": BYTES.astype(np.int32), "labels": LABELS}, "int32"),
     "two channels": ({"images": np.stack([BYTES] * 2, -1), "labels": LABELS}, "C 1 or 3"),
     "no images": ({"images": BYTES[:0], "labels": LABELS[:0]}, "C 1 or 3"),
     "objects": ({"images": np.array([{}]), "labels": LABELS}, "cannot be read"),
-    "a class of the test": (GOOD["keras"] | {"y_test": LABELS[:20] + 5}, "not of the classes to train on"),
+    "a class of the test": (
+        GOOD["keras"] | {"y_test": LABELS[:20] + 5},
+        "the class .5. for test has no images to train on",
+    ),
     "one class": ({"images": BYTES, "labels": LABELS * 0}, "one class only"),
 }
 

@@ -141,7 +141,7 @@ def raise_for_nonfinite(bad: Tensor, values: Tensor, attempt: StepAttempt) -> No
     sample = f", sample {int(attempt.problem.samples.sample_numbers(row))}" if attempt.problem.batched else ""
     raise ValueError(
         f"value {value} of the event functions is {float(values[tuple(index)])} in the step from t={t0:.6g}{sample}: "
-        "an event function must not be NaN along the solution, up to a step past the event (clamp the argument of a "
+        "an event function must be defined along the solution, up to a step past the event (clamp the argument of a "
         "log or root)"
     )
 

@@ -47,7 +47,7 @@ class ContinuousAdjoint(Gradient):
     method, controller: of the backward solve; default: those of the forward solve.
     max_steps: attempted steps between two output times; default: that of the forward solve, and at least 10,000, as a
         forward solve with a small limit may be continued later.
-    norm: "seminorm" (the gradient of parameters is no part of the state under error control), or a callable as
+    norm: "seminorm": RMS of (y, a), as the gradient of parameters is no part of the backward state; or a callable as
         `Controller.norm`, on the leaves of the scaled error.
     callbacks: called in the steps of the backward solve, with its leaves as the state.
     """
