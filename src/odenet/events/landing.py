@@ -22,7 +22,7 @@ _WIDER = 64.0  # growth of the distance from a discontinuity at which its other 
 
 
 def resolution(t0: Tensor, t1: Tensor) -> Tensor:
-    """The smallest difference of two times between t0 and t1 that are told apart."""
+    """The smallest difference of two times between t0 and t1 that can be distinguished."""
     return 8 * _EPS * torch.maximum(t0.abs(), t1.abs())
 
 

@@ -124,7 +124,7 @@ class EventLocator:
             if not self.linear:
                 attempt.polynomial(attempt.searched)
         with torch.no_grad():
-            cancelled = accept & landing & ~ends  # the step ended before the event, which is looked for anew
+            cancelled = accept & landing & ~ends  # the step ended before the event, which is searched for again
             retry = torch.zeros_like(accept)
             if bool(ends.any()):
                 retry, no_event = self._assess(p, attempt, ends, rows)

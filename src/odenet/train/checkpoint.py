@@ -75,7 +75,7 @@ def _complete(state: Any) -> bool:
 
 
 def newest(folder: Path) -> Found | None:
-    """The newest whole checkpoint; None where there is none at all. A damaged one before it is told of on stderr."""
+    """The newest whole checkpoint; None where there is none at all. A line on stderr names a damaged one after it."""
     damaged: list[str] = []
     for path in listed(folder):
         try:
@@ -87,6 +87,6 @@ def newest(folder: Path) -> Found | None:
             print(f"odenet: {' and '.join(damaged)} cannot be used: going on from {path.name}", file=sys.stderr)
         return path, state
     if damaged:
-        told = " and ".join(damaged)
-        raise UserError(f"no usable checkpoint: {told}; bring a copy back, or delete them to train anew")
+        names = " and ".join(damaged)
+        raise UserError(f"no usable checkpoint: {names}; bring a copy back, or delete them to train anew")
     return None

@@ -79,7 +79,7 @@ def _add(to: typer.Typer, name: str, about: str, settings: type[Any], run: Run, 
 
 
 def _begin(task: str, options: RunOptions, given: Mapping[str, Any], name: str) -> tuple[Any, Path, dict[str, Any]]:
-    """Settings and folder of a run, and what its trainer is told of processes."""
+    """Settings and folder of a run, and the options of its trainer for processes."""
     from .run import resolve_settings
 
     out = options.out or Path("runs") / name
@@ -227,7 +227,7 @@ def _stop(signum: int, frame: Any) -> None:
 
 
 def _status(error: BaseException) -> int:
-    """The exit status after an error, which is told in one line; a bug is shown whole."""
+    """The exit status after an error, which is printed in one line; a bug is shown whole."""
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else 1
         if status > 128 and first_process():

@@ -30,7 +30,7 @@ def device(name: str) -> str:
 
 
 def trainer_options(name: str, devices: int | None, nodes: int | None) -> dict[str, Any]:
-    """What Lightning's trainer is to be told of --device, --devices and --nodes."""
+    """The options of Lightning's trainer for --device, --devices and --nodes."""
     kind, started = device(name), _started()
     if started is not None:
         for option, asked, there in zip(("--devices", "--nodes"), (devices, nodes), started, strict=True):

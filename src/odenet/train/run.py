@@ -127,7 +127,7 @@ def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str,
 
 
 def _fit(trainer: L.Trainer, module: Module, data: Data, history: History, found: Found | None, folder: Path) -> None:
-    """Train, or take the weights of a training that is at its end; what goes wrong is told in one line."""
+    """Train, or take the weights of a training that is at its end; an error is one line."""
     try:
         if found is not None and _ended(found):
             module.load_state_dict(found[1]["state_dict"])

@@ -45,7 +45,7 @@ Compared = tuple[list[Row], list[Path]]  # the table as it is shown, and the fil
 
 def compare(s: ImageSettings, out: Path, resume: bool, processes: Mapping[str, Any], command: str) -> Compared:
     """Everything of `odenet compare`; of several processes only the first writes, and the others give nothing."""
-    data = Images(s).images  # what is wrong with it is told before a file is written
+    data = Images(s).images  # fails before a file is written if the data are wrong
     if not first_process():
         _train(s, out, resume, processes)
         return [], []
