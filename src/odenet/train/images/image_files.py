@@ -43,7 +43,7 @@ def read_image(path: Path, mode: str, size: int) -> Tensor:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder and its sub-folders, in order. A line on stderr says if others are left out."""
+    """The PNG and JPEG files of a folder and its sub-folders, in order. A line on stderr names what is left out."""
     there = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     images = [p for p in there if p.suffix.lower() in (".png", ".jpg", ".jpeg")]
     if len(images) < len(there):
