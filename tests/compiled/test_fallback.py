@@ -99,6 +99,7 @@ BY_NUMBER = {
     "int": lambda t, y, w: y * w * (1.0 if int(2 * t) else -1.0),
     "truth": lambda t, y, w: y * w if int(t) else -y * w,
     "condition": lambda t, y, w: -y * w if t < 0.5 else y * w,
+    "remainder": lambda t, y, w: -y * w if t.item() % 1.0 < 0.5 else y * w,
     "state": lambda t, y, w: -y * w if y.sum().item() > 1.7 else y * w,
 }
 
