@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captured.ways import GRADIENTS, WITHOUT_COMPILING, D, Way, native
+from captured.ways import SETTINGS, WITHOUT_COMPILING, D, Way, native
 from odenet.errors import CaptureError
 from odenet.nn import NeuralODE
 
@@ -110,7 +110,7 @@ def test_power_iterations_go_on_in_every_evaluation(way: Way, normed: Any) -> No
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
 def test_a_layer_trains_too(gradient: Any) -> None:
     def weights(gradient: Any) -> Weights:
         layer = NeuralODE(Net(plain, keep_loss), rtol=1e-9, atol=1e-11, gradient=gradient)
@@ -120,7 +120,7 @@ def test_a_layer_trains_too(gradient: Any) -> None:
     torch.testing.assert_close(torch.tensor(weights(gradient)), expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS[1:], ids=str)
+@pytest.mark.parametrize("gradient", SETTINGS[1:], ids=str)
 def test_a_recurrent_state(gradient: Any) -> None:
     """Each solve starts from where the last one ended, with a rate made from its end: one graph for all of them."""
 
