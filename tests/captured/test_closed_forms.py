@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
 import odenet
-from captured.ways import EAGER, SETTINGS, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
+from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
 from odenet.errors import CaptureError
 
 Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
@@ -351,7 +351,7 @@ def test_a_parameter_of_a_module_that_is_used_later() -> None:
     def f(t: Tensor, y: Tensor) -> Tensor:
         return torch.ones_like(y) if t < 0.5 else settings.rate * torch.ones_like(y)
 
-    for gradient in SETTINGS[:3]:
+    for gradient in ("backprop", "discrete", odenet.Discrete(checkpoints=3)):
         settings.rate.grad = None
         odenet.solve(f, ones(), [0.0, 0.5, 1.0], gradient=gradient, method="euler", step=0.125).y1.mean().backward()
         close(settings.rate.grad, 0.5)
