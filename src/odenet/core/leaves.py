@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .torch_func import tracked, transforming, vmapping
+from .torch_func import inside_transform, tracked, transforming, vmapping
 
 Leaves = tuple[Tensor, ...]
 
@@ -147,7 +147,7 @@ def sum_kind() -> int:
     _IN_PLACE: the result may overwrite the memory of the sum. _ATTACHED: derivatives pass through the sum. _UNFUSED:
     see `unfused_sums`. _VMAPPED: the first term may have no vmapped axis, and then cannot hold the other terms.
     """
-    if vmapping():
+    if inside_transform() and vmapping():  # the first alone is quick, and nearly always false
         return _VMAPPED
     if torch.compiler.is_compiling() or _dispatch_modes():
         return _UNFUSED
