@@ -15,6 +15,7 @@ import odenet
 from odenet.gradients import backward_pass
 from odenet.gradients.checkpoint_schedule import optimal_recomputation
 from odenet.gradients.memory_budget import parse_bytes
+from odenet.gradients.state_store import StepGraphs
 from odenet.methods import METHODS, ExplicitRK
 from odenet.methods.reversible_method import ReversibleMethod
 
@@ -242,3 +243,23 @@ def test_an_input_computed_from_another_counts_once() -> None:
     (first,) = torch.autograd.grad(sol.y1.sum(), w, create_graph=True)
     (second,) = torch.autograd.grad(first, w)
     torch.testing.assert_close(torch.stack([first, second]), torch.stack([one, two]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("steps", "chains"), [(20, [20]), (100, [36, 64])])
+def test_steps_whose_graphs_are_stored_are_differentiated_in_chains(
+    steps: int, chains: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of autograd for each 64 steps of a joint solve."""
+    popped: list[int] = []
+    pop_chain = StepGraphs.pop_chain
+
+    def counted(self: StepGraphs, n: int) -> Any:
+        chain = pop_chain(self, n)
+        popped.append(len(chain))
+        return chain
+
+    monkeypatch.setattr(StepGraphs, "pop_chain", counted)
+    y0 = torch.ones(2, dtype=D, requires_grad=True)
+    odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", step=1.0 / steps).y1.sum().backward()
+    assert popped == chains
+    torch.testing.assert_close(y0.grad, torch.full_like(y0, math.exp(-1)), rtol=1e-5, atol=0)

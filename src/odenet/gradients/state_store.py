@@ -106,7 +106,7 @@ class StepGraphs(GraphStore):
         self.use_hooks = False
         return True
 
-    def start(self, s: State) -> Start:
+    def graph_inputs(self, s: State) -> Start:
         last = self.last if self.chain_length < MAX_CHAIN else None
         if last is None or last.graph is None or s.y is not last.step.y or s.carry is not last.step.carry:
             return super().graph_inputs(s)
