@@ -268,3 +268,14 @@ def test_the_library_needs_torch_alone():
     code = _ALONE.format(refused=sorted(refused), modules=modules)
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert out.returncode == 0, out.stderr[-2000:]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_method_calls_its_parent_by_its_own_name(module: str) -> None:
+    """One that is renamed without its parent, or the other way round, is an override no more: nobody calls it."""
+    methods = [m for c in ast.walk(TREES[module]) if isinstance(c, ast.ClassDef) for m in c.body]
+    for method in methods:
+        if isinstance(method, ast.FunctionDef):
+            calls = (n.func for n in ast.walk(method) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute))
+            named = [f.attr for f in calls if isinstance(f.value, ast.Call) and ast.unparse(f.value.func) == "super"]
+            assert set(named) <= {method.name}, f"{method.name} calls super().{named[0]}"
