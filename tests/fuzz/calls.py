@@ -285,8 +285,9 @@ def run_command(call: Command, ledger: Ledger) -> None:
     # nothing of these is to be trained: whatever gets past the checks ends here
     with (
         patch.object(sys, "argv", ["odenet", *call.words]),
-        patch("odenet.train.run.train", side_effect=UserError("all checks passed")),
+        # imported here, it takes `train` from run.py, which is why that is replaced after it
         patch("odenet.train.images.compare.compare", return_value=([], [])),
+        patch("odenet.train.run.train", side_effect=UserError("all checks passed")),
         patch("odenet.train.cli.subprocess.run", return_value=SimpleNamespace(returncode=0)),
         patch("odenet.train.cli.signal.signal"),
         redirect_stdout(out),

@@ -209,7 +209,10 @@ def test_the_page_loads_a_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_interrupted_at_the_start() -> None:
     """Ctrl-C while torch is being imported."""
-    words = [sys.executable, "-c", "import odenet_command; print('ready', flush=True); odenet_command.main()", "--help"]
+    # a process that was started in the background inherits that Ctrl-C is ignored
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{listen}; import odenet_command; print('ready', flush=True); odenet_command.main()"
+    words = [sys.executable, "-c", start, "--help"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     time.sleep(0.1)
