@@ -28,7 +28,7 @@ from ..core.pytrees import Spec, flatten_like, unflatten
 from .compile_lock import LOCK
 from .gc_pause import gc_paused
 from .passes.column_layout import largest_product
-from .torch_private import UnsupportedTorchError, dynamo, recording
+from .torch_private import UnsupportedTorchError, dynamo, has_unbacked_symbols, recording
 from .weak_cache import WeakIdCache
 
 
@@ -72,7 +72,7 @@ class FieldGraph:
     largest_product: float
 
     def __call__(self, t: Tensor, y: Sequence[Tensor], captures: Sequence[Tensor]) -> Leaves:
-        given = {"t": _raised((t,)), "y": _raised(y), "capture": captures}
+        given = {"t": _at_least_1d((t,)), "y": _at_least_1d(y), "capture": captures}
         inputs = [given[kind][i] for kind, i in self.roles]
         outputs = self.module(*inputs)
         return tuple((outputs if where == "out" else inputs)[i] for where, i in self.results)
@@ -109,7 +109,7 @@ def _refuse_effects(module: GraphModule) -> None:
     names = dynamo()
     output = names.InstructionTranslator.current_tx().output
     # a number that only decides leaves no node, and no guard where PyTorch believes to know it (x % 1.0 is not 0)
-    if any(str(symbol).startswith(("u", "zuf")) for symbol in output.shape_env.var_to_range):
+    if has_unbacked_symbols(output.shape_env):
         raise NotCompilableError(READS_NUMBER)
     effects = output.side_effects
     changed = (x for x in effects.id_to_variable.values() if effects.is_modified(x))
@@ -164,7 +164,7 @@ _numbers = itertools.count()
 _lock = threading.Lock()
 
 
-def _raised(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _at_least_1d(tensors: Sequence[Tensor]) -> list[Tensor]:
     """t or y as the guarded call gets them: 0-d tensors of shape (1,).
 
     TorchDynamo makes a number that is read from a 0-d input a guard, and the graph holds for that number alone. But t
@@ -174,9 +174,9 @@ def _raised(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _call(
-    f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], *at: Tensor, raised: Sequence[bool] = ()
+    f: Callable[..., Any], spec: Spec, args: tuple[Any, ...], *at: Tensor, zero_d: Sequence[bool] = ()
 ) -> list[Any]:
-    t, *y = [x.reshape(()) if zero_d else x for x, zero_d in zip(at, raised, strict=True)]
+    t, *y = [x.reshape(()) if is_0d else x for x, is_0d in zip(at, zero_d, strict=True)]
     return flatten_like(f(t, unflatten(y, spec), *args), spec)[0]
 
 
@@ -200,7 +200,7 @@ def _guarded(f: Callable[..., Any], kind: Kind) -> Callable[..., list[Any]]:
             with gc_paused():
                 dynamo()
             own = FunctionType(_call.__code__.replace(co_name=f"_call_{next(_numbers)}"), _call.__globals__)
-            own.__kwdefaults__ = {"raised": tuple(not shape for _, _, shape, *_ in kind)}
+            own.__kwdefaults__ = {"zero_d": tuple(not shape for _, _, shape, *_ in kind)}
             calls[kind] = torch.compile(own, backend=_Graph, fullgraph=True, dynamic=False)
         return calls[kind]
 
@@ -256,7 +256,7 @@ def capture(
     Raises NotCompilableError, or an error of f or TorchDynamo.
     """
     _last.graph = None
-    at = _raised((t, *y))
+    at = _at_least_1d((t, *y))
     out = _traced(f, spec, args, _kind(t, *y), at)
     graph, inputs = _last.graph, _last.inputs
     _last.inputs = ()

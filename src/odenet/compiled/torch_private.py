@@ -237,3 +237,8 @@ def _forward_ad() -> Any:
 
 
 GROUPS: tuple[Names, ...] = (TORCH, RUNTIME, DYNAMO, RECORDING, INDUCTOR, ONEDNN)
+
+
+def has_unbacked_symbols(shape_env: Any) -> bool:
+    """Whether a recording read a number from a computed tensor: PyTorch names such symbols u0, zuf0 and so on."""
+    return any(str(symbol).startswith(("u", "zuf")) for symbol in shape_env.var_to_range)

@@ -43,7 +43,5 @@ def as_assertions() -> Generator[None, None, None]:
             raise
         # replace option names by torchdiffeq's, which has no on_failure
         text = str(error).replace("max_steps", "max_num_steps").replace("PID(jump_ts=...)", "options={'jump_t': ...}")
-        text = text.replace(
-            ", or pass on_failure='return' to get the part that was solved", ""
-        )  # it has no such option
+        text = text.replace(", or pass on_failure='return' to get the part that was solved", "")
         raise twin(text, t=error.t, dt=error.dt, sample=error.sample, component=error.component) from None
