@@ -55,8 +55,8 @@ class Event:
         max_hits: Any = self.max_hits
         if max_hits is not None and (isinstance(max_hits, bool) or not isinstance(max_hits, int)):
             raise TypeError(f"max_hits of an Event must be an int; got {describe(max_hits)}")
-        if max_hits is not None and not 1 <= max_hits < 2**31:
-            raise ValueError(f"max_hits of an Event must lie between 1 and 2**31 - 1; got {describe(max_hits)}")
+        if max_hits is not None and not 1 <= max_hits < 2**63:
+            raise ValueError(f"max_hits of an Event must lie between 1 and 2**63 - 1; got {describe(max_hits)}")
 
     def __repr__(self) -> str:
         return settings_repr(self)
