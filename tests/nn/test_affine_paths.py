@@ -34,7 +34,7 @@ def test_published_values() -> None:
 
 def test_by_name() -> None:
     assert affine_path("cosine") is PATHS["cosine"]
-    with pytest.raises(ValueError, match=r"path 'cosin' is unknown.*cosine"):
+    with pytest.raises(ValueError, match=r"path='cosin' is unknown.*cosine"):
         affine_path("cosin")
     with pytest.raises(TypeError, match="path must be a name, one of cond_ot"):
         affine_path(None)
