@@ -90,7 +90,7 @@ class _Graph:
 
     def __init__(self, module: GraphModule, example_inputs: Sequence[Any]) -> None:
         _refuse_effects(module)
-        self.module = module
+        self.module = module = _without_transforms(module)
         (output,) = (n for n in module.graph.nodes if n.op == "output")
         self.largest_product = largest_product(module)
         self.placeholders = [torch.empty(0) for _ in output.args[0]]
@@ -124,6 +124,21 @@ def _refuse_effects(module: GraphModule) -> None:
     given = [n.meta.get("example_value") for n in module.graph.nodes if n.op == "placeholder"]
     if any(getattr(x, "_version", 0) > 0 for x in given) and _changes_inputs(module, given):
         raise NotCompilableError(IN_PLACE)
+
+
+def _without_transforms(module: GraphModule) -> GraphModule:
+    """The graph with the derivatives that f takes by `torch.func` as operations of their own.
+
+    TorchDynamo writes the transforms as calls that hold their level in the stack of transforms, so the graph could not
+    be recorded again inside another transform.
+    """
+    if not any(getattr(n.target, "__module__", "").startswith("torch._functorch") for n in module.graph.nodes):
+        return module
+    names = recording()
+    given = [n.meta["example_value"] for n in module.graph.nodes if n.op == "placeholder"]
+    with names.FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in given]
+        return names.make_fx(module, _allow_non_fake_inputs=True)(*inputs)
 
 
 def _changes_inputs(module: GraphModule, like: Sequence[Any]) -> bool:

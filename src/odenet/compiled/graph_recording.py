@@ -140,6 +140,22 @@ class RecordedLoop:
 
     def __post_init__(self) -> None:
         hoist_invariants(self.begin, self.body, self.carried)
+        self._keep_layouts()
+
+    def _keep_layouts(self) -> None:
+        """Give each result of an iteration the layout in memory of the carried tensor that it replaces.
+
+        A sum with a transposed term may have the term's layout, and the loop carries tensors of one layout.
+        """
+        output, results = self.body.graph.output_node(), output_nodes(self.body)
+        edit = GraphEditor(self.body.graph, self.mode)
+        with self.body.graph.inserting_before(output):
+            for i, place in enumerate(self.body.graph.find_nodes(op="placeholder")[: self.carried]):
+                wanted = place.meta["val"].stride()
+                if results[i].meta["val"].stride() != wanted:
+                    results[i] = edit.with_strides(results[i], list(wanted))
+        output.args = (tuple(results),)
+        self.body.recompile()
 
     def whole(self) -> GraphModule:
         """begin, PyTorch's `while_loop` over body, and end, as one graph."""

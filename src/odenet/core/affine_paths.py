@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -196,7 +196,7 @@ class VP(VariancePreserving):
 PATHS: dict[str, AffinePath] = {path.name: path for path in (CondOT(), VP(), Cosine(), LinearVP(), Polynomial())}
 
 
-def affine_path(path: str | AffinePath) -> AffinePath:
+def affine_path(path: Any) -> AffinePath:
     """A path by its name, or the path itself."""
     if isinstance(path, AffinePath):
         return path

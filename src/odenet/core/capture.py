@@ -22,6 +22,7 @@ from ..errors import CaptureError
 from .leaves import Leaves
 from .pytrees import flatten
 from .reachable import Edge, Reachable, find_reachable
+from .torch_func import unwrapped
 from .vjp import Node, accumulated_vjp, gradient_edge, local_vjp, without_hooks
 
 NodeSet = set[Node]
@@ -67,14 +68,15 @@ class OperandRecorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        operands = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        # f may use torch.func: what counts are the tensors inside its wrappers
+        operands = [unwrapped(x) for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         for x in operands:
             node: Node = x.grad_fn if x.requires_grad else None
             if node is not None and node._sequence_nr() <= self.marker:
                 self.computed.setdefault((node, x.output_nr), x)
         out = func(*args, **kwargs)
-        for x in flatten(out)[0]:
-            if isinstance(x, Tensor) and x.is_leaf and not any(x is y for y in operands):
+        for x in [unwrapped(x) for x in flatten(out)[0] if isinstance(x, Tensor)]:
+            if x.is_leaf and not any(x is y for y in operands):
                 self.made_memory.add(_address(x))
                 self._keep_alive.append(x)  # otherwise another tensor could get the same address
         return out

@@ -60,7 +60,8 @@ class LeafFunction:
 
     def _set_args(self, args: list[Any]) -> None:
         """Set the leaves of the further arguments of f."""
-        self._args, self._args_tree = args, unflatten(args, self._args_spec) if args else ()
+        empty = self._args_spec is _NO_ARGS
+        self._args, self._args_tree = args, () if empty else unflatten(args, self._args_spec)
         self._arg_tensors = [x for x in args if isinstance(x, Tensor)]
 
     def pack(self, leaves: Leaves) -> Any:

@@ -1,7 +1,8 @@
 """Vector fields, layers and models."""
 
 from .classifier import Classifier, classifier
-from .fields import ConvField, MLPField
+from .fields import ConcatSquashField, ConvField, MLPField
+from .flows.cnf import CNF
 from .layer import Augmented, NeuralODE
 
-__all__ = ["Augmented", "Classifier", "ConvField", "MLPField", "NeuralODE", "classifier"]
+__all__ = ["CNF", "Augmented", "Classifier", "ConcatSquashField", "ConvField", "MLPField", "NeuralODE", "classifier"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.validate import boolean, describe, integer, one_of
+from .layered_jacobian import EvaluatedLayers, with_slope
 
 ActivationName = Literal["relu", "softplus", "tanh", "silu", "gelu", "elu"]
 ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
@@ -29,39 +30,156 @@ def activation_module(name: ActivationName) -> nn.Module:
 
 @final
 class MLPField(nn.Module):
-    """dy/dt = MLP([y, t]): a multilayer perceptron on the last axis of y.
+    """dy/dt = MLP([y, t, context]): a multilayer perceptron on the last axis of y.
 
     dim: size of y's last axis. hidden: widths of the hidden layers. activation: "tanh", "softplus", "relu", "silu",
-    "gelu" or "elu". time: False leaves t out. Called as f(t, y) with t () or (B,) and y (..., dim).
+    "gelu" or "elu". time: False leaves t out. context: size of the last axis of a further input; 0: there is none.
+    Called as f(t, y) or f(t, y, context), with t () or (B,), y (..., dim) and context (..., context).
+
+    with_trace(t, y, context): dy/dt, and the trace of its Jacobian in closed form, (...). with_vjp(t, y, directions,
+    context): dy/dt, and the transposed Jacobian times directions (..., K, dim).
 
     Raises TypeError or ValueError for a wrong argument.
     """
 
     def __init__(
-        self, dim: int, hidden: Sequence[int] = (64, 64), activation: ActivationName = "tanh", time: bool = True
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: ActivationName = "tanh",
+        time: bool = True,
+        context: int = 0,
     ) -> None:
         super().__init__()
-        dim, time = integer("dim", dim), boolean("time", time)
-        widths = [dim + time, *_widths(hidden)]
+        dim, time, context = integer("dim", dim), boolean("time", time), integer("context", context, 0)
+        widths = [dim + time + context, *_widths(hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation_module(activation)]
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
-        self.dim, self.time = dim, time
+        self.dim, self.time, self.context = dim, time, context
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        if y.shape[-1:] != (self.dim,):
-            raise ValueError(
-                f"dim={self.dim} of the MLPField is not the size of y's last axis; y has shape {tuple(y.shape)}"
-            )
-        if self.time:
-            t = t.to(y.dtype)
-            t = t.view(t.shape + (1,) * (y.ndim - t.ndim)).expand(*y.shape[:-1], 1)
-            y = torch.cat([y, t], -1)
-        return self.net(y)
+    def forward(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net(self._inputs(t, y, context))
+
+    def with_trace(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.trace()
+
+    def with_vjp(
+        self, t: Tensor, y: Tensor, directions: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.vjp(directions)
+
+    def _inputs(self, t: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        check_width("MLPField", self.dim, y)
+        inputs = [y, time_column(t, y)] if self.time else [y]
+        inputs += context_columns("MLPField", self.context, context, y)
+        return torch.cat(inputs, -1) if len(inputs) > 1 else y
+
+    def _evaluate(self, t: Tensor, y: Tensor, context: Tensor | None) -> EvaluatedLayers:
+        slopes: list[Tensor] = []
+        weights: list[Tensor] = []
+        x = self._inputs(t, y, context)
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                x = layer(x)
+                weights.append(layer.weight if weights else layer.weight[:, : self.dim])
+            else:
+                x, slope = with_slope(layer, x)
+                slopes.append(slope)
+        return EvaluatedLayers(x, weights, slopes)
 
     def extra_repr(self) -> str:
-        return f"time={self.time}"
+        return f"time={self.time}" + (f", context={self.context}" if self.context else "")
+
+
+@final
+class ConcatSquashField(nn.Module):
+    """dy/dt by layers W x * sigmoid(gate(t, context)) + shift(t, context): FFJORD's time-varying perceptron.
+
+    Grathwohl et al. 2019, "FFJORD", the layer "concatsquash" of its code. dim: size of y's last axis. hidden: widths of
+    the hidden layers. activation: as in `MLPField`. context: size of the last axis of a further input; 0: there is
+    none. gate and shift are linear. Called as f(t, y) or f(t, y, context), with t () or (B,), y (..., dim) and context
+    (..., context). with_trace, with_vjp: as in `MLPField`.
+
+    Raises TypeError or ValueError for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: ActivationName = "softplus",
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.context = integer("dim", dim), integer("context", context, 0)
+        widths = [self.dim, *_widths(hidden), self.dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.gates = nn.ModuleList(nn.Linear(1 + self.context, width) for width in widths[1:])
+        self.shifts = nn.ModuleList(nn.Linear(1 + self.context, width, bias=False) for width in widths[1:])
+        self.activation = activation_module(activation)
+
+    def forward(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._evaluate(t, y, context).out
+
+    def with_trace(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.trace()
+
+    def with_vjp(
+        self, t: Tensor, y: Tensor, directions: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.vjp(directions)
+
+    def _evaluate(self, t: Tensor, y: Tensor, context: Tensor | None) -> EvaluatedLayers:
+        check_width("ConcatSquashField", self.dim, y)
+        given = context_columns("ConcatSquashField", self.context, context, y)
+        # a time for all samples gives gates for all samples: (width,)
+        outer = torch.cat([time_column(t, y), *given], -1) if given or t.ndim else t.to(y.dtype).view(1)
+        slopes: list[Tensor] = []
+        weights: list[Tensor] = []
+        x, factor, last = y, None, len(self.layers) - 1
+        for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
+            factor = torch.sigmoid(gate(outer))
+            x = layer(x) * factor + shift(outer)
+            weights.append(layer.get_parameter("weight"))
+            if i < last:
+                x, slope = with_slope(self.activation, x)
+                slopes.append(slope * factor)
+        return EvaluatedLayers(x, weights, slopes, factor)
+
+    def extra_repr(self) -> str:
+        return f"context={self.context}" if self.context else ""
+
+
+def check_width(name: str, dim: int, y: Tensor) -> None:
+    if y.shape[-1:] != (dim,):
+        raise ValueError(f"dim={dim} of the {name} is not the size of y's last axis; y has shape {tuple(y.shape)}")
+
+
+def time_column(t: Tensor, y: Tensor) -> Tensor:
+    """t, () or (B,), as a column beside y (B, ..., D): (B, ..., 1)."""
+    t = t.to(y.dtype)
+    return t.view(t.shape + (1,) * (y.ndim - t.ndim)).expand(*y.shape[:-1], 1)
+
+
+def context_columns(name: str, size: int, context: Tensor | None, y: Tensor) -> list[Tensor]:
+    """The context as columns beside y, in a list; an empty list where the field takes none."""
+    if (context is None) != (size == 0):
+        cure = f"{name}(context={size})" if size else "leave it out, or make the field with context=SIZE"
+        given = "it got none" if context is None else f"it got one of shape {tuple(context.shape)}"
+        raise ValueError(
+            f"{name} takes {f'a context of {size} numbers' if size else 'no context'}, and {given}: {cure}"
+        )
+    if context is None:
+        return []
+    if context.shape[-1:] != (size,):
+        raise ValueError(f"context must have {size} numbers in its last axis; got shape {tuple(context.shape)}")
+    return [context.to(y.dtype).expand(*y.shape[:-1], size)]
 
 
 def _widths(hidden: Any) -> list[int]:

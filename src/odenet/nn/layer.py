@@ -44,7 +44,7 @@ class NeuralODE(nn.Module):
     ) -> None:
         super().__init__()
         self.field = function("field", field, "field(t, y, *args)")
-        self.ts = _times(ts)
+        self.ts = fixed_times(ts)
         self.solve_options = solve_options
         self._solver = Solver(field, **solve_options)
         self.stats: Stats | None = None
@@ -57,7 +57,7 @@ class NeuralODE(nn.Module):
             like: tuple[Any, ...] = (torch.float64, torch.device("cpu"))
             if isinstance(leaf, Tensor) and leaf.dtype.itemsize > 1:  # otherwise the solve raises an error about y0
                 like = torch.promote_types(real_dtype(leaf.dtype), torch.float32), leaf.device
-            times = self._times(*like) if ts is None else real_times("ts", ts).to(like[1], like[0])
+            times = layer_times(self.ts, *like) if ts is None else real_times("ts", ts).to(like[1], like[0])
         if exporting():  # the graph sets no attributes, and constant steps between known times need no loop
             sol = traced_solve.solve(
                 self.field, y0, times, args=args, host_ts=self.ts if ts is None else None, **self.solve_options
@@ -73,23 +73,25 @@ class NeuralODE(nn.Module):
         self.stats, self.status = sol.stats.outliving_vmap(), without_vmap(sol.status)
         return sol.y1 if ts is None else sol.ys
 
-    def _times(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The layer's ts as a tensor, the same one in each call, so that the solver can reuse its layout."""
-        if torch.compiler.is_compiling():
-            return torch.tensor(self.ts, dtype=dtype, device=device)
-        return _as_tensor(self.ts, dtype, device)
-
     def extra_repr(self) -> str:
         return ", ".join([f"ts={self.ts}", *(f"{k}={short_repr(v)}" for k, v in self.solve_options.items())])
 
 
+def layer_times(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The times of a layer as a tensor, the same one in each call, so that the solver can reuse its layout."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(times, dtype=dtype, device=device)
+    return _kept_tensor(times, dtype, device)
+
+
 @lru_cache(maxsize=64)
-def _as_tensor(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept_tensor(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached tensor is also used outside inference mode
         return torch.tensor(times, dtype=dtype, device=device)
 
 
-def _times(ts: Any) -> tuple[float, ...]:
+def fixed_times(ts: Any) -> tuple[float, ...]:
+    """The times of a layer, from start to end, as numbers."""
     if isinstance(ts, (str, bytes, dict)) or not hasattr(ts, "__iter__") or (isinstance(ts, Tensor) and ts.ndim == 0):
         raise TypeError(f"ts must be a sequence of times, from start to end; got {describe(ts)}")
     times = tuple(number("ts", t) for t in ts)

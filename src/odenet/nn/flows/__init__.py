@@ -1,0 +1,1 @@
+"""Continuous normalizing flows and flow matching."""
