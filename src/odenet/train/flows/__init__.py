@@ -1,0 +1,1 @@
+"""Density estimation: what there is to learn a density from."""
