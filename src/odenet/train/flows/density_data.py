@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from ..user_error import UserError
 from .published_files import PUBLISHED, read_keel, read_published
@@ -34,7 +36,7 @@ _KEEL = ("magic",)
 _TOY_SIZES = (10_000, 1_000, 1_000)  # as the two-dimensional experiments of torchcfm have it
 _QUICK = (512, 128, 128)  # rows
 _DIGIT_LEVELS, _ALPHA = 17, 1e-6
-_ATOM = 0.05  # share of one value that is reported
+_ATOM = (0.05, 5)  # share of the rows, and rows, of one value that are reported
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Transform:
             return constant.expand(len(z))
         g = z * self.std.to(z) + self.mean.to(z)
         # logit'(s) = 1 / (s (1 - s)), where s = sigmoid(g)
-        each = math.log((1 - 2 * self.alpha) / self.levels) + _softplus(g) + _softplus(-g)
+        each = math.log((1 - 2 * self.alpha) / self.levels) + F.softplus(g) + F.softplus(-g)
         return constant + each.sum(1)
 
     def _g(self, x: Tensor) -> Tensor:
@@ -187,9 +189,12 @@ def _table(name: str, values: Tensor, columns: Sequence[str], seed: int) -> Dens
     if discrete:
         _say(name, f"values that repeat get uniform noise of one quantum, in {_listed(discrete)}")
     for column, quantum, x in zip(columns, quanta, values.T, strict=True):
-        _, counts = x.unique(return_counts=True)
-        if not quantum and (share := float(counts.max()) / len(x)) >= _ATOM:
-            _say(name, f"{share:.0%} of column {column!r} are the same value: its density is unbounded, leave it out")
+        most = int(x.unique(return_counts=True)[1].max())
+        if not quantum and most >= max(_ATOM[0] * len(x), _ATOM[1]):
+            _say(
+                name,
+                f"{most / len(x):.0%} of column {column!r} are the same value: its density is unbounded, leave it out",
+            )
     data = DensityData(_split(values, seed), list(columns), quanta, _identity(len(columns)), seed)
     return _standardised(name, data)
 
@@ -240,11 +245,9 @@ def _digits(seed: int, alpha: float) -> DensityData:
 
 
 def _generator(seed: int, split: str, epoch: int) -> Generator:
-    """Streams that do not meet: the seed is below 2^32."""
-    return torch.Generator().manual_seed((seed + (2**32) * (3 * epoch + SPLITS.index(split) + 1)) % 2**63)
-
-
-_softplus: Callable[[Tensor], Tensor] = torch.nn.functional.softplus
+    """A stream of its own for each. PyTorch takes 32 bits of a seed, and SeedSequence mixes all into them."""
+    mixed = np.random.SeedSequence((seed, SPLITS.index(split), epoch)).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def _say(name: str, line: str) -> None:
