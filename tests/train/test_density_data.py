@@ -350,6 +350,9 @@ def test_load_density(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     np.save(tmp_path / "a.npy", np.c_[zeros, CHANCE.normal(size=200)])
     load_density(str(tmp_path / "a.npy"))
     assert "15% of column 'column 1' are the same value" in capsys.readouterr().err
+    np.save(tmp_path / "a.npy", CHANCE.normal(size=(20, 2)) * [1, 1e300])
+    load_density.cache_clear()
+    wrong(lambda: load_density(str(tmp_path / "a.npy")), "column 'column 2' has values whose squares overflow")
     zeros[:] = 0
     zeros[:2] = 0.3, 0.71
     np.save(tmp_path / "a.npy", np.c_[zeros, CHANCE.normal(size=200)][:20])
@@ -452,6 +455,14 @@ def test_miniboone_and_load(tmp_path: Path) -> None:
     assert np.allclose(torch.cat([data.samples(k, 5) for k in ("train", "val", "test")]), expected, atol=1e-5)
     log_prob = torch.zeros(20)
     assert torch.equal(data.nats(log_prob, data.samples("test")), log_prob)  # published figures are in these units
+    for bad, match in (
+        (values[:5], "the rows for val are none"),
+        (values[:, 0], r"of shape \(200,\), float64: the published file has real numbers"),
+        (values > 0, "bool: the published file has real numbers"),
+        (np.where(values == values[3, 3], np.nan, values), "the rows for train are not all finite"),
+    ):
+        np.save(tmp_path / "miniboone" / "data.npy", bad)
+        wrong(lambda: read_published("miniboone", str(tmp_path)), match)
 
 
 def test_bsds300(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

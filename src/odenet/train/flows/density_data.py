@@ -203,6 +203,9 @@ def _standardised(name: str, data: DensityData) -> DensityData:
     """With the mean and the deviation of the noisy rows to train on in the transform."""
     z = data.transform.to_model(data.in_data_units("train"))
     std = z.std(0, correction=0)
+    if not bool(std.isfinite().all()):
+        column = data.columns[int((~std.isfinite()).int().argmax())]
+        raise UserError(f"{name}: column {column!r} has values whose squares overflow: give it in a larger unit")
     if not bool((std > 0).all()):
         column = data.columns[int(std.argmin())]
         raise UserError(f"{name}: column {column!r} is constant in the rows to train on: leave it out, or add rows")

@@ -52,7 +52,15 @@ def read_published(name: str, folder: str) -> Splits:
             "and give its folder data by --data-dir"
         )
     splits = PUBLISHED[name](Path(folder))
-    return {split: torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for split, x in splits.items()}
+    read = {split: torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for split, x in splits.items()}
+    for split, x in read.items():
+        if not len(x) or not bool(x.isfinite().all()):
+            raise UserError(f"{name} in {folder}: the rows for {split} are {_state(x)}: fetch the files anew")
+    return read
+
+
+def _state(x: Tensor) -> str:
+    return "not all finite" if len(x) else "none"
 
 
 def read_keel(name: str) -> Table:
@@ -81,8 +89,9 @@ def _array(path: Path, columns: int) -> Any:
             found = np.load(file, allow_pickle=False)
     except Exception as error:  # of the file system and NumPy: the cure is the same
         raise UserError(f"{path} cannot be read ({first_line(error)}): --data-dir is the folder it lies in") from None
-    if found.ndim != 2 or found.shape[1] < columns:
-        raise UserError(f"{path} is of shape {found.shape}: the published file has at least {columns} columns")
+    if found.ndim != 2 or found.shape[1] < columns or found.dtype.kind not in "fiu":
+        form = f"of shape {found.shape}, {found.dtype}"
+        raise UserError(f"{path} is {form}: the published file has real numbers, in at least {columns} columns")
     return found
 
 
