@@ -1,0 +1,75 @@
+"""Samplers of flow and diffusion models by name, and the times of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...api import checks
+from ...api.option_types import SolveOptions
+from ...control import Grid
+from ...core.affine_paths import AffinePath
+from ...core.validate import integer, number
+from ...core.validate import times as real_times
+from ...errors import unknown_name
+from ...methods import METHODS, DPMSolverPP, Method, UniPC
+
+Times = Sequence[float] | Tensor
+
+SAMPLERS: dict[str, Callable[[AffinePath], Method]] = {
+    "ddim": lambda path: DPMSolverPP(1, path),
+    "dpmpp_2m": lambda path: DPMSolverPP(2, path),
+    "dpmpp_3m": lambda path: DPMSolverPP(3, path),
+    "unipc_2": lambda path: UniPC(2, path),
+    "unipc_3": lambda path: UniPC(3, path),
+}
+
+
+def flow_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """steps + 1 times from 0 to 1, (steps + 1,): evenly spaced, or with more steps near the noise where shift > 1.
+
+    With s = 1 - t evenly spaced: 1 - t = shift s / (1 + (shift - 1) s). Esser et al. 2024, "Scaling rectified flow
+    transformers", (23). Raises TypeError or ValueError for a wrong argument.
+    """
+    steps, shift = integer("steps", steps), number("shift", shift)
+    if not 0.0 < shift < float("inf"):
+        raise ValueError(f"shift must be positive and finite; got {shift!r}")
+    s = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    return 1.0 - shift * s / (1.0 + (shift - 1.0) * s)
+
+
+def sampler_method(path: AffinePath, method: Any) -> Method:
+    """A sampler on a path, or a method of `odenet.solve`, by its name; or the method itself."""
+    if isinstance(method, str) and method not in METHODS:
+        if method not in SAMPLERS:
+            raise unknown_name("method", method, (*METHODS, *SAMPLERS))
+        return SAMPLERS[method](path)
+    return checks.method(method)
+
+
+def sampler_options(
+    path: AffinePath, method: Any, steps: int | None, grid: Times | None, options: SolveOptions
+) -> SolveOptions:
+    """The options of a solve from noise to data, with the steps that were asked for."""
+    chosen = sampler_method(path, method)
+    if steps is not None and grid is not None:
+        raise ValueError("steps and grid exclude each other: a grid of n + 1 times has n steps")
+    if steps is None and grid is None:
+        if chosen.error_order is None and "step" not in options and "controller" not in options:
+            raise ValueError(f"steps is required: method={method!r} does not choose its steps; give steps= or grid=")
+        return {**options, "method": chosen}
+    if "step" in options or "controller" in options:
+        raise ValueError("steps and grid exclude step and controller: give one of them")
+    if grid is None:
+        times = flow_grid(integer("steps", steps)) * path.end
+    else:
+        times = real_times("grid", grid)
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"grid must hold at least two times, (T,); got shape {tuple(times.shape)}")
+        ordered = times.detach()
+        if not bool((ordered.diff() > 0).all()) or ordered[0] != 0 or not path.end <= ordered[-1] <= 1:
+            raise ValueError(f"grid must rise from 0 to 1; got {ordered.tolist()}")
+    return {**options, "method": chosen, "controller": Grid(times[1:-1])}
