@@ -17,7 +17,7 @@ from ..engine.callbacks import Callbacks
 from ..errors import unknown_name
 from ..events.event import Event
 from ..gradients import GRADIENTS, Gradient
-from ..methods import METHODS, Adams, ExplicitRK, ImplicitRK, Method
+from ..methods import METHODS, Adams, DPMSolverPP, ExplicitRK, ImplicitRK, Method, UniPC
 
 # names in SciPy, torchdiffeq and diffrax for which the most similar spelling would be another method
 _FOREIGN_METHODS = {
@@ -184,7 +184,7 @@ def known_options(names: Iterable[str], known: Iterable[str]) -> None:
 def jacobian(jacobian: Any, y0: Sequence[Tensor], method: Method) -> Callable[..., Any] | None:
     if jacobian is None:
         return None
-    if isinstance(method, (ExplicitRK, Adams)):
+    if isinstance(method, (ExplicitRK, Adams, DPMSolverPP, UniPC)):
         raise ValueError(
             f"jacobian is for implicit methods, and method={method.name!r} uses none: leave it out, or take 'esdirk54'"
         )

@@ -5,12 +5,14 @@ explicit, tableau: explicit Runge-Kutta methods. tableaus: the coefficients of a
 implicit, implicit_tableau: implicit Runge-Kutta methods. Their equations: stage_equations, jacobian, matrix_layout.
     Solved to round-off: newton; to the tolerance: simplified_newton, newton_cache. Linear systems: linear_solvers,
     block_eigensystem, gmres. A wrong Jacobian: jacobian_check.
-adams, adams_coefficients: linear multistep methods. reversible_method: the method of `Reversible`.
+adams, adams_coefficients: linear multistep methods. exponential_multistep, interpolation_weights: samplers of flow and
+    diffusion models. reversible_method: the method of `Reversible`.
 """
 
 from ..core.status import StepStatus
 from .adams import Adams
 from .explicit import ExplicitRK
+from .exponential_multistep import DPMSolverPP, UniPC
 from .implicit import ImplicitRK
 from .implicit_tableau import ImplicitTableau
 from .method import Cache, Counts, Method, Step, StepInput, StepSizeHint, Tolerances
@@ -71,6 +73,7 @@ __all__ = [
     "Adams",
     "Cache",
     "Counts",
+    "DPMSolverPP",
     "ExplicitRK",
     "ImplicitRK",
     "ImplicitTableau",
@@ -81,4 +84,5 @@ __all__ = [
     "StepStatus",
     "Tableau",
     "Tolerances",
+    "UniPC",
 ]
