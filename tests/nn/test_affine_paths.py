@@ -18,6 +18,8 @@ def test_path(path) -> None:
         torch.testing.assert_close(getattr(path, f"{name}_dot")(t), slope, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(path.time(path.log_ratio(t)), t, rtol=1e-10, atol=1e-12)
     assert bool((path.log_ratio_dot(t) > 0).all())
+    infinite = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
+    assert path.time(infinite)[0] <= 0.0 and path.time(infinite)[1] == 1.0
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert path.alpha(ends)[1] == 1.0 and path.sigma(ends)[1] == 0.0
     # the variance-preserving diffusion begins with a trace of the data

@@ -22,10 +22,12 @@ class AffinePath(ABC):
     """The coefficients of x_t = alpha(t) x1 + sigma(t) x0, and their derivatives.
 
     All are functions of a tensor of times of any shape, in [0, 1], and return its shape and dtype. alpha rises to 1,
-    and sigma falls to 0. end: the last time at which all four are finite.
+    and sigma falls to 0. start: the first time at which the velocity tells data and noise apart. end: the last time at
+    which all four are finite.
     """
 
     name: str
+    start: float = 0.0
     end: float = 1.0
 
     @abstractmethod
@@ -90,6 +92,7 @@ class Polynomial(AffinePath):
         self.n = number("n", n)
         if not 1.0 <= self.n < math.inf:
             raise ValueError(f"n must be finite and at least 1; got {n!r}")
+        self.start = 1e-3 if self.n > 1.0 else 0.0  # at t = 0 every velocity is zero
 
     def alpha(self, t: Tensor) -> Tensor:
         return t**self.n
@@ -187,10 +190,9 @@ class VP(VariancePreserving):
         return self.alpha(t) * 0.5 * (self.beta_min + (self.beta_max - self.beta_min) * (1.0 - t))
 
     def time(self, log_ratio: Tensor) -> Tensor:
-        minus_log_alpha = -0.5 * torch.nn.functional.logsigmoid(2.0 * log_ratio)
-        half = 0.5 * self.beta_min
-        root = torch.sqrt(half * half + (self.beta_max - self.beta_min) * minus_log_alpha)
-        return 1.0 - 2.0 * minus_log_alpha / (half + root)
+        minus_log_alpha = 0.5 * torch.nn.functional.softplus(-2.0 * log_ratio)
+        half = 0.5 * self.beta_min / minus_log_alpha  # the quadratic equation for s, finite at both infinities
+        return 1.0 - 2.0 / (half + torch.sqrt(half * half + (self.beta_max - self.beta_min) / minus_log_alpha))
 
 
 PATHS: dict[str, AffinePath] = {path.name: path for path in (CondOT(), VP(), Cosine(), LinearVP(), Polynomial())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Unpack, final
+from typing import Any, Literal, NamedTuple, Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class FlowMatching(nn.Module):
         self.null_context = null_context
         self._event_shape_known = first_event_shape(event_shape, base, field)
         self._kept: tuple[tuple[Any, ...], Any] | None = None
+        self._kept_cnf: Any = None  # not a submodule: it has the same field
         self.stats: Stats | None = None
 
     @property
@@ -228,7 +229,7 @@ class FlowMatching(nn.Module):
         grid: Times | None = None,
         guidance: float = 1.0,
         x0: Tensor | None = None,
-        **solve_options: Unpack[SolveOptions],
+        **solve_options: Any,
     ) -> Tensor:
         """Samples (*sample_shape, *event), without gradients.
 
@@ -253,7 +254,7 @@ class FlowMatching(nn.Module):
         grid: Times | None = None,
         guidance: float = 1.0,
         x0: Tensor | None = None,
-        **solve_options: Unpack[SolveOptions],
+        **solve_options: Any,
     ) -> Tensor:
         """`sample` with gradients, to x0, the field, the context and the grid; gradient= chooses how."""
         event = self.known_event_shape if x0 is None else event_shape_of(x0, self._event_shape_known, "x0")
@@ -268,7 +269,7 @@ class FlowMatching(nn.Module):
             check_samples(x0, self.field, "x0")
             x0 = x0.expand(*batch, *event).reshape(-1, *event)
         f, args = self._velocity(args, number("guidance", guidance))
-        options = sampler_options(self.path, method, steps, grid, solve_options)
+        options = sampler_options(self.path, method, steps, grid, cast(SolveOptions, solve_options))
         ts = layer_times((0.0, self.path.end), x0.dtype, x0.device)
         sol = Solver(f, **options)(x0, ts, args)
         self.stats = sol.stats if torch.compiler.is_compiling() else sol.stats.outliving_vmap()
@@ -284,9 +285,12 @@ class FlowMatching(nn.Module):
         """The flow as a `CNF` on the same field: its density, exact up to the solver."""
         if self.path is not self.trained_path:
             raise ValueError("a density needs no other path than that of the training: call it before with_path")
-        event = None if self._event_shape_known is None else self._event_shape_known
-        ts = (0.0, self.path.end)
-        return CNF(self.field, self.base, trace, samples, regularisers, ts=ts, event_shape=event, **solve_options)
+        key = (self.field, self.base, trace, samples, str(regularisers), self._event_shape_known, str(solve_options))
+        if self._kept_cnf is None or self._kept_cnf[0] != key:  # what is kept need not be compiled again
+            shape, ts = self._event_shape_known, (0.0, self.path.end)
+            options: Any = {"ts": ts, "event_shape": shape, **solve_options}
+            self._kept_cnf = key, CNF(self.field, self.base, trace, samples, regularisers, **options)
+        return self._kept_cnf[1]
 
     def log_prob(
         self,

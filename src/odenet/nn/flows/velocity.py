@@ -60,7 +60,7 @@ class VelocityOnPath:
 
     def __call__(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         ratio = self.path.log_ratio(t)
-        time = self.trained.time(ratio).clamp(0.0, self.trained.end)
+        time = self.trained.time(ratio).clamp(self.trained.start, self.trained.end)
         alpha, sigma, alpha_dot, sigma_dot = coefficients(self.path, t, x)
         alpha_trained, sigma_trained, *_ = coefficients(self.trained, time, x)
         factor = torch.hypot(alpha, sigma) / torch.hypot(alpha_trained, sigma_trained)
