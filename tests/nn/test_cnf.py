@@ -425,7 +425,7 @@ class TestWrongInput:
         flow = CNF(lambda t, x: -x)
         with pytest.raises(ValueError, match="event_shape is unknown before the first log_prob"):
             flow.sample((2,))
-        with pytest.raises(ValueError, match="event_shape is unknown: x of shape .* is no batch of vectors"):
+        with pytest.raises(ValueError, match=r"event_shape is unknown: x of shape .* is no batch of vectors"):
             flow.log_prob(torch.zeros(2, 3, 4))
         flow.log_prob(torch.zeros(2, 3))
         assert flow.sample((5,)).shape == (5, 3)
