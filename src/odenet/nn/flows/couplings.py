@@ -50,7 +50,7 @@ class Independent(Coupling):
     """x0[i] goes with x1[i]: the product of the two distributions where they are drawn independently.
 
     Tong et al. 2024, "Improving and generalizing flow-based generative models with minibatch optimal transport"
-    (arXiv 2302.00482), section 3.2.2: I-CFM. The context makes no difference.
+    (arXiv 2302.00482): I-CFM. The context makes no difference.
     """
 
     def pairs(
@@ -107,7 +107,7 @@ class Transport(Coupling):
 class OT(Transport):
     """The optimal transport plan of the batch: the sum of squared distances is as small as possible. OT-CFM.
 
-    Tong et al. 2024 (arXiv 2302.00482), section 3.2.3, and Pooladian et al. 2023, "Multisample flow matching"
+    Tong et al. 2024 (arXiv 2302.00482), and Pooladian et al. 2023, "Multisample flow matching"
     (arXiv 2304.14772). Between batches of the same size the plan is a permutation, so each sample of noise and of data
     is used once; torchcfm draws pairs from it with replacement. The permutation is optimal to the rounding of float32,
     or of float64 where x0 or x1 has it. No random numbers are drawn. For data of one number it is a sort, and needs
@@ -143,7 +143,7 @@ class Sinkhorn(Transport):
 
     Cuturi 2013, "Sinkhorn distances"; in the log domain: Schmitzer 2019, "Stabilized sparse scaling algorithms for
     entropy regularized transport problems". The coupling of the Schroedinger bridge of Brownian motion with the
-    variance sigma^2 has the regularisation 2 sigma^2: Tong et al. 2024 (arXiv 2302.00482), section 3.2.4.
+    variance sigma^2 has the regularisation 2 sigma^2: Tong et al. 2024 (arXiv 2302.00482): SB-CFM.
     """
 
     _rectangular = True

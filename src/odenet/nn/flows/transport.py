@@ -111,12 +111,12 @@ def _rows_of_plan(affinity: Tensor, g: Tensor, regularisation: float, out: Tenso
 def _log_scaling(kernel: Tensor, iterations: int) -> Tensor:
     """Log of the factors of the columns after over-relaxed iterations of Sinkhorn's algorithm; the rows sum to 1.
 
+    It has an arbitrary constant, which the next normalisation of the rows takes out: columns are brought to the sum 1.
     Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal transport".
     """
-    target = kernel.shape[0] / kernel.shape[1]
-    v = (target / kernel.sum(0)).clamp_(1.0 / LIMIT, LIMIT)
+    transposed = kernel.T
+    v = kernel.sum(0).clamp_(1.0 / LIMIT, LIMIT).reciprocal_()
     for _ in range(iterations - 1):
-        u = torch.mv(kernel, v).reciprocal_()
-        excess = torch.mv(kernel.T, u).mul_(v).div_(target)
-        v = v.mul_(excess.pow_(-RELAXATION)).clamp_(1.0 / LIMIT, LIMIT)
+        sums = transposed.mv(kernel.mv(v).reciprocal_()).mul_(v)
+        v.mul_(sums.pow_(-RELAXATION)).clamp_(1.0 / LIMIT, LIMIT)
     return v.log_()
