@@ -143,7 +143,7 @@ class Sinkhorn(Transport):
 
     Cuturi 2013, "Sinkhorn distances"; in the log domain: Schmitzer 2019, "Stabilized sparse scaling algorithms for
     entropy regularized transport problems". The coupling of the Schroedinger bridge of Brownian motion with the
-    variance sigma^2 has the regularisation 2 sigma^2: Tong et al. 2024 (arXiv 2302.00482): SB-CFM.
+    variance sigma^2 has the regularisation 2 sigma^2: SB-CFM, Tong et al. 2024 (arXiv 2302.00482).
     """
 
     _rectangular = True
