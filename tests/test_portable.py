@@ -23,7 +23,7 @@ import odenet
 from gradient_settings import NAMES
 from odenet.compat import torchdiffeq
 from odenet.gradients.gradient import Stats
-from odenet.methods import METHODS
+from odenet.methods import METHODS, DPMSolverPP, Method, UniPC
 
 D = torch.float64
 ONE = torch.ones(1)
@@ -170,6 +170,15 @@ def test_every_method(name: str, way: str) -> None:
     step = {"step": 0.1} if other.error_order is None else {}
     mine = odenet.solve(decay, torch.ones(2, dtype=D), [0.0, 1.0], method=METHODS[name], **step)
     assert torch.equal(odenet.solve(decay, torch.ones(2, dtype=D), [0.0, 1.0], method=other, **step).y1, mine.y1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", [DPMSolverPP(3, "vp"), UniPC(2, start="short")], ids=lambda m: m.name)
+def test_every_sampler(method: Method, way: str) -> None:
+    other = WAYS[way](method)
+    mine = odenet.solve(decay, torch.ones(2, dtype=D), [0.0, 0.9], method=method, step=0.1).y1
+    assert repr(other) == repr(method)
+    assert torch.equal(odenet.solve(decay, torch.ones(2, dtype=D), [0.0, 0.9], method=other, step=0.1).y1, mine)
 
 
 def exceptions() -> list[type[BaseException]]:

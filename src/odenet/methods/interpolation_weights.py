@@ -52,16 +52,14 @@ class Interpolation(ABC):
         weights of the others are zero.
         """
         nodes = ([i - 1] if with_end else []) + list(range(i + 1, i + 1 + most))
-        out = [torch.zeros_like(known)] * len(nodes)
-        for n in range(1, len(nodes) + 1):
-            use, moments = known == n - with_end, self.moments(i, n)
+        size, out = len(nodes), [torch.zeros_like(known)] * len(nodes)
+        table = [[self.basis(i, j, k) for j in nodes] for k in range(1, size + 1)]
+        for n in range(1, size + 1):
+            use = known == n - with_end
             # nodes that are not used may coincide: a unit matrix keeps infinity out of the backward pass
-            rows = [
-                [torch.where(use, self.basis(i, j, k), float(column == k)) for column, j in enumerate(nodes[:n], 1)]
-                for k in range(1, n + 1)
-            ]
-            for column, c in enumerate(_solve(rows, moments)):
-                out[column] = torch.where(use, c, out[column])
+            rows = [[torch.where(use, table[k][j], float(j == k)) for j in range(n)] for k in range(n)]
+            for j, c in enumerate(_solve(rows, self.moments(i, n))):
+                out[j] = torch.where(use, c, out[j])
         return out
 
 
