@@ -1,4 +1,4 @@
-"""Finds the tensors and generators that f can reach: in its closure, attributes, bound arguments and globals."""
+"""Finds the tensors, generators and modules that f reaches: in its closure, attributes, bound arguments, globals."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Reachable:
     """The result of a search.
 
     leaves: id -> (name, tensor), for leaves that require a gradient. computed: edge -> (name, tensor), for tensors with
-    a history. generators: generators of random numbers.
+    a history. generators: generators of random numbers. modules: those that are met, without their submodules.
     """
 
     leaves: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     computed: dict[Edge, tuple[str, Tensor]] = field(default_factory=dict)
     generators: list[torch.Generator] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list[nn.Module])
 
 
 def find_reachable(f: Any) -> Reachable:
-    """Every tensor that requires a gradient, and every generator, that f can reach."""
+    """Every tensor that requires a gradient, every generator and every module that f can reach."""
     reachable = Reachable()
     seen: set[int] = set()
 
@@ -52,6 +53,8 @@ def find_reachable(f: Any) -> Reachable:
         if isinstance(x, torch.Generator):
             reachable.generators.append(x)
             return
+        if isinstance(x, nn.Module):
+            reachable.modules.append(x)
         for key, child in _children(x):
             if type(child) not in _PLAIN:  # saves a call for most children
                 visit(f"{name}{key}", child, depth + 1)

@@ -1,6 +1,7 @@
 """Vector fields, layers and models."""
 
 from ..core.affine_paths import VP, AffinePath, CondOT, Cosine, LinearVP, Polynomial
+from .adapted_field import adapt
 from .classifier import Classifier, classifier
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows.cnf import CNF
@@ -28,6 +29,7 @@ __all__ = [
     "NeuralODE",
     "Polynomial",
     "Sinkhorn",
+    "adapt",
     "classifier",
     "flow_grid",
 ]
