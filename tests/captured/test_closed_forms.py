@@ -398,3 +398,20 @@ def test_a_setting_of_f_that_changes_before_the_backward_pass(options: dict[str,
     f.c = 7.0
     total.backward()
     assert float(f.w.grad) == pytest.approx(-math.exp(-0.5) - 2 * math.exp(-1), rel=1e-6)
+
+
+_RATE = nn.Linear(1, 1, bias=False).double()
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_operands_inside_vmap(per_sample: bool) -> None:
+    """What only a function inside f names is found by its operands, some of which are vmap's, without memory."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.func.vmap(lambda y: -_RATE(y))(y)
+
+    end = odenet.solve(f, torch.ones(3, 1, dtype=D), [0.0, 1.0], per_sample=per_sample, rtol=1e-9, atol=1e-9).y1
+    rate = _RATE.weight.item()
+    (slope,) = torch.autograd.grad(end.mean(), _RATE.weight)
+    close(end.mean().detach(), math.exp(-rate))
+    close(slope, -math.exp(-rate))
