@@ -153,6 +153,7 @@ def test_every_layer(name: str, way: str) -> None:
         "Classifier": lambda: (
             odenet.nn.classifier("odenet", 1, 8, 3, channels=4, rtol=1e-2, atol=1e-2), (torch.ones(2, 1, 8, 8),)
         ),
+        "adapt": lambda: (odenet.nn.adapt(torch.nn.Linear(4, 3)), (torch.tensor(0.1), torch.ones(2, 3))),
         "classifier": lambda: (odenet.nn.classifier("rknet", 1, 8, 3, channels=4), (torch.ones(2, 1, 8, 8),)),
     }  # fmt: skip
     layer, given = layers[name]()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,19 @@ from ..core.validate import boolean, describe, function, number
 from .call_order import call_order
 from .time_detection import detect
 from .time_forms import NetworkCall, TimeForm, time_form
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_CURE = (
+    "call the adapted field once, f(t, y), before torch.compile, torch.export, torch.func or a solve with "
+    'compile=True, or name the form, as in adapt(network, time="(B,)")'
+)
+
+
+def _not_recorded(function: _Function) -> _Function:
+    """As torch.compiler.disable marks it, without loading the compiler: a graph breaks there, or fails if full."""
+    cast(Any, function)._torchdynamo_disable = True
+    cast(Any, function)._torchdynamo_disable_msg = _CURE
+    return function
 
 
 def adapt(
@@ -93,13 +107,13 @@ class AdaptedField(nn.Module):
             raise ValueError(f"t must have shape () or (B,) = ({len(y)},); got {tuple(t.shape)}")
         return t
 
+    @_not_recorded
     def _detect(self, t: Tensor, y: Tensor, context: tuple[Any, ...]) -> NetworkCall:
         if torch.compiler.is_compiling() or being_recorded() or inside_transform():
-            raise RuntimeError(
-                "adapt finds the form of the network's time at the first call, which needs values: call the adapted "
-                "field once, f(t, y), before torch.compile, torch.export or torch.func, or give adapt(..., time='(B,)')"
-            )
-        call = detect(self.network, self.order, self._network_time, t, y, context)
+            raise RuntimeError(f"adapt needs values to find the form of the network's time: {_CURE}")
+        # a compiler that is not loaded cannot be recording, and loading it takes long
+        run = cast(Any, torch.compiler.disable)(detect) if "torch._dynamo" in sys.modules else detect
+        call = run(self.network, self.order, self._network_time, t, y, context)
         self._detected[y.ndim] = call
         return call
 

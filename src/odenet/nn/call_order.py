@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -177,17 +178,24 @@ def _state(network: Any, parameters: Sequence[Parameter], rest: Sequence[Paramet
     return states[0]
 
 
-def _parameters(network: Any) -> list[Parameter]:
-    """Of the network, or of what torch.compile or DataParallel wraps."""
-    while isinstance(network, nn.Module):
-        inner = getattr(network, "_orig_mod", None) or (
-            network.module if isinstance(network, nn.DataParallel) else None  # pyright: ignore[reportUnknownMemberType]
-        )
-        network = inner if inner is not None else network.forward
+def _parameters(network: Callable[..., Any]) -> list[Parameter]:
     try:
-        return list(inspect.signature(network).parameters.values())
+        return list(inspect.signature(_readable(network)).parameters.values())
     except (TypeError, ValueError):
         raise ValueError(f"the network's parameters cannot be read: name their order, such as {_EXAMPLES}") from None
+
+
+def _readable(network: Any) -> Callable[..., Any]:
+    """The function whose parameters have names: of a module, also inside torch.compile, DataParallel or a partial."""
+    if isinstance(network, functools.partial):
+        bound: functools.partial[Any] = network
+        return functools.partial(_readable(bound.func), *bound.args, **bound.keywords)
+    if not isinstance(network, nn.Module):
+        return network
+    inner: Any = getattr(network, "_orig_mod", None)
+    if isinstance(network, nn.DataParallel):
+        inner = network.module
+    return network.forward if inner is None else _readable(inner)
 
 
 def _named(parameters: Sequence[Parameter], names: str) -> list[Parameter]:
