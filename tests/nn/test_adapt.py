@@ -484,6 +484,44 @@ def test_the_network_is_left_alone(wrapped: bool) -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_buffers_are_left_alone() -> None:
+    """Counters and moving averages, in place or not."""
+
+    class Counting(VectorTime):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, x, t):
+            self.calls += 1
+            self.mean = 0.5 * self.mean + 0.5 * x.mean()
+            return super().forward(x, t)
+
+    network = Counting()
+    calls = network.calls
+    adapt(network)(0.5, torch.ones(4, 2))
+    assert network.calls is calls and calls == 1 and network.mean == 0.5
+
+
+def test_numbers_beside_which_time_is_small() -> None:
+    """Autocast rounds to three digits, and x may be large."""
+    x, t = torch.randn(4, 2), torch.rand(4)
+    f = adapt(VectorTime())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert f(t, x).dtype == x.dtype
+    assert 'time="(B,)"' in repr(f)
+    for network in (lambda x, t: x + t.view(-1, 1), Tokens(), TimeFirstLabels()):
+        f = adapt(network)
+        f(t, 1e8 * (x if not isinstance(network, Tokens) else x[:, None]))
+        assert 'time="(B,)"' in repr(f)
+
+
+def test_a_batch_of_no_samples() -> None:
+    f = adapt(VectorTime())
+    assert f(0.5, torch.ones(0, 2)).shape == (0, 2) and "at the first call" in repr(f)
+
+
 def test_noise_inside() -> None:
     """Dropout that eval mode does not end: no form can be found, but named; the random numbers are as before."""
     network = lambda t, x: torch.nn.functional.dropout(x * t, 0.5)  # noqa: E731

@@ -87,6 +87,8 @@ class AdaptedField(nn.Module):
         t = self._checked(t, y)
         call = self._given or self._detected.get(y.ndim)
         if call is None:
+            if not y.numel():
+                return torch.zeros_like(y)
             call = self._detect(t, y, context)
         out = call(self.network, self._network_time(t, y), y, context)
         if out.shape != y.shape:

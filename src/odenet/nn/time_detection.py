@@ -43,14 +43,16 @@ class Trial:
     x: Tensor
     context: Sequence[tuple[Any, ...]]
 
-    def promoted(self) -> Trial:
-        """In float32, if its dtype is shorter."""
+    def rescaled(self) -> Trial:
+        """With x of size 1 at most, in float32 at least: beside larger numbers time may not show."""
 
         def promote(x: Any) -> Any:
             short = isinstance(x, Tensor) and x.is_floating_point() and x.itemsize < 4
             return x.float() if short else x
 
-        return Trial(promote(self.t), promote(self.other_t), promote(self.x), tree_map(promote, self.context))
+        x = promote(self.x)
+        x = x / x.abs().amax().clamp(min=1)
+        return Trial(promote(self.t), promote(self.other_t), x, tree_map(promote, self.context))
 
 
 def detect(
@@ -69,15 +71,15 @@ def detect(
     failures: list[str] = []
     error: Exception | None = None
     with _undisturbed(reachable, x.device):
-        randomised = _randomised(network, reachable)
+        clearer = _randomised(network, reachable, x.device) or network
         for shared in _shared_or_not(context, len(x)):
             trial = _trial(network_time, t.detach(), x.detach(), context, shared)
             for call in _calls(order, x, shared):
                 try:
                     verdict, why = _verdict(call, network, trial)
                     certain = verdict == "right" and not _some_are_zero(reachable)
-                    if verdict != "wrong" and not certain and randomised is not None:
-                        verdict, why = _verdict_or(verdict, call, randomised, trial.promoted())
+                    if verdict != "wrong" and not certain:
+                        verdict, why = _verdict_or((verdict, why), call, clearer, trial.rescaled())
                     if verdict == "blind" and not _uses_time(call, network, trial):
                         verdict = "right"
                     if verdict == "right":
@@ -146,12 +148,12 @@ def _verdict(call: NetworkCall, network: Network, trial: Trial) -> tuple[Verdict
     return "right", ""
 
 
-def _verdict_or(known: Verdict, call: NetworkCall, randomised: Network, trial: Trial) -> tuple[Verdict, str]:
-    """By random parameters; `known` where the network does not work with them."""
+def _verdict_or(known: tuple[Verdict, str], call: NetworkCall, clearer: Network, trial: Trial) -> tuple[Verdict, str]:
+    """Of another trial; `known` where the network does not take that, as where its parameters cannot be replaced."""
     try:
-        return _verdict(call, randomised, trial)
-    except Exception as error:  # such as a network whose parameters cannot be replaced
-        return known, f"with random parameters {type(error).__name__}: {error}"
+        return _verdict(call, clearer, trial)
+    except Exception:  # of the network
+        return known
 
 
 def _mapped_or_not(call: NetworkCall, network: Network, trial: Trial) -> NetworkCall:
@@ -211,7 +213,7 @@ class _Holder(nn.Module):
         return self.call[0](*args, **keywords)
 
 
-def _randomised(network: Network, reachable: Reachable) -> Network | None:
+def _randomised(network: Network, reachable: Reachable, device: torch.device) -> Network | None:
     """The network with noise on its parameters, in float32 at least; None if it has none. It stays as it is."""
     holder = _Holder(network, reachable.modules)
     generator = torch.Generator().manual_seed(0)
@@ -226,15 +228,17 @@ def _randomised(network: Network, reachable: Reachable) -> Network | None:
                 if p.is_floating_point():
                     noise = torch.randn(p.shape, generator=generator).to(tensors[name])
                     tensors[name] = tensors[name] + 0.3 * noise / max(1, p[0].numel() if p.ndim > 1 else 9) ** 0.5
-        return torch.func.functional_call(holder, tensors, args, keywords)
+        with torch.autocast(device.type, enabled=False):
+            return torch.func.functional_call(holder, tensors, args, keywords)
 
     return call if any(True for _ in holder.parameters()) else None
 
 
 @contextmanager
 def _undisturbed(reachable: Reachable, device: torch.device) -> Generator[None]:
-    """In eval mode; training flags and random states are restored. With autograd, which some networks use inside."""
-    flags = {m: m.training for root in reachable.modules for m in root.modules()}
+    """In eval mode; training flags, buffers and random states are restored. With autograd, which some networks use."""
+    modules = {m: m.training for root in reachable.modules for m in root.modules()}
+    buffers = [(m, name, x, x.detach().clone()) for m in modules for name, x in m.named_buffers(recurse=False)]
     generators = Generators(device, reachable.generators)
     states = generators.get_states()
     with ExitStack() as stack:
@@ -242,10 +246,14 @@ def _undisturbed(reachable: Reachable, device: torch.device) -> Generator[None]:
         if "torch._dynamo" in sys.modules:  # a network compiled by its owner is not compiled for these shapes
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            for m in flags:
+            for m in modules:
                 m.training = False
             yield
         finally:
-            for m, training in flags.items():
+            for m, training in modules.items():
                 m.training = training
+            for m, name, x, before in buffers:
+                if not torch.equal(x, before):
+                    x.detach().copy_(before)
+                setattr(m, name, x)
             generators.set_states(states)
