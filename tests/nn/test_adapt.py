@@ -444,11 +444,12 @@ def test_parameters_that_are_zero_at_first(zero: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_a_zero_that_cannot_be_seen_through() -> None:
+def test_a_time_that_shows_later() -> None:
+    """A function of the time that is the same for all times tried, differentiable or not."""
     w = torch.zeros(())
-    f = adapt(lambda t, x: w * x * t)
-    with pytest.raises(ValueError, match=r"another time does not change the result.*time=\"\(B,\)\""):
-        f(0.5, torch.ones(3, 3))
+    for network in (lambda t, x: w * x * t, lambda t, x: x * (t > 0.95)):
+        with pytest.raises(ValueError, match=r"another time does not change the result.*time=\"\(B,\)\""):
+            adapt(network)(0.5, torch.ones(3, 3))
     assert torch.equal(adapt(lambda t, x: w * x * t, time="(B, 1)")(0.5, torch.ones(3, 3)), torch.zeros(3, 3))
 
 

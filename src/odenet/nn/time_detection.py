@@ -15,6 +15,7 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.leaves import real_dtype
 from ..core.pytrees import flatten, tree_map
@@ -185,12 +186,35 @@ def _checked(out: Tensor, x: Tensor) -> Tensor:
     return out.detach()
 
 
+@final
+class _TimeUse(TorchFunctionMode):
+    """Notes whether the time, or a view of it, is an operand."""
+
+    used = False
+
+    def __init__(self, t: Tensor) -> None:
+        super().__init__()
+        self.address = t.untyped_storage().data_ptr()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # its shape or dtype may be asked for
+            tensors = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor) and x.layout is torch.strided]
+            self.used = self.used or any(x.untyped_storage().data_ptr() == self.address for x in tensors)
+        return func(*args, **(kwargs or {}))
+
+
 def _uses_time(call: NetworkCall, network: Network, trial: Trial) -> bool:
-    """True when autograd sees a path from the time to the result."""
+    """True when the network touches the time, or autograd sees a path from it to the result, as through TorchScript."""
     t, x = trial.t.clone().requires_grad_(), trial.x.clone().requires_grad_()
-    out = call(network, t[0] if call.form == "()" else t, x, trial.context[-1])
-    if not out.requires_grad:
-        return False
+    use = _TimeUse(t)
+
+    def watched(*args: Any, **keywords: Any) -> Any:
+        with use:
+            return network(*args, **keywords)
+
+    out = call(watched, t[0] if call.form == "()" else t, x, trial.context[-1])
+    if use.used or not out.requires_grad:
+        return use.used
     (slope,) = torch.autograd.grad(out.abs().sum(), t, allow_unused=True)
     return slope is not None  # pyright: ignore[reportUnnecessaryComparison]  # by allow_unused
 
