@@ -87,7 +87,6 @@ class OperandRecorder(TorchFunctionMode):
 
 
 def _address(x: Any) -> int:
-    x = unwrapped(x)  # f may use torch.func
     return id(x) if x.layout is not torch.strided else x.untyped_storage()._cdata
 
 
