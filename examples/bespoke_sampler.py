@@ -2,7 +2,7 @@
 
 Shaul et al. 2024, "Bespoke solvers for generative flow models": with a change of time t(r) and scale s(r), the midpoint
 rule for x(r) = s(r) x(t(r)) at even r is a new method for the same flow, and any values of t, s and their derivatives
-at its 2n nodes give one that converges. The 8n values are the parameters (one of them without effect), 80 for ten steps.
+at its 2n nodes give one that converges. The 8n values are its parameters, 80 for ten steps.
 
 python examples/bespoke_sampler.py --steps 5
 """

@@ -24,6 +24,7 @@ from gradient_settings import NAMES
 from odenet.compat import torchdiffeq
 from odenet.gradients.gradient import Stats
 from odenet.methods import METHODS, DPMSolverPP, Method, UniPC
+from odenet.nn import flows
 
 D = torch.float64
 ONE = torch.ones(1)
@@ -135,7 +136,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", odenet.nn.__all__)
+@pytest.mark.parametrize("name", [name for name in odenet.nn.__all__ if name != "flows"])
 def test_every_layer(name: str, way: str) -> None:
     """After a solve with its gradient, so that it holds counts: other and same give the same."""
     field = odenet.nn.MLPField(3, (8,))
@@ -153,6 +154,12 @@ def test_every_layer(name: str, way: str) -> None:
         "Classifier": lambda: (
             odenet.nn.classifier("odenet", 1, 8, 3, channels=4, rtol=1e-2, atol=1e-2), (torch.ones(2, 1, 8, 8),)
         ),
+        "CNF": lambda: (
+            odenet.nn.CNF([field, field], trace="hutch++", samples=3, regularisers=["taylor"], norm="act"),
+            (torch.ones(2, 3),),
+        ),
+        "ConcatSquashField": lambda: (odenet.nn.ConcatSquashField(3), (torch.tensor(0.1), torch.ones(2, 3))),
+        "FlowMatching": lambda: (odenet.nn.FlowMatching(Repeatable(), "vp", flows.OT()), (torch.ones(2, 3),)),
         "adapt": lambda: (odenet.nn.adapt(torch.nn.Linear(4, 3)), (torch.tensor(0.1), torch.ones(2, 3))),
         "classifier": lambda: (odenet.nn.classifier("rknet", 1, 8, 3, channels=4), (torch.ones(2, 1, 8, 8),)),
     }  # fmt: skip
@@ -161,6 +168,34 @@ def test_every_layer(name: str, way: str) -> None:
     out.sum().backward()
     other = WAYS[way](layer)
     assert torch.equal(other(*given), layer(*given))
+
+
+class Repeatable(torch.nn.Module):
+    """A field that gives the same whatever the noise and the time are, with a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        torch.manual_seed(0)  # for the next call
+        return self.weight * x
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(flows.CondOT(), flows.VP(0.2, 10.0), flows.Cosine(), flows.LinearVP(), flows.Polynomial(3.0)),
+        *(flows.Independent(), flows.OT(context_weight=2.0), flows.Sinkhorn(0.1, max_iterations=50)),
+        *(flows.ExactTrace(), flows.Hutchinson(3, "gaussian"), flows.HutchPlusPlus(2)),
+        *(flows.Kinetic(0.5), flows.Frobenius(), flows.TaylorDerivative(3)),
+    ],
+    ids=repr,
+)
+def test_every_part_of_a_flow(part: Any, way: str) -> None:
+    other = WAYS[way](part)
+    assert type(other) is type(part) and repr(other) == repr(part) and vars(other) == vars(part)
 
 
 @pytest.mark.parametrize("way", WAYS)

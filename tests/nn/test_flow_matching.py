@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gradient_settings import APPROXIMATE, NAMES
 from odenet.core.affine_paths import PATHS, AffinePath, affine_path
-from odenet.nn import CNF, FlowMatching, MLPField, flow_grid
+from odenet.nn import CNF, FlowMatching, MLPField
+from odenet.nn.flows import flow_grid
 
 MEAN, STD = torch.tensor([2.0, -1.0], dtype=torch.float64), 0.5
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
