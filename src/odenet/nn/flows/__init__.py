@@ -2,8 +2,8 @@
 
 cnf: densities. traces, jacobian_products: the trace of the Jacobian. regularisers. normalisation: between blocks.
 dynamics: what is solved. base, batches: distributions and shapes. flow_distribution: PyTorch's interfaces.
-flow_matching: training without solves. couplings, transport: which noise goes with which data. velocity: guidance, other
-paths. samplers: methods by name, times of steps. Paths are in `odenet.core.affine_paths`.
+flow_matching: training without solves. couplings, transport: which noise goes with which data. velocity: guidance and
+other paths. samplers: methods by name, times of steps. Paths are in `odenet.core.affine_paths`.
 """
 
 from ...core.affine_paths import VP, AffinePath, CondOT, Cosine, LinearVP, Polynomial
