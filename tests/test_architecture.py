@@ -28,7 +28,8 @@ ENGINE_MAY_NAME = {
 }
 
 HEAVY = {
-    *("diffrax", "jax", "lightning", "matplotlib", "pooch", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq"),
+    *("diffrax", "h5py", "jax", "lightning", "matplotlib", "ot", "pooch", "pyarrow", "rich", "scipy", "sklearn"),
+    *("tensorboard", "torchdiffeq", "zuko"),
     *("torchode", "tqdm", "typer"),
 }
 

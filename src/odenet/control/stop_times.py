@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.torch_func import all_true
+
 if TYPE_CHECKING:
     from .controller import Controller
 
@@ -29,7 +31,7 @@ def check_times(name: str, times: Times | None) -> None:
         raise ValueError(f"{name} must be a sequence of times, (n,) or (B, n); got {times!r}: write {name}=[...]")
     if values.is_meta or values.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor that holds its values; got {times!r}")
-    if values.is_complex() or not bool(torch.isfinite(values.to(torch.float64)).all()):
+    if values.is_complex() or not all_true(torch.isfinite(values.to(torch.float64))):
         raise ValueError(f"{name} must be real and finite; got {times!r}")
 
 
