@@ -183,6 +183,13 @@ def test_samplers(method: str) -> None:
         assert flow.stats.nfe <= 322
 
 
+def test_samplers_on_a_path_whose_velocity_is_zero_at_the_start() -> None:
+    flow, x0 = FlowMatching(ExactVelocity("polynomial"), "polynomial", event_shape=2), torch.randn(20, 2).double()
+    for method in ("ddim", "dpmpp_2m", "unipc_3"):
+        error = (flow.sample(x0=x0, method=method, steps=200) - (MEAN + STD * x0)).abs().max().item()
+        assert error < (0.05 if method == "ddim" else 2e-3)
+
+
 @pytest.mark.parametrize("gradient", [name for name in NAMES if name != "forward"])
 def test_gradients_through_the_sampler(gradient: str) -> None:
     """To the noise, the field and the context, of the exact flow map."""

@@ -20,7 +20,7 @@ from .base import base_samples, checked_base, first_event_shape
 from .batches import batch_of_context, check_samples, event_shape_of, parameter_like
 from .cnf import CNF, Shape
 from .couplings import Coupling, coupling
-from .samplers import Times, sampler_options
+from .samplers import Times, first_time, sampler_options
 from .traces import Field, TraceName
 from .velocity import GuidedVelocity, VelocityOnPath, coefficients
 
@@ -270,7 +270,7 @@ class FlowMatching(nn.Module):
             x0 = x0.expand(*batch, *event).reshape(-1, *event)
         f, args = self._velocity(args, number("guidance", guidance))
         options = sampler_options(self.path, method, steps, grid, cast(SolveOptions, solve_options))
-        ts = layer_times((0.0, self.path.end), x0.dtype, x0.device)
+        ts = layer_times((first_time(self.path, method), self.path.end), x0.dtype, x0.device)
         sol = Solver(f, **options)(x0, ts, args)
         self.stats = sol.stats if torch.compiler.is_compiling() else sol.stats.outliving_vmap()
         return sol.y1.view(*batch, *event)

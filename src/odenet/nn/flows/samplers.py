@@ -18,6 +18,7 @@ from ...errors import unknown_name
 from ...methods import METHODS, DPMSolverPP, Method, UniPC
 
 Times = Sequence[float] | Tensor
+_JUST_AFTER = 1e-3
 
 SAMPLERS: dict[str, Callable[[AffinePath], Method]] = {
     "ddim": lambda path: DPMSolverPP(1, path),
@@ -48,6 +49,12 @@ def sampler_method(path: AffinePath, method: Any) -> Method:
             raise unknown_name("method", method, (*METHODS, *SAMPLERS))
         return SAMPLERS[method](path)
     return checks.method(method)
+
+
+def first_time(path: AffinePath, method: Any) -> float:
+    """Where a solve begins: at 0, or just after it for a sampler on a path whose velocity is zero at 0."""
+    silent = getattr(sampler_method(path, method), "silent_start", False)
+    return max(path.start, _JUST_AFTER) if silent else 0.0
 
 
 def sampler_options(
