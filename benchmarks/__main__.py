@@ -21,6 +21,7 @@ BENCHMARKS = {
     "precision": ("error against evaluations and time, of every method", {"quick"}),
     "front": ("what a solve costs beside f", {"quick"}),
     "stiff": ("work and precision on stiff problems, beside SciPy and diffrax", {"only"}),
+    "flows": ("continuous flows: densities, couplings, samplers, speed, gradients, tables", {"quick", "only"}),
     "gpu": ("the benchmark peers on a GPU, and kernel launches", {"seed", "quick", "only"}),
 }
 
@@ -39,6 +40,10 @@ def _choices(name: str) -> tuple[str, ...]:
         from .stiff.run_stiff import NAMES
 
         return NAMES
+    if name == "flows":
+        from .flows.run_flows import PARTS
+
+        return tuple(PARTS)
     from .libraries.problems import FIELDS
 
     return tuple(field.name for field in FIELDS)
@@ -57,7 +62,7 @@ def _parser() -> _Parser:
         if "quick" in options:
             command.add_argument("--quick", action="store_true", help="a smoke run whose numbers mean nothing")
         if "only" in options:
-            command.add_argument("--only", action="append", default=[], help="one problem; may be given again")
+            command.add_argument("--only", action="append", default=[], help="one problem or part; may be given again")
     return parser
 
 

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from .errors import value_or_error
 
@@ -36,6 +39,18 @@ def call_in_subprocess(
         return None, f"ended with code {done.returncode}: {last[:160]}"
     value, error = json.loads(done.stdout.splitlines()[-1])
     return value, error
+
+
+def call_each_in_subprocess(
+    function: Callable[..., Any], jobs: Sequence[Sequence[Any]], *, at_once: int = 2, title: str = ""
+) -> list[tuple[Any, str]]:
+    """Return what `call_in_subprocess` does for the arguments of each job, some at once, each on one thread."""
+
+    def call(job: Sequence[Any]) -> tuple[Any, str]:
+        return call_in_subprocess(function, *job, env={"OMP_NUM_THREADS": "1"})
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(tqdm(pool.map(call, jobs), title, len(jobs), disable=None if title else True))
 
 
 def main(module: str, name: str, args: str) -> None:

@@ -1,0 +1,1 @@
+"""What continuous flows must show: densities, samplers, couplings, speed, gradients through the sampler."""

@@ -1,0 +1,24 @@
+"""Runs the benchmark `flows`, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from ..shared.tables import Settings
+
+# the module of each part
+PARTS = {
+    "section4": "section_four",
+    "otcfm": "coupling_quality",
+    "samplers": "sampler_quality",
+    "speed": "flow_speed",
+    "sampler-gradients": "sampler_gradients",
+    "tabular": "table_densities",
+}
+
+
+def run(settings: Settings) -> Iterator[tuple[str, str | bytes]]:
+    """Measure, and yield the name and the content of each file; those of a part when it ends."""
+    for part in settings.only or PARTS:
+        yield from import_module(f".{PARTS[part]}", __package__).run(settings)
