@@ -1,14 +1,14 @@
 """CFM, OT-CFM and SB-CFM in the plane: how close the samples come, and how straight the paths are.
 
-The recipe is that of the runner of github.com/atong01/conditional-flow-matching (commit cacd4dc: scripts/two-dim-cfm.sh,
-configs/experiment/cfm.yaml, configs/model/{cfm,otcfm,sbcfm}.yaml, models/cfm_module.py), where not said otherwise.
+The recipe is that of the runner of github.com/atong01/conditional-flow-matching, where not said otherwise (commit
+cacd4dc: scripts/two-dim-cfm.sh, configs/experiment/cfm.yaml, configs/model/{cfm,otcfm,sbcfm}.yaml, cfm_module.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import mean, stdev
 from typing import Any
 
@@ -56,7 +56,7 @@ class VelocityNet(nn.Module):
     def __init__(self, dim: int, hidden: Sequence[int] = (64, 64, 64)) -> None:
         super().__init__()
         widths = [1 + dim, *hidden]
-        layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.SELU())]
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.SELU())]
         self.net, self.dim = nn.Sequential(*layers, nn.Linear(widths[-1], dim)), dim
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
@@ -143,14 +143,14 @@ def _table(results: Sequence[Quality], quantity: str) -> str:
 
 def page(results: Sequence[Quality], settings: Settings) -> str:
     how = (
-        "FlowMatching with coupling `independent` (CFM), `ot` and `bridge` (SB-CFM). Recipe of torchcfm's runner: three "
-        f"hidden layers of 64 (SELU), AdamW at 1e-3 with weight decay 1e-5, batch {BATCH} of {ROWS:,} rows, sigma 0.1 "
+        "FlowMatching with coupling `independent` (CFM), `ot` and `bridge` (SB-CFM). Recipe of torchcfm's runner: "
+        f"three hidden layers of 64 (SELU), AdamW at 1e-3 with weight decay 1e-5, batch {BATCH} of {ROWS:,} rows, sigma 0.1 "
         f"(bridge: 1.0), {STEPS} steps of Euler's method, {TEST_ROWS:,} test rows, seeds 42 to 46. Shortened: "
         f"{ITERATIONS:,} iterations, in the recipe 20,000. Data: those of torchcfm's utils.py; the runner has moons → "
         "8gaussians in another scale. No published row stands here, as none was found in a source that could be read."
     )
     texts = {
-        "wasserstein": "2-Wasserstein distance of samples and test rows (exact plan, the root of the mean squared cost)",
+        "wasserstein": "2-Wasserstein distance of samples and test rows (exact, root of the mean squared cost)",
         "normalised_energy": "Normalised path energy |E ∫|v|² dt - W2²(q0, q1)| / W2²(q0, q1)",
     }
     parts = [f"## {text}; mean ± deviation, lower is better\n\n{_table(results, q)}" for q, text in texts.items()]
@@ -159,9 +159,7 @@ def page(results: Sequence[Quality], settings: Settings) -> str:
 
 
 def numbers(results: Sequence[Quality]) -> str:
-    rows = [
-        [r.source, r.data, r.method, r.seed, r.wasserstein, r.energy, r.normalised_energy, r.note] for r in results
-    ]
+    rows = [[r.source, r.data, r.method, r.seed, r.wasserstein, r.energy, r.normalised_energy, r.note] for r in results]
     return csv_text(COLUMNS, rows)
 
 

@@ -19,7 +19,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """The square root of 2 E|X - Y| - E|X - X'| - E|Y - Y'|, of samples (n, D) and (n, D); pairs of different points."""
+    """The square root of 2 E|X - Y| - E|X - X'| - E|Y - Y'|, of samples (n, D); pairs of different points."""
     n, x, y = len(x), x.double(), y.double()
     within = (torch.cdist(x, x).sum() + torch.cdist(y, y).sum()) / (n * (n - 1))
     return float((2 * torch.cdist(x, y).mean() - within).clamp(min=0)) ** 0.5

@@ -150,7 +150,9 @@ def _table(fits: Sequence[Fit]) -> str:
 
 def page(fits: Sequence[Fit], data: Sequence[Fit], settings: Settings) -> str:
     seconds = 0.3 if settings.quick else SECONDS
-    head = page_head("Planar flows and continuous flows", settings, "flows_section4.png", "targets and fitted densities")
+    head = page_head(
+        "Planar flows and continuous flows", settings, "flows_section4.png", "targets and fitted densities"
+    )
     how = (
         f"Each model trains for {seconds:g} s on one thread (compiling not counted), two at a time: Adam, learning rate "
         f"{LEARNING_RATE:g} falling to 0, batch {BATCH}. Planar flows (NF) have K layers, continuous ones (CNF) M units "
