@@ -19,7 +19,7 @@ from odenet.train.flows.toy_densities import toy_density
 from ..shared.errors import value_or_error
 from ..shared.plots import legend_above, png
 from ..shared.subprocesses import call_each_in_subprocess
-from ..shared.tables import NONE, Settings, csv_text, markdown_table, number, page_head
+from ..shared.tables import Settings, csv_text, markdown_table, number, page_head
 from .distances import energy_distance, rms, wasserstein
 
 DATA, PATHS, SEEDS = ("8gaussians", "checkerboard", "digits"), ("cond_ot", "vp"), (0, 1, 2)
@@ -182,9 +182,9 @@ def page(rows: Sequence[Sampled], settings: Settings) -> str:
     how = (
         "A sampler starts from the same noise as a tight solve (dopri8, 1e-9) of the same model, in float64. RMS error "
         "and 2-Wasserstein distance are from that solve's samples; the energy distance is from held-out rows, where no "
-        f"sampler can do better than the model. Grids: uniform; shifted by {SHIFT:g} (`flow_grid`); learned: times only, "
-        f"{GRID_ITERATIONS} iterations of Adam through the solver on other noise. Columns: evaluations of the field. "
-        f"Medians over {len({r.seed for r in rows})} seeds of the training. A model: MLP of three hidden layers (128; "
+        f"sampler can do better than the model. Grids: uniform; shifted by {SHIFT:g} (`flow_grid`); learned: times "
+        f"only, {GRID_ITERATIONS} iterations of Adam through the solver on other noise. Columns: evaluations of the "
+        f"field. Medians over {len({r.seed for r in rows})} seeds of the training. A model: MLP of three hidden layers (128; "
         f"digits 512), {ITERATIONS:,} iterations."
     )
     parts = [page_head("Samplers", settings, "flows_samplers.png", "error against evaluations"), f"{how}\n"]
@@ -218,9 +218,8 @@ def draw(rows: Sequence[Sampled]) -> bytes:
                 if (those := [r for r in grids if (r.asked, r.grid) == key])
             ]
             style = "--" if sampler in ADAPTIVE else "-"
-            axes.plot(
-                *zip(*points, strict=True), style, marker=".", label=sampler, color=f"C{i % 10}"
-            ) if points else None
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=sampler, color=f"C{i % 10}")
         axes.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="RMS error")
         axes.set_title(", ".join(model), loc="right", fontsize=10)
         if axes is panels[0]:
