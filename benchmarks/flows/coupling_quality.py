@@ -146,8 +146,9 @@ def page(results: Sequence[Quality], settings: Settings) -> str:
         "FlowMatching with coupling `independent` (CFM), `ot` and `bridge` (SB-CFM). Recipe of torchcfm's runner: "
         f"three hidden layers of 64 (SELU), AdamW at 1e-3 with weight decay 1e-5, batch {BATCH} of {ROWS:,} rows, "
         f"sigma 0.1 (bridge: 1.0), {STEPS} steps of Euler's method, {TEST_ROWS:,} test rows, seeds 42 to 46. "
-        f"Shortened: {ITERATIONS:,} iterations, in the recipe 20,000. Data: those of torchcfm's utils.py; the runner has moons "
-        "→ 8gaussians in another scale. No published row stands here, as none was found in a source that could be read."
+        f"Shortened: {ITERATIONS:,} iterations, in the recipe 20,000. Data: those of torchcfm's utils.py; the runner "
+        "has moons → 8gaussians in another scale. No published row stands here, as none was found in a source that "
+        "could be read."
     )
     texts = {
         "wasserstein": "2-Wasserstein distance of samples and test rows (exact, root of the mean squared cost)",

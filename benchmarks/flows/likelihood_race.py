@@ -107,9 +107,9 @@ def section(rows: Sequence[Row]) -> str:
     """The table: for each toy and seed, the times until the nats that FFJORD's way ends with."""
     how = (
         f"ConcatSquash field 2-{HIDDEN[0]}-{HIDDEN[1]}-2 (softplus), exact trace, dopri5 at {TOLERANCE:g}, batch "
-        f"{BATCH}, Adam at {LEARNING_RATE:g}, {ITERATIONS} iterations; same weights, same batches, turns of {TURN} iterations. "
-        f"Threshold: the held-out nats (mean of {HELD_OUT}) that {THEIRS} has at its end. Seconds until each first has "
-        "them, without evaluation and without the first step, which compiles: it stands beside."
+        f"{BATCH}, Adam at {LEARNING_RATE:g}, {ITERATIONS} iterations; same weights, same batches, turns of {TURN} "
+        f"iterations. Threshold: the held-out nats (mean of {HELD_OUT}) that {THEIRS} has at its end. Seconds "
+        "until each first has them, without evaluation and without the first step, which compiles: it stands beside."
     )
     lines, ratios = [], []
     for case in dict.fromkeys(r[1] for r in rows if r[4] is not None):

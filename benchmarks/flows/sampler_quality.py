@@ -184,8 +184,8 @@ def page(rows: Sequence[Sampled], settings: Settings) -> str:
         "and 2-Wasserstein distance are from that solve's samples; the energy distance is from held-out rows, where no "
         f"sampler can do better than the model. Grids: uniform; shifted by {SHIFT:g} (`flow_grid`); learned: times "
         f"only, {GRID_ITERATIONS} iterations of Adam through the solver on other noise. Columns: evaluations of the "
-        f"field. Medians over {len({r.seed for r in rows})} seeds of the training. A model: MLP of three hidden layers (128; "
-        f"digits 512), {ITERATIONS:,} iterations."
+        f"field. Medians over {len({r.seed for r in rows})} seeds of the training. A model: MLP of three hidden layers "
+        f"(128; digits 512), {ITERATIONS:,} iterations."
     )
     parts = [page_head("Samplers", settings, "flows_samplers.png", "error against evaluations"), f"{how}\n"]
     for data, path in dict.fromkeys((r.data, r.path) for r in rows):
