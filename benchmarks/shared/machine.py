@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("diffrax", "jax", "torchdiffeq", "torchode", "scipy")
+LIBRARIES = ("diffrax", "jax", "torchdiffeq", "torchode", "scipy", "torchcfm", "pot", "zuko")
 
 
 def _version(package: str) -> str:
