@@ -34,7 +34,7 @@ GRADIENTS: dict[str, Callable[[], Any]] = {
     "backprop": lambda: "backprop",
 }
 METHOD, STEPS = "midpoint", (20, 80, 320)
-BATCH, DIM, HIDDEN, TURNS = 256, 64, (512, 512, 512), 5
+BATCH, DIM, HIDDEN, TURNS = 128, 64, (512, 512, 512), 5
 GUIDED_STEPS, GUIDED_ITERATIONS, TARGETS = 20, 20, 8
 COLUMNS = ("part", "gradient", "steps", "quantity", "value", "note")
 

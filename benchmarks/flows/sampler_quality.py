@@ -74,7 +74,7 @@ def trained(name: str, path: Any, seed: int, iterations: int, batch: int, count:
     """A flow in float64, trained in float32, and rows that it has not seen."""
     torch.manual_seed(seed)
     draw, held_out = rows_of(name, seed, count)
-    dim, hidden = held_out.shape[1], 512 if name == "digits" else 128
+    dim, hidden = held_out.shape[1], 256 if name == "digits" else 128
     flow = odenet.nn.FlowMatching(odenet.nn.MLPField(dim, (hidden,) * 3, "silu"), path)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, iterations)
@@ -92,7 +92,7 @@ def learned_grid(flow: Any, method: str, steps: int, iterations: int, seed: int)
     What the solver learns of Shaul et al. 2024, "Bespoke solvers for generative flow models", without its scaling.
     """
     generator = torch.Generator().manual_seed(20_000 + seed)
-    noise = torch.randn(256, flow.known_event_shape[0], dtype=torch.float64, generator=generator)
+    noise = torch.randn(128, flow.known_event_shape[0], dtype=torch.float64, generator=generator)
     exact = flow.sample(x0=noise, method="dopri5", rtol=1e-6, atol=1e-6)
     logits = torch.zeros(steps, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.05)
@@ -185,7 +185,7 @@ def page(rows: Sequence[Sampled], settings: Settings) -> str:
         f"sampler can do better than the model. Grids: uniform; shifted by {SHIFT:g} (`flow_grid`); learned: times "
         f"only, {GRID_ITERATIONS} iterations of Adam through the solver on other noise. Columns: evaluations of the "
         f"field. Medians over {len({r.seed for r in rows})} seeds of the training. A model: MLP of three hidden layers "
-        f"(128; digits 512), {ITERATIONS:,} iterations."
+        f"(128; digits 256), {ITERATIONS:,} iterations."
     )
     parts = [page_head("Samplers", settings, "flows_samplers.png", "error against evaluations"), f"{how}\n"]
     for data, path in dict.fromkeys((r.data, r.path) for r in rows):
