@@ -38,6 +38,7 @@ def test_each_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["gradients", "--only", "tiny"], "--only"),
         (["peers", "--only", "tinny"], "did you mean tiny?"),
         (["stiff", "--only", "ROBERT"], "did you mean ROBER?"),
+        (["flows", "--only", "sampler"], "did you mean samplers?"),
         (["gpu"], "use the benchmark peers"),
         (["front", "--out", __file__], "choose another folder"),
         (["peers", "--device", "cuda"], "use --device cpu"),
