@@ -217,10 +217,12 @@ def draw(rows: Sequence[Sampled]) -> bytes:
                 for key in dict.fromkeys((r.asked, r.grid) for r in grids)
                 if (those := [r for r in grids if (r.asked, r.grid) == key])
             ]
-            style = "--" if sampler in ADAPTIVE else "-"
+            style, colour = ("-", f"C{i}") if sampler in SAMPLERS else ("--", ("black", "grey")[i % 2])
             if points:
-                axes.plot(*zip(*points, strict=True), style, marker=".", label=sampler, color=f"C{i % 10}")
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=sampler, color=colour)
         axes.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="RMS error")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_title(", ".join(model), loc="right", fontsize=10)
         if axes is panels[0]:
             legend_above(axes)
