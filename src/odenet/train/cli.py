@@ -17,11 +17,13 @@ from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
+import torch
 import typer
 from typer import Argument, Option
 
 from .. import __version__
 from ..api.checks import method as method_named
+from ..errors import SolveError
 from .processes import device as device_named
 from .processes import first_process, together, trainer_options
 from .tasks import TASKS, task_class
@@ -99,7 +101,8 @@ def _train(task: str, options: RunOptions, given: Mapping[str, Any]) -> None:
     settings, out, processes = _begin(task, options, given, task)
     done = train(task_class(task)(settings), task, out, options.resume, processes)
     if done.files:
-        _show([{"metric": name, "value": value} for name, value in done.test.items()], done.files)
+        _show([{"metric": name, "value": value} for name, value in done.test.items()], [])
+        _show(done.table, done.files)
 
 
 def _compare(options: RunOptions, given: Mapping[str, Any]) -> None:
@@ -148,11 +151,15 @@ RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or
 @app.command()
 def predict(
     run: RunFolder,
-    files: Annotated[list[Path], Argument(help="Images, folders of images, .npz files")],
+    files: Annotated[list[Path], Argument(help="images: images, folders of them, .npz; flow: .csv, .npy, .parquet")],
     out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it, the table is only shown")] = None,
     device: Device = "auto",
 ) -> None:
-    """Say what a trained network makes of files: a table of file, class and probability. Takes seconds."""
+    """Say what a trained network makes of files. Takes seconds.
+
+    images: a table of file, class and probability; flow: of file, row and log-density in nats, low where a row is
+    unusual.
+    """
     from .files import write_csv
     from .trained import open_run
 
@@ -164,6 +171,34 @@ def predict(
     if not rows:
         raise UserError(f"{files[0]} has no files to predict")
     _show(rows, [] if out is None else [write_csv(out / "predictions.csv", rows)])
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    out: Annotated[Path, Option(help="File for the samples: .csv, .npy or .parquet", show_default=False)],
+    n: Annotated[int, Option("--n", min=1, help="How many")] = 1000,
+    method: Annotated[str, Option(help="Solver, or sampler of flow matching such as dpmpp_2m (default: dopri5)")] = "",
+    steps: Annotated[int | None, Option(min=1, help="Even steps; without it, the solver chooses them")] = None,
+    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Seed of the noise")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw samples of a trained flow, in the units of its data. Takes seconds.
+
+    Discrete columns get values that the data could have: the pixels of digits are whole numbers from 0 to 16.
+    """
+    from .flows.table_files import check_suffix, write_table
+    from .trained import open_run
+
+    check_suffix(out)
+    found = open_run(run)
+    torch.manual_seed(seed)
+    net = found.net.to(device_named(device))
+    try:
+        columns, values = found.task.sample(net, found.info, n, method, steps)
+    except SolveError as error:
+        raise UserError(f"{error} Try another --method, or more --steps") from None
+    _show([], [write_table(out, columns, values)])
 
 
 @app.command()

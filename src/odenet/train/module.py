@@ -78,7 +78,8 @@ class Module(L.LightningModule):
         )
         size = extract_batch_size(batch)
         metrics[f"{split}_loss"].update(loss.detach(), weight=size)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
+        logged = {name: metric for name, metric in metrics.items() if metric.update_called}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size, prog_bar=True)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

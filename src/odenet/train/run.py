@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -55,13 +56,17 @@ def resolve_settings(task: type[Task], given: Mapping[str, Any], folder: Path, r
 
 @dataclass(frozen=True)
 class Trained:
-    """A network at the end of its training. history: metrics by epoch; already: whether it was trained before."""
+    """A network at the end of its training. history: metrics by epoch; already: whether it was trained before.
+
+    table: rows that the task adds to the metrics.
+    """
 
     net: nn.Module
     test: dict[str, float]
     history: list[dict[str, float]]
     already: bool
     files: list[Path]
+    table: list[dict[str, Any]]
 
 
 def train(task: Task, name: str, folder: Path, resume: bool, processes: Mapping[str, Any]) -> Trained:
@@ -88,11 +93,14 @@ def _train(task: Task, record: dict[str, Any], folder: Path, resume: bool, proce
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders; ours are as meant
         trainer = _trainer(task, folder, history, processes)
+        start = time.perf_counter()
         _fit(trainer, module, data, history, found, folder)
+        seconds = time.perf_counter() - start if found is None else None
         test = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
     net = module.net.cpu().eval()
     files = _results(task, net, history, test, folder) if first_process() else []
-    return Trained(net, test, history.rows, found is not None and _ended(found), files)
+    table, more = task.report(net, folder, seconds) if first_process() else ([], [])
+    return Trained(net, test, history.rows, found is not None and _ended(found), [*files, *more], table)
 
 
 def _trainer(task: Task, folder: Path, history: History, processes: Mapping[str, Any]) -> L.Trainer:

@@ -83,6 +83,13 @@ class Task(ABC):
         """Pictures of the trained network by name, beside training.png. history: the metrics of each epoch."""
         return {}
 
+    def report(self, net: nn.Module, folder: Path, seconds: float | None) -> tuple[list[dict[str, Any]], list[Path]]:
+        """A table to print at the end of a training, and further files, which it writes into the folder.
+
+        seconds: how long the training took; None where it was resumed.
+        """
+        return [], []
+
     @staticmethod
     def example(info: Mapping[str, Any]) -> Tensor:
         """Two samples of input, for `odenet export`."""
@@ -92,3 +99,13 @@ class Task(ABC):
     def predict(net: nn.Module, info: Mapping[str, Any], files: Sequence[Path]) -> list[dict[str, Any]]:
         """The rows of the table of `odenet predict`."""
         raise UserError("this task makes no predictions from files")
+
+    @staticmethod
+    def sample(
+        net: nn.Module, info: Mapping[str, Any], n: int, method: str, steps: int | None
+    ) -> tuple[list[str], Tensor]:
+        """Names of the columns (D), and n samples (n, D), for `odenet sample`, from PyTorch's random numbers.
+
+        method, steps: of the solver; "" and None: the task's own.
+        """
+        raise UserError("this run is of a task whose nets give no samples: give a run of `odenet train flow`")

@@ -9,13 +9,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from ..nn import NeuralODE
+from ..nn import CNF, NeuralODE
 from .files import write_csv
 from .user_error import UserError
 
 
 class SolverStats(L.Callback):
-    """Logs nfe and backward_nfe: evaluations of f in a training step's solves, summed over the layers `NeuralODE`.
+    """Logs nfe and backward_nfe: evaluations of f in a training step's solves, summed over `NeuralODE`s and `CNF`s.
 
     Means over the samples, and over the steps of an epoch.
     """
@@ -23,7 +23,9 @@ class SolverStats(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stats = [m.stats for m in pl_module.modules() if isinstance(m, NeuralODE) and m.stats is not None]
+        solved = [m.stats for m in pl_module.modules() if isinstance(m, (NeuralODE, CNF))]
+        blocks = [block for stats in solved for block in (stats if isinstance(stats, tuple) else (stats,))]
+        stats = [block for block in blocks if block is not None]
         for name in ("nfe", "backward_nfe") if stats else ():
             value = sum(torch.as_tensor(s[name], dtype=torch.float64).mean().item() for s in stats)
             pl_module.log(name, value, on_step=False, on_epoch=True, sync_dist=True)

@@ -38,15 +38,25 @@ class Table:
     values: Tensor
     columns: list[str]
 
+    def of(self, path: Path, names: Sequence[str]) -> Tensor:
+        """The columns of these names; in the order of the file where it has other names, and as many columns."""
+        if set(names) <= set(self.columns):
+            return self.values[:, [self.columns.index(name) for name in names]]
+        if len(names) == len(self.columns) and (_unnamed(names) or _unnamed(self.columns)):
+            return self.values
+        absent = next(name for name in names if name not in self.columns)
+        raise UserError(f"{path} has no column {absent!r}, one of {len(names)} that the run was trained on: add it")
 
-def read_table(path: Path, array_name: str = "") -> Table:
+
+def read_table(path: Path, array_name: str = "", to_train: bool = True) -> Table:
     """The columns of a file that are real numbers; a line on stderr names those that are left out.
 
     Text (.csv, .tsv, .txt, .dat): UTF-8; the delimiter is a semicolon, a tab, a vertical bar, a comma or spaces; with
     semicolons a decimal comma is read too. The first row is a header where it has a text above a number, or texts
     alone. Empty fields, NA, null, ? and the like are missing values. Arrays (.npy, .npz) are (N, D); `array_name`
-    chooses that of an .npz with several. Columns of texts, dates and truth values are left out, and so is an unnamed
-    first column that counts the rows, as pandas writes it.
+    chooses that of an .npz with several. Columns of texts, dates and truth values are
+    left out, and so is an unnamed first column that counts the rows, as pandas writes it. to_train: False allows few
+    rows and constant columns, of rows to score.
 
     Raises:
         UserError: the file is not there or cannot be read, has no numbers, fewer than FEWEST_ROWS rows, rows of several
@@ -67,8 +77,12 @@ def read_table(path: Path, array_name: str = "") -> Table:
         print(f"odenet: {path}: the first column counts the rows and is left out", file=sys.stderr)
         values, columns = values[:, 1:], columns[1:]
     columns = [name or f"column {i}" for i, name in enumerate(columns, 1)]
-    _check(path, values, columns)
+    _check(path, values, columns, to_train)
     return Table(torch.from_numpy(np.ascontiguousarray(values)), columns)
+
+
+def _unnamed(columns: Sequence[str]) -> bool:
+    return list(columns) == [f"column {i}" for i in range(1, len(columns) + 1)]
 
 
 def optional(name: str, needed_for: str) -> Any:
@@ -79,11 +93,13 @@ def optional(name: str, needed_for: str) -> Any:
         raise UserError(f'{needed_for} needs {name.split(".")[0]}: pip install "torch-odenet[tables]"') from None
 
 
-def _check(path: Path, values: Any, columns: Sequence[str]) -> None:
+def _check(path: Path, values: Any, columns: Sequence[str], to_train: bool) -> None:
     twice = [name for name, times in Counter(columns).items() if times > 1]
     if twice:
         raise UserError(f"{path} has {len(columns)} columns, and the name {twice[0]!r} twice: rename one of them")
-    if len(values) < FEWEST_ROWS:
+    if not len(values):
+        raise UserError(f"{path} has no rows: give at least one")
+    if to_train and len(values) < FEWEST_ROWS:
         raise UserError(f"{path} has {len(values)} rows: a density needs at least {FEWEST_ROWS}")
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
@@ -93,7 +109,7 @@ def _check(path: Path, values: Any, columns: Sequence[str]) -> None:
         raise UserError(
             f"{path}: row {row + 1} of column {columns[column]!r} is {what}{rest}: leave out such rows, or the column"
         )
-    for column, name in enumerate(columns):
+    for column, name in enumerate(columns if to_train else ()):
         if (values[:, column] == values[0, column]).all():
             raise UserError(
                 f"{path}: column {name!r} is constant, {values[0, column]:g}, and has no density: leave it out"

@@ -9,6 +9,7 @@ from ..user_error import UserError
 
 TASKS = {
     "images": "odenet.train.tasks.images:Images",
+    "flow": "odenet.train.tasks.flow:Flow",
 }
 
 
