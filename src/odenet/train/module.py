@@ -47,8 +47,13 @@ class Module(L.LightningModule):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)  # Lightning's waits for the other processes, wherever they are
 
-    def on_train_epoch_start(self) -> None:
-        """Random numbers follow from seed, epoch and process, so a resumed run draws those of an undisturbed one."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Random numbers follow from seed, epoch and process, so a resumed run draws those of an undisturbed one.
+
+        Not earlier: the loader draws a number as it begins, and a resumed run makes its first one at another moment.
+        """
+        if batch_idx:
+            return
         number = (self.task.settings.seed * 1009 + self.current_epoch) * 1009 + self.global_rank
         L.seed_everything(number % 2**32, verbose=False)
 

@@ -54,7 +54,7 @@ def _density(net: nn.Module, data: DensityData, x: Tensor, drawn: Tensor, size: 
     figure = Figure(figsize=(11, 3.9))
     left, middle, right = figure.subplots(1, 3)
     _scatter(left, x, spans, f"test data ({len(x)})")
-    middle.pcolormesh(across, up, density, cmap="viridis", rasterized=True)
+    middle.pcolormesh(across.numpy(), up.numpy(), density.numpy(), cmap="viridis", rasterized=True)
     middle.set_title("density of the flow", fontsize=10)
     _scatter(right, drawn, spans, f"samples ({len(drawn)})")
     for axes in (left, middle, right):
@@ -64,7 +64,7 @@ def _density(net: nn.Module, data: DensityData, x: Tensor, drawn: Tensor, size: 
 
 
 def _scatter(axes: Axes, x: Tensor, spans: list[tuple[float, float]], title: str, colour: str = "C0") -> None:
-    axes.plot(*x.T, ".", ms=2, alpha=0.6, mew=0, color=colour)
+    axes.plot(*x.T.numpy(), ".", ms=3, alpha=0.6, mew=0, color=colour)
     axes.set(xlim=spans[0], ylim=spans[1])
     axes.set_title(title, fontsize=10)
 
@@ -76,7 +76,8 @@ def _digits(real: Tensor, drawn: Tensor) -> Figure:
         side = 8
         tiles = torch.zeros(side * side, 10, 10, dtype=torch.float64)  # a margin of one pixel
         tiles[: len(images[: side**2]), 1:9, 1:9] = images[: side**2].view(-1, 8, 8)
-        axes.imshow(tiles.view(side, side, 10, 10).transpose(1, 2).reshape(side * 10, -1), cmap="gray", vmin=0, vmax=16)
+        page = tiles.view(side, side, 10, 10).transpose(1, 2).reshape(side * 10, -1)
+        axes.imshow(page.numpy(), cmap="gray", vmin=0, vmax=16)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     return figure
@@ -98,8 +99,8 @@ def _marginals(data: DensityData, x: Tensor, drawn: Tensor) -> Figure:
                     axes.hist(values.numpy(), bins, density=True, histtype="step", label=label)
                 axes.set(xlim=span, yticks=[])
             else:
-                for values in (x, drawn):
-                    axes.plot(values[:, j], values[:, i], ".", ms=2, alpha=0.5, mew=0)
+                for values in (x.numpy(), drawn.numpy()):
+                    axes.plot(values[:, j], values[:, i], ".", ms=3, alpha=0.4, mew=0)
                 axes.set(xlim=span, ylim=_limits(x[:, i]))
             if i == n - 1:
                 axes.set_xlabel(data.columns[j], fontsize=8)
