@@ -44,7 +44,10 @@ def rows_of(path: Path, name: str = "data.csv", n: int = 300) -> Path:
     chance = np.random.default_rng(0)
     a = 100 + 7 * chance.standard_normal(n)
     columns = {"weight": a, "length": 0.02 * a + 0.3 * chance.standard_normal(n), "count": chance.poisson(4, n)}
-    lines = [",".join(columns), *(",".join(f"{value:.17g}" for value in row) for row in zip(*columns.values()))]
+    lines = [
+        ",".join(columns),
+        *(",".join(f"{value:.17g}" for value in row) for row in zip(*columns.values(), strict=True)),
+    ]
     file = path / name
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -105,7 +108,7 @@ def test_units_of_a_flow_that_is_a_normal(model: str, tmp_path: Path) -> None:
     assert set(metrics) == {"nll"}
     assert float(metrics["nll"].compute()) == pytest.approx(-normal.logpdf(test).sum(1).mean(), rel=1e-5)
     rows = task.density.splits["test"]
-    middle = rows.numpy() + [0.0, 0.0, 0.5]  # of the interval of the noise
+    middle = rows.numpy() + np.array([0.0, 0.0, 0.5])  # of the interval of the noise
     np.testing.assert_allclose(flow_model.nats(net, task.info, rows), normal.logpdf(middle).sum(1), rtol=1e-5)
     drawn = flow_model.samples(net, task.info, 20_000).numpy()
     expected = train.mean(0) - [0.0, 0.0, 0.5]

@@ -272,7 +272,7 @@ def _status(error: BaseException) -> int:
         print(error, file=sys.stderr)
     elif isinstance(error, typer.TyperException):
         _say(f"{getattr(error, 'format_message', error.__str__)()} (see --help)")
-    elif isinstance(error, UserError):
+    elif isinstance(error, (UserError, SolveError)):  # the second outside of the training, as in a prediction
         _say(str(error))
     elif isinstance(error, OSError):
         _say(f"{error.filename or 'a file'} could not be read or written ({error.strerror or error})")

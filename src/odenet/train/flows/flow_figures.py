@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _MARGINALS = 4  # columns
 
 def flow_figures(net: nn.Module, info: Mapping[str, Any], data: DensityData, quick: bool) -> dict[str, Figure]:
     """By name: "density" in two dimensions, "digits" of images, else "marginals". Random numbers follow the seed."""
-    x = data.in_data_units("test")[:_SHOWN]
+    x = data.splits["test"][:_SHOWN]  # without noise, as the samples
     count = 64 if data.transform.levels else len(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
@@ -94,7 +95,7 @@ def _marginals(data: DensityData, x: Tensor, drawn: Tensor) -> Figure:
             if j > i:
                 axes.set_axis_off()
             elif i == j:
-                bins = torch.linspace(*span, 31, dtype=torch.float64).tolist()
+                bins = _bins(span, float(data.quanta[i]), float(x[0, i]))
                 for values, label in ((x[:, i], "test data"), (drawn[:, i], "samples")):
                     axes.hist(values.numpy(), bins, density=True, histtype="step", label=label)
                 axes.set(xlim=span, yticks=[])
@@ -109,6 +110,16 @@ def _marginals(data: DensityData, x: Tensor, drawn: Tensor) -> Figure:
             axes.tick_params(labelsize=7)
     grid[0][0].legend(fontsize=7)
     return figure
+
+
+def _bins(span: tuple[float, float], quantum: float, value: float) -> list[float]:
+    """Edges of some thirty bins; of a discrete column with the value in it, as many values in each."""
+    width = (span[1] - span[0]) / 30
+    if not quantum:
+        return [span[0] + i * width for i in range(31)]
+    width = quantum * max(round(width / quantum), 1)
+    first = value - 0.5 * quantum - math.ceil((value - span[0]) / width) * width
+    return [first + i * width for i in range(math.ceil((span[1] - first) / width) + 1)]
 
 
 def write_animation(net: nn.Module, info: Mapping[str, Any], data: DensityData, path: Path, quick: bool) -> Path:
