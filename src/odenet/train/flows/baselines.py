@@ -59,13 +59,16 @@ class Baseline:
     seconds: float
 
 
-def missing(names: list[str]) -> str:
-    """Which of the baselines cannot be made here, and the cure; empty where all can."""
+def missing(names: list[str], dim: int) -> str:
+    """Which of the baselines cannot be made here of D columns, and why; empty where all can."""
     absent = [name for name in names if name in _ZUKO]
-    if not absent or find_spec("zuko") is not None:
+    if not absent or (dim > 1 and find_spec("zuko") is not None):
         return ""
+    left_out = f"{' and '.join(NAMES[name] for name in absent)} left out"
     return (
-        f'{" and ".join(NAMES[name] for name in absent)} left out, zuko is missing: pip install "torch-odenet[flows]"'
+        f"{left_out}: of two columns or more"
+        if dim < 2
+        else f'{left_out}, zuko is missing: pip install "torch-odenet[flows]"'
     )
 
 
@@ -87,7 +90,7 @@ def baselines(names: list[str], rows: Rows) -> Iterator[Baseline]:
         rows.seed,
     )
     for name in names:
-        if name in _ZUKO and (dim < 2 or missing([name])):
+        if missing([name], dim):
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rows.seed)

@@ -75,7 +75,7 @@ def report(
 
 
 def _of_baselines(names: list[str], s: Any, data: DensityData, val: Tensor, z: Tensor) -> list[Row]:
-    if line := missing(names):
+    if line := missing(names, data.dim):
         _say(line)
     given = Rows(lambda epoch: data.samples("train", epoch), val, z, s.batch_size, s.epochs, s.seed)
     rows: list[Row] = []

@@ -94,14 +94,14 @@ class Flow(Task):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        data, matching = given.get("data", cls.Settings.data), given.get("model") == "matching"
+        data, matching = given.get("data", FlowSettings.data), given.get("model") == "matching"
         if data == "digits":  # 64 columns, 1437 rows
             return {"hidden": 256, "depth": 2, "batch_size": 64, "lr": 5e-3, "epochs": 200 if matching else 80}
         of_data = {} if data in toy_names() else {"lr": 5e-3}
         if data in PUBLISHED:
             of_data |= {"epochs": 10, "batch_size": 1000, "hidden": 128}
         # a step without a solve takes a tenth of the time, but there is more noise in it
-        return of_data | ({"hidden": 128, "epochs": 120} if matching and data not in PUBLISHED else {})
+        return of_data | ({"hidden": 128, "epochs": 120, "lr": 5e-3} if matching and data not in PUBLISHED else {})
 
     def data(self, split: str, epoch: int) -> TensorDataset:
         if split == "train":
@@ -153,7 +153,7 @@ class Flow(Task):
         else:
             log_prob = flow_model.log_prob(net, z)
             loss = -log_prob.mean()
-        given, z = log_prob.detach().double(), z.double()
+        given = log_prob.detach()
         metrics["nll"].update(-self.density.nats(given, z))
         if "bits_per_dim" in metrics:
             metrics["bits_per_dim"].update(self.density.bits_per_dim(given, z))
