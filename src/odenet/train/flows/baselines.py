@@ -1,7 +1,7 @@
 """Densities that a flow is compared with, trained on the same rows: Gaussian, kernels, planar, coupling, spline flows.
 
-All of them see columns of mean 0 and deviation 1. Learned ones take as many passes over the data as the flow, and keep
-the weights of the epoch that was best in validation.
+All of them see columns of mean 0 and deviation 1. Learned ones keep the weights of the epoch that was best in
+validation.
 """
 
 from __future__ import annotations
