@@ -183,6 +183,42 @@ def test_estimates_of_the_density_are_unbiased() -> None:
         assert several.std() < 0.85 * estimates.std()
 
 
+def test_an_adapted_network_is_a_field(x: Tensor) -> None:
+    """Its first evaluation, which finds the form of its time, comes before any derivative."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+            return self.net(torch.cat([x, timesteps[:, None]], 1))
+
+    network = Network().double()
+    for trace in ("exact", "hutchinson"):
+        flow = CNF(odenet.nn.adapt(network), trace=trace, event_shape=2, **TIGHT)
+        assert flow.loss(x).requires_grad
+    exact = CNF(lambda t, x: network(x, t.expand(len(x))), event_shape=2, **TIGHT)
+    flow = CNF(odenet.nn.adapt(network), event_shape=2, **TIGHT)
+    torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))
+
+
+def test_one_sample_under_many_contexts(x: Tensor) -> None:
+    flow, contexts = CNF(Affine(), event_shape=2, **TIGHT), torch.randn(5, 2, dtype=torch.float64)
+    many = flow.log_prob(x[0], contexts)
+    torch.testing.assert_close(many, flow.log_prob(x[:1].expand(5, 2), contexts))
+    assert flow.sample((), contexts).shape == (5, 2) and flow.log_prob(x[:1], contexts).shape == (5,)
+
+
+def test_regularisers_that_look_the_same_all_count(x: Tensor) -> None:
+    class Constant(odenet.nn.flows.Regulariser):
+        def __call__(self, field: Any, t: Tensor, y: Tensor, at: Any, args: Any) -> Tensor:
+            return y.new_ones(len(y))
+
+    flow = CNF(Affine(), regularisers={Constant(): 1.0, Constant(): 10.0})
+    assert (flow.loss(x) + flow.log_prob(x).mean()).item() == pytest.approx(11.0, abs=1e-6)
+
+
 def test_noise_follows_the_seed(x: Tensor) -> None:
     flow = CNF(Affine(), trace="hutchinson")
     draws = [flow.log_prob(x, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
@@ -314,6 +350,10 @@ def test_steer_moves_the_end_in_training_alone(x: Tensor) -> None:
     flow = CNF(Affine(), steer=0.5, **TIGHT)
     torch.manual_seed(0)
     assert not torch.allclose(flow.log_prob(x), flow.log_prob(x), atol=1e-3)
+    z, _ = flow.to_base(x)  # a map is not moved
+    torch.testing.assert_close(flow.to_data(z)[0], x, rtol=0, atol=1e-7)
+    seeded = [flow.log_prob(x, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*seeded)
     flow.eval()
     torch.testing.assert_close(flow.log_prob(x), affine_density().log_prob(x), rtol=0, atol=1e-7)
 
@@ -386,6 +426,8 @@ class TestWrongInput:
             ({"event": odenet.Event(lambda t, y: t)}, "CNF takes no event="),
             ({"method": "tsit6"}, "method='tsit6' is unknown"),
             ({"tolerance": 1e-3}, "tolerance"),
+            ({"event_shape": 3}, r"the field is of dim=2, and event_shape=\(3,\)"),
+            ({"regularisers": {int: 1.0}}, "regularisers must be names or Regulariser objects"),
         ],
         ids=str,
     )
@@ -420,6 +462,41 @@ class TestWrongInput:
             flow.log_prob(torch.zeros(4, 2), torch.zeros(4, 2))
         with pytest.raises(ValueError, match="MLPField takes no context, and it got one"):
             CNF(MLPField(2)).log_prob(torch.zeros(4, 2), torch.zeros(4, 2))
+
+    @pytest.mark.parametrize("shape", [2.5, "a", (-1,), (0,), 0], ids=str)
+    def test_sample_shapes(self, shape: Any) -> None:
+        with pytest.raises(ValueError, match="sample_shape must be a number of samples, or a shape such as"):
+            CNF(MLPField(2)).sample(shape)
+
+    def test_fields(self) -> None:
+        for field, message in (
+            (lambda t, x: x[:, :1], r"field must return the shape of x, \(3, 2\); it returned shape \(3, 1\)"),
+            (lambda t, x: None, "field must return the shape of x.*NoneType"),
+            (torch.no_grad()(lambda t, x: 2 * x), "field changes with x, and autograd sees no derivative"),
+            (lambda t, x: 2 * x.detach(), "field changes with x, and autograd sees no derivative"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                CNF(field, event_shape=2).log_prob(torch.zeros(3, 2))
+        assert CNF(lambda t, x: torch.ones_like(x), event_shape=2).log_prob(torch.zeros(3, 2)).shape == (3,)
+
+    def test_a_base_that_needs_a_gradient_and_has_no_rsample(self) -> None:
+        class Mixture(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.means = nn.Parameter(torch.tensor([[2.0, 0.0], [-1.0, 1.0]]))
+
+            def forward(self) -> Distribution:
+                parts = Independent(Normal(self.means, torch.ones(2, 2)), 1)
+                return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(2)), parts)
+
+        flow = CNF(MLPField(2), base=Mixture())
+        flow.log_prob(torch.zeros(3, 2)).sum().backward()
+        assert flow.base.means.grad is not None and flow.sample((4,)).shape == (4, 2)
+        for call in (flow.rsample, flow.sample_and_log_prob):
+            with pytest.raises(ValueError, match="base needs a gradient, and a MixtureSameFamily has no rsample"):
+                call((4,))
+        fixed = CNF(MLPField(2), base=Mixture().requires_grad_(False)())
+        assert not fixed.has_rsample and fixed.rsample((4,)).requires_grad
 
     def test_unknown_event_shape(self) -> None:
         flow = CNF(lambda t, x: -x)

@@ -17,6 +17,8 @@ from ..errors import unknown_name
 from .serialization import settings_repr
 from .validate import describe, number
 
+_JUST_AFTER = 1e-3
+
 
 class AffinePath(ABC):
     """The coefficients of x_t = alpha(t) x1 + sigma(t) x0, and their derivatives.
@@ -27,7 +29,6 @@ class AffinePath(ABC):
     """
 
     name: str
-    start: float = 0.0
     end: float = 1.0
 
     @abstractmethod
@@ -47,6 +48,13 @@ class AffinePath(ABC):
     @abstractmethod
     def time(self, log_ratio: Tensor) -> Tensor:
         """The time at which log(alpha / sigma) has a value: the inverse of `log_ratio`."""
+
+    @property
+    def start(self) -> float:
+        """0, or 1e-3 where the velocity at t = 0 is zero for all pairs, as where alpha begins like t^2."""
+        zero = torch.zeros((), dtype=torch.float64)
+        silent = self.sigma(zero) * self.alpha_dot(zero) == self.sigma_dot(zero) * self.alpha(zero)
+        return _JUST_AFTER if bool(silent) else 0.0
 
     def log_ratio(self, t: Tensor) -> Tensor:
         """log(alpha / sigma), half the logarithm of the signal-to-noise ratio; it rises from -inf or below 0 to inf."""
@@ -92,7 +100,6 @@ class Polynomial(AffinePath):
         self.n = number("n", n)
         if not 1.0 <= self.n < math.inf:
             raise ValueError(f"n must be finite and at least 1; got {n!r}")
-        self.start = 1e-3 if self.n > 1.0 else 0.0  # at t = 0 every velocity is zero
 
     def alpha(self, t: Tensor) -> Tensor:
         return t**self.n

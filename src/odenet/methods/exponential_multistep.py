@@ -50,9 +50,7 @@ class ExponentialMultistep(Method):
         self.order, self.path = integer("order", order, maximum=_MAX_ORDER), affine_path(path)
         self.start = one_of("start", start, ("full", "short"))
         self.interpolation_space: type[Interpolation] = NoiseShare if start == "full" else LogRatio
-        t = torch.zeros((), dtype=torch.float64)
-        path = self.path
-        self.silent_start = bool(path.sigma(t) * path.alpha_dot(t) == path.sigma_dot(t) * path.alpha(t))
+        self.silent_start = self.path.start > 0.0
 
     def __repr__(self) -> str:
         return settings_repr(self)

@@ -21,11 +21,11 @@ from .user_error import UserError
 
 def export(folder: Path, out: Path) -> tuple[list[Path], dict[str, float]]:
     """Write model.pt2, model.onnx and model.json; gives the files, and how far each program is from the network."""
+    run = open_run(folder)
+    example = run.task.example(run.info)
     for module in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(module) is None:
             raise UserError(f'{module} is missing: pip install "torch-odenet[onnx]"')
-    run = open_run(folder)
-    example = run.task.example(run.info)
     solves = any(isinstance(module, NeuralODE) for module in run.net.modules())
     tolerance = run.settings.tolerance if solves else 1e-4
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

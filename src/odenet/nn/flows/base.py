@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ def first_event_shape(given: Any, base: Any, field: Any) -> tuple[int, ...] | No
         shape = event_size(given)
         if of_base not in (None, shape):
             raise ValueError(f"event_shape={shape} is not that of the base, {of_base}")
+        if of_field is not None and shape[-1:] != of_field:
+            raise ValueError(f"the field is of dim={dim}, and event_shape={shape}")
         return shape
     if of_base is not None and of_field is not None and of_base[-1:] != of_field:
         raise ValueError(f"the field is of dim={dim}, and the base has events of shape {of_base}")
@@ -59,15 +63,43 @@ def base_log_prob(base: Any, z: Tensor, args: tuple[Tensor, ...]) -> Tensor:
 
 
 def base_samples(
-    base: Any, event: tuple[int, ...], count: int, args: tuple[Tensor, ...], like: Tensor | None
+    base: Any,
+    event: tuple[int, ...],
+    count: int,
+    args: tuple[Tensor, ...],
+    like: Tensor | None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Samples of the base (count, *event). like: gives dtype and device of the standard normal."""
+    """Samples of the base (count, *event). like: gives dtype and device of the standard normal.
+
+    Raises ValueError where the base needs a gradient, which samples without `rsample` do not have.
+    """
     if base is None:
         like = torch.empty(0) if like is None else like
-        return torch.randn(count, *event, dtype=like.dtype, device=like.device)
+        return torch.randn(count, *event, dtype=like.dtype, device=like.device, generator=generator)
     distribution = _distribution(base, args)
     shape = torch.Size(() if distribution.batch_shape else (count,))
-    return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
+    with _seeded(generator):
+        z = distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
+    if torch.is_grad_enabled() and not distribution.has_rsample and distribution.log_prob(z).requires_grad:
+        raise ValueError(
+            f"base needs a gradient, and a {type(distribution).__name__} has no rsample: its samples have none. Take a "
+            "base with rsample, fix its parameters, or use sample"
+        )
+    return z
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None) -> Generator[None]:
+    """Distributions of PyTorch draw from the global state: seeded by the generator, and restored."""
+    if generator is None:
+        yield
+        return
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def _distribution(base: Any, args: tuple[Tensor, ...]) -> Distribution:

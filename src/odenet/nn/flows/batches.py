@@ -55,6 +55,14 @@ def check_samples(x: Tensor, network: Any, name: str = "x") -> None:
         raise ValueError(f"{name} holds NaN or infinity{where}: a density has no value there; remove such samples")
 
 
+def sample_size(shape: Any) -> torch.Size:
+    """sample_shape as a size."""
+    sizes = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(sizes, (tuple, list)) or not all(type(n) is int and n > 0 for n in sizes):
+        raise ValueError(f"sample_shape must be a number of samples, or a shape such as (100,); got {describe(shape)}")
+    return torch.Size(sizes)
+
+
 def parameter_like(network: Any) -> Tensor | None:
     """A parameter of the network, for its dtype and device."""
     return next(network.parameters(), None) if isinstance(network, nn.Module) else None
@@ -72,7 +80,7 @@ def batch_of_context(context: Any, batch: torch.Size) -> tuple[torch.Size, tuple
         raise TypeError(f"context must be a tensor; got {describe(context)}")
     labels = not (context.is_floating_point() or context.is_complex())
     front = len(batch)
-    if context.ndim >= front + (not labels) and context.shape[:front] == batch:
+    if front and context.ndim >= front + (not labels) and context.shape[:front] == batch:
         return batch, (context.reshape(-1, *context.shape[front:]),)
     feature = context.shape[:0] if labels else context.shape[-1:]
     try:
@@ -82,4 +90,4 @@ def batch_of_context(context: Any, batch: torch.Size) -> tuple[torch.Size, tuple
             f"context of shape {tuple(context.shape)} does not fit samples of batch shape {tuple(batch)}: give one row "
             "for each sample, or one for all"
         ) from None
-    return whole, (context.expand(*whole, *feature).reshape(-1, *feature),)
+    return whole, (context.expand(whole + feature).reshape(-1, *feature),)

@@ -15,7 +15,7 @@ from ...core.validate import function, number, one_of
 from ...gradients.gradient import Stats
 from ..layer import fixed_times, layer_times
 from .base import base_log_prob, base_samples, checked_base, first_event_shape
-from .batches import batch_of_context, check_samples, event_shape_of, parameter_like
+from .batches import batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
 from .dynamics import FlowSolver, checked_solve_options
 from .flow_distribution import FlowDistribution, FlowTransform
 from .normalisation import NORMS, FlowNorm
@@ -61,7 +61,6 @@ class CNF(nn.Module, Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]  as there
-    has_rsample = True
 
     def __init__(
         self,
@@ -129,6 +128,11 @@ class CNF(nn.Module, Distribution):
         return torch.Size()
 
     @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """False for a base without `rsample`: samples are then differentiable in the field and the context alone."""
+        return not isinstance(self.base, Distribution) or self.base.has_rsample
+
+    @property
     def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.known_event_shape))
 
@@ -178,14 +182,29 @@ class CNF(nn.Module, Distribution):
             total = total + weight * penalties[name].mean()
         return total
 
-    def sample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        sample_shape: Shape = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Samples (*sample_shape, *event), without gradients. context: it broadcasts with sample_shape."""
         with torch.no_grad():
-            return self.rsample(sample_shape, context)
+            return self.rsample(sample_shape, context, generator=generator)
 
-    def rsample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
-        """Samples (*sample_shape, *event), differentiable in the field, the base and the context."""
-        z, batch, args = self._base_samples(sample_shape, context)
+    def rsample(
+        self,
+        sample_shape: Shape = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples (*sample_shape, *event), differentiable in the field, the base and the context.
+
+        Raises ValueError where the base needs a gradient and has no `rsample`.
+        """
+        z, batch, args = self._base_samples(sample_shape, context, generator)
         for i, solver in enumerate(solvers := self._solvers):
             z = self._norm_inverse(i, z)[0]
             z = solver.flow(z, self._times(z, self.ts), args)
@@ -198,8 +217,11 @@ class CNF(nn.Module, Distribution):
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples (*sample_shape, *event) and their log-density, from one solve; both differentiable."""
-        z, batch, args = self._base_samples(sample_shape, context)
+        """Samples (*sample_shape, *event) and their log-density, from one solve; both differentiable.
+
+        generator: of the samples and the directions of an estimate. Raises as `rsample` does.
+        """
+        z, batch, args = self._base_samples(sample_shape, context, generator)
         log_prob = base_log_prob(self.base, z, args)
         x, log_det = self._to_data(z, args, generator)
         return x.view(*batch, *self.known_event_shape), (log_prob - log_det).view(batch)
@@ -209,7 +231,7 @@ class CNF(nn.Module, Distribution):
     ) -> tuple[Tensor, Tensor]:
         """The base's point of each x (..., *event), and log |det dz/dx|, (...)."""
         rows, batch, args = self._rows(x, context)
-        z, log_det, _ = self._to_base(rows, args, generator, False)
+        z, log_det, _ = self._to_base(rows, args, generator, self.ts)
         return z.view(*batch, *self.known_event_shape), log_det.view(batch)
 
     def to_data(
@@ -224,7 +246,7 @@ class CNF(nn.Module, Distribution):
         self, x: Tensor, context: Tensor | None, generator: torch.Generator | None, regularised: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows, batch, args = self._rows(x, context)
-        z, log_det, penalties = self._to_base(rows, args, generator, regularised)
+        z, log_det, penalties = self._to_base(rows, args, generator, self._steered(generator), regularised)
         log_prob = base_log_prob(self.base, z, args) + log_det
         return log_prob.view(batch), {name: value.view(batch) for name, value in penalties.items()}
 
@@ -238,16 +260,20 @@ class CNF(nn.Module, Distribution):
         return x.expand(*batch, *event).reshape(-1, *event), batch, args
 
     def _to_base(
-        self, x: Tensor, args: tuple[Tensor, ...], generator: torch.Generator | None, regularised: bool
+        self,
+        x: Tensor,
+        args: tuple[Tensor, ...],
+        generator: torch.Generator | None,
+        ts: tuple[Any, ...],
+        regularised: bool = False,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        log_det, penalties = x.new_zeros(len(x)), dict[str, Tensor]()
+        log_det = x.new_zeros(len(x))
+        penalties: dict[str, Tensor] = {}
         solvers = self._solvers
         for i in reversed(range(len(solvers))):
             x, change = self._norm_forward(i + 1, x)
-            start, end = self._steered()
-            x, of_block, integrals = solvers[i].flow_with_density(
-                x, self._times(x, (end, start)), args, generator, regularised
-            )
+            times = self._times(x, ts[::-1])
+            x, of_block, integrals = solvers[i].flow_with_density(x, times, args, generator, regularised)
             log_det = log_det + change + of_block
             penalties = {name: penalties.get(name, 0.0) + value for name, value in integrals.items()}
         x, change = self._norm_forward(0, x)
@@ -277,20 +303,21 @@ class CNF(nn.Module, Distribution):
             return torch.stack([torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in ts])
         return layer_times(ts, x.dtype, x.device)
 
-    def _steered(self) -> tuple[Any, Any]:
+    def _steered(self, generator: torch.Generator | None) -> tuple[Any, ...]:
         """The times of base and data; in training the second one is moved at random by up to `steer`."""
         start, end = self.ts
         return (
-            (start, end + self.steer * (2.0 * torch.rand(()) - 1.0)) if self.training and self.steer else (start, end)
+            (start, end + self.steer * (2.0 * torch.rand((), generator=generator) - 1.0))
+            if self.training and self.steer
+            else (start, end)
         )
 
-    def _base_samples(self, shape: Shape, context: Tensor | None) -> tuple[Tensor, torch.Size, tuple[Tensor, ...]]:
+    def _base_samples(
+        self, shape: Shape, context: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, torch.Size, tuple[Tensor, ...]]:
         """Samples of the base (B, *event), the batch shape, and the context in a tuple, (B, ...)."""
-        wanted = torch.Size((shape,) if isinstance(shape, int) else shape)
-        batch, args = batch_of_context(context, wanted)
-        if batch.numel() == 0:
-            raise ValueError(f"sample_shape must hold at least one sample; got {tuple(wanted)}")
-        z = base_samples(self.base, self.known_event_shape, batch.numel(), args, parameter_like(self))
+        batch, args = batch_of_context(context, sample_size(shape))
+        z = base_samples(self.base, self.known_event_shape, batch.numel(), args, parameter_like(self), generator)
         return z, batch, args
 
     def extra_repr(self) -> str:

@@ -14,6 +14,8 @@ from ...api.option_types import SolveOptions
 from ...api.solve import Solver
 from ...core.leaves import Leaves
 from ...core.norms import rms
+from ...core.torch_func import inside_transform
+from ...core.validate import describe
 from ...gradients.gradient import Stats
 from .regularisers import Regulariser
 from .traces import Field, Trace
@@ -73,6 +75,7 @@ class FlowSolver:
         )
         self.state = Solver(SampleDynamics(field), **options)
         self.stats: Stats | None = None
+        self._evaluated = False
 
     def flow(self, y: Tensor, ts: Tensor, args: tuple[Any, ...]) -> Tensor:
         """The state at ts[1] of the solution with y at ts[0], (B, *event)."""
@@ -89,6 +92,7 @@ class FlowSolver:
         regularised: bool = False,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The state at ts[1], log |det| of the map to it, (B,), and the regularisers' integrals by name."""
+        self._evaluate_once(ts[0].to(y.dtype), y, args)
         directions = self.trace.directions(self.field, ts[0].to(y.dtype), y, args, generator)
         zero = y.flatten(1).sum(1) * 0.0 if torch.compiler.is_compiling() else y.new_zeros(len(y))
         names = self.names if regularised else ()
@@ -99,18 +103,55 @@ class FlowSolver:
         length = (ts[1] - ts[0]).sign().to(y.dtype)
         return end, log_det, {name: length * x for name, x in zip(names, integrals, strict=True)}
 
+    def _evaluate_once(self, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> None:
+        """Evaluate the field with plain values, before it is differentiated for the first time.
+
+        An adapted network finds its form there. Raises for a result that is none, or that does not depend on y for
+        autograd although it changes with y: its trace would be zero.
+        """
+        if self._evaluated or torch.compiler.is_compiling() or inside_transform():
+            return
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            dy = self.field(t, at, *args)
+        if not isinstance(dy, Tensor) or dy.shape != y.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+            got = f"shape {tuple(dy.shape)}" if isinstance(dy, Tensor) else describe(dy)  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"field must return the shape of x, {tuple(y.shape)}; it returned {got}")
+        if not _depends_on(dy, at):
+            with torch.no_grad():
+                moved = self.field(t, y + 0.01 * (1.0 + y.abs()), *args)
+            if not torch.equal(moved, dy):
+                raise ValueError(
+                    "field changes with x, and autograd sees no derivative of it (torch.no_grad, detach or NumPy "
+                    "inside?): the density would be wrong"
+                )
+        self._evaluated = True
+
     def _keep(self, stats: Stats) -> None:
         if not torch.compiler.is_compiling():
             self.stats = stats.outliving_vmap()
 
 
+def _depends_on(out: Tensor, x: Tensor) -> bool:
+    if not out.requires_grad:
+        return False
+    with torch.enable_grad():
+        gradients: Any = torch.autograd.grad(out.sum(), x, allow_unused=True)
+    return gradients[0] is not None
+
+
 def checked_solve_options(owner: str, options: SolveOptions) -> SolveOptions:
     """The options of a flow's solves. Raises TypeError for those that have no meaning here, or are unknown."""
+    refuse_options(owner, options)
+    Solver(_never, **options)
+    return options
+
+
+def refuse_options(owner: str, options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option of `odenet.solve` that has no meaning in a flow."""
     for name in options:
         if name in REFUSED:
             raise TypeError(f"{owner} takes no {name}=: it belongs to odenet.solve, which solves the field itself")
-    Solver(_never, **options)
-    return options
 
 
 def _never(t: Tensor, y: Tensor) -> Tensor:

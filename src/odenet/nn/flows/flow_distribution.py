@@ -17,11 +17,14 @@ class FlowDistribution(Distribution):
     """The distribution of a flow under a context. batch_shape: that of the context, or what `expand` gave it."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore[reportIncompatibleMethodOverride]  as there
-    has_rsample = True
 
     def __init__(self, flow: CNF, context: Tensor | None, batch_shape: torch.Size) -> None:
         self.flow, self.context = flow, context
         super().__init__(batch_shape, torch.Size(flow.known_event_shape), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.flow.has_rsample
 
     @property
     def support(self) -> Any:

@@ -17,10 +17,10 @@ from ...core.validate import describe, function, number
 from ...gradients.gradient import Stats
 from ..layer import layer_times
 from .base import base_samples, checked_base, first_event_shape
-from .batches import batch_of_context, check_samples, event_shape_of, parameter_like
+from .batches import batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
 from .cnf import CNF, Shape
 from .couplings import Coupling, coupling
-from .samplers import Times, first_time, sampler_options
+from .samplers import Times, sampler_options
 from .traces import Field, TraceName
 from .velocity import GuidedVelocity, VelocityOnPath, coefficients
 
@@ -89,6 +89,10 @@ class FlowMatching(nn.Module):
         if self.bridge and not isinstance(self.path, CondOT):
             raise ValueError(f"coupling='bridge' has a path of its own: leave path='cond_ot'; got {path!r}")
         self.base = checked_base(base)
+        if null_context is not None and not isinstance(null_context, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"null_context must be a tensor, as torch.tensor(3) for a label; got {describe(null_context)}"
+            )
         self.null_context = null_context
         self._event_shape_known = first_event_shape(event_shape, base, field)
         self._kept: tuple[tuple[Any, ...], Any] | None = None
@@ -142,9 +146,14 @@ class FlowMatching(nn.Module):
         self._event_shape_known = event
         args = batch_of_context(context, x1.shape[:1])[1]
         x0 = self._noise(x1, x0, generator)
-        pairs = self.coupling.pairs(x0, x1, args[0] if args else None, generator)
+        pairs: Any = self.coupling.pairs(x0, x1, args[0] if args else None, generator)
+        if not isinstance(pairs, Tensor) or pairs.shape != x1.shape[:1] or pairs.is_floating_point():
+            raise ValueError(
+                f"{type(self.coupling).__name__}.pairs must return one index for each x1, a tensor of shape "
+                f"({len(x1)},); got {describe(pairs)}"
+            )
         x0 = x0[pairs]
-        t = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator) * self.path.end
+        t = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator) * self.trained_path.end
         x, u = self._point(t, x0, x1, generator)
         return PathSample(t, x, u, tuple(self._with_dropout(c, generator) for c in args))
 
@@ -152,7 +161,8 @@ class FlowMatching(nn.Module):
         if x0 is None:
             if self.base is None:
                 return torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
-            return base_samples(self.base, x1.shape[1:], len(x1), (), x1).to(x1).detach()
+            with torch.no_grad():
+                return base_samples(self.base, x1.shape[1:], len(x1), (), x1, generator).to(x1)
         check_samples(x0, None, "x0")
         if x0.shape[1:] != x1.shape[1:] or x0.dtype != x1.dtype:
             raise ValueError(
@@ -164,7 +174,7 @@ class FlowMatching(nn.Module):
         """The state at t (B,) and its velocity, (B, *event)."""
         if self.bridge:
             t.clamp_(1e-5, 1.0 - 1e-5)  # the velocity is infinite at both ends
-        alpha, sigma, alpha_dot, sigma_dot = coefficients(self.path, t, x1)
+        alpha, sigma, alpha_dot, sigma_dot = coefficients(self.trained_path, t, x1)
         x, u = alpha * x1 + sigma * x0, alpha_dot * x1 + sigma_dot * x0
         if self.sigma == 0.0:
             return x, u
@@ -229,6 +239,7 @@ class FlowMatching(nn.Module):
         grid: Times | None = None,
         guidance: float = 1.0,
         x0: Tensor | None = None,
+        generator: torch.Generator | None = None,
         **solve_options: Any,
     ) -> Tensor:
         """Samples (*sample_shape, *event), without gradients.
@@ -236,12 +247,20 @@ class FlowMatching(nn.Module):
         context: it broadcasts with sample_shape. method: of `odenet.solve`, or a sampler of flow and diffusion models:
         "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3". steps: their number, evenly spaced. grid: the times of the steps,
         from 0 to 1 (see `flow_grid`); neither: the method chooses its steps. guidance: of the context; above 1 it is
-        strengthened. x0: the noise to begin with (B, *event), in the place of sample_shape. solve_options: rtol and
-        so on.
+        strengthened. x0: the noise to begin with (B, *event), in the place of sample_shape. generator: of the noise.
+        solve_options: rtol and so on.
         """
         with torch.no_grad():
             return self.rsample(
-                sample_shape, context, method=method, steps=steps, grid=grid, guidance=guidance, x0=x0, **solve_options
+                sample_shape,
+                context,
+                method=method,
+                steps=steps,
+                grid=grid,
+                guidance=guidance,
+                x0=x0,
+                generator=generator,
+                **solve_options,
             )
 
     def rsample(
@@ -254,23 +273,23 @@ class FlowMatching(nn.Module):
         grid: Times | None = None,
         guidance: float = 1.0,
         x0: Tensor | None = None,
+        generator: torch.Generator | None = None,
         **solve_options: Any,
     ) -> Tensor:
         """`sample` with gradients, to x0, the field, the context and the grid; gradient= chooses how."""
         event = self.known_event_shape if x0 is None else event_shape_of(x0, self._event_shape_known, "x0")
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        wanted = torch.Size(shape if x0 is None else x0.shape[: x0.ndim - len(event)])
-        if x0 is not None and shape:
+        wanted = sample_size(sample_shape) if x0 is None else x0.shape[: x0.ndim - len(event)]
+        if x0 is not None and sample_shape not in ((), torch.Size()):
             raise ValueError(f"sample_shape={sample_shape} and x0 exclude each other: x0 has a row for each sample")
         batch, args = batch_of_context(context, wanted)
         if x0 is None:
-            x0 = base_samples(self.base, event, batch.numel(), (), parameter_like(self.field))
+            x0 = base_samples(self.base, event, batch.numel(), (), parameter_like(self.field), generator)
         else:
             check_samples(x0, self.field, "x0")
             x0 = x0.expand(*batch, *event).reshape(-1, *event)
         f, args = self._velocity(args, number("guidance", guidance))
-        options = sampler_options(self.path, method, steps, grid, cast(SolveOptions, solve_options))
-        ts = layer_times((first_time(self.path, method), self.path.end), x0.dtype, x0.device)
+        options = sampler_options(self.path, self.trained_path, method, steps, grid, cast(SolveOptions, solve_options))
+        ts = layer_times((0.0, self.path.end), x0.dtype, x0.device)
         sol = Solver(f, **options)(x0, ts, args)
         self.stats = sol.stats if torch.compiler.is_compiling() else sol.stats.outliving_vmap()
         return sol.y1.view(*batch, *event)

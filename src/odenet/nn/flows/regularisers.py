@@ -107,10 +107,14 @@ def weighted(regularisers: Any) -> dict[str, tuple[Regulariser, float]]:
     weights: Any = regularisers if isinstance(regularisers, Mapping) else dict.fromkeys(regularisers, 1.0)
     found: dict[str, tuple[Regulariser, float]] = {}
     for key, weight in weights.items():
-        if not isinstance(key, Regulariser) and key not in REGULARISERS:
+        if not isinstance(key, (Regulariser, str)):
+            raise TypeError(f"regularisers must be names or Regulariser objects; got {describe(key)}")
+        if isinstance(key, str) and key not in REGULARISERS:
             raise unknown_name("regularisers", key, REGULARISERS)
         regulariser = key if isinstance(key, Regulariser) else REGULARISERS[key]
         name = key if isinstance(key, str) else repr(key)
+        if name in found:  # two objects that look the same
+            name = f"{name} {len(found) + 1}"
         weight = number(f"the weight of {name!r} in regularisers", weight)
         if not 0.0 <= weight < float("inf"):
             raise ValueError(

@@ -16,9 +16,10 @@ from ...core.validate import integer, number
 from ...core.validate import times as real_times
 from ...errors import unknown_name
 from ...methods import METHODS, DPMSolverPP, Method, UniPC
+from ...methods.exponential_multistep import ExponentialMultistep
+from .dynamics import refuse_options
 
 Times = Sequence[float] | Tensor
-_JUST_AFTER = 1e-3
 
 SAMPLERS: dict[str, Callable[[AffinePath], Method]] = {
     "ddim": lambda path: DPMSolverPP(1, path),
@@ -51,17 +52,31 @@ def sampler_method(path: AffinePath, method: Any) -> Method:
     return checks.method(method)
 
 
-def first_time(path: AffinePath, method: Any) -> float:
-    """Where a solve begins: at 0, or just after it for a sampler on a path whose velocity is zero at 0."""
-    silent = getattr(sampler_method(path, method), "silent_start", False)
-    return max(path.start, _JUST_AFTER) if silent else 0.0
+def check_sampler(method: Method, path: AffinePath, trained: AffinePath) -> None:
+    """Refuse a method by predictions of the data on a path where a learned velocity does not give them.
+
+    Near t = 0 the velocity of such a path is almost zero for all data, and to divide by almost zero would multiply the
+    error of the field by hundreds.
+    """
+    if isinstance(method, ExponentialMultistep) and max(path.start, trained.start) > 0.0:
+        raise ValueError(
+            f"method={method.name!r} predicts the data by the velocity, which says nothing of them near t = 0 on the "
+            f"path {(trained if trained.start else path)!r}: take another method, such as 'midpoint' or 'tsit5'"
+        )
 
 
 def sampler_options(
-    path: AffinePath, method: Any, steps: int | None, grid: Times | None, options: SolveOptions
+    path: AffinePath,
+    trained: AffinePath,
+    method: Any,
+    steps: int | None,
+    grid: Times | None,
+    options: SolveOptions,
 ) -> SolveOptions:
-    """The options of a solve from noise to data, with the steps that were asked for."""
+    """The options of a solve from noise to data, with the steps that were asked for. trained: the path of training."""
     chosen = sampler_method(path, method)
+    check_sampler(chosen, path, trained)
+    refuse_options("FlowMatching.sample", options)
     if steps is not None and grid is not None:
         raise ValueError("steps and grid exclude each other: a grid of n + 1 times has n steps")
     if steps is None and grid is None:
