@@ -732,3 +732,17 @@ def test_solves_by_compiled_code() -> None:
             one = odenet.solve(f, x, [0.0, 1.0], per_sample=per_sample, compile=True).y1
             eager = odenet.solve(f, x, [0.0, 1.0], per_sample=per_sample).y1
             torch.testing.assert_close(one, eager, rtol=2e-3, atol=2e-3)  # the default tolerances
+
+
+def test_two_places_for_a_context_are_not_chosen_from() -> None:
+    def network(sample, timestep, encoder_hidden_states=None, class_labels=None):
+        return sample * timestep[:, None] + (0.0 if class_labels is None else class_labels)
+
+    x, context = torch.randn(5, 2), torch.full((5, 2), 7.0)
+    with pytest.raises(TypeError, match="encoder_hidden_states, class_labels of the network may each take it"):
+        adapt(network)(torch.rand(5), x, context)
+    t = torch.rand(5)
+    torch.testing.assert_close(
+        adapt(network, context="class_labels")(t, x, context), network(x, t, class_labels=context)
+    )
+    torch.testing.assert_close(adapt(network)(t, x), network(x, t))

@@ -38,11 +38,13 @@ class CallOrder:
     """The arguments of a call, in order.
 
     arguments: keyword and role of each; the keyword of a positional argument is "", and "**" unpacks a context that is
-    a dict. needs_context: the network cannot be called without a context.
+    a dict. needs_context: the network cannot be called without a context. contexts: the names of the parameters that
+    may each take it, where there are several.
     """
 
     arguments: tuple[tuple[str, Role], ...]
     needs_context: bool = False
+    contexts: tuple[str, ...] = ()
 
     def has(self, role: Role) -> bool:
         return any(r == role for _, r in self.arguments)
@@ -69,6 +71,11 @@ class CallOrder:
             raise TypeError(
                 f"the field takes one context, f(t, y, context); got {len(context)}: join them in a dict, with "
                 'order="x, t, **context"'
+            )
+        if context and self.contexts:
+            raise TypeError(
+                f"f(t, y, context) got a context, and {', '.join(self.contexts)} of the network may each take it: name "
+                f'one, as in context="{self.contexts[-1]}"'
             )
         if context and not self.has("context"):
             raise TypeError(
@@ -144,8 +151,11 @@ def _by_names(network: Callable[..., Any], context: str | None) -> CallOrder:
     rest.remove(state)
     found: dict[str, Role] = {state.name: "x", **{p.name: "t" for p in times}}
     contexts: list[Parameter] = []
+    several: list[Parameter] = []
     if context is None:
-        contexts = (_named(rest, _CONTEXT) or [p for p in rest if _required(p)])[:1]
+        known = _named(rest, _CONTEXT)
+        several = known if len(known) > 1 and not _required(known[0]) else []
+        contexts = (known or [p for p in rest if _required(p)])[:1]
         found |= {p.name: "context" for p in contexts}
     missing = [p for p in rest if _required(p) and p not in contexts]
     if missing:
@@ -163,7 +173,8 @@ def _by_names(network: Callable[..., Any], context: str | None) -> CallOrder:
         if not any(p.name == context or p.kind is p.VAR_KEYWORD for p in parameters):
             raise ValueError(f"context={context!r} is no parameter of the network, which has {_names(parameters)}")
         arguments.append((context, "context"))
-    return CallOrder(tuple(arguments), any(_required(p) for p in contexts))
+    names = tuple(p.name for p in several)
+    return CallOrder(tuple(arguments), any(_required(p) for p in contexts), names)
 
 
 def _state(network: Any, parameters: Sequence[Parameter], rest: Sequence[Parameter], has_time: bool) -> Parameter:
