@@ -1,8 +1,8 @@
 """Planar flows against continuous ones: the figure of the Neural ODE paper's section 4, with numbers.
 
-Each model trains for the same wall time on one thread. The paper gives planar flows 500,000 iterations of RMSprop and
-continuous ones 10,000 of Adam; here Adam, the learning rate and the annealing of Rezende & Mohamed are what served both
-better in trials. A run is not repeatable to the bit, as its number of iterations depends on the machine.
+Each model trains for the same wall time on one thread. Adam, the learning rate and the annealing of Rezende & Mohamed
+are what served both families better in trials; the paper trains each with settings of its own. A run is not repeatable
+to the bit, as its number of iterations depends on the machine.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def page(fits: Sequence[Fit], data: Sequence[Fit], settings: Settings) -> str:
     how = (
         f"Each model trains for {seconds:g} s on one thread (compiling not counted), two at a time: Adam, learning "
         f"rate {LEARNING_RATE:g} falling to 0, batch {BATCH}. Planar flows (NF) have K layers, continuous ones (CNF) M "
-        f"units with gates in time, tolerance {TOLERANCE:g}, compiled. In the paper (Chen et al. 2018, section 4) NF "
-        "has 500,000 iterations of RMSprop and CNF 10,000 of Adam. Mean and standard deviation over the seeds."
+        f"units with gates in time, tolerance {TOLERANCE:g}, compiled. The paper (Chen et al. 2018, section 4) trains "
+        "each family with settings of its own. Mean and standard deviation over the seeds."
     )
     targets = (
         "KL(q | p) in nats, lower is better: on 20,000 samples of q, CNF at tolerance 1e-6, the normaliser of p by "
