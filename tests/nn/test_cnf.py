@@ -203,6 +203,17 @@ def test_an_adapted_network_is_a_field(x: Tensor) -> None:
     torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_grad_mode(mode: Any, x: Tensor) -> None:
+    """Of the library's field and of any other."""
+    for field in (MLPField(2).double(), Affine()):
+        expected = CNF(field, event_shape=2).log_prob(x).detach()
+        flow = CNF(field, event_shape=2)
+        with mode():
+            torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-6)
+            assert flow.sample_and_log_prob((3,))[0].shape == (3, 2)
+
+
 def test_one_sample_under_many_contexts(x: Tensor) -> None:
     flow, contexts = CNF(Affine(), event_shape=2, **TIGHT), torch.randn(5, 2, dtype=torch.float64)
     many = flow.log_prob(x[0], contexts)
