@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, final
@@ -28,8 +29,25 @@ def activation_module(name: ActivationName) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class PerceptronField(nn.Module, ABC):
+    """Base of fields whose Jacobian has a closed form."""
+
+    def with_trace(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.trace()
+
+    def with_vjp(
+        self, t: Tensor, y: Tensor, directions: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        evaluated = self._evaluate(t, y, context)
+        return evaluated.out, evaluated.vjp(directions)
+
+    @abstractmethod
+    def _evaluate(self, t: Tensor, y: Tensor, context: Tensor | None) -> EvaluatedLayers: ...
+
+
 @final
-class MLPField(nn.Module):
+class MLPField(PerceptronField):
     """dy/dt = MLP([y, t, context]): a multilayer perceptron on the last axis of y.
 
     dim: size of y's last axis. hidden: widths of the hidden layers. activation: "tanh", "softplus", "relu", "silu",
@@ -62,16 +80,6 @@ class MLPField(nn.Module):
     def forward(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
         return self.net(self._inputs(t, y, context))
 
-    def with_trace(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        evaluated = self._evaluate(t, y, context)
-        return evaluated.out, evaluated.trace()
-
-    def with_vjp(
-        self, t: Tensor, y: Tensor, directions: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        evaluated = self._evaluate(t, y, context)
-        return evaluated.out, evaluated.vjp(directions)
-
     def _inputs(self, t: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         check_width("MLPField", self.dim, y)
         inputs = [y, time_column(t, y)] if self.time else [y]
@@ -96,7 +104,7 @@ class MLPField(nn.Module):
 
 
 @final
-class ConcatSquashField(nn.Module):
+class ConcatSquashField(PerceptronField):
     """dy/dt by layers W x * sigmoid(gate(t, context)) + shift(t, context): FFJORD's time-varying perceptron.
 
     Grathwohl et al. 2019, "FFJORD", the layer "concatsquash" of its code. dim: size of y's last axis. hidden: widths of
@@ -124,16 +132,6 @@ class ConcatSquashField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
         return self._evaluate(t, y, context).out
-
-    def with_trace(self, t: Tensor, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        evaluated = self._evaluate(t, y, context)
-        return evaluated.out, evaluated.trace()
-
-    def with_vjp(
-        self, t: Tensor, y: Tensor, directions: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        evaluated = self._evaluate(t, y, context)
-        return evaluated.out, evaluated.vjp(directions)
 
     def _evaluate(self, t: Tensor, y: Tensor, context: Tensor | None) -> EvaluatedLayers:
         check_width("ConcatSquashField", self.dim, y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from ...core.validate import number
 
 
-class FlowNorm(nn.Module):
+class FlowNorm(nn.Module, ABC):
     """An affine map of each channel, the first axis of an event: z = (x - shift) * exp(log_scale).
 
     forward: x (B, *event) -> z, and log |det|, (B,). inverse: z -> x, and log |det| of the inverse.
@@ -19,13 +21,11 @@ class FlowNorm(nn.Module):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.event_shape = event_shape
-        self.per_channel = 1  # entries of an event in one channel
-        for n in event_shape[1:]:
-            self.per_channel *= n
+        self.per_channel = math.prod(event_shape[1:])  # entries of an event in one channel
 
+    @abstractmethod
     def map(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """shift and log_scale, each (channels,). training: they may follow from x, (B, *event)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.map(x, self.training)

@@ -92,6 +92,27 @@ class _Estimate(Trace):
             return torch.randn(shape, dtype=y.dtype, device=y.device, generator=generator)
         return torch.randint(0, 2, shape, device=y.device, generator=generator).to(y.dtype) * 2.0 - 1.0
 
+    def __call__(
+        self,
+        field: Field,
+        t: Tensor,
+        y: Tensor,
+        directions: tuple[Tensor, ...],
+        args: tuple[Any, ...],
+        frobenius: bool = False,
+    ) -> Divergence:
+        """directions: those of the estimate, and before them, if there is one, a basis whose part is exact."""
+        *basis, v = directions
+        rank = basis[0].shape[1] if basis else 0
+        every = torch.cat(directions, 1) if basis else v
+        dy, product = transposed_products(field, t, y, every, args)
+
+        def total(terms: Tensor) -> Tensor:
+            each = terms.flatten(2).sum(2)
+            return each[:, :rank].sum(1) + each[:, rank:].mean(1)
+
+        return Divergence(dy, total(every * product), total(product.square()) if frobenius else None)
+
 
 @final
 class Hutchinson(_Estimate):
@@ -104,20 +125,6 @@ class Hutchinson(_Estimate):
         self, field: Field, t: Tensor, y: Tensor, args: tuple[Any, ...], generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
         return (self._draw(y, generator),)
-
-    def __call__(
-        self,
-        field: Field,
-        t: Tensor,
-        y: Tensor,
-        directions: tuple[Tensor, ...],
-        args: tuple[Any, ...],
-        frobenius: bool = False,
-    ) -> Divergence:
-        (v,) = directions
-        dy, product = transposed_products(field, t, y, v, args)
-        trace = (v * product).flatten(2).sum(2).mean(1)
-        return Divergence(dy, trace, product.flatten(2).square().sum(2).mean(1) if frobenius else None)
 
 
 @final
@@ -139,25 +146,6 @@ class HutchPlusPlus(_Estimate):
             flat = v.flatten(2)
             v = (flat - flat @ basis.mT @ basis).view_as(v)
         return basis.reshape(len(y), -1, *y.shape[1:]), v
-
-    def __call__(
-        self,
-        field: Field,
-        t: Tensor,
-        y: Tensor,
-        directions: tuple[Tensor, ...],
-        args: tuple[Any, ...],
-        frobenius: bool = False,
-    ) -> Divergence:
-        basis, v = directions
-        rank = basis.shape[1]
-        dy, product = transposed_products(field, t, y, torch.cat(directions, 1), args)
-        form = (torch.cat([basis, v], 1) * product).flatten(2).sum(2)
-        trace = form[:, :rank].sum(1) + form[:, rank:].mean(1)
-        if not frobenius:
-            return Divergence(dy, trace)
-        squares = product.flatten(2).square().sum(2)
-        return Divergence(dy, trace, squares[:, :rank].sum(1) + squares[:, rank:].mean(1))
 
 
 def trace_by_name(trace: TraceName | Trace, samples: int, noise: NoiseName) -> Trace:
