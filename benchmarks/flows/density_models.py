@@ -10,36 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 import odenet
+from odenet.train.flows.baselines import LogProb, gaussian, kernel_density
+from odenet.train.flows.planar import PlanarFlow
 
 from ..shared.errors import NotApplicableError
-from .section_four_models import StackedPlanar
 
-LogProb = Callable[[Tensor], Tensor]
 LEARNING_RATE, LOOKS, TOLERANCE, TEST_TOLERANCE = 1e-3, 10, 1e-4, 1e-5
-
-
-def gaussian(train: Tensor, val: Tensor) -> LogProb:
-    """The normal distribution of the rows, with the part of the identity in its covariance that serves val best."""
-    mean, covariance = train.mean(0), train.T.cov()
-    eye = torch.eye(train.shape[1])
-    models = [MultivariateNormal(mean, (1 - a) * covariance + a * eye) for a in (1e-4, 1e-3, 1e-2, 0.1, 0.3)]
-    return max(models, key=lambda m: float(m.log_prob(val).mean())).log_prob
-
-
-def kernel_density(train: Tensor, val: Tensor) -> LogProb:
-    """Normal kernels on the rows, of the width that serves val best."""
-
-    def log_prob(width: float, z: Tensor) -> Tensor:
-        constant = math.log(len(train)) + train.shape[1] * math.log(width * math.sqrt(2 * math.pi))
-        parts = [torch.cdist(rows, train).square() for rows in z.split(256)]
-        return torch.cat([(-d / (2 * width**2)).logsumexp(1) for d in parts]) - constant
-
-    widths = [0.05 * 1.25**i for i in range(16)]
-    best = max(widths, key=lambda w: float(log_prob(w, val).mean()))
-    return lambda z: log_prob(best, z)
 
 
 class Learned:
@@ -50,9 +28,7 @@ class Learned:
 
 
 def planar(dim: int, hidden: int, compiled: bool) -> Learned:
-    flow = StackedPlanar(dim, 32)
-    with torch.no_grad():
-        flow.u.mul_(0.05)
+    flow = PlanarFlow(dim, 32).start_at_identity()
     return Learned(flow, lambda z: -flow.log_prob(z).mean(), lambda z, _: flow.log_prob(z))
 
 
@@ -87,7 +63,10 @@ def _zuko(name: str, **options: Any) -> Callable[[int, int, bool], Learned]:
     return make
 
 
-FITTED = {"Gaussian": gaussian, "kernel density": kernel_density}
+FITTED: dict[str, Callable[[Tensor, Tensor], LogProb]] = {
+    "Gaussian": lambda train, _: gaussian(train),
+    "kernel density": kernel_density,
+}
 LEARNED: dict[str, Callable[[int, int, bool], Learned]] = {
     "planar flow, K = 32": planar,
     "CNF": cnf,

@@ -34,13 +34,12 @@ from benchmarks.flows.distances import energy_distance, rms, wasserstein
 from benchmarks.flows.sampler_gradients import Cost
 from benchmarks.flows.sampler_quality import Sampled
 from benchmarks.flows.section_four import Fit
-from benchmarks.flows.section_four_models import GatedField, StackedPlanar
+from benchmarks.flows.section_four_models import GatedField
 from benchmarks.flows.table_densities import Score
 from benchmarks.shared.errors import value_or_error
 from benchmarks.shared.subprocesses import call_each_in_subprocess
 from benchmarks.shared.tables import MIB, Settings
 from odenet.nn import CNF, FlowMatching, MLPField
-from odenet.train.flows.planar import PlanarFlow
 
 SETTINGS = Settings("python -m benchmarks flows")
 
@@ -63,17 +62,6 @@ def test_normalisers() -> None:
     for name in ("U1", "U3"):
         coarse = float(log_target(name, points).exp().sum() * area)
         assert log_normaliser(name) == pytest.approx(math.log(coarse), abs=1e-3)
-
-
-def test_stacked_planar_layers_are_planar_layers() -> None:
-    flow, stacked = PlanarFlow(2, 5), StackedPlanar(2, 5)
-    with torch.no_grad():
-        for name in ("w", "u", "b"):
-            getattr(stacked, name).copy_(torch.stack([getattr(layer, name) for layer in flow.layers]))
-    z = draw(7, 2)
-    for mine, theirs in zip(stacked(z), flow(z), strict=True):
-        torch.testing.assert_close(mine, theirs)
-    torch.testing.assert_close(stacked.log_prob(z), flow.log_prob(z))
 
 
 def test_gated_field_has_its_trace() -> None:
@@ -145,7 +133,7 @@ def test_the_race_ends_at_the_threshold() -> None:
             rows.append(("race", "toy", label, f"seconds at {i}", i * seconds, ""))
             rows.append(("race", "toy", label, f"nats at {i}", float(-4 + i), ""))
     text = likelihood_race.section(rows)
-    assert cells(text, "toy")[-1] == ["toy", "-2.000", "-2.000", "2.0", "5.0", "16.0", "8.00"]
+    assert cells(text, "toy")[-1] == ["toy", "-2.005", "-2.000", "2.0", "5.0", "16.0", "8.00"]
     assert flow_speed.ratio_line([1.0, 4.0, 2.0]) == ["1.00", "2.00", "4.00", "2.00"]
 
 
@@ -163,14 +151,6 @@ def test_fit_keeps_the_best_weights() -> None:
     best, iterations = density_models.fit(model, repeat(torch.zeros(1, 1)), torch.zeros(1, 1), 0.2)
     assert len(seen) == density_models.LOOKS and seen == sorted(seen) and seen[0] < seen[-1]
     assert bias.item() == seen[0] and best == pytest.approx(-((seen[0] + 10) ** 2)) and iterations >= len(seen)
-
-
-def test_fitted_densities_are_those_of_a_normal() -> None:
-    rows = draw(4000, 2) @ torch.tensor([[2.0, 0.0], [1.0, 1.0]])
-    train, val = rows[:3000], rows[3000:]
-    entropy = 1 + math.log(2 * math.pi) + math.log(2.0)
-    assert float(-density_models.gaussian(train, val)(val).mean()) == pytest.approx(entropy, abs=0.05)
-    assert float(-density_models.kernel_density(train, val)(val).mean()) == pytest.approx(entropy, abs=0.1)
 
 
 def test_a_learned_grid_is_better_than_a_uniform_one() -> None:

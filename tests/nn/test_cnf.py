@@ -429,6 +429,9 @@ class TestWrongInput:
                 r"wrap it, as in torch.distributions.Independent\(base, 1\)",
             ),
             ({"base": "normal"}, "base must be a torch.distributions.Distribution"),
+            ({"base": Normal}, "base must be a torch.distributions.Distribution"),
+            ({"steps": 4}, r"CNF takes no steps=: give step=0.1, say, with a method of constant steps"),
+            ({"guidance": 2.0}, "CNF takes no guidance=: guided samples have another density"),
             ({"base": MultivariateNormal(torch.zeros(3), torch.eye(3))}, r"field is of dim=2.*events of shape \(3,\)"),
             ({"ts": (0.0, 0.0)}, "ts must be two different times"),
             ({"norm": "layer"}, "norm='layer' is unknown"),
@@ -490,6 +493,99 @@ class TestWrongInput:
                 CNF(field, event_shape=2).log_prob(torch.zeros(3, 2))
         assert CNF(lambda t, x: torch.ones_like(x), event_shape=2).log_prob(torch.zeros(3, 2)).shape == (3,)
 
+    @pytest.mark.parametrize(
+        ("field", "message"),
+        [
+            (nn.Sequential(nn.Linear(2, 2)), r"Sequential cannot be called so: give odenet.nn.adapt\(sequential\)"),
+            (lambda x, t: x, r"takes the state before the time, by its names: give odenet.nn.adapt"),
+            (lambda t: t, "cannot be called so"),
+            (MLPField, "field must be an instance; got the class"),
+            (3, r"field must be field\(t, x\) or field\(t, x, context\)|must be callable"),
+        ],
+        ids=["sequential", "order", "one", "class", "number"],
+    )
+    def test_signatures(self, field: Any, message: str) -> None:
+        for kind in (CNF, odenet.nn.FlowMatching):
+            with pytest.raises(TypeError, match=message):
+                kind(field, event_shape=2)
+
+    def test_missing_and_needless_contexts(self) -> None:
+        conditional, plain = CNF(lambda t, x, c: x * c, event_shape=2), CNF(lambda t, x: x, event_shape=2)
+        x, context = torch.zeros(3, 2), torch.ones(3, 1)
+        for call in (lambda f, *c: f.log_prob(x, *c), lambda f, *c: f.sample((3,), *c)):
+            with pytest.raises(TypeError, match="context is missing: field is called as"):
+                call(conditional)
+            with pytest.raises(TypeError, match="context was given, and field takes none"):
+                call(plain, context)
+            assert len(call(conditional, context)) == 3
+
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_a_field_that_mixes_samples(self, per_sample: bool) -> None:
+        """Its trace would be that of another map: a wrong density."""
+        norm = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        mean, x = (lambda t, x: x - x.mean(0)), torch.randn(5, 2)
+        options: dict[str, Any] = {"event_shape": 2, "per_sample": per_sample}
+        with pytest.raises(ValueError, match=r"field mixes the samples: row \d of field\(t, x\) depends on x\[\d\]"):
+            CNF(mean, **options).log_prob(x)
+        flow = CNF(odenet.nn.adapt(norm, time="none"), **options)
+        with pytest.raises(ValueError, match=r"BatchNorm in training \(.*1\) takes its mean over the batch"):
+            flow.log_prob(x)
+        flow.eval()
+        flow.log_prob(x)
+        flow.train()
+        with pytest.raises(ValueError, match="BatchNorm in training"):
+            flow.log_prob(x)
+        one = CNF(mean, **options)
+        one.log_prob(x[:1])
+        with pytest.raises(ValueError, match="field mixes the samples"):
+            one.log_prob(x)
+
+    @pytest.mark.parametrize(
+        ("found", "message"),
+        [
+            (lambda x: x, "with_trace of the field must return dx/dt and the trace; it returned Tensor"),
+            (
+                lambda x: (x[:, :1], x[:, 0]),
+                r"must return dx/dt of the shape of x, \(3, 2\); it returned shape \(3, 1\)",
+            ),
+            (lambda x: (x, torch.ones(())), r"must return a trace for each sample, \(3,\); got shape \(\)"),
+        ],
+        ids=["one", "width", "number"],
+    )
+    def test_a_wrong_closed_form(self, found: Any, message: str) -> None:
+        class Field(nn.Module):
+            def forward(self, t: Tensor, x: Tensor) -> Tensor:
+                return x
+
+            def with_trace(self, t: Tensor, x: Tensor) -> Any:
+                return found(x)
+
+        with pytest.raises(ValueError, match=message):
+            CNF(Field(), event_shape=2).log_prob(torch.zeros(3, 2))
+
+    def test_a_regulariser_of_the_wrong_shape(self) -> None:
+        class Speed(odenet.nn.flows.Regulariser):
+            def __call__(self, field: Any, t: Tensor, y: Tensor, at: Any, args: Any) -> Tensor:
+                return at.dy
+
+        with pytest.raises(ValueError, match=r"regulariser Speed\(\) must return one number for each sample, \(3,\)"):
+            CNF(MLPField(2), regularisers={Speed(): 1.0}).loss(torch.zeros(3, 2))
+
+    def test_bases_that_are_called(self) -> None:
+        def normal(loc: Tensor) -> Independent:
+            return Independent(Normal(loc, torch.ones(2)), 1)
+
+        x, context = torch.zeros(3, 2), torch.ones(3, 2)
+        plain, given = CNF(MLPField(2), base=lambda: normal(torch.zeros(2))), CNF(MLPField(2, context=2), base=normal)
+        assert torch.equal(plain.log_prob(x), CNF(plain.field).log_prob(x))
+        assert given.sample((3,), context).shape == (3, 2)
+        with pytest.raises(TypeError, match=r"base is called with the context, as base.*takes none"):
+            CNF(MLPField(2, context=2), base=lambda: normal(torch.zeros(2))).log_prob(x, context)
+        with pytest.raises(TypeError, match=r"base is called as base.*and needs one: give context="):
+            CNF(MLPField(2), base=normal).log_prob(x)
+        with pytest.raises(TypeError, match=r"base must give a torch.distributions.Distribution when it is called"):
+            CNF(MLPField(2), base=lambda: 3).log_prob(x)
+
     def test_a_base_that_needs_a_gradient_and_has_no_rsample(self) -> None:
         class Mixture(nn.Module):
             def __init__(self) -> None:
@@ -511,7 +607,7 @@ class TestWrongInput:
 
     def test_unknown_event_shape(self) -> None:
         flow = CNF(lambda t, x: -x)
-        with pytest.raises(ValueError, match="event_shape is unknown before the first log_prob"):
+        with pytest.raises(ValueError, match="event_shape is unknown before the flow has seen data"):
             flow.sample((2,))
         with pytest.raises(ValueError, match=r"event_shape is unknown: x of shape .* is no batch of vectors"):
             flow.log_prob(torch.zeros(2, 3, 4))

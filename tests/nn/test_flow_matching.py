@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import odenet
 from gradient_settings import APPROXIMATE, NAMES
 from odenet.core.affine_paths import PATHS, AffinePath, affine_path
 from odenet.nn import CNF, FlowMatching, MLPField
@@ -354,6 +355,22 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         (lambda f: FlowMatching(MLPField(2), null_context=3), "null_context must be a tensor"),
         (lambda f: f.with_path("cosine").log_prob(torch.zeros(3, 2)), "a density needs no other path"),
         (lambda f: flow_grid(4, shift=0.0), "shift must be positive"),
+        (lambda f: f.log_prob(torch.zeros(3, 2), method="dpmpp_2m"), "moves samples without their density"),
+        (lambda f: f.log_prob(torch.zeros(3, 2), method=odenet.methods.UniPC()), "moves samples without their density"),
+        (lambda f: f.log_prob(torch.zeros(3, 2), steps=4), "takes no steps="),
+        (lambda f: f.log_prob(torch.zeros(3, 2), guidance=2.0), "takes no guidance="),
+        (
+            lambda f: f.rsample((2,), grid=torch.linspace(0, 1, 4).requires_grad_(), gradient="adjoint"),
+            "gradient='adjoint' has no gradient to grid",
+        ),
+        (
+            lambda f: FlowMatching(MLPField(2, context=3), null_context=torch.zeros(2)).velocity(
+                0.5, torch.zeros(4, 2), torch.zeros(4, 3), 2.0
+            ),
+            r"null_context must have the shape of one context, \(3,\); got \(2,\)",
+        ),
+        (lambda f: FlowMatching(lambda t, x, c: x).loss(torch.zeros(3, 2)), "context is missing"),
+        (lambda f: FlowMatching(lambda t, x, c: x, event_shape=2).sample((3,)), "context is missing"),
     ],
 )
 def test_wrong_calls(call: Any, message: str) -> None:

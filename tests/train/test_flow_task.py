@@ -22,7 +22,7 @@ import odenet.train
 from command_line import call, default_dtype, refused
 from odenet.train.flows import baselines as of_baselines
 from odenet.train.flows import flow_model
-from odenet.train.flows.baselines import NAMES, Rows, baselines
+from odenet.train.flows.baselines import NAMES, Rows, baselines, gaussian, kernel_density
 from odenet.train.flows.density_data import load_density
 from odenet.train.tasks.flow import Flow, FlowSettings
 from train.runs import ForkServer, assert_same, table
@@ -159,14 +159,23 @@ def test_gaussian_and_kernels_against_scipy_and_scikit_learn() -> None:
 
     rows = gaussian_rows()
     train, val, test = (x.double().numpy() for x in (rows.train(0), rows.val, rows.test))
-    gaussian, kernels = baselines(["gaussian", "kde"], rows)
+    normal, kernels = baselines(["gaussian", "kde"], rows)
     wanted = multivariate_normal(train.mean(0), np.cov(train.T, bias=True)).logpdf(test)
-    np.testing.assert_allclose(gaussian.log_prob, wanted, rtol=1e-4, atol=1e-4)
-    assert gaussian.parameters == 5
+    np.testing.assert_allclose(normal.log_prob, wanted, rtol=1e-4, atol=1e-4)
+    assert normal.parameters == 5
     std = train.std(0)
     fits = [KernelDensity(bandwidth=h).fit(train / std) for h in np.logspace(-2.0, 0.4, 25)]
     best = max(fits, key=lambda fit: fit.score(val / std))
     np.testing.assert_allclose(kernels.log_prob, best.score_samples(test / std) - np.log(std).sum(), atol=2e-3)
+
+
+def test_fitted_densities_are_those_of_a_normal() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4000, 2) @ torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    train, val = rows[:3000], rows[3000:]
+    entropy = 1 + math.log(2 * math.pi) + math.log(2.0)
+    assert float(-gaussian(train)(val).mean()) == pytest.approx(entropy, abs=0.05)
+    assert float(-kernel_density(train, val)(val).mean()) == pytest.approx(entropy, abs=0.1)
 
 
 @pytest.mark.parametrize("name", list(NAMES))

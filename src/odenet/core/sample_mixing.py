@@ -25,18 +25,26 @@ def time_may_broadcast_wrongly(t: Tensor, y: Leaves) -> bool:
 
 
 def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
-    """Raise ValueError if a row of f's result depends on another row of y, or of t (B,), according to derivatives.
+    """Raise ValueError if a row of f's result depends on another row of y, or of t (B,): see `find_mixing`."""
+    found = find_mixing(t, y, slope)
+    if found is not None:
+        raise ValueError(_message(f, *found, len(t), y))
+
+
+def find_mixing(t: Tensor, y: Leaves, slope: Leaves) -> tuple[str, int | None, int] | None:
+    """A row of f's result that depends on another row of y, or of t (B,), according to derivatives; None: none does.
 
     slope: f(t, y), attached to y, and to t if t requires a gradient. If rows do not mix, scaling a row's cotangent by a
     power of two scales that row's gradient exactly, and changes no other row. A dependence whose derivative is zero at
-    (t, y) is not found.
+    (t, y) is not found. Returns the name of what it depends on, the row, and that other row.
     """
     outputs = [k for k in slope if k.requires_grad]
-    if len(t) < 2 or not outputs:
-        return
+    count = len(y[0])
+    if count < 2 or not outputs:
+        return None
     inputs = (t, *y) if t.requires_grad else y
     names = ("t",) * t.requires_grad + ("y",) * len(y)
-    index = torch.arange(len(t), device=t.device)
+    index = torch.arange(count, device=t.device)
 
     def gradients(weight: Tensor) -> list[Tensor]:
         """Gradients of the weighted sum over rows."""
@@ -48,16 +56,16 @@ def refuse_mixing(f: Any, t: Tensor, y: Leaves, slope: Leaves) -> None:
     try:
         plain, weighted = gradients(torch.ones_like(weight)), gradients(weight)
     except RuntimeError:
-        return  # f has no derivative: a backward pass raises the error, if there is one
+        return None  # f has no derivative: a backward pass raises the error, if there is one
     for i, (name, a, b) in enumerate(zip(names, plain, weighted, strict=True)):
         difference = _row_maxima(b - a * weight.to(a.dtype).view(-1, *[1] * (a.ndim - 1)))
         for source in difference.argsort(descending=True)[:_MAX_CHECKED_ROWS].tolist():
             # a sum in no fixed order, as on a GPU, has rounding errors; a gradient that is exactly zero has none
             others = index != source
             if difference[source] > 0 and _row_maxima(gradients(others)[i])[source] > 0:
-                rows = (r for r in range(len(t)) if r != source and _depends(gradients(index == r)[i], source))
-                row = next(rows, None)
-                raise ValueError(_message(f, name, row, source, len(t), y))
+                rows = (r for r in range(count) if r != source and _depends(gradients(index == r)[i], source))
+                return name, next(rows, None), source
+    return None
 
 
 def refuse_mixed_values(
@@ -132,11 +140,16 @@ def _message(f: Any, name: str, row: int | None, source: int, count: int, y: Lea
             f"t has shape (B,) = ({count},), a time for each sample: make it broadcast along y's first axis, as in "
             f"t.view({shape.replace('B', '-1')}) for y of shape {tuple(y[0].shape)}"
         )
-    modules = f.named_modules() if isinstance(f, nn.Module) else ()
-    norms = [n for n, m in modules if isinstance(m, _BATCH_NORM) and m.training]
-    if norms:
+    norm = batch_norm_in_training(f)
+    if norm is not None:
         return text + (
-            f"BatchNorm in training ({norms[0] or 'f'}) takes its mean over the batch: use f.eval(), another norm "
+            f"BatchNorm in training ({norm}) takes its mean over the batch: use f.eval(), another norm "
             "(GroupNorm, LayerNorm), or per_sample=False"
         )
     return text + "Use per_sample=False for an f that mixes samples: they then share their steps"
+
+
+def batch_norm_in_training(f: Any) -> str | None:
+    """The name of f's first batch norm that takes its moments from the batch; None where there is none."""
+    modules = f.named_modules() if isinstance(f, nn.Module) else ()
+    return next((name or "f" for name, m in modules if isinstance(m, _BATCH_NORM) and m.training), None)

@@ -26,6 +26,11 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) < 200 else text[:200] + ' ...'}"
 
 
+def describe_shape(value: Any) -> str:
+    """The shape of a tensor, or `describe` of another value, for a message."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else describe(value)
+
+
 def number(name: str, value: Any) -> float:
     """A real number that is not NaN, or a tensor with one, as a float."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:

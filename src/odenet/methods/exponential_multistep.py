@@ -145,7 +145,7 @@ def _total(terms: Terms) -> Leaves:
 
 @final
 class DPMSolverPP(ExponentialMultistep):
-    """DPM-Solver++ with the last 1, 2 or 3 predictions of the data ("dpmpp_1m", "dpmpp_2m", "dpmpp_3m").
+    """DPM-Solver++ with the last 1, 2 or 3 predictions of the data ("ddim", "dpmpp_2m", "dpmpp_3m").
 
     Lu et al. 2022 (arXiv 2211.01095). f is the velocity of an affine probability path, the state anywhere on it, of any
     shape. Every step evaluates f once, the first one too. There is no error estimate: give `step=` or an
@@ -168,7 +168,7 @@ class DPMSolverPP(ExponentialMultistep):
 
     def __init__(self, order: int = 2, path: str | AffinePath = "cond_ot", start: str = "full") -> None:
         super().__init__(order, path, start)
-        self.name, self.history_size = f"dpmpp_{order}m", order - 1
+        self.name, self.history_size = "ddim" if order == 1 else f"dpmpp_{order}m", order - 1
 
     def correction(self, w: Interpolation, count: Tensor, predictions: list[Leaves]) -> Terms:
         """The trapezoidal rule for the first step, whose own error would be too large for order 3."""

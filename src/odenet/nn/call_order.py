@@ -140,6 +140,28 @@ def _parsed(order: Any) -> list[tuple[str, Role]]:
     return arguments
 
 
+def time_is_second(network: Callable[..., Any]) -> bool:
+    """True where the names of the network's parameters say network(x, t)."""
+    try:
+        first, second, *_ = _parameters(network)
+    except ValueError:  # not readable, or of one parameter
+        return False
+    return bool(_named([second], _TIME)) and not _named([first], _TIME)
+
+
+def takes(network: Callable[..., Any], count: int) -> bool:
+    """True where the network can be called with so many positional arguments, or does not tell."""
+    try:
+        signature = inspect.signature(_readable(network))
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 def _by_names(network: Callable[..., Any], context: str | None) -> CallOrder:
     parameters = _parameters(network)
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != context]

@@ -168,7 +168,7 @@ def time_column(t: Tensor, y: Tensor) -> Tensor:
 def context_columns(name: str, size: int, context: Tensor | None, y: Tensor) -> list[Tensor]:
     """The context as columns beside y, in a list; an empty list where the field takes none."""
     if (context is None) != (size == 0):
-        cure = f"{name}(context={size})" if size else "leave it out, or make the field with context=SIZE"
+        cure = "give context=, in a solve args=(context,)" if size else "leave it out, or make it with context=SIZE"
         given = "it got none" if context is None else f"it got one of shape {tuple(context.shape)}"
         raise ValueError(
             f"{name} takes {f'a context of {size} numbers' if size else 'no context'}, and {given}: {cure}"

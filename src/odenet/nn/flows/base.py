@@ -8,19 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from ...core.validate import describe
+from ..call_order import takes
 from .batches import event_size
 
 
 def checked_base(base: Any) -> Any:
-    """The base itself: None, a distribution of whole samples, or a module that gives one for a context."""
-    if base is None or (isinstance(base, nn.Module) and not isinstance(base, Distribution)):
+    """The base itself: None, a distribution of whole samples, or a function that gives one for a context."""
+    if base is None or (callable(base) and not isinstance(base, (Distribution, type))):
         return base
     if not isinstance(base, Distribution):
-        raise TypeError(f"base must be a torch.distributions.Distribution, or None; got {describe(base)}")
+        raise TypeError(
+            "base must be a torch.distributions.Distribution, a module that gives one for a context, or None; "
+            f"got {describe(base)}"
+        )
     if not base.event_shape:
         raise ValueError(
             f"base must be a distribution of whole samples: its event_shape is () and its batch_shape "
@@ -103,4 +107,15 @@ def _seeded(generator: torch.Generator | None) -> Generator[None]:
 
 
 def _distribution(base: Any, args: tuple[Tensor, ...]) -> Distribution:
-    return base if isinstance(base, Distribution) else base(*args)
+    if isinstance(base, Distribution):
+        return base
+    if not takes(base, len(args)):
+        raise TypeError(
+            "base is called with the context, as base(context), and takes none"
+            if args
+            else "base is called as base(), without a context, and needs one: give context= (FlowMatching gives none)"
+        )
+    found: Any = base(*args)
+    if not isinstance(found, Distribution):
+        raise TypeError(f"base must give a torch.distributions.Distribution when it is called; got {describe(found)}")
+    return found

@@ -13,6 +13,21 @@ from ...core.validate import describe, integer
 _PRECISE = (torch.float32, torch.float64)
 
 
+class OfEvents(nn.Module):
+    """Base of flows: the event shape is given, or that of the first samples seen."""
+
+    _event_shape_known: tuple[int, ...] | None
+
+    @property
+    def known_event_shape(self) -> tuple[int, ...]:
+        """The event shape. Raises ValueError before it is known."""
+        if self._event_shape_known is None:
+            raise ValueError(
+                "event_shape is unknown before the flow has seen data: give event_shape=(D,), or a base that has it"
+            )
+        return self._event_shape_known
+
+
 def event_size(shape: Any) -> tuple[int, ...]:
     """event_shape as a tuple of sizes."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, (tuple, list)) else None
@@ -40,10 +55,8 @@ def event_shape_of(x: Any, known: tuple[int, ...] | None, name: str = "x") -> tu
 def check_samples(x: Tensor, network: Any, name: str = "x") -> None:
     """Raise for samples in a dtype that holds no log-density, of another dtype than the network, or not finite."""
     if x.dtype not in _PRECISE:
-        cure = "use float32 or float64, and autocast for speed" if x.is_floating_point() else f"use {name}.float()"
-        raise TypeError(
-            f"{name} must be float32 or float64, as a log-density adds up many small terms; got {x.dtype}: {cure}"
-        )
+        cure = "convert it, and take torch.autocast for speed" if x.is_floating_point() else f"use {name}.float()"
+        raise TypeError(f"{name} must be float32 or float64; got {x.dtype}: {cure}")
     own = parameter_like(network)
     if own is not None and own.dtype != x.dtype and own.is_floating_point():
         raise TypeError(f"{name} is {x.dtype} and the field's parameters are {own.dtype}: convert one of them")

@@ -11,12 +11,13 @@ from torch.distributions import Distribution, constraints
 
 from ...api.option_types import SolveOptions
 from ...core.serialization import short_repr
-from ...core.validate import function, number, one_of
+from ...core.validate import number, one_of
 from ...gradients.gradient import Stats
 from ..layer import fixed_times, layer_times
 from .base import base_log_prob, base_samples, checked_base, first_event_shape
-from .batches import batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
+from .batches import OfEvents, batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
 from .dynamics import FlowSolver, checked_solve_options
+from .field_check import FieldCheck
 from .flow_distribution import FlowDistribution, FlowTransform
 from .normalisation import NORMS, FlowNorm
 from .regularisers import Regulariser, Weights, weighted
@@ -26,7 +27,7 @@ Shape = int | Sequence[int]
 
 
 @final
-class CNF(nn.Module, Distribution):
+class CNF(OfEvents, Distribution):
     """A continuous normalizing flow: the density of x(ts[1]), where dx/dt = field(t, x) and x(ts[0]) is of the base.
 
     Chen et al. 2018, section 4: d log p(x(t))/dt = -trace(df/dx), which is solved with x. Grathwohl et al. 2019,
@@ -78,7 +79,7 @@ class CNF(nn.Module, Distribution):
         **solve_options: Unpack[SolveOptions],
     ) -> None:
         nn.Module.__init__(self)
-        fields = _fields(field)
+        fields = [FieldCheck(f).field for f in _fields(field)]
         self.field = fields[0] if len(fields) == 1 else _stack(fields)
         self.ts, self.steer = fixed_times(ts), number("steer", steer)
         if len(self.ts) != 2 or self.ts[0] == self.ts[1]:
@@ -109,15 +110,6 @@ class CNF(nn.Module, Distribution):
             kept = [FlowSolver(f, self.trace, self.regularisers, self.solve_options) for f in fields]
             self._kept_solvers = kept
         return kept
-
-    @property
-    def known_event_shape(self) -> tuple[int, ...]:
-        """The event shape. Raises ValueError before it is known."""
-        if self._event_shape_known is None:
-            raise ValueError(
-                "event_shape is unknown before the first log_prob: give event_shape=(D,), or a base that has it"
-            )
-        return self._event_shape_known
 
     @property
     def event_shape(self) -> torch.Size:
@@ -329,7 +321,7 @@ def _fields(field: Any) -> list[Field]:
     fields = list(field) if isinstance(field, (list, tuple, nn.ModuleList)) else [field]
     if not fields:
         raise ValueError("field must be a field, or a sequence of them; got an empty sequence")
-    return [function("field", f, "field(t, x) or field(t, x, context)") for f in fields]
+    return fields
 
 
 def _stack(fields: list[Field]) -> nn.ModuleList | list[Field]:

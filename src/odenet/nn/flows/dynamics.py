@@ -14,13 +14,20 @@ from ...api.option_types import SolveOptions
 from ...api.solve import Solver
 from ...core.leaves import Leaves
 from ...core.norms import rms
-from ...core.torch_func import inside_transform
-from ...core.validate import describe
 from ...gradients.gradient import Stats
+from .field_check import FieldCheck
 from .regularisers import Regulariser
 from .traces import Field, Trace
 
 REFUSED = ("event", "save", "save_steps", "dense", "jacobian", "on_failure", "callbacks")
+_STEPS = "give step=0.1, say, with a method of constant steps, or controller=odenet.Grid(times)"
+# of FlowMatching.sample alone
+OF_SAMPLES = {
+    "steps": _STEPS,
+    "grid": _STEPS,
+    "guidance": "guided samples have another density, that of CNF(f) with f(t, x, context) the flow's velocity at "
+    "this guidance",
+}
 
 
 @final
@@ -36,7 +43,7 @@ class DensityDynamics:
     ) -> tuple[Tensor, ...]:
         y = state[0]
         at = self.trace(self.field, t, y, directions, args, self.frobenius)
-        return at.dy, at.trace, *(r(self.field, t, y, at, args) for r in self.regularisers)
+        return at.dy, at.trace, *(r.integrand(self.field, t, y, at, args) for r in self.regularisers)
 
 
 @final
@@ -74,11 +81,12 @@ class FlowSolver:
             DensityDynamics(field, trace, [r for r, _ in regularisers.values()]), **_ignoring_integrals(options)
         )
         self.state = Solver(SampleDynamics(field), **options)
+        self.check = FieldCheck(field)
         self.stats: Stats | None = None
-        self._evaluated = False
 
     def flow(self, y: Tensor, ts: Tensor, args: tuple[Any, ...]) -> Tensor:
         """The state at ts[1] of the solution with y at ts[0], (B, *event)."""
+        self.check.arguments(args)
         sol = self.state(y, ts, (args,))
         self._keep(sol.stats)
         return sol.y1
@@ -92,7 +100,8 @@ class FlowSolver:
         regularised: bool = False,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The state at ts[1], log |det| of the map to it, (B,), and the regularisers' integrals by name."""
-        self._evaluate_once(ts[0].to(y.dtype), y, args)
+        self.check.arguments(args)
+        self.check.evaluation(ts[0].to(y.dtype), y, args)
         directions = self.trace.directions(self.field, ts[0].to(y.dtype), y, args, generator)
         zero = y.flatten(1).sum(1) * 0.0 if torch.compiler.is_compiling() else y.new_zeros(len(y))
         names = self.names if regularised else ()
@@ -103,41 +112,9 @@ class FlowSolver:
         length = (ts[1] - ts[0]).sign().to(y.dtype)
         return end, log_det, {name: length * x for name, x in zip(names, integrals, strict=True)}
 
-    def _evaluate_once(self, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> None:
-        """Evaluate the field with plain values, before it is differentiated for the first time.
-
-        An adapted network finds its form there. Raises for a result that is none, or that does not depend on y for
-        autograd although it changes with y: its trace would be zero.
-        """
-        if self._evaluated or torch.compiler.is_compiling() or inside_transform():
-            return
-        with torch.enable_grad():
-            at = y.detach().requires_grad_()
-            dy = self.field(t, at, *args)
-        if not isinstance(dy, Tensor) or dy.shape != y.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
-            got = f"shape {tuple(dy.shape)}" if isinstance(dy, Tensor) else describe(dy)  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"field must return the shape of x, {tuple(y.shape)}; it returned {got}")
-        if not torch.is_inference_mode_enabled() and not _depends_on(dy, at):
-            with torch.no_grad():
-                moved = self.field(t, y + 0.01 * (1.0 + y.abs()), *args)
-            if not torch.equal(moved, dy):
-                raise ValueError(
-                    "field changes with x, and autograd sees no derivative of it (torch.no_grad, detach or NumPy "
-                    "inside?): the density would be wrong"
-                )
-        self._evaluated = True
-
     def _keep(self, stats: Stats) -> None:
         if not torch.compiler.is_compiling():
             self.stats = stats.outliving_vmap()
-
-
-def _depends_on(out: Tensor, x: Tensor) -> bool:
-    if not out.requires_grad:
-        return False
-    with torch.enable_grad():
-        gradients: Any = torch.autograd.grad(out.sum(), x, allow_unused=True)
-    return gradients[0] is not None
 
 
 def checked_solve_options(owner: str, options: SolveOptions) -> SolveOptions:
@@ -148,10 +125,12 @@ def checked_solve_options(owner: str, options: SolveOptions) -> SolveOptions:
 
 
 def refuse_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an option of `odenet.solve` that has no meaning in a flow."""
+    """Raise TypeError for an option that has no meaning in a flow, or is of another call."""
     for name in options:
         if name in REFUSED:
             raise TypeError(f"{owner} takes no {name}=: it belongs to odenet.solve, which solves the field itself")
+        if name in OF_SAMPLES:
+            raise TypeError(f"{owner} takes no {name}=: {OF_SAMPLES[name]}")
 
 
 def _never(t: Tensor, y: Tensor) -> Tensor:

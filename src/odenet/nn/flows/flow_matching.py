@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Unpack, cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from ...api.option_types import SolveOptions
 from ...api.solve import Solver
 from ...core.affine_paths import AffinePath, CondOT, affine_path
-from ...core.validate import describe, function, number
+from ...core.validate import describe, number
 from ...gradients.gradient import Stats
 from ..layer import layer_times
 from .base import base_samples, checked_base, first_event_shape
-from .batches import batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
+from .batches import OfEvents, batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
 from .cnf import CNF, Shape
 from .couplings import Coupling, coupling
-from .samplers import Times, sampler_options
+from .field_check import FieldCheck
+from .samplers import Times, refuse_sampler, sampler_options
 from .traces import Field, TraceName
 from .velocity import GuidedVelocity, VelocityOnPath, coefficients
 
@@ -38,7 +39,7 @@ class PathSample(NamedTuple):
 
 
 @final
-class FlowMatching(nn.Module):
+class FlowMatching(OfEvents):
     """A flow learned by regression on the velocity of paths from noise to data.
 
     Lipman et al. 2023, "Flow matching for generative modeling"; Tong et al. 2024, "Improving and generalizing
@@ -78,7 +79,8 @@ class FlowMatching(nn.Module):
         event_shape: Shape | None = None,
     ) -> None:
         super().__init__()
-        self.field = function("field", field, "field(t, x) or field(t, x, context)")
+        self._check = FieldCheck(field)
+        self.field = self._check.field
         self.path, self.trained_path = affine_path(path), affine_path(path)
         self.sigma, self.context_dropout = number("sigma", sigma), number("context_dropout", context_dropout)
         if not 0.0 <= self.sigma < float("inf"):
@@ -99,13 +101,6 @@ class FlowMatching(nn.Module):
         self._kept_cnf: Any = None  # not a submodule: it has the same field
         self.stats: Stats | None = None
 
-    @property
-    def known_event_shape(self) -> tuple[int, ...]:
-        """The event shape. Raises ValueError before it is known."""
-        if self._event_shape_known is None:
-            raise ValueError("event_shape is unknown before the first loss: give event_shape=(D,)")
-        return self._event_shape_known
-
     def forward(self, x1: Tensor, x0: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         return self.loss(x1, x0, context)
 
@@ -123,7 +118,7 @@ class FlowMatching(nn.Module):
         sample. generator: of all random numbers.
         """
         at = self.path_sample(x1, x0, context, generator=generator)
-        velocity = self.field(at.t, at.x, *at.context)
+        velocity = self._checked_field(at.context)(at.t, at.x, *at.context)
         if velocity.shape != at.u.shape:
             raise ValueError(
                 f"field must return the shape of x, {tuple(at.u.shape)}; it returned {tuple(velocity.shape)}"
@@ -200,7 +195,12 @@ class FlowMatching(nn.Module):
                     "FlowMatching(..., null_context=torch.tensor(NUMBER_OF_CLASSES))"
                 )
             return torch.zeros_like(context)
-        return self.null_context.to(context).expand_as(context)
+        null = self.null_context
+        if null.shape not in (context.shape[1:], (1, *context.shape[1:])):
+            raise ValueError(
+                f"null_context must have the shape of one context, {tuple(context.shape[1:])}; got {tuple(null.shape)}"
+            )
+        return null.to(context).expand_as(context)
 
     def with_path(self, path: PathName | AffinePath) -> FlowMatching:
         """The same trained field, sampled along another path; `loss` stays that of the training's path."""
@@ -211,14 +211,21 @@ class FlowMatching(nn.Module):
         other._kept = None
         return other
 
-    def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-        """The velocity that samples follow at t, () or (B,), and x (B, *event)."""
-        f, args = self._velocity(context if context is None else (context,), number("guidance", guidance))
-        return f(t, x, *args)
+    def _checked_field(self, args: tuple[Tensor, ...]) -> Field:
+        """The field, which can be called with these arguments."""
+        if self._check.field is not self.field:
+            self._check = FieldCheck(self.field)
+        self._check.arguments(args)
+        return self.field
 
-    def _velocity(self, context: tuple[Tensor, ...] | None, guidance: float) -> tuple[Field, tuple[Tensor, ...]]:
+    def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """The velocity that samples follow at t, () or (B,), and x (B, *event)."""
+        f, args = self._velocity(() if context is None else (context,), number("guidance", guidance))
+        return f(torch.as_tensor(t, device=x.device), x, *args)
+
+    def _velocity(self, args: tuple[Tensor, ...], guidance: float) -> tuple[Field, tuple[Tensor, ...]]:
         """The velocity as a function of (t, x, *args), the same object for the same options, and args."""
-        field, args = self.field, tuple(context or ())
+        field = self._checked_field(args)
         if guidance != 1.0 and not args:
             raise ValueError(f"guidance={guidance} needs a context")
         key = (field, self.path, self.trained_path, guidance)
@@ -304,6 +311,7 @@ class FlowMatching(nn.Module):
         """The flow as a `CNF` on the same field: its density, exact up to the solver."""
         if self.path is not self.trained_path:
             raise ValueError("a density needs no other path than that of the training: call it before with_path")
+        refuse_sampler(solve_options.get("method"))
         key = (self.field, self.base, trace, samples, str(regularisers), self._event_shape_known, str(solve_options))
         if self._kept_cnf is None or self._kept_cnf[0] != key:  # what is kept need not be compiled again
             shape, ts = self._event_shape_known, (0.0, self.path.end)

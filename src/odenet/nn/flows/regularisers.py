@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.serialization import settings_repr
-from ...core.validate import describe, integer, number
+from ...core.validate import describe, describe_shape, integer, number
 from ...errors import unknown_name
 from .jacobian_products import vjp_of
 from .traces import Divergence, Field
@@ -29,6 +29,16 @@ class Regulariser(ABC):
     @abstractmethod
     def __call__(self, field: Field, t: Tensor, y: Tensor, at: Divergence, args: tuple[Any, ...]) -> Tensor:
         """The integrand, (B,). at: the field and the derivatives that are known there."""
+
+    def integrand(self, field: Field, t: Tensor, y: Tensor, at: Divergence, args: tuple[Any, ...]) -> Tensor:
+        """The same, checked."""
+        value: Any = self(field, t, y, at, args)
+        if not isinstance(value, Tensor) or value.shape != y.shape[:1]:
+            raise ValueError(
+                f"the regulariser {self!r} must return one number for each sample, ({len(y)},); got "
+                f"{describe_shape(value)}"
+            )
+        return value
 
     def __repr__(self) -> str:
         return settings_repr(self)

@@ -15,6 +15,7 @@ from ...core.affine_paths import AffinePath
 from ...core.validate import integer, number
 from ...core.validate import times as real_times
 from ...errors import unknown_name
+from ...gradients.continuous_adjoint import ContinuousAdjoint
 from ...methods import METHODS, DPMSolverPP, Method, UniPC
 from ...methods.exponential_multistep import ExponentialMultistep
 from .dynamics import refuse_options
@@ -28,6 +29,12 @@ SAMPLERS: dict[str, Callable[[AffinePath], Method]] = {
     "unipc_2": lambda path: UniPC(2, path),
     "unipc_3": lambda path: UniPC(3, path),
 }
+
+
+def _refuse_continuous_adjoint(grid: Tensor, gradient: Any) -> None:
+    """Refuse a grid that requires a gradient, with a gradient that has none to it."""
+    if grid.requires_grad and gradient is not None and isinstance(checks.gradient(gradient), ContinuousAdjoint):
+        raise ValueError(f"gradient={gradient!r} has no gradient to grid: take 'discrete', or give grid.detach()")
 
 
 def flow_grid(steps: int, shift: float = 1.0) -> Tensor:
@@ -65,6 +72,14 @@ def check_sampler(method: Method, path: AffinePath, trained: AffinePath) -> None
         )
 
 
+def refuse_sampler(method: Any) -> None:
+    """Refuse a sampler where a density is asked for."""
+    if isinstance(method, ExponentialMultistep) or (isinstance(method, str) and method in SAMPLERS):
+        raise ValueError(
+            f"method={method!r} moves samples without their density: take a method of odenet.solve, such as 'tsit5'"
+        )
+
+
 def sampler_options(
     path: AffinePath,
     trained: AffinePath,
@@ -94,4 +109,5 @@ def sampler_options(
         ordered = times.detach()
         if not bool((ordered.diff() > 0).all()) or ordered[0] != 0 or not path.end <= ordered[-1] <= 1:
             raise ValueError(f"grid must rise from 0 to 1; got {ordered.tolist()}")
+        _refuse_continuous_adjoint(times, options.get("gradient"))
     return {**options, "method": chosen, "controller": Grid(times[1:-1])}

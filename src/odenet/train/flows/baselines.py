@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .planar import Planar, PlanarFlow
+from .planar import PlanarFlow
 
 LogProb = Callable[[Tensor], Tensor]
 NAMES = {
@@ -102,17 +102,16 @@ def baselines(names: list[str], rows: Rows) -> Iterator[Baseline]:
         yield Baseline(name, torch.cat(parts) - std.log().sum(), parameters, seconds)
 
 
-def _gaussian(rows: Rows) -> tuple[LogProb, int]:
-    """The normal distribution of maximum likelihood."""
-    x = rows.train(0).double()
+def gaussian(train: Tensor) -> LogProb:
+    """The normal distribution of maximum likelihood. train: rows, (N, D)."""
+    x = train.double()
     normal = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov(correction=0).view(x.shape[1], x.shape[1]))
-    dim = x.shape[1]
-    return lambda z: normal.log_prob(z.double()), dim + dim * (dim + 1) // 2
+    return lambda z: normal.log_prob(z.double())
 
 
-def _kernels(rows: Rows) -> tuple[LogProb, int]:
-    """Gaussian kernels on the rows to train on, of one bandwidth: that of 25 which is best in validation."""
-    centres = rows.train(0)[:_KERNELS]
+def kernel_density(train: Tensor, val: Tensor) -> LogProb:
+    """Gaussian kernels on the rows (N, D), of one bandwidth: that of 25 which is best for val."""
+    centres = train[:_KERNELS]
 
     def log_prob(x: Tensor, width: float) -> Tensor:
         constant = -math.log(len(centres)) - x.shape[1] * (math.log(width) + 0.5 * math.log(2.0 * math.pi))
@@ -121,16 +120,22 @@ def _kernels(rows: Rows) -> tuple[LogProb, int]:
         return constant + torch.cat([torch.logsumexp(-0.5 * (d / width).square(), 1) for d in distances])
 
     widths = torch.logspace(-2.0, 0.4, 25).tolist()
-    best = max(widths, key=lambda width: float(log_prob(rows.val, width).mean()))
-    return lambda x: log_prob(x, best), 1
+    best = max(widths, key=lambda width: float(log_prob(val, width).mean()))
+    return lambda x: log_prob(x, best)
+
+
+def _gaussian(rows: Rows) -> tuple[LogProb, int]:
+    x = rows.train(0)
+    dim = x.shape[1]
+    return gaussian(x), dim + dim * (dim + 1) // 2
+
+
+def _kernels(rows: Rows) -> tuple[LogProb, int]:
+    return kernel_density(rows.train(0), rows.val), 1
 
 
 def _planar(rows: Rows) -> tuple[LogProb, int]:
-    flow = PlanarFlow(rows.val.shape[1], _LAYERS)
-    for layer in flow.layers:  # the identity to begin with: 32 random layers map far away
-        assert isinstance(layer, Planar)
-        with torch.no_grad():
-            layer.u.copy_(math.log(math.e - 1.0) * layer.w / layer.w.square().sum())
+    flow = PlanarFlow(rows.val.shape[1], _LAYERS).start_at_identity()
     return _fitted(flow, flow.log_prob, rows, 1e-2)
 
 
