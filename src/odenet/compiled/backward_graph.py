@@ -17,6 +17,7 @@ from .graph_recording import RecordedLoop, add_inputs, fake_mode, record_graph
 from .passes.column_layout import all_contiguous, all_to_loop_layout
 from .passes.matmul_passes import rewrite_matmuls
 from .passes.saved_matmuls import expensive_matmuls, read_saved, row_specs, saved_tape
+from .passes.tanh import replace_tanh
 from .plan import Plan, coefficient_count, substitute, tape_tensors, vector_field
 
 
@@ -73,13 +74,14 @@ def backward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
     carried, before = len(flatten(cotangents)[0]), len(flatten(inputs[:6])[0])
     saved = expensive_matmuls(body, free=carried + before) if plan.saves_matmuls else []
     tape = saved_tape(plan, saved, mode)
-    body = add_inputs(body, tape)
+    rows, body = row_specs(saved), add_inputs(body, tape)
     read_saved(body, saved, mode)
+    replace_tanh(body, mode)
     body = rewrite_matmuls(body, carried, mode, plan.column_major)
     end = add_inputs(record_graph(functions.end, [cotangents, inputs], mode), tape)
     evaluations = (functions.evaluations_at_end, functions.evaluations_in_body)
     begin = add_inputs(begin, tape)
-    return RecordedLoop(begin, body, end, mode, carried, evaluations, row_specs(tape), counted=True)
+    return RecordedLoop(begin, body, end, mode, carried, evaluations, rows, counted=True)
 
 
 class _BackwardFunctions:

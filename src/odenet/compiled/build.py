@@ -88,12 +88,12 @@ def find(key: str) -> Library | None:
     if not facts.exists():
         return None
     stored = json.loads(facts.read_text())
-    rows = tuple((tuple(shape), getattr(torch, dtype)) for shape, dtype in stored["saved_rows"])
+    rows = tuple(RowSpec(tuple(shape), getattr(torch, dtype), name) for shape, dtype, name in stored["saved_rows"])
     return Library(load(folder() / stored["library"]), tuple(stored["evaluations"]), rows)
 
 
 def _store(key: str, path: Path, recorded: RecordedLoop) -> None:
-    rows = [(list(shape), str(dtype).removeprefix("torch.")) for shape, dtype in recorded.saved_rows]
+    rows = [(x.shape, str(x.dtype).removeprefix("torch."), x.operation) for x in recorded.saved_rows]
     facts = {"library": path.name, "evaluations": list(recorded.evaluations), "saved_rows": rows}
     with atomic_write(folder() / f"{key}.json") as part:
         part.write_text(json.dumps(facts))

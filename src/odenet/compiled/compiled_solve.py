@@ -141,7 +141,7 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
     p, plan, device = run.p, run.plan, run.plan.device
     library, left = PLAN_CACHE.forward(plan, run.graph, and_back), SAVED_BYTES
     if plan.saves_matmuls and PLAN_CACHE.backward(plan, run.graph).saved_rows != library.saved_rows:
-        left = 0  # the two directions see different products
+        left = 0  # the two directions see different operations
     ts, stops = p.ts.detach(), p.stops.times.detach()
     if plan.stop_count > stops.shape[-1]:  # pad with the last time
         stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stop_count - stops.shape[-1])], -1)
@@ -153,7 +153,7 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
     state = LoopCarry(_constant(True, device), numbers, _constant(0, device, (6, *plan.batch_shape)), leaves)
     fresh, max_steps = _constant(True, device), _constant(p.max_steps, device)
     while True:
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in library.saved_rows)
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in library.saved_rows)
         limit = min(plan.rows, left // size if size else plan.rows)
         if plan.saves_matmuls and not limit:
             plan = replace(plan, saves_matmuls=False)

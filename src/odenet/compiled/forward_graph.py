@@ -21,6 +21,7 @@ from .graph_recording import RecordedLoop, add_inputs, fake_mode, output_nodes, 
 from .passes.column_layout import all_contiguous, all_to_loop_layout
 from .passes.matmul_passes import rewrite_matmuls
 from .passes.saved_matmuls import expensive_matmuls, return_values, row_specs, saved_tape
+from .passes.tanh import replace_tanh
 from .plan import Plan, tape_tensors, under_vjp, vector_field
 
 
@@ -145,7 +146,9 @@ def forward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
     carried = [n.meta["val"] for n in output_nodes(begin)]
     body = record_graph(functions.body, [LoopCarry.from_flat(carried), inputs], mode, keep_unused=plan.saves_matmuls)
     saved = expensive_matmuls(body, free=1) if plan.saves_matmuls else []
+    rows = row_specs(saved)
     return_values(body, saved)
+    replace_tanh(body, mode)
     body = rewrite_matmuls(body, len(carried), mode, plan.column_major)
     saved_tensors = saved_tape(plan, saved, mode)
     with mode:
@@ -154,4 +157,4 @@ def forward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
         body = write_outputs_to_tape(add_inputs(body, tape), len(tape), 2, mode)
     evaluations = (functions.evaluations_at_start, functions.evaluations_in_body)
     begin = add_inputs(begin, tape)
-    return RecordedLoop(begin, body, None, mode, len(carried), evaluations, row_specs(saved_tensors))
+    return RecordedLoop(begin, body, None, mode, len(carried), evaluations, rows)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-RowSpec = tuple[tuple[int, ...], torch.dtype]
-"""Shape and dtype of a row of a tape."""
+
+class RowSpec(NamedTuple):
+    """Shape and dtype of a row of a tape, and the operation whose value it is."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    operation: str
+
 
 MAX_IDLE = 2  # buffers that wait for the next solve
 
@@ -21,7 +28,7 @@ class TapeBuffer:
     def __init__(self, rows: int, specs: tuple[RowSpec, ...], device: torch.device) -> None:
         self._kind = (rows, specs, device)
         idle = _idle.pop(self._kind, None)
-        self.tensors = idle or [torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in specs]
+        self.tensors = idle or [torch.empty((rows, *x.shape), dtype=x.dtype, device=device) for x in specs]
 
     def __del__(self) -> None:
         if self.tensors and _idle is not None:  # pyright: ignore[reportUnnecessaryComparison]  # at exit it may be gone

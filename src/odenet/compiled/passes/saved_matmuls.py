@@ -1,4 +1,4 @@
-"""Matrix products that the forward pass saves for the backward pass.
+"""Matrix products, and their activations, that the forward pass saves for the backward pass.
 
 The rest of a step is cheap beside them, and the backward pass computes it again.
 """
@@ -19,18 +19,28 @@ from .graph_editor import GraphEditor
 from .matmul_passes import SMALL
 
 aten = torch.ops.aten
+# their derivatives follow from their values
+_ACTIVATIONS = (aten.tanh.default, aten.sigmoid.default)
 
 
 def expensive_matmuls(module: GraphModule, free: int) -> list[Node]:
-    """The large products of a graph, in its order, that depend on no input before `free` except the first."""
+    """The large products of a graph, in its order, that depend on no input before `free` except the first.
+
+    The activation of a product stands in its place where nothing else reads the product.
+    """
     bound = set(module.graph.find_nodes(op="placeholder")[1:free])
     found: list[Node] = []
     for node in module.graph.nodes:
         if any(x in bound for x in node.all_input_nodes):
             bound.add(node)
         elif _is_expensive(node):
-            found.append(node)
+            found.append(_activation(node) or node)
     return found
+
+
+def _activation(product: Node) -> Node | None:
+    user = next(iter(product.users), None)
+    return user if user is not None and len(product.users) == 1 and user.target in _ACTIVATIONS else None
 
 
 def _is_expensive(node: Node) -> bool:
@@ -49,8 +59,9 @@ def saved_tape(plan: Plan, nodes: Sequence[Node], mode: Any) -> list[Tensor]:
         return [x.new_empty((plan.rows, *x.shape)) for x in values]
 
 
-def row_specs(tape: Sequence[Tensor]) -> tuple[RowSpec, ...]:
-    return tuple((tuple(x.shape[1:]), x.dtype) for x in tape)
+def row_specs(nodes: Sequence[Node]) -> tuple[RowSpec, ...]:
+    values = [(n.meta["val"], str(n.target)) for n in nodes]
+    return tuple(RowSpec(tuple(x.shape), x.dtype, operation) for x, operation in values)
 
 
 def return_values(module: GraphModule, nodes: Sequence[Node]) -> None:
