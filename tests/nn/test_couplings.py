@@ -229,8 +229,8 @@ NAN = torch.tensor([[math.nan, 0.0]], dtype=torch.float32).expand(4, 2)
     [
         (lambda: coupling("emd"), ValueError, "coupling='emd' is unknown.*Known: bridge, independent, ot, sinkhorn"),
         (lambda: coupling(None), TypeError, "coupling must be a name"),  # pyright: ignore[reportArgumentType]
-        (lambda: coupling("bridge"), ValueError, "needs sigma, positive and finite; got sigma=None"),
-        (lambda: coupling("bridge", sigma=0.0), ValueError, "needs sigma, positive and finite; got sigma=0.0"),
+        (lambda: coupling("bridge"), ValueError, "needs the deviation of its noise: give sigma=.*got None"),
+        (lambda: coupling("bridge", sigma=0.0), ValueError, "needs the deviation of its noise.*got 0.0"),
         (lambda: OT(context_weight=-1.0), ValueError, "context_weight must not be negative; got -1.0"),
         (lambda: Sinkhorn(0.0), ValueError, "regularisation must be positive and finite, or None; got 0.0"),
         (lambda: Sinkhorn(tolerance=1.0), ValueError, "tolerance must be between 0 and 1; got 1.0"),

@@ -352,6 +352,19 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         (lambda f: f.sample((2,), steps=0), "steps must be at least 1"),
         (lambda f: f.sample((0,)), "sample_shape must be a number of samples, or a shape"),
         (lambda f: f.sample((2,), on_failure="return"), "FlowMatching.sample takes no on_failure="),
+        (
+            lambda f: f.loss(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)),
+            "labels are given by name, as context=",
+        ),
+        (lambda f: CNF(MLPField(2), method="unipc_2"), "method='unipc_2' moves samples without their density"),
+        (
+            lambda f: CNF(MLPField(2, context=1)).log_prob(torch.zeros(4, 2), torch.zeros(4)),
+            r"got shape \(4, 4\): one number for each sample is \(B, 1\)",
+        ),
+        (
+            lambda f: CNF(MLPField(2)).log_prob(torch.zeros(40, 2).numpy()),
+            r"x must be a tensor of samples; got ndarray",
+        ),
         (lambda f: FlowMatching(MLPField(2), null_context=3), "null_context must be a tensor"),
         (lambda f: f.with_path("cosine").log_prob(torch.zeros(3, 2)), "a density needs no other path"),
         (lambda f: flow_grid(4, shift=0.0), "shift must be positive"),
@@ -383,6 +396,90 @@ def test_a_field_of_the_wrong_width() -> None:
         FlowMatching(lambda t, x: x[:, :1]).loss(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"the field is of dim=3, and event_shape=\(2,\)"):
         FlowMatching(MLPField(3), event_shape=2)
+
+
+def test_guidance_with_one_context_for_all() -> None:
+    """velocity takes the contexts that sample takes: v(null) + 3 (v(c) - v(null)) = 3 c - x."""
+    flow, x = FlowMatching(lambda t, x, c: c.expand_as(x) - x, event_shape=2), torch.zeros(5, 2)
+    for c in (torch.tensor([2.0]), torch.tensor([[2.0]]), torch.full((5, 1), 2.0)):
+        assert torch.equal(flow.velocity(0.5, x, c, guidance=3.0), torch.full((5, 2), 6.0))
+        assert torch.equal(flow.velocity(0.5, x[:1], c[:1], guidance=3.0), torch.full((1, 2), 6.0))
+        sampled = flow.sample(x0=x, context=c, guidance=3.0, method="euler", steps=1)
+        assert torch.equal(sampled, torch.full((5, 2), 6.0))
+    labels = FlowMatching(lambda t, x, c: c[:, None] - x, event_shape=2, null_context=torch.tensor(0))
+    for label in (torch.tensor(2), torch.tensor([2]), torch.full((5,), 2)):
+        assert torch.equal(labels.velocity(0.5, x, label, guidance=3.0), torch.full((5, 2), 6.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "shape", "message"),
+    [
+        (
+            lambda t, x: -x * t,
+            (4, 4),
+            r"row \d of field\(t, x\) depends on t\[\d\]. t is of shape \(4,\).*t.view\(-1, 1\)",
+        ),
+        (lambda t, x: -x * t, (4, 1, 4, 4), r"t.view\(-1, 1, 1, 1\)"),
+        (lambda t, x: x - x.mean(0), (6, 4), r"field mixes the samples: row \d of field\(t, x\) depends on x\[\d\]"),
+    ],
+    ids=["time", "time of images", "mean"],
+)
+def test_a_field_that_mixes_samples(field: Any, shape: tuple[int, ...], message: str) -> None:
+    """It would be trained on another field than the one that samples follow, where t is ()."""
+    with pytest.raises(ValueError, match=message):
+        FlowMatching(field, event_shape=shape[1:]).loss(torch.randn(shape))
+
+
+def test_batch_norm_may_train() -> None:
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+    flow = FlowMatching(odenet.nn.adapt(net, time="none"), event_shape=2)
+    flow.loss(torch.randn(6, 2)).backward()
+    assert int(net[1].num_batches_tracked) == 1  # pyright: ignore[reportArgumentType]  # no evaluation but that of the loss
+
+
+def test_an_error_of_a_field_says_how_it_was_called() -> None:
+    net = nn.Linear(3, 2)
+    flow = FlowMatching(lambda t, x: net(torch.cat([x, t.repeat(len(x))[:, None]], 1)), event_shape=2)
+    with pytest.raises(RuntimeError) as caught:
+        flow.loss(torch.randn(6, 2))
+    assert "FlowMatching called field(t, x) with t of shape (6,), a time for each sample" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (lambda n: torch.full((n,), n), "pairs must return indices of x0, from 0 to 5"),
+        (lambda n: torch.full((n,), -1), "pairs must return indices of x0, from 0 to 5"),
+        (lambda n: torch.ones(n, dtype=torch.bool), r"integers of shape \(6,\); got shape \(6,\) and torch.bool"),
+        (lambda n: [0] * n, r"integers of shape \(6,\); got list"),
+    ],
+    ids=["high", "negative", "mask", "list"],
+)
+def test_wrong_pairs(pairs: Any, message: str) -> None:
+    class Own(Coupling):
+        def pairs(self, x0: Tensor, x1: Tensor, context: Any = None, generator: Any = None) -> Any:
+            return pairs(len(x1))
+
+    with pytest.raises(ValueError, match=f"Own.*{message}"):
+        FlowMatching(MLPField(2), coupling=Own()).loss(torch.randn(6, 2))
+
+
+def test_dtypes_of_base_and_context() -> None:
+    """A base and a context are converted to the dtype of the samples."""
+    normal = torch.distributions.Independent(
+        torch.distributions.Normal(torch.zeros(2).double(), torch.ones(2).double()), 1
+    )
+    for flow in (FlowMatching(MLPField(2, context=1), base=normal), CNF(MLPField(2, context=1), base=normal)):
+        assert flow.sample((3,), torch.zeros(3, 1).double()).dtype == torch.float32
+        assert flow.log_prob(torch.zeros(3, 2), torch.zeros(3, 1).double()).shape == (3,)
+
+
+def test_stats_are_of_the_last_solve() -> None:
+    flow = FlowMatching(MLPField(2), event_shape=2)
+    flow.sample((3,), method="euler", steps=7)
+    assert flow.stats is not None and flow.stats.nfe == 7
+    flow.log_prob(torch.zeros(3, 2))
+    assert flow.stats.nfe > 7
 
 
 def test_a_batch_of_one() -> None:

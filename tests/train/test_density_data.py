@@ -197,8 +197,14 @@ def test_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", x=ROWS, y=ROWS + 1)
     assert np.array_equal(read_table(tmp_path / "one.npz").values, ROWS)
     assert np.array_equal(read_table(tmp_path / "two.npz", "y").values, ROWS + 1)
-    wrong(lambda: read_table(tmp_path / "two.npz"), "has 2 arrays: name one of x, y")
-    wrong(lambda: read_table(tmp_path / "two.npz", "z"), "has no array 'z': name one of x, y")
+    wrong(lambda: read_table(tmp_path / "two.npz"), "has 2 arrays: name one, as in two.npz:x, of x, y")
+    wrong(lambda: read_table(tmp_path / "two.npz", "z"), "has no array 'z': name one, as in two.npz:x, of x, y")
+    assert np.array_equal(read_table(tmp_path / "two.npz:y").values, ROWS + 1)
+    wrong(lambda: read_table(tmp_path), "is a folder: give a file")
+    np.savez(tmp_path / "none.npz")
+    wrong(lambda: read_table(tmp_path / "none.npz"), "has no arrays: save one by numpy.savez")
+    (tmp_path / "text.npy").write_text("1,2")
+    wrong(lambda: read_table(tmp_path / "text.npy"), "it is no file of NumPy, or has objects")
     wrong(lambda: read_table(tmp_path / "b.npy"), "b.npy is not there")
     (tmp_path / "a.xls").touch()
     wrong(lambda: read_table(tmp_path / "a.xls"), "of no known form: give .csv")
@@ -213,7 +219,10 @@ def test_arrays(tmp_path: Path) -> None:
         (ROWS + 0j, "of dtype complex128: real numbers are needed"),
         (ROWS > 0, "of dtype bool: real numbers are needed"),
         (ROWS.astype(str), "of dtype <U32: real numbers"),
-        (ROWS.astype(object), "cannot be read .Object arrays cannot be loaded.*without objects"),
+        (
+            ROWS.astype(object),
+            "cannot be read .it is no file of NumPy, or has objects.: save it by numpy.save, without objects",
+        ),
         (np.where(ROWS[4, 1] == ROWS, np.nan, ROWS), "row 5 of column 'column 2' is missing"),
     ],
 )

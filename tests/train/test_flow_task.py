@@ -80,7 +80,10 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert data.toy is not None and data.toy.log_prob is not None
     assert nll["the density itself"] == pytest.approx(-float(data.toy.log_prob(data.splits["test"]).mean()))
     # the flow's number, by an accurate solve in float64 with a trace from autograd
-    net = odenet.train.load(tmp_path / "runs" / "flow").double()
+    loaded: Any = odenet.train.load(tmp_path / "runs" / "flow")
+    assert loaded.log_prob(data.splits["test"]).mean() == pytest.approx(-nll[models[0]], abs=1e-4)
+    assert loaded.sample((2, 3)).shape == (2, 3, 2)
+    net = loaded.flow.double()
     assert isinstance(net, odenet.nn.CNF)
     flow = odenet.nn.CNF(lambda t, x: net.field(t, x), event_shape=(2,), method="dopri8", rtol=1e-9, atol=1e-9)
     with torch.no_grad():
@@ -234,13 +237,24 @@ def test_sample_and_predict(
     np.savetxt(tmp_path / "same.csv", known.numpy(), header="weight,length,count", delimiter=",", comments="")
     assert call(monkeypatch, "predict", run, tmp_path / "same.csv", "--out", tmp_path) == 0
     task = Flow(replace(QUICK, data=str(file)))
-    wanted = flow_model.nats(odenet.train.load(run), task.info, known)
+    loaded: Any = odenet.train.load(run)
+    wanted = flow_model.nats(loaded.flow, task.info, known)
+    assert torch.equal(loaded(known), loaded.log_prob(known)) and torch.allclose(loaded(known), wanted)
+    with pytest.raises(ValueError, match=r"x must be rows of the columns \['weight', 'length', 'count'\]; got shape"):
+        loaded.log_prob(known[:, :2])
     given = [float(row["nats"]) for row in table(tmp_path / "predictions.csv")]
     assert given == pytest.approx(wanted.tolist(), rel=1e-5)
     capsys.readouterr()
     (tmp_path / "other.csv").write_text("weight,length\n100,2\n")
+    np.save(tmp_path / "two.npy", known[:, :2].numpy())
     for words, match in {
         ("predict", run, tmp_path / "other.csv"): "no column 'count'",
+        (
+            "predict",
+            run,
+            tmp_path / "two.npy",
+        ): "two.npy has 2 columns, and the run was trained on 3: weight, length, count",
+        ("predict", run, tmp_path): "is a folder: give a file",
         ("sample", run, "--out", tmp_path / "a.txt"): "unknown suffix '.txt'. Known: .csv, .npy, .parquet",
         ("sample", run, "--out", tmp_path / "a.csv", "--method", "eulr"): "euler",
         ("sample", run, "--out", tmp_path / "a.csv", "--method", "euler"): "steps",

@@ -21,8 +21,8 @@ def is_real(x: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """Type and repr of a value for a message, at most 200 characters of the repr."""
-    text = repr(value)
+    """Type and repr of a value for a message, in one line, at most 200 characters of the repr."""
+    text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text if len(text) < 200 else text[:200] + ' ...'}"
 
 

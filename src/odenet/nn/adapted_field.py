@@ -74,6 +74,8 @@ class AdaptedField(nn.Module):
     ) -> None:
         super().__init__()
         self.network = function("network", network, "network(t, x) or the like")
+        if isinstance(network, type):
+            raise TypeError(f"network must be an instance; got the class: write {network.__name__}(...)")
         self.order = call_order(network, order, context)
         self.time = None if time is None else time_form(time, self.order)
         self.time_scale, self.reverse = number("time_scale", time_scale), boolean("reverse", reverse)

@@ -176,7 +176,8 @@ def context_columns(name: str, size: int, context: Tensor | None, y: Tensor) -> 
     if context is None:
         return []
     if context.shape[-1:] != (size,):
-        raise ValueError(f"context must have {size} numbers in its last axis; got shape {tuple(context.shape)}")
+        one = ": one number for each sample is (B, 1)" if size == 1 else ""
+        raise ValueError(f"context must have {size} numbers in its last axis; got shape {tuple(context.shape)}{one}")
     return [context.to(y.dtype).expand(*y.shape[:-1], size)]
 
 

@@ -151,7 +151,9 @@ RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or
 @app.command()
 def predict(
     run: RunFolder,
-    files: Annotated[list[Path], Argument(help="images: images, folders of them, .npz; flow: .csv, .npy, .parquet")],
+    files: Annotated[
+        list[Path], Argument(help="images: images, folders of them, .npz; flow: .csv, .npy, .npz, .parquet")
+    ],
     out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it, the table is only shown")] = None,
     device: Device = "auto",
 ) -> None:
@@ -163,7 +165,7 @@ def predict(
     from .files import write_csv
     from .trained import open_run
 
-    absent = [file for file in files if not file.exists()]
+    absent = [file for file in files if not file.exists() and ".npz:" not in file.name]
     if absent:
         raise UserError(f"{absent[0]} is not there")
     found = open_run(run)
@@ -185,7 +187,8 @@ def sample(
 ) -> None:
     """Draw samples of a trained flow, in the units of its data. Takes seconds.
 
-    Discrete columns get values that the data could have: the pixels of digits are whole numbers from 0 to 16.
+    Discrete columns get values of their lattice: the pixels of digits are whole numbers from 0 to 16. A count may come
+    out negative where the flow gives such values a little weight.
     """
     from .flows.table_files import check_suffix, write_table
     from .trained import open_run

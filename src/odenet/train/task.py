@@ -91,6 +91,11 @@ class Task(ABC):
         return [], []
 
     @staticmethod
+    def in_units(net: nn.Module, info: Mapping[str, Any]) -> nn.Module:
+        """What `odenet.train.load` returns: the network, in the units of its data."""
+        return net
+
+    @staticmethod
     def example(info: Mapping[str, Any]) -> Tensor:
         """Two samples of input, for `odenet export`."""
         raise UserError("this task has no export: its network's input is not described")

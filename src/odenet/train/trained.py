@@ -64,5 +64,10 @@ def open_run(folder: Path) -> Run:
 
 
 def load(folder: str | Path) -> nn.Module:
-    """The trained network of a run, in evaluation mode on the CPU: `odenet.train.load("runs/images")`."""
-    return open_run(Path(folder)).net
+    """The trained network of a run, in evaluation mode on the CPU: `odenet.train.load("runs/images")`.
+
+    A flow is in the units of its data: `load("runs/flow").log_prob(x)`, `.sample((n,))`; its `flow` is the `CNF` or
+    `FlowMatching` that was trained, on standardised columns.
+    """
+    run = open_run(Path(folder))
+    return run.task.in_units(run.net, run.info)

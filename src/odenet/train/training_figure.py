@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,20 +26,22 @@ def write_png(figure: Figure, path: Path) -> Path:
 
 def training_figure(histories: Mapping[str, History], metric: str) -> Figure:
     """By epoch: the metric that ends a run, and evaluations of f in a training step. histories: by label."""
-    figure = Figure(figsize=(9, 3.6))
-    left, right = figure.subplots(1, 2)
+    solved = any(row.get("nfe") for rows in histories.values() for row in rows)  # flow matching trains without a solve
+    figure = Figure(figsize=(9 if solved else 4.8, 3.6))
+    left, *others = figure.subplots(1, 1 + solved, squeeze=False)[0]
     for i, (label, rows) in enumerate(histories.items()):
         epochs = [row["epoch"] + 1 for row in rows]
         left.plot(epochs, [row[metric] for row in rows], marker=".", label=label, color=f"C{i}")
-        for name, line in (("nfe", "-"), ("backward_nfe", "--")):
+        for right, (name, line) in itertools.product(others, (("nfe", "-"), ("backward_nfe", "--"))):
             if any(row.get(name) for row in rows):
                 legend = f"{label} {name}".strip().replace("_nfe", "").replace("nfe", "forward")
                 right.plot(epochs, [row[name] for row in rows], line, marker=".", label=legend, color=f"C{i}")
     left.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     if all(row[metric] > 0 for rows in histories.values() for row in rows):
         left.set_yscale("log")
-    right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
-    for axes in (left, right):
+    for right in others:
+        right.set(xlabel="epoch", ylabel="evaluations of f a step", ylim=(0, None))
+    for axes in (left, *others):
         if axes.get_legend_handles_labels()[1]:  # a net without a solve has no evaluations to show
             axes.legend()
     return figure

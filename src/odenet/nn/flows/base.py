@@ -74,7 +74,7 @@ def base_samples(
     like: Tensor | None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Samples of the base (count, *event). like: gives dtype and device of the standard normal.
+    """Samples of the base (count, *event). like: gives the dtype, and the device of the standard normal.
 
     Raises ValueError where the base needs a gradient, which samples without `rsample` do not have.
     """
@@ -85,6 +85,7 @@ def base_samples(
     shape = torch.Size(() if distribution.batch_shape else (count,))
     with _seeded(generator):
         z = distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
+    z = z if like is None else z.to(like.dtype)
     if torch.is_grad_enabled() and not distribution.has_rsample and distribution.log_prob(z).requires_grad:
         raise ValueError(
             f"base needs a gradient, and a {type(distribution).__name__} has no rsample: its samples have none. Take a "

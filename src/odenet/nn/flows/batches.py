@@ -81,8 +81,12 @@ def parameter_like(network: Any) -> Tensor | None:
     return next(network.parameters(), None) if isinstance(network, nn.Module) else None
 
 
-def batch_of_context(context: Any, batch: torch.Size) -> tuple[torch.Size, tuple[Tensor, ...]]:
+def batch_of_context(
+    context: Any, batch: torch.Size, dtype: torch.dtype | None
+) -> tuple[torch.Size, tuple[Tensor, ...]]:
     """The batch shape with the context's, and the context with a row for each sample, in a tuple; () for None.
+
+    dtype: of the samples, which a real context is converted to.
 
     A context has the batch's axes in front (features, sequences, or nothing for labels), or is a vector of features
     (..., C) whose axes in front broadcast with the batch. A floating (C,) belongs to all samples.
@@ -92,6 +96,8 @@ def batch_of_context(context: Any, batch: torch.Size) -> tuple[torch.Size, tuple
     if not isinstance(context, Tensor):
         raise TypeError(f"context must be a tensor; got {describe(context)}")
     labels = not (context.is_floating_point() or context.is_complex())
+    if context.is_floating_point() and dtype is not None:
+        context = context.to(dtype)
     front = len(batch)
     if front and context.ndim >= front + (not labels) and context.shape[:front] == batch:
         return batch, (context.reshape(-1, *context.shape[front:]),)

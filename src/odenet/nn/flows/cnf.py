@@ -21,6 +21,7 @@ from .field_check import FieldCheck
 from .flow_distribution import FlowDistribution, FlowTransform
 from .normalisation import NORMS, FlowNorm
 from .regularisers import Regulariser, Weights, weighted
+from .samplers import refuse_sampler
 from .traces import Field, NoiseName, Trace, TraceName, trace_by_name
 
 Shape = int | Sequence[int]
@@ -88,6 +89,7 @@ class CNF(OfEvents, Distribution):
             raise ValueError(f"steer must be zero or positive, and less than the length of ts; got {steer!r}")
         self.base = checked_base(base)
         self.trace = trace_by_name(trace, samples, noise)
+        refuse_sampler(solve_options.get("method"))
         self.regularisers, self.solve_options = weighted(regularisers), checked_solve_options("CNF", solve_options)
         self._kept_solvers: list[FlowSolver] = []
         self._event_shape_known = first_event_shape(event_shape, base, fields[0])
@@ -181,7 +183,10 @@ class CNF(OfEvents, Distribution):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples (*sample_shape, *event), without gradients. context: it broadcasts with sample_shape."""
+        """Samples (*sample_shape, *event), without gradients. context: it broadcasts with sample_shape.
+
+        They are of the dtype of the first parameter, or where there is none PyTorch's default.
+        """
         with torch.no_grad():
             return self.rsample(sample_shape, context, generator=generator)
 
@@ -246,7 +251,9 @@ class CNF(OfEvents, Distribution):
         """x as (B, *event), its batch shape with the context's, and the context in a tuple, (B, ...)."""
         event = event_shape_of(x, self._event_shape_known)
         check_samples(x, self.field)
-        batch, args = batch_of_context(context, x.shape[: x.ndim - len(event)])
+        if self.norms:
+            check_samples(x, self.norms)
+        batch, args = batch_of_context(context, x.shape[: x.ndim - len(event)], x.dtype)
         if self._event_shape_known is None:
             self._event_shape_known = event
         return x.expand(*batch, *event).reshape(-1, *event), batch, args
@@ -308,8 +315,9 @@ class CNF(OfEvents, Distribution):
         self, shape: Shape, context: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, torch.Size, tuple[Tensor, ...]]:
         """Samples of the base (B, *event), the batch shape, and the context in a tuple, (B, ...)."""
-        batch, args = batch_of_context(context, sample_size(shape))
-        z = base_samples(self.base, self.known_event_shape, batch.numel(), args, parameter_like(self), generator)
+        like = parameter_like(self)
+        batch, args = batch_of_context(context, sample_size(shape), None if like is None else like.dtype)
+        z = base_samples(self.base, self.known_event_shape, batch.numel(), args, like, generator)
         return z, batch, args
 
     def extra_repr(self) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from ...core.serialization import settings_repr
-from ...core.validate import describe, integer, number, one_of
+from ...core.validate import describe, describe_shape, integer, number, one_of
 from ...errors import ConvergenceWarning, warn
 from . import transport
 
@@ -190,12 +190,26 @@ def coupling(value: str | Coupling, sigma: float | None = None) -> Coupling:
     """
     if isinstance(value, Coupling):
         return value
+    if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"coupling must be a name or a Coupling; got {describe(value)}")
     name = one_of("coupling", value, NAMES)
     if name != "bridge":
         return {"independent": Independent, "ot": OT, "sinkhorn": Sinkhorn}[name]()
     if sigma is None or not 0.0 < number("sigma", sigma) < math.inf:
-        raise ValueError(f'coupling="bridge" needs sigma, positive and finite; got sigma={sigma!r}')
+        raise ValueError(f"coupling='bridge' needs the deviation of its noise: give sigma=, such as 1.0; got {sigma!r}")
     return Sinkhorn(2.0 * number("sigma", sigma) ** 2)
+
+
+def check_pairs(coupling: Coupling, pairs: Any, x0: Tensor, x1: Tensor) -> None:
+    """Raise ValueError unless pairs are what `Coupling.pairs` must return."""
+    integers = isinstance(pairs, Tensor) and not (pairs.is_floating_point() or pairs.is_complex())
+    if not integers or pairs.dtype is torch.bool or pairs.shape != x1.shape[:1]:
+        raise ValueError(
+            f"{type(coupling).__name__}.pairs must return one index for each x1, integers of shape ({len(x1)},); got "
+            f"{describe_shape(pairs)}" + (f" and {pairs.dtype}" if isinstance(pairs, Tensor) else "")
+        )
+    if not isinstance(coupling, (Independent, Transport)) and bool(((pairs < 0) | (pairs >= len(x0))).any()):
+        raise ValueError(f"{type(coupling).__name__}.pairs must return indices of x0, from 0 to {len(x0) - 1}")
 
 
 def _check_batches(x0: Tensor, x1: Tensor, *, equal: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ...core.sample_mixing import batch_norm_in_training, find_mixing
+from ...core.sample_mixing import batch_norm_in_training, find_mixing, time_may_broadcast_wrongly
 from ...core.torch_func import inside_transform
 from ...core.validate import describe, describe_shape, function
 from ..call_order import takes, time_is_second
@@ -35,6 +35,7 @@ class FieldCheck:
             )
         self._counts: set[int] = set()  # of contexts that it can be called with
         self._evaluated: set[tuple[bool, bool]] = set()  # in training or not, with several rows or not
+        self._trained: set[bool] = set()  # with several rows or not
 
     def arguments(self, args: tuple[Any, ...]) -> None:
         """Raise TypeError unless the field can be called with these arguments, the context or none."""
@@ -65,10 +66,25 @@ class FieldCheck:
             if not _depends_on(dy, at):
                 self._refuse_hidden_dependence(t, y, dy, args)
             with torch.enable_grad():
-                self._refuse_mixing(t, at, dy)
+                self._refuse_mixing(t.detach(), at, dy)
         if hasattr(self.field, "with_trace"):
             self._check_closed_form(t, y, args)
         self._evaluated.add(state)
+
+    def training_point(self, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> None:
+        """Raise ValueError, at the first point, for a field whose rows mix: samples would follow another one.
+
+        A batch norm in training mixes them, and does not once it is in evaluation. t: (B,).
+        """
+        several = len(y) > 1
+        if several in self._trained or torch.compiler.is_compiling() or inside_transform():
+            return
+        if batch_norm_in_training(self.field) is None and not torch.is_inference_mode_enabled():
+            with torch.enable_grad():
+                t = t.detach().requires_grad_(time_may_broadcast_wrongly(t, (y,)))
+                at = y.detach().requires_grad_()
+                self._refuse_mixing(t, at, self.field(t, at, *args))
+        self._trained.add(several)
 
     @torch.no_grad()
     def _refuse_hidden_dependence(self, t: Tensor, y: Tensor, dy: Tensor, args: tuple[Any, ...]) -> None:
@@ -80,10 +96,16 @@ class FieldCheck:
             )
 
     def _refuse_mixing(self, t: Tensor, y: Tensor, dy: Tensor) -> None:
-        found = find_mixing(t.detach(), (y,), (dy,))
+        found = find_mixing(t, (y,), (dy,))
         if found is None:
             return
-        _, row, source = found
+        name, row, source = found
+        if name == "t":
+            raise ValueError(
+                f"field mixes the samples: row {row} of field(t, x) depends on t[{source}]. t is of shape ({len(t)},), "
+                f"a time for each sample: make it broadcast along the first axis of x, as in "
+                f"t.view({', '.join(['-1', *['1'] * (y.ndim - 1)])}), or give odenet.nn.adapt(field)"
+            )
         norm = batch_norm_in_training(self.field)
         cure = (
             f"BatchNorm in training ({norm}) takes its mean over the batch: use another norm, or field.eval()"

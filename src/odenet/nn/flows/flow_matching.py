@@ -19,11 +19,12 @@ from ..layer import layer_times
 from .base import base_samples, checked_base, first_event_shape
 from .batches import OfEvents, batch_of_context, check_samples, event_shape_of, parameter_like, sample_size
 from .cnf import CNF, Shape
-from .couplings import Coupling, coupling
+from .couplings import Coupling, check_pairs
+from .couplings import coupling as coupling_by_name
 from .field_check import FieldCheck
-from .samplers import Times, refuse_sampler, sampler_options
+from .samplers import Times, sampler_options
 from .traces import Field, TraceName
-from .velocity import GuidedVelocity, VelocityOnPath, coefficients
+from .velocity import GuidedVelocity, VelocityOnPath, coefficients, null_like
 
 PathName = Literal["cond_ot", "vp", "cosine", "linear_vp", "polynomial"]
 CouplingName = Literal["independent", "ot", "sinkhorn", "bridge"]
@@ -87,7 +88,7 @@ class FlowMatching(OfEvents):
             raise ValueError(f"sigma must be zero or positive, and finite; got {sigma!r}")
         if not 0.0 <= self.context_dropout < 1.0:
             raise ValueError(f"context_dropout must be at least 0 and below 1; got {context_dropout!r}")
-        self.coupling, self.bridge = _coupling(coupling, self.sigma), coupling == "bridge"
+        self.coupling, self.bridge = coupling_by_name(coupling, self.sigma), coupling == "bridge"
         if self.bridge and not isinstance(self.path, CondOT):
             raise ValueError(f"coupling='bridge' has a path of its own: leave path='cond_ot'; got {path!r}")
         self.base = checked_base(base)
@@ -118,12 +119,27 @@ class FlowMatching(OfEvents):
         sample. generator: of all random numbers.
         """
         at = self.path_sample(x1, x0, context, generator=generator)
-        velocity = self._checked_field(at.context)(at.t, at.x, *at.context)
+        velocity = self._trained_velocity(at)
         if velocity.shape != at.u.shape:
             raise ValueError(
                 f"field must return the shape of x, {tuple(at.u.shape)}; it returned {tuple(velocity.shape)}"
             )
         return (velocity - at.u).square().mean()
+
+    def _trained_velocity(self, at: PathSample) -> Tensor:
+        """The field's result at times (B,). An error of PyTorch gets a note that says how it was called."""
+        field = self._checked_field(at.context)
+        if torch.compiler.is_compiling():
+            return field(at.t, at.x, *at.context)
+        try:
+            self._check.training_point(at.t, at.x, at.context)
+            return field(at.t, at.x, *at.context)
+        except RuntimeError as error:
+            error.add_note(
+                f"FlowMatching called field(t, x) with t of shape {tuple(at.t.shape)}, a time for each sample, and x "
+                f"of shape {tuple(at.x.shape)}. odenet.nn.adapt makes a field of a network for other shapes of t"
+            )
+            raise
 
     def path_sample(
         self,
@@ -139,14 +155,10 @@ class FlowMatching(OfEvents):
             raise ValueError(f"x1 must be a batch (B, *event) with the event shape {event}; got {tuple(x1.shape)}")
         check_samples(x1, self.field, "x1")
         self._event_shape_known = event
-        args = batch_of_context(context, x1.shape[:1])[1]
+        args = batch_of_context(context, x1.shape[:1], x1.dtype)[1]
         x0 = self._noise(x1, x0, generator)
         pairs: Any = self.coupling.pairs(x0, x1, args[0] if args else None, generator)
-        if not isinstance(pairs, Tensor) or pairs.shape != x1.shape[:1] or pairs.is_floating_point():
-            raise ValueError(
-                f"{type(self.coupling).__name__}.pairs must return one index for each x1, a tensor of shape "
-                f"({len(x1)},); got {describe(pairs)}"
-            )
+        check_pairs(self.coupling, pairs, x0, x1)
         x0 = x0[pairs]
         t = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator) * self.trained_path.end
         x, u = self._point(t, x0, x1, generator)
@@ -158,6 +170,8 @@ class FlowMatching(OfEvents):
                 return torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
             with torch.no_grad():
                 return base_samples(self.base, x1.shape[1:], len(x1), (), x1, generator).to(x1)
+        if isinstance(x0, Tensor) and not x0.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"x0 must be noise like x1; got {x0.dtype}: labels are given by name, as context=")
         check_samples(x0, None, "x0")
         if x0.shape[1:] != x1.shape[1:] or x0.dtype != x1.dtype:
             raise ValueError(
@@ -184,23 +198,7 @@ class FlowMatching(OfEvents):
             return context
         drawn = torch.rand(len(context), device=context.device, generator=generator)
         dropped = (drawn < self.context_dropout).view(-1, *(1 for _ in context.shape[1:]))
-        return torch.where(dropped, self._null(context), context)
-
-    def _null(self, context: Tensor) -> Tensor:
-        """What stands for no context, in the shape of the context (B, ...)."""
-        if self.null_context is None:
-            if not context.is_floating_point():
-                raise ValueError(
-                    "null_context is required for a context of labels: give the label that stands for none, as in "
-                    "FlowMatching(..., null_context=torch.tensor(NUMBER_OF_CLASSES))"
-                )
-            return torch.zeros_like(context)
-        null = self.null_context
-        if null.shape not in (context.shape[1:], (1, *context.shape[1:])):
-            raise ValueError(
-                f"null_context must have the shape of one context, {tuple(context.shape[1:])}; got {tuple(null.shape)}"
-            )
-        return null.to(context).expand_as(context)
+        return torch.where(dropped, null_like(self.null_context, context), context)
 
     def with_path(self, path: PathName | AffinePath) -> FlowMatching:
         """The same trained field, sampled along another path; `loss` stays that of the training's path."""
@@ -219,9 +217,10 @@ class FlowMatching(OfEvents):
         return self.field
 
     def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-        """The velocity that samples follow at t, () or (B,), and x (B, *event)."""
-        f, args = self._velocity(() if context is None else (context,), number("guidance", guidance))
-        return f(torch.as_tensor(t, device=x.device), x, *args)
+        """The velocity that samples follow at t, () or (B,), and x (B, *event). context: as in `sample`."""
+        batch, args = batch_of_context(context, x.shape[:1], x.dtype)
+        f, args = self._velocity(args, number("guidance", guidance))
+        return f(torch.as_tensor(t, device=x.device), x.expand(*batch, *x.shape[1:]), *args)
 
     def _velocity(self, args: tuple[Tensor, ...], guidance: float) -> tuple[Field, tuple[Tensor, ...]]:
         """The velocity as a function of (t, x, *args), the same object for the same options, and args."""
@@ -234,7 +233,7 @@ class FlowMatching(OfEvents):
             if self.path is not self.trained_path:
                 velocity = VelocityOnPath(velocity, self.trained_path, self.path)
             self._kept = key, velocity
-        return self._kept[1], args if guidance == 1.0 else (*args, self._null(args[0]))
+        return self._kept[1], args if guidance == 1.0 else (*args, null_like(self.null_context, args[0]))
 
     def sample(
         self,
@@ -288,9 +287,10 @@ class FlowMatching(OfEvents):
         wanted = sample_size(sample_shape) if x0 is None else x0.shape[: x0.ndim - len(event)]
         if x0 is not None and sample_shape not in ((), torch.Size()):
             raise ValueError(f"sample_shape={sample_shape} and x0 exclude each other: x0 has a row for each sample")
-        batch, args = batch_of_context(context, wanted)
+        like = parameter_like(self.field) if x0 is None else x0
+        batch, args = batch_of_context(context, wanted, None if like is None else like.dtype)
         if x0 is None:
-            x0 = base_samples(self.base, event, batch.numel(), (), parameter_like(self.field), generator)
+            x0 = base_samples(self.base, event, batch.numel(), (), like, generator)
         else:
             check_samples(x0, self.field, "x0")
             x0 = x0.expand(*batch, *event).reshape(-1, *event)
@@ -311,7 +311,6 @@ class FlowMatching(OfEvents):
         """The flow as a `CNF` on the same field: its density, exact up to the solver."""
         if self.path is not self.trained_path:
             raise ValueError("a density needs no other path than that of the training: call it before with_path")
-        refuse_sampler(solve_options.get("method"))
         key = (self.field, self.base, trace, samples, str(regularisers), self._event_shape_known, str(solve_options))
         if self._kept_cnf is None or self._kept_cnf[0] != key:  # what is kept need not be compiled again
             shape, ts = self._event_shape_known, (0.0, self.path.end)
@@ -330,15 +329,10 @@ class FlowMatching(OfEvents):
         **solve_options: Unpack[SolveOptions],
     ) -> Tensor:
         """log p(x | context) in nats of the flow, for x (..., *event): (...). See `CNF`."""
-        return self.cnf(trace, samples, **solve_options).log_prob(x, context, generator=generator)
+        flow = self.cnf(trace, samples, **solve_options)
+        log_prob = flow.log_prob(x, context, generator=generator)
+        self.stats = cast("Stats | None", flow.stats)
+        return log_prob
 
     def extra_repr(self) -> str:
         return f"path={self.path!r}, coupling={self.coupling!r}" + (f", sigma={self.sigma}" if self.sigma else "")
-
-
-def _coupling(given: Any, sigma: float) -> Coupling:
-    if isinstance(given, str) and given == "bridge" and sigma == 0.0:
-        raise ValueError("coupling='bridge' needs the deviation of its noise: give sigma=, such as 1.0")
-    if not isinstance(given, (str, Coupling)):
-        raise TypeError(f"coupling must be a name or a Coupling; got {describe(given)}")
-    return coupling(given, sigma)

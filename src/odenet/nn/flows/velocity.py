@@ -29,6 +29,23 @@ def coefficients(path: AffinePath, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor
     return tuple(v.to(x.dtype).view(-1, *(1 for _ in x.shape[1:])) for v in values)  # pyright: ignore[reportReturnType]
 
 
+def null_like(null_context: Tensor | None, context: Tensor) -> Tensor:
+    """What stands for no context, in the shape of the context (B, ...); None: zeros, for a floating context."""
+    if null_context is None:
+        if not context.is_floating_point():
+            raise ValueError(
+                "null_context is required for a context of labels: give the label that stands for none, as in "
+                "FlowMatching(..., null_context=torch.tensor(NUMBER_OF_CLASSES))"
+            )
+        return torch.zeros_like(context)
+    if null_context.shape not in (context.shape[1:], (1, *context.shape[1:])):
+        raise ValueError(
+            f"null_context must have the shape of one context, {tuple(context.shape[1:])}; got "
+            f"{tuple(null_context.shape)}"
+        )
+    return null_context.to(context).expand_as(context)
+
+
 @final
 class GuidedVelocity:
     """velocity(t, x, context) with classifier-free guidance: v(null) + guidance (v(context) - v(null)).

@@ -6,14 +6,17 @@ the tolerance of EVALUATION, whatever the training took, so that likelihoods com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from ...api.solve import solve
+from ...core.validate import describe_shape
 from ...nn import CNF, FlowMatching
+from ...nn.flows.batches import sample_size
+from ...nn.flows.samplers import SAMPLERS
 from ..user_error import UserError, first_line
 from .density_data import DensityData, Transform
 
@@ -88,7 +91,8 @@ def samples(net: nn.Module, info: Mapping[str, Any], n: int, method: str = "", s
         with torch.no_grad():
             parts = [net_of.sample((min(_ROWS, n - i),), **options) for i in range(0, n, _ROWS)]
     except ValueError as error:
-        raise UserError(f"--method, --steps: {first_line(error)}") from None
+        text = first_line(error).replace("give steps= or grid=", "give --steps")
+        raise UserError(f"--method, --steps: {text}") from None
     return quantised(info, units_of(info).transform.to_data(torch.cat(parts).double().cpu()))
 
 
@@ -108,6 +112,32 @@ def paths(net: nn.Module, z0: Tensor, times: int) -> Tensor:
         return solve(field, z0, torch.linspace(0.0, end, times).to(z0), **EVALUATION).ys
 
 
+@final
+class FlowOfData(nn.Module):
+    """A trained flow in the units of its data, as `odenet predict` and `odenet sample` have it.
+
+    flow: the `CNF` or `FlowMatching` of the standardised columns. info: as `info_of` gives it.
+    """
+
+    def __init__(self, flow: nn.Module, info: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.flow, self.info = flow, info
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density of rows (N, D) in nats, (N,), float64, without gradients; see `nats`."""
+        if not isinstance(x, Tensor) or x.shape[1:] != (len(self.info["columns"]),):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"x must be rows of the columns {self.info['columns']}; got {describe_shape(x)}")
+        return nats(self.flow, self.info, x)
+
+    def sample(self, sample_shape: int | Sequence[int] = (), method: str = "", steps: int | None = None) -> Tensor:
+        """Samples (*sample_shape, D), float64; see `samples`."""
+        shape = sample_size(sample_shape)
+        return samples(self.flow, self.info, shape.numel(), method, steps).view(*shape, -1)
+
+
 def _field(net: nn.Module) -> tuple[Any, float]:
     """The field of a flow, and the time of the data; that of the noise is 0."""
     if isinstance(net, FlowMatching):
@@ -119,6 +149,8 @@ def _field(net: nn.Module) -> tuple[Any, float]:
 def _refuse_sampler(method: str) -> None:
     from ...api.checks import method as method_named
 
+    if method in SAMPLERS:
+        raise UserError(f"--method {method} is a sampler of flow matching, and this run is a cnf: take dopri5, say")
     try:
         method_named(method)
     except ValueError as error:

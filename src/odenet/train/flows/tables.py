@@ -44,6 +44,10 @@ class Table:
             return self.values[:, [self.columns.index(name) for name in names]]
         if len(names) == len(self.columns) and (_unnamed(names) or _unnamed(self.columns)):
             return self.values
+        if _unnamed(self.columns) or _unnamed(names):
+            raise UserError(
+                f"{path} has {len(self.columns)} columns, and the run was trained on {len(names)}: {', '.join(names)}"
+            )
         absent = next(name for name in names if name not in self.columns)
         raise UserError(f"{path} has no column {absent!r}, one of {len(names)} that the run was trained on: add it")
 
@@ -53,8 +57,8 @@ def read_table(path: Path, array_name: str = "", to_train: bool = True) -> Table
 
     Text (.csv, .tsv, .txt, .dat): UTF-8; the delimiter is a semicolon, a tab, a vertical bar, a comma or spaces; with
     semicolons a decimal comma is read too. The first row is a header where it has a text above a number, or texts
-    alone. Empty fields, NA, null, ? and the like are missing values. Arrays (.npy, .npz) are (N, D); `array_name`
-    chooses that of an .npz with several. Columns of texts, dates and truth values are
+    alone. Empty fields, NA, null, ? and the like are missing values. Arrays (.npy, .npz) are (N, D); `array_name`,
+    or a path FILE.npz:NAME, chooses that of an .npz with several. Columns of texts, dates and truth values are
     left out, and so is an unnamed first column that counts the rows, as pandas writes it. to_train: False allows few
     rows and constant columns, of rows to score.
 
@@ -62,6 +66,11 @@ def read_table(path: Path, array_name: str = "", to_train: bool = True) -> Table
         UserError: the file is not there or cannot be read, has no numbers, fewer than FEWEST_ROWS rows, rows of several
             lengths, a name twice, a missing or infinite value, a constant column; an array is not real or not 2-d.
     """
+    if not array_name and not path.exists() and ".npz:" in path.name:
+        name, _, array_name = path.name.rpartition(":")
+        path = path.with_name(name)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file .csv, .npy, .npz or .parquet")
     if not path.is_file():
         raise UserError(f"{path} is not there: give a file .csv, .npy, .npz or .parquet")
     suffix = path.suffix.lower()
@@ -211,9 +220,8 @@ def _read_array(path: Path, array_name: str) -> tuple[Any, list[str]]:
     except UserError:  # of _array_of
         raise
     except Exception as error:  # of NumPy, zipfile and zlib; the cure is the same
-        raise UserError(
-            f"{path} cannot be read ({first_line(error)}): save it by numpy.save, without objects"
-        ) from None
+        why = "it is no file of NumPy, or has objects" if "pickle" in str(error) else first_line(error)
+        raise UserError(f"{path} cannot be read ({why}): save it by numpy.save, without objects") from None
     if found.dtype.kind not in "fiu":
         raise UserError(f"{path} is of dtype {found.dtype}: real numbers are needed, floats or integers")
     if found.ndim != 2 or 0 in found.shape:
@@ -224,9 +232,11 @@ def _read_array(path: Path, array_name: str) -> tuple[Any, list[str]]:
 
 def _array_of(path: Path, archive: Any, array_name: str) -> Any:
     names = list(archive.files)
+    if not names:
+        raise UserError(f"{path} has no arrays: save one by numpy.savez")
     if array_name not in names and (array_name or len(names) != 1):
         asked = f"no array {array_name!r}" if array_name else f"{len(names)} arrays"
-        raise UserError(f"{path} has {asked}: name one of {', '.join(names) or 'none: it is empty'}")
+        raise UserError(f"{path} has {asked}: name one, as in {path.name}:{names[0]}, of {', '.join(names)}")
     return archive[array_name or names[0]]
 
 

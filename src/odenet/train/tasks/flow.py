@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torchmetrics import Metric
 
-_DATA = f"{', '.join(toy_names())}; digits; a FILE .csv, .npy, .npz or .parquet; {', '.join(PUBLISHED)}"
+_DATA = f"{', '.join(toy_names())}; digits; a FILE .csv, .npy, .npz or .parquet; magic; {', '.join(PUBLISHED)}"
 _ONLY = {"cnf": ("trace", "kinetic", "jacobian"), "matching": ("coupling", "path", "sigma")}
 _VALIDATED = 2000  # rows of validation that an epoch ends with
 
@@ -87,7 +87,7 @@ class Flow(Task):
         try:
             self.build(s, self.info)
         except (TypeError, ValueError) as error:
-            raise UserError(f"--model {s.model}: {first_line(error)}") from None
+            raise UserError(f"--{first_line(error).replace('sigma=', '--sigma ')}") from None
         order = torch.randperm(len(self.density.splits["val"]), generator=torch.Generator().manual_seed(s.seed))
         self.val = self.density.samples("val")[order[:_VALIDATED]]
         self.test = self.density.samples("test")
@@ -171,6 +171,14 @@ class Flow(Task):
         if self.density.dim == 2:
             files.append(write_animation(net, self.info, self.density, folder / "flow.gif", self.settings.quick))
         return table, files
+
+    @staticmethod
+    def in_units(net: nn.Module, info: Mapping[str, Any]) -> nn.Module:
+        return flow_model.FlowOfData(net, info)
+
+    @staticmethod
+    def example(info: Mapping[str, Any]) -> Tensor:
+        raise UserError("a flow has no export: take odenet.train.load, odenet sample or odenet predict")
 
     @staticmethod
     def sample(
