@@ -29,7 +29,7 @@ SIZES = (8, 32, 128)
 FAMILIES = ("NF", "CNF")
 DATA = ("circles", "moons")
 DATA_SIZE = 64  # K and M of the maximum-likelihood comparison, as in the paper
-SECONDS, BATCH, SEEDS, CELLS = 25.0, 256, 3, 80
+SECONDS, BATCH, SEEDS, CELLS = 15.0, 256, 3, 80
 LEARNING_RATE, TOLERANCE, TEST_TOLERANCE = 5e-3, 1e-4, 1e-6
 COLUMNS = ("target", "family", "size", "seed", "quantity", "value", "iterations", "note")
 

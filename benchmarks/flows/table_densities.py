@@ -19,7 +19,7 @@ from .density_models import FITTED, LEARNED, TEST_TOLERANCE, fit
 
 # width of the hidden layers, and rows of a batch
 DATA = {"digits": (128, 128), "magic": (64, 256)}
-SECONDS = 120.0
+SECONDS = 60.0
 COLUMNS = ("data", "model", "nats", "standard error", "bits per dimension", "iterations", "parameters", "note")
 
 
