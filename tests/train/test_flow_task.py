@@ -260,6 +260,9 @@ def test_sample_and_predict(
         ("sample", run, "--out", tmp_path / "a.csv", "--method", "euler"): "steps",
         ("sample", run, "--out", tmp_path / "a.csv", "--n", "0"): "--n",
         ("export", run): "no export",
+        ("train", "flow", "--out", tmp_path / "other.csv"): "other.csv is a file: give a folder",
+        ("train", "flow", "--baselines", "kde,none"): "all and none stand alone",
+        ("train", "flow", "--model", "matching", "--coupling", "bridge"): "give --sigma",
     }.items():
         refused(list(map(str, words)), match, monkeypatch, capsys)
 

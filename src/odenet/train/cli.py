@@ -44,7 +44,7 @@ Run = Callable[["RunOptions", Mapping[str, Any]], None]
 class RunOptions:
     """Where and how a training runs: options on which its result does not depend."""
 
-    out: Annotated[Path | None, Option(help="Folder for all results (default: runs/NAME)", show_default=False)] = None
+    out: Annotated[Path | None, Option(help="Folder for all results (default: runs/TASK)", show_default=False)] = None
     resume: Annotated[
         bool, Option("--resume", help="Go on with the run in --out, to the same result; its settings need not be given")
     ] = False

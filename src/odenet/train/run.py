@@ -40,6 +40,8 @@ def resolve_settings(task: type[Task], given: Mapping[str, Any], folder: Path, r
     """The settings of a run: those that are given, else those of the run that is resumed, else the defaults."""
     if not resume and first_process() and (folder / SETTINGS).exists():
         raise UserError(f"--out {folder} holds a run already: add --resume to go on with it, or choose another --out")
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file: give a folder, which is made where there is none")
     saved: dict[str, Any] = read_settings(folder)["settings"] if resume else {}
     differ = [f"{k}={saved[k]!r} (now {v!r})" for k, v in given.items() if k in saved and saved[k] != v]
     if differ:

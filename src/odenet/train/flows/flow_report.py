@@ -30,6 +30,7 @@ _COLUMNS: dict[str, tuple[str, Any]] = {
     "bits_per_dim": ("bits/dim", "{:.3f}".format),
     "seconds": ("seconds of training", "{:.1f}".format),
 }
+_QUICK = "--quick: the numbers only show that it runs."
 _NOTE = (
     "Negative log-likelihood of the test data, its mean and the standard error of that, in nats, in the units of the "
     "data: smaller is better."
@@ -42,6 +43,8 @@ def chosen(names: str) -> list[str]:
         return list(NAMES) if names == "all" else []
     found = [name.strip() for name in names.split(",")]
     unknown = [name for name in found if name not in NAMES]
+    if {"all", "none"} & set(unknown):
+        raise UserError(f"--baselines {names}: all and none stand alone; else take some of {', '.join(NAMES)}")
     if unknown:
         raise UserError(f"--baselines {unknown[0]!r} is unknown. Known: all, none, {', '.join(NAMES)}")
     return found
@@ -60,6 +63,8 @@ def report(
     seconds: of the flow's training; None where that is not known, as it was resumed.
     """
     names, z = chosen(settings.baselines), data.samples("test")
+    if settings.quick:
+        _say(_QUICK)
     parameters = sum(p.numel() for p in net.parameters())
     flow = _row(_FLOWS[settings.model], parameters, log_prob(net, z).double(), z, data, seconds)
     rows = [flow, *_of_baselines(names, settings, data, val, z)]
@@ -113,6 +118,8 @@ def _page(table: list[dict[str, str]], s: Any) -> str:
         f"At most {s.epochs} epochs of batch {s.batch_size}, width {s.hidden}, {s.depth} hidden layers, seed {s.seed}; "
         f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads."
     )
+    if s.quick:
+        how += f" {_QUICK}"
     return f"# {Path(s.data).name}\n\n{how}\n\n{body}\n{_NOTE}\n"
 
 
