@@ -153,6 +153,17 @@ def test_many_checkpoints_are_no_more_than_steps() -> None:
     torch.testing.assert_close(g, torch.full_like(g, float(np.exp(-1))), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("i", [13, 20, 22, 29])
+def test_progress_does_not_fall_at_an_event(i: int) -> None:
+    """Where a step after it was rejected, the fraction fell by one rounding."""
+    at, seen = 0.1 + i / 40 * (1.0 - 0.1), list[float]()
+    odenet.solve(
+        lambda t, y: 0.0 * y + torch.where(t > at, torch.cos(300.0 * t) * 100.0, 0.0 * t), Y0, [0.1, 1.0],
+        event=odenet.Event(lambda t, y: t - at, terminal=False), progress=lambda fraction, _: seen.append(fraction),
+    )  # fmt: skip
+    assert seen == sorted(seen) and seen[-1] == 1.0
+
+
 COMPAT: list[tuple[str, dict[str, Any], str]] = [
     ("odeint", {"func": 3}, "func"),
     ("odeint", {"options": 3}, "options"),

@@ -78,7 +78,7 @@ class EventLoop:
         self.cursor = torch.zeros(count, dtype=torch.int64, device=device)
         self.last_times = torch.full((count, len(owners), _GAPS + 1), torch.nan, dtype=p.ts.dtype, device=device)
         self.peaks = torch.zeros((count, len(owners)), dtype=p.ts.dtype, device=device)
-        self.outputs = OutputBuffer()
+        self.outputs, self.progress = OutputBuffer(), 0.0
         self.segments: list[Segment] = []
         self.hits: list[Hit] = []
 
@@ -334,14 +334,16 @@ class EventLoop:
     def _progress(self, p: Problem) -> Progress | None:
         """The caller's progress function for a segment: with the fraction and the counts of the whole solve."""
         report = self.request.progress
-        if report is None or p is self.p:
-            return report
+        if report is None:
+            return None
         segment, total = ((q.ts[..., -1] - q.ts[..., 0]).detach().abs() for q in (p, self.p))
         remaining = float((segment / total.clamp(min=1e-300)).max())
         stats = [segment.trajectory.stats for segment in self.segments]
         before = {k: sum(int(self.per_sample(s[k]).sum()) for s in stats) for k in ("accepted", "rejected")}
 
         def segment_progress(fraction: float, counts: dict[str, int]) -> None:
-            report(1.0 - remaining * (1.0 - fraction), counts | {k: counts[k] + n for k, n in before.items()})
+            # a segment starts where the last one ended, but for rounding
+            self.progress = max(self.progress, 1.0 - remaining * (1.0 - fraction))
+            report(self.progress, counts | {k: counts[k] + n for k, n in before.items()})
 
         return segment_progress
