@@ -573,11 +573,13 @@ class TestWrongInput:
 
     def test_bases_that_are_called(self) -> None:
         def normal(loc: Tensor) -> Independent:
-            return Independent(Normal(loc, torch.ones(2)), 1)
+            return Independent(Normal(loc, torch.ones_like(loc)), 1)
 
-        x, context = torch.zeros(3, 2), torch.ones(3, 2)
-        plain, given = CNF(MLPField(2), base=lambda: normal(torch.zeros(2))), CNF(MLPField(2, context=2), base=normal)
-        assert torch.equal(plain.log_prob(x), CNF(plain.field).log_prob(x))
+        x, context, origin = torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, dtype=torch.float64)
+        plain, given = CNF(MLPField(2).double(), base=lambda: normal(origin)), CNF(MLPField(2, context=2), base=normal)
+        found = plain.log_prob(x.double())
+        assert torch.equal(found, CNF(plain.field, base=normal(origin)).log_prob(x.double()))
+        torch.testing.assert_close(found, CNF(plain.field).log_prob(x.double()), rtol=1e-14, atol=0.0)
         assert given.sample((3,), context).shape == (3, 2)
         with pytest.raises(TypeError, match=r"base is called with the context, as base.*takes none"):
             CNF(MLPField(2, context=2), base=lambda: normal(torch.zeros(2))).log_prob(x, context)
