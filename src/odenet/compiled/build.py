@@ -27,6 +27,7 @@ from torch.fx import GraphModule
 from .compile_lock import compiling
 from .graph_recording import RecordedLoop, input_fakes
 from .loop_blocks import LoopBlocks
+from .precompiled_headers import compiler_flags, precompiled_header
 from .tape_pool import RowSpec
 from .torch_private import import_quietly, inductor, runtime
 
@@ -59,6 +60,7 @@ def library(key: str | None, record: Callable[[], RecordedLoop], threads: int, o
     if key is not None and (found := find(key)) is not None:
         return found
     with compiling():
+        precompiled_header(optimize)  # another process makes it meanwhile
         recorded = record()
     path = compile_loop(recorded, threads, optimize)
     if key is not None:
@@ -171,8 +173,9 @@ def compile_loop(recorded: RecordedLoop, threads: int, optimize: bool) -> Path:
         with i.config.patch(options):
             # a joint step is written with vector instructions already, and -O3 takes half as long again as -O1;
             # a step of each sample has loops that -O3 makes twice as fast (10,000 samples)
-            flags = i.CppTorchDeviceOptions(vec_isa=i.pick_vec_isa(), device_type="cpu", min_optimize=not optimize)
+            flags = compiler_flags(optimize)
             key = i.CppBuilder(name="o", sources="i", BuildOption=flags).get_command_line()
+            flags.precompiled_header = precompiled_header(optimize)
     name = hashlib.sha256(f"{torch.__version__}{key}{source}".encode()).hexdigest()
     return _compile_cpp(source, flags, folder() / f"{name}.so")
 

@@ -90,7 +90,7 @@ INDUCTOR: Names = {
     "torch._inductor.codecache:CppWrapperCodeCache.load_async": ("main_code",),
     "torch._inductor.codecache:CppWrapperCodeCache": (),
     "torch._inductor.cpp_builder:CppBuilder": ("name", "sources", "BuildOption", "output_dir"),
-    "torch._inductor.cpp_builder:CppTorchDeviceOptions": ("vec_isa", "device_type", "min_optimize"),
+    "torch._inductor.cpp_builder:CppTorchDeviceOptions": ("vec_isa", "device_type", "min_optimize", "precompiling"),
     "torch._inductor.cpu_vec_isa:pick_vec_isa": (),
 }
 ONEDNN: Names = {
