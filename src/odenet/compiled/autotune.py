@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,27 +31,36 @@ _results: WeakKeyDictionary[FieldGraph, dict[tuple[Any, ...], str | None]] = Wea
 SolveFunction = Callable[[Problem, Request], Trajectory]
 
 
+class Wanted(NamedTuple):
+    """Results that a library is made for."""
+
+    gradient: bool
+    dense: bool
+
+
 def refuse_if_slower(
-    graph: FieldGraph, p: Problem, how: Gradient, captures: Sequence[Tensor], compiled: SolveFunction
+    graph: FieldGraph, p: Problem, how: Gradient, captures: Sequence[Tensor], wanted: Wanted, compiled: SolveFunction
 ) -> None:
-    """Raise NotCompilableError if eager code was faster for this f, method and shapes."""
+    """Raise NotCompilableError if eager code was faster for this f, method, shapes and results."""
     shapes = tuple(y.shape for y in p.y0)
-    key = (p.method.name, shapes, torch.is_grad_enabled(), torch.get_num_threads())
+    key = (p.method.name, shapes, wanted, torch.get_num_threads())
     results = _results.setdefault(graph, {})
     if key not in results:
         tolerance = 1.05 if graph.largest_product == math.inf else 1.5  # of a convolution, and of the others
-        results[key] = _measure(p, how, captures, compiled, tolerance)
+        results[key] = _measure(p, how, captures, wanted, compiled, tolerance)
     reason = results[key]
     if reason is not None:
         raise NotCompilableError(reason)
 
 
 def _measure(
-    p: Problem, how: Gradient, captures: Sequence[Tensor], compiled: SolveFunction, tolerance: float
+    p: Problem, how: Gradient, captures: Sequence[Tensor], wanted: Wanted, compiled: SolveFunction, tolerance: float
 ) -> str | None:
-    """Why eager code is to be used, or None. tolerance: how much slower a busy machine may make compiled code."""
-    differentiate = torch.is_grad_enabled()
-    y0 = as_graph_inputs(p.y0) if differentiate else p.y0
+    """Why eager code is to be used, or None. tolerance: how much slower a busy machine may make compiled code.
+
+    What is measured is what the caller wants, so that it compiles no library that serves the measurement alone.
+    """
+    y0 = as_graph_inputs(p.y0) if wanted.gradient else p.y0
     q = replace(p, y0=y0)
     inputs = [*y0, *(x for x in captures if x.requires_grad)]
 
@@ -62,8 +71,8 @@ def _measure(
     def seconds(solve: SolveFunction) -> float:
         synchronize()
         start = time.perf_counter()
-        result = solve(q, Request())
-        if differentiate:
+        result = solve(q, Request(dense=wanted.dense))
+        if wanted.gradient:
             # captures may share a graph that belongs to the caller
             torch.autograd.grad([y.sum() for y in result.y1], inputs, allow_unused=True, retain_graph=True)
         synchronize()

@@ -20,7 +20,7 @@ from ..engine.step_attempt import State
 from ..gradients.custom_vjp import custom_vjp
 from ..gradients.gradient import Gradient, Stats, Trajectory, gradient_bypassed
 from ..gradients.taped_solve import recompute_outputs, to_trajectory
-from .autotune import refuse_if_slower
+from .autotune import Wanted, refuse_if_slower
 from .field_graph import FieldGraph
 from .forward_graph import LoopCarry
 from .outputs import Chunk, Outputs
@@ -72,17 +72,26 @@ def solve_compiled(p: Problem, how: Gradient, request: Request) -> Trajectory:
     def solve(p: Problem, request: Request) -> Trajectory:
         return _solve(p, graph, captures, request)
 
-    refuse_if_slower(graph, p, how, captures, solve)
+    refuse_if_slower(graph, p, how, captures, Wanted(_is_differentiated(p, captures), request.dense), solve)
     return solve(p, request)
+
+
+def _is_differentiated(p: Problem, captures: Sequence[Tensor]) -> bool:
+    """Whether something that the solution depends on asks for a gradient."""
+    return not gradient_bypassed() and any(x.requires_grad for x in (*_inputs(p), *captures))
+
+
+def _inputs(p: Problem) -> Sequence[Tensor]:
+    return (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
 
 
 def _solve(p: Problem, graph: FieldGraph, captures: list[Tensor], request: Request) -> Trajectory:
     recording = not gradient_bypassed()
     differentiable = [recording and x.requires_grad for x in captures]
-    inputs = (*p.y0, p.ts, p.stops.times, *p.f.differentiable_args)
+    inputs = _inputs(p)
     given = {id(x) for x in p.f.differentiable_args}
     held = tuple(x for x, wanted in zip(captures, differentiable, strict=True) if wanted and id(x) not in given)
-    attached = recording and any(x.requires_grad for x in (*inputs, *held))
+    attached = _is_differentiated(p, captures)
     wanted = differentiable if attached else [False] * len(captures)
     column_major = graph.largest_product <= LARGE_PRODUCT and all(is_narrow(y.shape) for y in p.y0)
     y = all_to_loop_layout([y.detach() for y in p.y0], column_major)
