@@ -14,6 +14,7 @@ from torch import Tensor
 import odenet
 from method_suite import MethodSuite
 from odenet.methods import METHODS, ImplicitRK, linear_solvers
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -144,7 +145,9 @@ class AdaptiveImplicitSuite(ImplicitSuite):
 
     @pytest.mark.parametrize("per_sample", [False, True])
     @pytest.mark.parametrize(
-        "gradient", ["discrete", "backprop", odenet.Discrete(checkpoints=3), "forward", "gauss"], ids=str
+        "gradient",
+        slow_unless(["discrete", "backprop", odenet.Discrete(checkpoints=3), "forward", "gauss"], "discrete", "gauss"),
+        ids=str,
     )
     def test_gradients_with_tolerances(self, gradient: object, per_sample: bool) -> None:
         """Close to those at tight tolerances, for a nonlinear stiff system and its parameters."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import odenet
 from odenet import Event
+from slow_cases import slow_unless
 
 METHODS: dict[str, dict[str, Any]] = {
     "tsit5": {},
@@ -54,7 +55,7 @@ def test_soon_after_the_start(distance: float, method: str, per_sample: bool, dt
 
 
 @both
-@pytest.mark.parametrize("method", ["tsit5", "dopri5", "dopri8", "bosh3"])
+@pytest.mark.parametrize("method", slow_unless(["tsit5", "dopri5", "dopri8", "bosh3"], "tsit5", "bosh3"))
 @pytest.mark.parametrize("fn", STEEP)
 def test_steep(fn: str, method: str, dtype: torch.dtype) -> None:
     for i in range(12):

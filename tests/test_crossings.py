@@ -14,6 +14,7 @@ import odenet
 from odenet import Event
 from odenet.events.chebyshev import nodes
 from odenet.events.roots import RootQuery, first_roots
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -40,7 +41,7 @@ def by_a_fine_search(g: Any, end: float, direction: int) -> Any:
     return t[1:][{1: up, -1: down, 0: up | down}[direction]]
 
 
-@pytest.mark.parametrize("terminal", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("terminal", slow_unless([False, True], True))
 @pytest.mark.parametrize("direction", [0, 1, -1])
 @pytest.mark.parametrize("kind", ["of t", "of y", "late", "two"])
 def test_waves_that_are_short_against_the_steps(kind: str, direction: int, terminal: bool) -> None:

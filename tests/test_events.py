@@ -14,6 +14,7 @@ from gradient_settings import SETTINGS
 from odenet import Event
 from odenet.events.chebyshev import nodes
 from odenet.events.roots import RootQuery, first_roots
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -135,7 +136,7 @@ def test_what_dense_output_alone_crosses(method: str, rtol: float, rate: float, 
         assert float((other.hits.y[..., 0] - level).abs().max()) < 1e-8
 
 
-@pytest.mark.parametrize("method", ["bosh3", "dopri8"])
+@pytest.mark.parametrize("method", slow_unless(["bosh3", "dopri8"], "dopri8"))
 def test_searches_side_by_side(method: str) -> None:
     """While one sample begins to look for an event, others are in the middle of it: each finds what it finds alone."""
     generator = torch.Generator().manual_seed(7)

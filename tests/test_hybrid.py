@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import odenet
 from gradient_settings import SETTINGS
 from odenet import Event, Status
+from slow_cases import slow_unless
 
 D = torch.float64
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -190,7 +191,7 @@ def warm(t: Tensor, y: dict[str, Tensor], k: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
+@pytest.mark.parametrize("gradient", slow_unless(SETTINGS, "discrete", "adjoint", "forward"), ids=str)
 def test_thermostat(gradient: Any, per_sample: bool) -> None:
     low, high, on, off = Level(18.0), Level(22.0), Switch(9.0), Switch(0.0)
     (k,) = leaves(0.4)
@@ -246,7 +247,7 @@ class Neuron(nn.Module):
         return first + period * torch.arange(count, dtype=D)
 
 
-@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
+@pytest.mark.parametrize("gradient", slow_unless(SETTINGS, "discrete", "adjoint"), ids=str)
 def test_integrate_and_fire(gradient: Any) -> None:
     neuron = Neuron()
     current = torch.tensor([1.2, 0.8, 4.0, 2.0, 1.05], dtype=D, requires_grad=True)
@@ -292,7 +293,7 @@ def turn(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
     return torch.stack([y[1] * w, -y[0] * w])
 
 
-@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
+@pytest.mark.parametrize("gradient", slow_unless(SETTINGS, "discrete", "gauss"), ids=str)
 def test_every_crossing_is_noted_down(gradient: Any) -> None:
     """sin(w t) in steps longer than half a period: two crossings of 0.5 and more in each."""
     (w,) = leaves(2.0)
@@ -675,8 +676,8 @@ def test_an_event_where_f_jumps(per_sample: bool) -> None:
     assert int(sol.stats.accepted + sol.stats.rejected) < 30
 
 
-@pytest.mark.parametrize("floor", [0.0, 1e-3, 1.0, 100.0])
-@pytest.mark.parametrize("restitution", [0.1, 0.5, 0.8, None])
+@pytest.mark.parametrize("floor", slow_unless([0.0, 1e-3, 1.0, 100.0], 0.0, 100.0))
+@pytest.mark.parametrize("restitution", slow_unless([0.1, 0.5, 0.8, None], 0.5, None))
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_events_pile_up_wherever_the_floor_is(floor: float, restitution: float | None, per_sample: bool) -> None:
     """Also where each bounce loses another part (None), and with a part of the state that has nothing to do with it."""

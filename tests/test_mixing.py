@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import odenet
 from gradient_settings import NAMES
+from slow_cases import slow_unless
 
 D = torch.float64
 SQUARE = torch.linspace(0.1, 1.0, 9, dtype=D).view(3, 3)
@@ -118,7 +119,7 @@ def test_an_f_that_changes_by_itself_is_no_mixing() -> None:
 
 @pytest.mark.filterwarnings("ignore:compile=True:UserWarning")
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compile", slow_unless([False, True], False))
 def test_without_grad_mode_too(grad: bool, compile: bool) -> None:
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="mixes the samples"):
         odenet.solve(MIXING["neighbours"], SQUARE, [0.0, 1.0], per_sample=True, compile=compile)

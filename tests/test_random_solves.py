@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
@@ -37,9 +38,20 @@ def times(draw: st.DrawFn) -> list[float]:
     return sorted((i / 100 for i in whole), reverse=draw(st.booleans()))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_against_closed_form(data: st.DataObject) -> None:
+    check_against_closed_form(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(data=st.data())
+def test_against_closed_form_many(data: st.DataObject) -> None:
+    check_against_closed_form(data)
+
+
+def check_against_closed_form(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(sorted(METHODS)), label="method")
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.complex128]), label="dtype")
     structure = data.draw(st.sampled_from(sorted(STRUCTURES)), label="structure")

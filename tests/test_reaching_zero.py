@@ -14,6 +14,7 @@ from gradient_settings import SETTINGS
 from odenet import Event, Status
 from odenet.compat import torchdiffeq as drop_in
 from odenet.methods import METHODS
+from slow_cases import slow_unless
 
 D = torch.float64
 T = 0.6
@@ -146,7 +147,7 @@ def test_a_false_zero_hides_no_true_one(per_sample: bool) -> None:
         assert both.hits.y.flatten().tolist() == pytest.approx([2.0, -1.0], abs=1e-9)
 
 
-@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
+@pytest.mark.parametrize("gradient", slow_unless(SETTINGS, "discrete", "adjoint"), ids=str)
 def test_a_blow_up_is_no_fault_of_the_event_function(gradient: Any) -> None:
     """y' = y^2 ends at t = 1; what fn makes of y overflows before y does."""
     y0, per_sample = torch.ones(1, 1, dtype=D, requires_grad=True), gradient in ("discrete", "adjoint")

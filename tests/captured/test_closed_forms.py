@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import odenet
 from captured.ways import EAGER, TIGHT, WAYS, WITHOUT_COMPILING, D, Way, column, native, number, ones
 from odenet.errors import CaptureError
+from slow_cases import slow_unless
 
 Case = Callable[[], tuple[Callable[..., Any], Tensor, float]]
 """() -> f, a leaf, and the derivative of the mean of y(1) in it."""
@@ -273,7 +274,7 @@ def test_closed_form(case: str, way: Way) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compile=True needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per sample"])
+@pytest.mark.parametrize("per_sample", slow_unless([False, True], False), ids=["joint", "per sample"])
 def test_a_chain_compiled(per_sample: bool) -> None:
     """One of those above, for every run of the tests."""
     f, leaf, expected = a_chain_of_three()

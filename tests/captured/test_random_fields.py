@@ -20,7 +20,7 @@ NEW = bool(os.environ.get("ODENET_NEW_CASES"))
 EXACT = ["discrete", Discrete(checkpoints=2), "forward", "reversible"]
 CONTINUOUS = ["adjoint", "gauss"]
 STEPS: dict[str, Any] = {"method": "rk4", "step": 0.25}
-quick = settings(max_examples=150, deadline=None, derandomize=not NEW, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=75, deadline=None, derandomize=not NEW, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=2000, deadline=None, derandomize=not NEW, suppress_health_check=list(HealthCheck))
 
 cases = st.fixed_dictionaries(

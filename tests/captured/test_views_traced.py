@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import odenet
+from slow_cases import slow_unless
 from torch_versions import needs_tracing
 
 pytestmark = needs_tracing
@@ -72,8 +73,8 @@ def gradients(model: Any, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (y1.detach(), *torch.autograd.grad(y1.square().sum(), (y0, w)))
 
 
-@pytest.mark.parametrize("steps", ["constant", pytest.param("adaptive", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("view", [v if v in OFTEN else pytest.param(v, marks=pytest.mark.slow) for v in VIEWS])
+@pytest.mark.parametrize("steps", slow_unless(STEPS, "constant"))
+@pytest.mark.parametrize("view", slow_unless(VIEWS, *OFTEN))
 def test_compiled(view: str, steps: str) -> None:
     check_compiled(Layer(VIEWS[view], **STEPS[steps]))
 
@@ -93,7 +94,7 @@ def check_compiled(model: Layer) -> None:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("view", [".T", "chunk", "expand"])
+@pytest.mark.parametrize("view", slow_unless([".T", "chunk", "expand"], ".T", "chunk"))
 def test_exported(view: str, steps: str) -> None:
     model, y0 = Layer(VIEWS[view], **STEPS[steps]), torch.linspace(-1, 1, 6).view(2, 3)
     with torch.no_grad():

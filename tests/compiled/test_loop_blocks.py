@@ -15,6 +15,7 @@ from odenet.compiled.plan_cache import PlanCache, solver_settings
 from odenet.control import PID
 from odenet.core.pytrees import flatten
 from odenet.engine.problem import Problem
+from slow_cases import slow_unless
 
 F64 = torch.float64
 
@@ -58,7 +59,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["ends", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "ends")])
+@pytest.mark.parametrize("name", slow_unless(CASES, "ends"))
 def test_as_eager(name, params, y0):
     ts, options = CASES[name]
     same(field_of(*params) if name != "per sample" else rowwise(*params), y0, ts, params, **options)

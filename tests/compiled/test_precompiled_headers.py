@@ -79,6 +79,12 @@ def full(**_):
     raise OSError("no space left on device")
 
 
+def test_turned_off(folder, processes):
+    with inductor().config.patch(cpp_cache_precompile_headers=False):
+        assert asked() is None
+    assert not folder.exists() and processes == []
+
+
 def test_another_compiler_makes_another(folder, processes, monkeypatch):
     compiles_in(0, monkeypatch)
     for version in ("12.2", "14.2", "12.2"):

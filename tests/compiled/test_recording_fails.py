@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import odenet
 from odenet.compat import torchdiffeq as drop_in
+from slow_cases import slow_unless
 
 W = torch.tensor([[0.2, 0.5], [-0.5, 0.1]], dtype=torch.float64)
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -181,7 +182,7 @@ def unchanged() -> Iterator[None]:
     assert torch.func.vmap(torch.func.grad(lambda s: s * s))(torch.ones(2)).tolist() == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("per_sample", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["joint", "per sample"])
+@pytest.mark.parametrize("per_sample", slow_unless([False, True], False), ids=["joint", "per sample"])
 @pytest.mark.parametrize("f", FIELDS, ids=lambda f: f.__name__)
 def test_the_interpreter_is_as_it_was_and_the_solution_right(f: Field, per_sample: bool) -> None:
     y0 = torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import odenet
 from gradient_settings import APPROXIMATE, SETTINGS
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -98,7 +99,7 @@ def results(gradient: Any, args: tuple[Tensor, ...], f: Any, **options: Any) -> 
     return [sol.ys, *torch.autograd.grad(value, (y0, ts, *(x for x in args if x.requires_grad)))]
 
 
-@pytest.mark.parametrize("gradient", SETTINGS, ids=str)
+@pytest.mark.parametrize("gradient", slow_unless(SETTINGS, "discrete", "adjoint", SETTINGS[-1]), ids=str)
 def test_every_gradient(gradient: Any) -> None:
     """As with a field that cannot do without the whole batch; args with a row a sample, and a shared one of 8 rows."""
     k = (0.5 * 40.0 ** torch.linspace(0, 1, 8, dtype=D)).requires_grad_()

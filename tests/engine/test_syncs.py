@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import odenet
+from slow_cases import slow_unless
 
 
 def field(t: Tensor, y: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def looks(tolerance: float, compile: bool) -> tuple[int, int]:
 
 
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # until PyTorch 2.10
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compile", slow_unless([False, True], False))
 def test_one_look_a_step(compile: bool) -> None:
     """Only that which decides: the error, or in a compiled loop whether it goes on; after 50 one at stiffness."""
     (few, first), (many, second) = looks(1e-3, compile), looks(1e-9, compile)

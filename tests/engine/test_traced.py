@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import odenet
 from odenet.api.options import Options
 from odenet.nn import MLPField, NeuralODE
+from slow_cases import slow_unless
 from torch_versions import needs_tracing
 
 D = torch.float64
@@ -77,25 +78,26 @@ def same(model: Model, ts: list[float], backend: str, times: bool, tol: float) -
         torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
-@pytest.mark.parametrize(
-    ("options", "ts", "times"),
-    [
-        ({}, [0.0, 0.3, 0.5, 1.0], False),
-        ({"method": "dopri5", "gradient": "backprop"}, [1.0, 0.0], False),
-        ({"method": "rk4", "step": 0.3}, [0.0, 0.5, 1.0], False),
-        ({"controller": odenet.PID(jump_ts=[0.4])}, [0.0, 0.2, 1.0], False),
-        ({"gradient": "adjoint"}, [0.0, 0.6, 1.0], True),
-        ({"gradient": "adjoint", "method": "rk4", "step": 0.1}, [0.0, 1.0], False),
-    ],
-    ids=["tsit5", "dopri5", "rk4", "jump", "adjoint", "adjoint-rk4"],
-)
-def test_one_graph(options: Any, ts: list[float], times: bool) -> None:
+ONE_GRAPH: dict[str, tuple[dict[str, Any], list[float], bool]] = {
+    # options, ts, whether ts asks for a gradient
+    "tsit5": ({}, [0.0, 0.3, 0.5, 1.0], False),
+    "dopri5": ({"method": "dopri5", "gradient": "backprop"}, [1.0, 0.0], False),
+    "rk4": ({"method": "rk4", "step": 0.3}, [0.0, 0.5, 1.0], False),
+    "jump": ({"controller": odenet.PID(jump_ts=[0.4])}, [0.0, 0.2, 1.0], False),
+    "adjoint": ({"gradient": "adjoint"}, [0.0, 0.6, 1.0], True),
+    "adjoint-rk4": ({"gradient": "adjoint", "method": "rk4", "step": 0.1}, [0.0, 1.0], False),
+}
+
+
+@pytest.mark.parametrize("name", slow_unless(ONE_GRAPH, "tsit5", "rk4", "adjoint"))
+def test_one_graph(name: str) -> None:
+    options, ts, times = ONE_GRAPH[name]
     # an eager adjoint with constant rk4 steps integrates the parameters' gradient by rk4's own weights, to their order
     own = options.get("gradient") == "adjoint" and "step" in options
     same(Model(**options), ts, "eager", times, 1e-5 if own else 1e-10)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "adjoint"])
+@pytest.mark.parametrize("gradient", slow_unless(["discrete", "adjoint"], "discrete"))
 def test_through_aot_autograd(gradient: str) -> None:
     same(Model(gradient=gradient), [0.0, 1.0], "aot_eager", False, 1e-10)
 

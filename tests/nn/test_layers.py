@@ -12,6 +12,7 @@ import torch
 import odenet
 from odenet.nn import Augmented, ConvField, MLPField, NeuralODE, classifier
 from odenet.nn.fields import TimeConv2d
+from slow_cases import slow_unless
 from torch_versions import needs_tracing
 
 
@@ -108,7 +109,7 @@ def test_layer_is_the_solve() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # dynamo's own too
 @needs_tracing
-@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", slow_unless(["discrete", "backprop", "adjoint"], "discrete"))
 def test_inside_a_compiled_model(gradient: str) -> None:
     """`torch.compile` of a model makes one graph of it, solve and all."""
     torch.manual_seed(0)

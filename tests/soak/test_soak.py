@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import odenet
+from slow_cases import slow_unless
 
 TOOL = Path(__file__).parents[2] / "tools" / "soak.py"
 
@@ -50,7 +51,7 @@ def test_no_growth_compiled() -> None:
 kept = []
 
 
-@pytest.mark.parametrize("leaks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("leaks", slow_unless([False, True], True))
 def test_growth_is_seen(soak, leaks: bool) -> None:
     """A solve that leaves a tensor, and its field, behind."""
 

@@ -190,7 +190,7 @@ def test_the_task_of_the_page(tmp_path: Path) -> None:
 
     shown = started("train", "oscillator", "--help")
     assert "--hidden" in shown.out and "--quick" in shown.out, shown.err
-    ended = started("train", "oscillator", "--out", "run")
+    ended = started("train", "oscillator", "--epochs", "12", "--out", "run")
     assert ended.code == 0, ended.err
     rows = table(tmp_path / "run" / "metrics.csv")
     assert float(rows[-1]["val_loss"]) < 0.2 * float(rows[0]["val_loss"]) and float(rows[0]["nfe"]) > 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from odenet.train.files import locked
+from slow_cases import slow_unless
 from train.runs import Ended, ForkServer, assert_same, command, environment, partial, run
 
 WORDS = ("train", "images", "--net", "resnet", "--quick", "--epochs", 3)
@@ -234,7 +235,7 @@ def test_ctrl_c_in_a_real_run(fork_server: ForkServer, undisturbed: Path, tmp_pa
     assert_same(undisturbed, out)
 
 
-@pytest.mark.parametrize("limit", [60, 30_000])
+@pytest.mark.parametrize("limit", slow_unless([60, 30_000], 60))
 def test_no_room_for_files(tmp_path: Path, limit: int) -> None:
     """The system refuses to write more than `limit` bytes: met by the log's thread, or by the checkpoint."""
     words = command(*WORDS, "--out", tmp_path / "run")

@@ -1,6 +1,6 @@
-"""The headers that Inductor's C++ code includes, parsed once a machine.
+"""The headers that Inductor's C++ code includes, parsed once a machine: half of the compilation of a small library.
 
-They take more than half of the compilation of a small library. GCC and Clang read them from a file of some 180 MB, made for one set of flags. A process of its own makes it while the
+GCC and Clang read them from a file of some 180 MB, made for one set of flags. A process of its own makes it while the
 first library is recorded and lowered. Nothing waits for it: until it is whole, libraries are compiled without it.
 """
 
@@ -42,8 +42,11 @@ def compiler_flags(optimize: bool, precompiling: bool = False) -> Any:
 def precompiled_header(optimize: bool) -> Path | None:
     """The header for these flags, None while there is none. Call it under the compile lock.
 
-    The first call starts to make it, in a process that outlives this one and does not get its Ctrl-C.
+    The first call starts to make it, in a process that outlives this one and does not get its Ctrl-C. Inductor's own
+    setting `cpp_cache_precompile_headers` turns it off.
     """
+    if os.name != "posix" or not inductor().config.cpp_cache_precompile_headers:
+        return None
     flags = compiler_flags(optimize, precompiling=True)
     builder = inductor().CppBuilder(name="headers.h", sources="headers.h", BuildOption=flags)
     command, made = builder.get_command_line(), Path(builder.get_target_file_path()).name
@@ -52,7 +55,7 @@ def precompiled_header(optimize: bool) -> Path | None:
     if (place / made).exists():
         return place / "headers.h"
     with suppress(OSError):  # a full or read-only disk: libraries are compiled without
-        if os.name == "posix" and _is_first(place):
+        if _is_first(place):
             _start(command, place, made)
     return None
 

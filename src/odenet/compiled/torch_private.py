@@ -62,6 +62,7 @@ INDUCTOR: Names = {
     "torch._inductor:config": (),
     "torch._inductor.config:cpp_wrapper_build_separate": (),
     "torch._inductor.config:cpp.vec_isa_ok": (),
+    "torch._inductor.config:cpp_cache_precompile_headers": (),
     "torch._inductor.virtualized:V.set_fake_mode": (),
     "torch._inductor.codegen.common:register_backend_for_device": (
         *("device", "device_scheduling", "device_wrapper_codegen", "device_cpp_wrapper_codegen"),
