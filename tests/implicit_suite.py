@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from functools import cache
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import odenet
-from method_suite import MethodSuite
+from method_suite import PER_SAMPLE_DTYPES, MethodSuite
 from odenet.methods import METHODS, ImplicitRK, linear_solvers
 from slow_cases import slow_unless
 
@@ -54,6 +55,10 @@ class ImplicitSuite(MethodSuite):
     def options(self, tol: float = 1e-6) -> dict[str, Any]:
         return {"step": 0.05}
 
+    @pytest.mark.parametrize("dtype", slow_unless(PER_SAMPLE_DTYPES, torch.float64, torch.complex64))
+    def test_per_sample_is_as_alone(self, dtype: torch.dtype) -> None:
+        super().test_per_sample_is_as_alone(dtype)
+
     def test_stiff(self) -> None:
         """A rate of 1e6 at steps of 0.1: bounded, and near the slow solution."""
         k = torch.tensor(1e6, dtype=D)
@@ -61,8 +66,9 @@ class ImplicitSuite(MethodSuite):
         exact = torch.cos(torch.tensor(2.0, dtype=D))
         assert float((sol.y1 - exact).abs().max()) < (0.05 if self.order == 1 else 5e-3)
 
-    @pytest.mark.parametrize("dense", [True, False])
-    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize(
+        ("per_sample", "dense"), slow_unless(itertools.product((False, True), repeat=2), (False, False), (True, True))
+    )
     def test_gradients(self, per_sample: bool, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the implicit function theorem, with a factorised matrix and matrix-free: equal to central differences."""
         if not dense:

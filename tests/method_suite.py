@@ -15,6 +15,7 @@ import odenet
 from odenet.methods import METHODS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+PER_SAMPLE_DTYPES = (torch.float64, torch.float32, torch.complex64, torch.bfloat16)
 
 
 def forced(t: Tensor, y: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class MethodSuite:
             torch.testing.assert_close(sol(1.0), sol.y1, rtol=1e-13, atol=1e-13)
         assert math.log2(worst[0] / worst[1]) > min(self.order, 3) - 0.5
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex64, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", PER_SAMPLE_DTYPES)
     def test_per_sample_is_as_alone(self, dtype: torch.dtype) -> None:
         """Bit for bit, with own times and args: as in a joint solve of the sample, and in a batch of one.
 

@@ -10,4 +10,9 @@ import pytest
 
 def slow_unless(values: Iterable[Any], *quick: Any) -> list[Any]:
     """Parameters of a test: all but those named are run by `make test-all` alone."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    return [v if v in quick else _slow(v) for v in values]
+
+
+def _slow(value: Any) -> Any:
+    values = value if isinstance(value, tuple) else (value,)  # of several parameters, or of one
+    return pytest.param(*values, marks=pytest.mark.slow)

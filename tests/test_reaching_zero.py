@@ -108,7 +108,7 @@ def test_the_end_of_the_solve_counts() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*nonlinear solve did not converge")  # next to a pole
-@pytest.mark.parametrize("interpolation", ["own", "linear", "cubic"])
+@pytest.mark.parametrize("interpolation", slow_unless(["own", "linear", "cubic"], "own"))
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_an_event_is_a_zero_at_the_state_that_is_returned(name: str, interpolation: str) -> None:
     """y' = 50 y from 1 in steps of 0.1: the polynomial of a step dips far below zero, and the solution does not.

@@ -15,6 +15,7 @@ from torch import Tensor
 import odenet
 from odenet import Grid, StiffnessWarning
 from odenet.methods import METHODS
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -146,7 +147,7 @@ EASY: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9])
+@pytest.mark.parametrize("tolerance", slow_unless([1e-3, 1e-6, 1e-9], 1e-3, 1e-6))
 @pytest.mark.parametrize("name", EASY)
 def test_others_are_not(name: str, tolerance: float) -> None:
     f, y0, end = EASY[name]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import odenet
 from gradient_settings import GRADIENTS
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -43,7 +44,7 @@ def in_a_thread(work: Callable[[], Any]) -> Any:
     [{}, {"per_sample": True}, {"dense": True}, {"method": "rk4", "step": 0.05}, {"method": "dopri8"}, {"event": True}],
     ids=str,
 )
-@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("moving", slow_unless([False, True], True))
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_in_another_thread(gradient: str, moving: bool, options: dict[str, Any]) -> None:
     """Autograd numbers its nodes by thread."""

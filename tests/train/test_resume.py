@@ -72,11 +72,10 @@ def fault(fork_server: ForkServer, undisturbed: Path, tmp_path: Path, kind: str,
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        *(("kill", n) for n in (1, 2, 7, 8, 10, 13)),
-        *(("ENOSPC", n) for n in (1, 6, 9)),
+        *slow_unless((("kill", n) for n in (1, 2, 7, 8, 10, 13)), ("kill", 2), ("kill", 8), ("kill", 13)),
+        *slow_unless((("ENOSPC", n) for n in (1, 6, 9)), ("ENOSPC", 6)),
         ("EIO", 8),
-        ("stop", 2),
-        ("stop", 9),
+        *slow_unless([("stop", 2), ("stop", 9)], ("stop", 9)),
     ],
 )
 def test_fault(kind: str, number: int, fork_server: ForkServer, undisturbed: Path, tmp_path: Path) -> None:
