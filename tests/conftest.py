@@ -20,7 +20,9 @@ settings.load_profile("odenet")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Weights that a test, or a fixture of its module, draws from PyTorch's global state are the same in every run."""
-    if not NEW_CASES:
-        torch.manual_seed(0)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test, or a fixture of its module, draws from PyTorch's global state is the same in every run.
+
+    With new cases it follows the seed that was printed for the order of the tests.
+    """
+    torch.manual_seed(int(item.config.getoption("randomly_seed", default=0)) if NEW_CASES else 0)
