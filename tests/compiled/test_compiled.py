@@ -10,6 +10,7 @@ import torch
 
 import odenet
 from compiled.sides import field_of, same, solved
+from slow_cases import slow_unless
 
 SOURCE = Path(__file__).parents[2] / "src"
 ENDS, MORE = [0.0, 2.0], [0.0, 0.0, 0.5, 1.1, 1.1, 2.0]
@@ -24,7 +25,7 @@ def test_as_eager(ts, params, y0):
     same(field_of(*params), y0, ts, params)
 
 
-@pytest.mark.parametrize("length", [2, 6])
+@pytest.mark.parametrize("length", slow_unless([2, 6], 6))
 def test_a_solve_of_no_length(length, params, y0):
     sol, (grad,) = solved(field_of(*params), y0, [1.0] * length, method="bosh3")
     assert torch.equal(sol.ys, y0.expand(length, 4, 3))

@@ -22,6 +22,7 @@ from torch.distributions import (
 import odenet
 from gradient_settings import APPROXIMATE, NAMES
 from odenet.nn import CNF, ConcatSquashField, MLPField
+from slow_cases import slow_unless
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 A = torch.tensor([[-0.5, 1.2], [0.3, 0.4]], dtype=torch.float64)
@@ -386,7 +387,7 @@ def test_torch_func(x: Tensor) -> None:
     torch.testing.assert_close(hessian, hessian.T)
 
 
-@pytest.mark.parametrize("trace", ["exact", "hutchinson", "hutch++"])
+@pytest.mark.parametrize("trace", slow_unless(["exact", "hutchinson", "hutch++"], "exact", "hutchinson"))
 @pytest.mark.parametrize("own", [True, False], ids=["library's field", "any field"])
 def test_compiled(trace: Any, own: bool) -> None:
     torch.manual_seed(0)
