@@ -10,6 +10,7 @@ import torch
 
 import odenet
 from compiled.sides import field_of, same, solved
+from odenet.compiled import build
 from slow_cases import slow_unless
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -38,6 +39,20 @@ def test_without_gradients(params, y0):
         a, b = (odenet.solve(f, y0, MORE, compile=way) for way in (False, True))
     torch.testing.assert_close(b.ys, a.ys, rtol=1e-10, atol=1e-10)
     assert not b.ys.requires_grad
+
+
+@pytest.mark.parametrize(("grad", "dense"), slow_unless([(False, False), (True, True)], (False, False)))
+def test_the_measurement_at_first_use_needs_no_library_of_its_own(grad, dense, y0, monkeypatch):
+    """In grad mode, where nothing asks for a gradient, one library; with a gradient and dense output, two."""
+    made, compile_loop = [], build.compile_loop
+    monkeypatch.setattr(build, "compile_loop", lambda *args: made.append(args) or compile_loop(*args))
+    rate = torch.tensor(0.123, dtype=torch.float64, requires_grad=grad)
+    sol = odenet.solve(lambda t, y: -rate * y, y0, ENDS, method="bosh3", dense=dense, compile=True)
+    assert sol.y1.requires_grad == grad and len(made) == 1 + grad
+    if grad:
+        loss = sol.y1.square().sum()
+        torch.testing.assert_close(torch.autograd.grad(loss, rate)[0], -4 * loss, rtol=1e-3, atol=0.0)
+        assert len(made) == 2
 
 
 def test_a_second_solve_compiles_nothing(params, y0, compiles_nothing):
