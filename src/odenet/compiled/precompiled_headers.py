@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def precompiled_header(optimize: bool) -> Path | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def _compiler(path: str) -> str:
     """What tells two versions of a compiler apart: each reads its own headers only."""
     return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
