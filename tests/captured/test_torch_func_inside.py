@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -123,3 +124,26 @@ def test_empty_pytrees_in_args_reach_f() -> None:
     for gradient in NAMES:
         sol = odenet.solve(f, y0, [0.0, 1.0], args=({}, ()), gradient=gradient)
         assert sol.y1.detach().allclose(torch.exp(torch.tensor(-1.0, dtype=torch.float64)), atol=1e-4)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_a_field_that_keeps_its_input(trace: str) -> None:
+    """The trace is taken inside a transform, whose tensors outlive it in the module."""
+
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+            self.last: Tensor | None = None
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            self.last = x
+            return self.rate * x
+
+    field = Keeping()
+    flow = odenet.nn.CNF(field, event_shape=2, trace=trace, rtol=1e-8, atol=1e-8)
+    found = flow.log_prob(torch.zeros(3, 2, dtype=torch.float64))
+    exact = -math.log(2 * math.pi) - 2 * 0.7  # the density of N(0, exp(1.4) I) at 0
+    torch.testing.assert_close(found, torch.full((3,), exact, dtype=torch.float64), rtol=1e-8, atol=0.0)
+    (grad,) = torch.autograd.grad(found.sum(), field.rate)
+    assert float(grad) == pytest.approx(-6.0, rel=1e-6)

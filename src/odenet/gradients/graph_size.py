@@ -26,15 +26,13 @@ class GraphSize(saved_tensors_hooks):
 
     def bytes_without(self, excluded: Iterable[Tensor]) -> int:
         """Bytes of all saved tensors except those that share memory with `excluded`."""
-        for pointer in {x.untyped_storage().data_ptr() for x in excluded if x.layout is torch.strided}:
-            self._sizes.pop(pointer, None)
+        for x in excluded:
+            if (storage := _storage(x)) is not None:
+                self._sizes.pop(storage.data_ptr(), None)
         return sum(self._sizes.values())
 
     def _pack(self, x: Tensor) -> Tensor:
-        inner = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
-        # a zero tensor of forward mode has no storage, and a sparse tensor does not expose one
-        if not inner._is_zerotensor() and inner.layout is torch.strided:
-            storage = inner.untyped_storage()
+        if (storage := _storage(x)) is not None:
             self._sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
@@ -42,6 +40,13 @@ class GraphSize(saved_tensors_hooks):
         """Count these tensors as well."""
         for x in leaves:
             self._pack(x)
+
+
+def _storage(x: Tensor) -> torch.UntypedStorage | None:
+    """The memory of a tensor, also of one that f kept from inside a transform of `torch.func`."""
+    inner = unwrapped(x) if functorch.is_functorch_wrapped_tensor(x) else x
+    # a zero tensor of forward mode has no storage, and a sparse tensor does not expose one
+    return None if inner._is_zerotensor() or inner.layout is not torch.strided else inner.untyped_storage()
 
 
 def saved_tensors(outputs: Leaves, marker: int) -> Iterator[Tensor]:
