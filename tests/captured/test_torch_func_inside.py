@@ -147,3 +147,16 @@ def test_a_field_that_keeps_its_input(trace: str) -> None:
     torch.testing.assert_close(found, torch.full((3,), exact, dtype=torch.float64), rtol=1e-8, atol=0.0)
     (grad,) = torch.autograd.grad(found.sum(), field.rate)
     assert float(grad) == pytest.approx(-6.0, rel=1e-6)
+
+
+def test_a_closure_that_keeps_inputs_that_ask_for_a_gradient() -> None:
+    kept: list[Tensor] = []
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        kept.append(x)
+        return 0.7 * x
+
+    flow = odenet.nn.CNF(f, event_shape=2, rtol=1e-8, atol=1e-8)
+    x = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    torch.testing.assert_close(grad, -math.exp(-1.4) * torch.ones_like(x), rtol=1e-6, atol=0.0)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .torch_func import functorch, inside_transform
+
 _MAX_DEPTH = 5  # of nested containers
 _PLAIN = (str, bytes, int, float, complex, type, type(None), ModuleType, torch.dtype, torch.device, bool)
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # attributes of a module, searched by its own methods
@@ -44,7 +46,7 @@ def find_reachable(f: Any) -> Reachable:
 
     def visit(name: str, x: Any, depth: int) -> None:
         if isinstance(x, Tensor):
-            if x.requires_grad:
+            if x.requires_grad and not _outlives_transform(x):
                 _add(reachable, name.lstrip("."), x)
             return
         if depth > _MAX_DEPTH or id(x) in seen or isinstance(x, _PLAIN):
@@ -67,6 +69,11 @@ def generators(reachable: Reachable, args: Iterable[Any]) -> list[torch.Generato
     """The generators that f can reach and those among `args`, without duplicates."""
     both = [*reachable.generators, *(x for x in args if isinstance(x, torch.Generator))]
     return list({id(x): x for x in both}.values())
+
+
+def _outlives_transform(x: Tensor) -> bool:
+    """Whether f kept x from inside a transform of `torch.func` that has ended: it is no input of the solve."""
+    return functorch.is_functorch_wrapped_tensor(x) and not inside_transform()
 
 
 def _add(reachable: Reachable, name: str, x: Tensor) -> None:
