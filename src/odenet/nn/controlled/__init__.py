@@ -1,0 +1,1 @@
+"""Controlled differential equations: models that a path through a series drives."""

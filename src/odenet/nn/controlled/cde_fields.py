@@ -1,0 +1,80 @@
+"""Vector fields of controlled equations: a matrix for each state, (hidden, channels), or its product with dX/ds."""
+
+from __future__ import annotations
+
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ...core.validate import integer
+
+
+@runtime_checkable
+class HasProduct(Protocol):
+    """A field that multiplies by dX/ds itself: prod(s, z, dX), (B, hidden), from z (B, hidden) and dX (B, channels)."""
+
+    def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor: ...
+
+
+@final
+class CDEField(nn.Module):
+    """f(s, z), (B, hidden, channels), by a perceptron whose last activation, tanh, bounds it. Kidger et al. 2020.
+
+    hidden: size of z. channels: of the path. width: of the perceptron's layers. depth: number of its hidden layers.
+    """
+
+    def __init__(self, hidden: int, channels: int, width: int = 64, depth: int = 1) -> None:
+        super().__init__()
+        self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
+        self.net = _perceptron(hidden, width, depth, hidden * channels)
+
+    def forward(self, s: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(self.net(z)).unflatten(-1, (self.hidden, self.channels))
+
+
+@final
+class LowRankCDEField(nn.Module):
+    """f(s, z) = U(z) V(z) of rank `rank`, for paths of many channels. The other arguments are those of `CDEField`.
+
+    A perceptron gives rank (hidden + channels) numbers in place of hidden times channels.
+    """
+
+    def __init__(self, hidden: int, channels: int, rank: int, width: int = 64, depth: int = 1) -> None:
+        super().__init__()
+        self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
+        self.rank = integer("rank", rank)
+        self.net = _perceptron(hidden, width, depth, rank * (hidden + channels))
+
+    def _factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        u, v = torch.tanh(self.net(z)).split([self.rank * self.hidden, self.rank * self.channels], -1)
+        return u.unflatten(-1, (self.hidden, self.rank)) / self.rank**0.5, v.unflatten(-1, (self.rank, self.channels))
+
+    def forward(self, s: Tensor, z: Tensor) -> Tensor:
+        u, v = self._factors(z)
+        return u @ v
+
+    def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
+        u, v = self._factors(z)
+        return (u @ (v @ dx[..., None]))[..., 0]
+
+
+def _perceptron(size: int, width: int, depth: int, out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(integer("depth", depth)):
+        layers += [nn.Linear(size, integer("width", width)), nn.ReLU()]
+        size = width
+    return nn.Sequential(*layers, nn.Linear(size, out))
+
+
+def times_derivative(field: nn.Module, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
+    """f(s, z) dX/ds, (B, hidden)."""
+    if isinstance(field, HasProduct):
+        return field.prod(s, z, dx)
+    matrix = field(s, z)
+    if matrix.shape != (*z.shape, dx.shape[-1]):
+        raise ValueError(
+            f"field(s, z) must be (samples, hidden, channels), {(*z.shape, dx.shape[-1])}: the path has {dx.shape[-1]} "
+            f"channels, time among them; got shape {tuple(matrix.shape)}"
+        )
+    return (matrix @ dx[..., None])[..., 0]

@@ -1,0 +1,95 @@
+"""Recurrent models of series: a state that evolves between rows and is updated at each."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ...series.series import Series
+from ..series_model import SeriesModel
+
+
+class Recurrence(SeriesModel):
+    """Base of models whose state after a row depends on this row and those before it alone.
+
+    forward(series, ts=None), states(series): as `SeriesModel`. At a time ts the state is that after the last row up to
+    ts, evolved to ts; before the first row it is the initial state. before(series): the output just before each row,
+    from the rows before it alone, (B, T, out).
+
+    A subclass says how the state evolves over a gap (`advance`) and what a row does to it (`update`).
+    """
+
+    def __init__(self, channels: int, hidden: int, out: int | None, static: int) -> None:
+        super().__init__(channels, hidden, out, static)
+        self.initial = nn.Linear(static, hidden) if static else None
+
+    def before(self, series: Series) -> Tensor:
+        """The output just before each row, (B, T, out)."""
+        return self.readout(self.run(self.scaled(series))[0])
+
+    @abstractmethod
+    def advance(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The state at t1 (B,) from h (B, hidden) at t0 (B,), without a row between them."""
+
+    @abstractmethod
+    def update(self, h: Tensor, inputs: Tensor) -> Tensor:
+        """The state after a row, from that before it and the row's inputs (B, F)."""
+
+    def row_inputs(self, series: Series) -> Tensor:
+        """What `update` gets of each row, (B, T, F): values, 0 where missing, and 1 where they are observed."""
+        return torch.cat([series.x, series.mask.to(series.x)], -1)
+
+    def advance_to(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
+        """The states at increasing times ts (B, Q), none before t0 (B,): (B, Q, hidden)."""
+        size, count = ts.shape
+        states = h[:, None].expand(-1, count, -1).flatten(0, 1)
+        return self.advance(states, t0[:, None].expand(ts.shape).flatten(), ts.flatten()).unflatten(0, (size, count))
+
+    def row_states(self, series: Series) -> Tensor:
+        return self.run(series)[1]
+
+    def states_at(self, series: Series, ts: Tensor) -> Tensor:
+        _, after = self.run(series)
+        order = ts.argsort(1)
+        ts = ts.gather(1, order)
+        last = series.t[:, -1]
+        inside, later = ts <= last[:, None], ts > last[:, None]
+        states = self._between(series, after, torch.where(inside, ts, last[:, None]))
+        if bool(later.any()):
+            ahead = self.advance_to(after[:, -1], last, torch.where(later, ts, last[:, None]))
+            states = torch.where(later[..., None], ahead, states)
+        return states.gather(1, order.argsort(1)[..., None].expand(states.shape))
+
+    def _between(self, series: Series, after: Tensor, ts: Tensor) -> Tensor:
+        """The states at times up to the last row: each evolved from the row before it."""
+        times = torch.where(series.rows, series.t, torch.inf).contiguous()
+        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1
+        start = row.clamp(min=0)
+        h = after.gather(1, start[..., None].expand(*start.shape, after.shape[-1]))
+        t0 = torch.where(row < 0, ts, series.t.gather(1, start))
+        states = self.advance(h.flatten(0, 1), t0.flatten(), ts.flatten()).unflatten(0, ts.shape)
+        return torch.where((row < 0)[..., None], self.initial_state(series)[:, None], states)
+
+    def initial_state(self, series: Series) -> Tensor:
+        """The state before the first row, (B, hidden): zeros, or a linear map of the static features."""
+        if self.initial is None or series.static is None:
+            return series.x.new_zeros(len(series), self.hidden)
+        return self.initial(series.static)
+
+    def run(self, series: Series) -> tuple[Tensor, Tensor]:
+        """The state before and after each row of a scaled series, (B, T, hidden); behind the last row it stays."""
+        h, t = self.initial_state(series), series.t[:, 0]
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        seen = series.mask.any(-1, keepdim=True)
+        for time, inputs, observed in zip(
+            series.t.unbind(1), self.row_inputs(series).unbind(1), seen.unbind(1), strict=True
+        ):
+            h = self.advance(h, t, time)
+            before.append(h)
+            h = torch.where(observed, self.update(h, inputs), h)
+            after.append(h)
+            t = time
+        return torch.stack(before, 1), torch.stack(after, 1)
