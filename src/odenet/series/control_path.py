@@ -16,7 +16,7 @@ class ControlPath:
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
     of s less the knot before it. smooth: whether dX/ds is continuous. times: the time at each knot, (B, K), where it is
-    another number than s. rows: numbers of the knots at which the series has its rows, (T,).
+    another number than s. rows: the s of the rows of the series, (T,).
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
@@ -36,6 +36,12 @@ class ControlPath:
     def interval(self) -> Tensor:
         """The first and the last knot, (2,)."""
         return self.knots[[0, -1]]
+
+    def at_knots(self) -> Tensor:
+        """X at every knot, (K, B, C)."""
+        length = self.knots[-1] - self.knots[-2]
+        powers = length ** torch.arange(self.pieces.shape[1], dtype=self.knots.dtype, device=self.knots.device)
+        return torch.cat([self.pieces[:, 0], (self.pieces[-1] * powers[:, None, None]).sum(0, keepdim=True)])
 
     def evaluate(self, s: Tensor) -> Tensor:
         """X(s), (B, C), or (B, S, C) for s of shape (S,). Beyond the ends the first and last piece go on."""
@@ -66,16 +72,18 @@ def derivative_pieces(pieces: Tensor) -> Tensor:
 
 def piece_value(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
     """The polynomial at one s, (B, C). s: (), or (B,) for a number of each sample."""
-    index = (torch.searchsorted(knots, s.detach(), right=True) - 1).clamp(0, len(pieces) - 1)
-    u = s - knots[index]
+    # the number of a piece stays a tensor, which a graph can hold; `searchsorted` has no such form for one s
+    index = ((knots <= s.detach()[..., None]).sum(-1) - 1).clamp(0, len(pieces) - 1)
     if s.ndim:
-        piece = pieces.movedim(2, 0)[torch.arange(len(s), device=s.device), index]  # (B, P + 1, C)
-        u = u[:, None]
+        u = (s - knots[index])[:, None]
+        piece = pieces.movedim(2, 0)[torch.arange(len(s), device=s.device), index].unbind(1)  # P + 1 of (B, C)
     else:
-        piece = pieces.index_select(0, index.reshape(1))[0].movedim(1, 0)
-    value = piece[:, -1]
-    for power in range(piece.shape[1] - 2, -1, -1):
-        value = piece[:, power] + u * value
+        index = index.reshape(1)
+        u = s - knots.index_select(0, index)
+        piece = pieces.index_select(0, index)[0].unbind(0)
+    value = piece[-1]
+    for coefficient in reversed(piece[:-1]):
+        value = coefficient + u * value
     return value
 
 

@@ -23,9 +23,7 @@ def linear(series: Series, counts: bool = False, online: bool = False) -> Contro
     """
     x, time = _channels(series, counts, online)
     knots = _numbers(x, len(x[0]))
-    return _path(
-        knots, torch.stack([x[:, :-1], x.diff(dim=1)], 1), False, time, torch.arange(len(x[0]), device=x.device)
-    )
+    return _path(knots, torch.stack([x[:, :-1], x.diff(dim=1)], 1), False, time, knots)
 
 
 def rectilinear(series: Series, counts: bool = False) -> ControlPath:
@@ -38,7 +36,8 @@ def rectilinear(series: Series, counts: bool = False) -> ControlPath:
     x = torch.cat([torch.stack([x[:, :-1], corner], 2).flatten(1, 2), x[:, -1:]], 1)
     times = torch.cat([time[:, :1], time[:, 1:].repeat_interleave(2, 1)], 1)
     pieces = torch.stack([x[:, :-1], x.diff(dim=1)], 1)
-    return _path(_numbers(x, x.shape[1]), pieces, False, times, torch.arange(0, x.shape[1], 2, device=x.device))
+    knots = _numbers(x, x.shape[1])
+    return _path(knots, pieces, False, times, knots[::2])
 
 
 def hermite(series: Series, counts: bool = False, online: bool = False) -> ControlPath:
@@ -69,7 +68,7 @@ def _cubic(knots: Tensor, x: Tensor, slopes: Tensor, time: Tensor) -> ControlPat
     """knots one apart."""
     rise, left, right = x.diff(dim=1), slopes[:, :-1], slopes[:, 1:]
     pieces = torch.stack([x[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 1)
-    return _path(knots, pieces, True, time, torch.arange(len(knots), device=x.device))
+    return _path(knots, pieces, True, time, knots)
 
 
 def _path(knots: Tensor, pieces: Tensor, smooth: bool, times: Tensor, rows: Tensor) -> ControlPath:
@@ -92,3 +91,16 @@ def _counts(series: Series) -> Tensor:
 
 def _numbers(like: Tensor, count: int) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
+
+
+def extension(width: int, t0: Tensor, t1: Tensor, slope: Tensor | None = None) -> ControlPath:
+    """Paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
+
+    width: number of channels. slope: dX/ds with which they begin, (N, width), as that of `hermite` at a row; they end
+    with the slope of the line.
+    """
+    rise = torch.cat([(t1 - t0)[:, None], t0.new_zeros(len(t0), width - 1)], -1)
+    start = torch.cat([t0[:, None], torch.zeros_like(rise[:, 1:])], -1)
+    parts = [start, rise] if slope is None else [start, slope, 2 * rise - 2 * slope, slope - rise]
+    ends = torch.arange(2, dtype=t0.dtype, device=t0.device)
+    return ControlPath(ends, torch.stack(parts)[None], slope is not None, torch.stack([t0, t1], 1), ends)
