@@ -21,6 +21,7 @@ def check_kinds(t: Any, x: Any, mask: Any, length: Any, static: Any) -> None:
                 f"{name} must be a floating-point tensor; got {describe_kind(value)}. odenet.series.from_lists, "
                 "from_long and from_wide take lists and tables"
             )
+    for name, value in numbers.items():
         if value.dtype != x.dtype:
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}; got {value.dtype}: convert one of them")
     if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
