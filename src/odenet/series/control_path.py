@@ -67,7 +67,7 @@ class ControlPath:
         t0, t1 = self.times.gather(1, after - 1), self.times.gather(1, after)
         s0, s1 = self.knots[after - 1], self.knots[after]
         ratio = ((t - t0) / torch.where(t1 > t0, t1 - t0, 1.0)).clamp(0.0, 1.0)
-        s = s0 + ratio * (s1 - s0)
+        s = s0 + torch.where(t1 > t0, ratio, 1.0) * (s1 - s0)  # where time stands still, what happens then is over
         return s if self.last is None else s.minimum(self.last[:, None])
 
     def _checked(self, s: Any) -> Tensor:

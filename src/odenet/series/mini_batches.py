@@ -29,15 +29,7 @@ def from_packed(
 
     Raises TypeError and ValueError as `Series`, and where the lengths do not add up to N.
     """
-    check_kinds(t, x, mask, length, static)
-    if x.ndim != 2 or t.shape != x.shape[:1]:
-        raise ValueError(f"t must be (N,) and x (N, channels); got {describe_shape(t)} and {describe_shape(x)}")
-    if length.ndim != 1 or bool((length < 0).any()) or int(length.sum()) != len(t):
-        raise ValueError(
-            f"length must be the number of rows of each sample, (B,), {len(t)} in all; got {describe(length.tolist())}"
-        )
-    if mask is not None and mask.shape not in (x.shape, t.shape):
-        raise ValueError(f"mask must be {tuple(x.shape)} or {tuple(t.shape)}; got {describe_shape(mask)}")
+    _check_packed(t, x, length, mask, static)
     size, rows = len(length), int(length.max()) if len(length) else 0
     inside = torch.arange(rows, device=t.device) < length[:, None]
     place = inside.nonzero(as_tuple=True)
@@ -51,6 +43,20 @@ def from_packed(
         channels,
         ids,
     )
+
+
+def _check_packed(t: Any, x: Any, length: Any, mask: Any, static: Any) -> None:
+    if length is None:
+        raise TypeError("length must be a tensor of whole numbers; got None")
+    check_kinds(t, x, mask, length, static)
+    if x.ndim != 2 or t.shape != x.shape[:1]:
+        raise ValueError(f"t must be (N,) and x (N, channels); got {describe_shape(t)} and {describe_shape(x)}")
+    if length.ndim != 1 or bool((length < 0).any()) or int(length.sum()) != len(t):
+        raise ValueError(
+            f"length must be the number of rows of each sample, (B,), {len(t)} in all; got {describe(length.tolist())}"
+        )
+    if mask is not None and mask.shape not in (x.shape, t.shape):
+        raise ValueError(f"mask must be {tuple(x.shape)} or {tuple(t.shape)}; got {describe_shape(mask)}")
 
 
 def cat(parts: Sequence[Series]) -> Series:
