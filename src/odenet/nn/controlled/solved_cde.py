@@ -64,7 +64,7 @@ class SolvedCDE(ControlledModel):
             ts = torch.cat([knots[:1].expand(len(at), 1), at], 1)
             options["per_sample"] = True
         if "controller" not in options and "step" not in options and len(knots) > 2:
-            options["controller"] = PID(step_ts=knots[1:-1]) if path.smooth else PID(jump_ts=knots[1:-1])
+            options["controller"] = PID(step_ts=knots[1:-1], jump_ts=path.jumps)
         # every piece may need some steps: a limit for all paths would refuse long ones
         options.setdefault("max_steps", 10_000 + 100 * len(knots))
         sol = solve(self._slope, z0, ts, args=(knots, derivative_pieces(path.pieces)), **cast(SolveOptions, options))
