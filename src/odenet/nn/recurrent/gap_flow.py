@@ -32,6 +32,8 @@ class GapFlow(nn.Module):
 
     def forward(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """h at t1: (B, H), from h (B, H); t0, t1: (B,)."""
+        if not h.numel():  # a solve needs a state
+            return h
         ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
         return self._over_one(h, ends, (t0, t1 - t0)).y1
 
@@ -42,7 +44,7 @@ class GapFlow(nn.Module):
             h = self(h, t0, t)
             states.append(h)
             t0 = t
-        return torch.stack(states, 1)
+        return torch.stack(states, 1) if states else h.new_zeros(len(h), 0, h.shape[1])
 
     def _slope(self, u: Tensor, h: Tensor, t0: Tensor, gap: Tensor) -> Tensor:
         return gap[:, None] * self.field(t0 + u * gap, h)

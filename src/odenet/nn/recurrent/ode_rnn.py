@@ -50,8 +50,5 @@ class ODERNN(Recurrence):
     def advance(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         return self.flow(h, t0, t1)
 
-    def advance_to(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
-        return self.flow.trajectory(h, t0, ts)
-
     def update(self, h: Tensor, inputs: Tensor) -> Tensor:
         return self.cell(inputs, h)

@@ -27,7 +27,8 @@ class Recurrence(SeriesModel):
 
     def before(self, series: Series) -> Tensor:
         """The output just before each row, (B, T, out)."""
-        return self.readout(self.run(self.scaled(series))[0])
+        scaled = self.scaled(series)
+        return self.readout(self.run(scaled)[0][:, : series.t.shape[1]])
 
     @abstractmethod
     def advance(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
@@ -41,34 +42,17 @@ class Recurrence(SeriesModel):
         """What `update` gets of each row, (B, T, F): values, 0 where missing, and 1 where they are observed."""
         return torch.cat([series.x, series.mask.to(series.x)], -1)
 
-    def advance_to(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
-        """The states at increasing times ts (B, Q), none before t0 (B,): (B, Q, hidden)."""
-        size, count = ts.shape
-        states = h[:, None].expand(-1, count, -1).flatten(0, 1)
-        return self.advance(states, t0[:, None].expand(ts.shape).flatten(), ts.flatten()).unflatten(0, (size, count))
-
     def row_states(self, series: Series) -> Tensor:
         return self.run(series)[1]
 
     def states_at(self, series: Series, ts: Tensor) -> Tensor:
         _, after = self.run(series)
-        order = ts.argsort(1)
-        ts = ts.gather(1, order)
-        last = series.t[:, -1]
-        inside, later = ts <= last[:, None], ts > last[:, None]
-        states = self._between(series, after, torch.where(inside, ts, last[:, None]))
-        if bool(later.any()):
-            ahead = self.advance_to(after[:, -1], last, torch.where(later, ts, last[:, None]))
-            states = torch.where(later[..., None], ahead, states)
-        return states.gather(1, order.argsort(1)[..., None].expand(states.shape))
-
-    def _between(self, series: Series, after: Tensor, ts: Tensor) -> Tensor:
-        """The states at times up to the last row: each evolved from the row before it."""
         times = torch.where(series.rows, series.t, torch.inf).contiguous()
-        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1
+        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1  # -1 before the first one
         start = row.clamp(min=0)
         h = after.gather(1, start[..., None].expand(*start.shape, after.shape[-1]))
         t0 = torch.where(row < 0, ts, series.t.gather(1, start))
+        # not from one query to the next: the answer for a time does not depend on which others are asked
         states = self.advance(h.flatten(0, 1), t0.flatten(), ts.flatten()).unflatten(0, ts.shape)
         return torch.where((row < 0)[..., None], self.initial_state(series)[:, None], states)
 
