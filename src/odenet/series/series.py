@@ -100,9 +100,9 @@ class Series:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
             index = [index]
-        chosen = torch.arange(len(self), device=self.t.device)[
-            index if isinstance(index, slice) else torch.as_tensor(index)
-        ]
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index) if len(index) else torch.zeros(0, dtype=torch.int64)  # [] has no dtype
+        chosen = torch.arange(len(self), device=self.t.device)[index]
         ids = None if self.ids is None else tuple(self.ids[i] for i in chosen.tolist())
         static = None if self.static is None else self.static[chosen]
         return self._with(
