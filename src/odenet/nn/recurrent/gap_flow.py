@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...api.option_types import SolveOptions
 from ...api.solve import Solver
+from ..layer import layer_times
 
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"method": "midpoint", "step": 0.5, "gradient": "backprop"}
@@ -34,7 +35,7 @@ class GapFlow(nn.Module):
         """h at t1: (B, H), from h (B, H); t0, t1: (B,)."""
         if not h.numel():  # a solve needs a state
             return h
-        ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
+        ends = layer_times((0.0, 1.0), h.dtype, h.device)
         return self._over_one(h, ends, (t0, t1 - t0)).y1
 
     def trajectory(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
