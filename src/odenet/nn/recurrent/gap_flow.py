@@ -18,17 +18,18 @@ _DEFAULTS: dict[str, Any] = {"method": "midpoint", "step": 0.5, "gradient": "bac
 class GapFlow(nn.Module):
     """h(t1), h(t2), ... where dh/dt = field(t, h) from h(t0), for times of each sample's own.
 
-    All samples share one solve, in a variable u that counts the gaps: between t_j and t_(j+1) the equation is dh/du =
+    All samples are in one solve, in a variable u that counts the gaps: between t_j and t_(j+1) the equation is dh/du =
     (t_(j+1) - t_j) field(t, h). A gap of no length changes nothing. solve_options: of `odenet.solve` in u, in which
-    every gap has length 1; by default two midpoint steps a gap, with gradient="backprop". The field is called as
-    field(t, h) with t (B,), h (B, H).
+    every gap has length 1. Without rtol, atol or controller the steps are constant, by default method="midpoint",
+    step=0.5, gradient="backprop"; with one of them all other defaults are those of `odenet.solve`. All samples then
+    share their steps, unless per_sample=True. The field is called as field(t, h) with t (B,), h (B, H).
     """
 
     def __init__(self, field: nn.Module, **solve_options: Unpack[SolveOptions]) -> None:
         super().__init__()
         self.field = field
-        chosen = {"rtol", "atol", "step", "controller"} & solve_options.keys()
-        self.solve_options = cast(SolveOptions, solve_options if chosen else _DEFAULTS | solve_options)
+        adaptive = {"rtol", "atol", "controller"} & solve_options.keys()
+        self.solve_options = cast(SolveOptions, solve_options if adaptive else _DEFAULTS | solve_options)
         self._over_one = Solver(self._slope, **self.solve_options)
 
     def forward(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ class GRUODEBayes(Recurrence):
     itself. prep: number of features that the cell gets of each channel. width: of the layer between h and the
     distributions. impute: the field sees the mean and the log-variance too. minimal: the field has one gate in place of
     two. noise: standard deviation of observations in the update of Bayes that `loss` compares with, in scaled units.
-    static: number of static features, from which h begins. solve_options: of `odenet.solve` over each gap, whose length
-    counts as 1: by default two midpoint steps. Call `fit_normalizer` first: the field's rates are in scaled time.
+    static: number of static features, from which h begins. solve_options: over each gap, as those of `ODERNN`. Call
+    `fit_normalizer` first: the field's rates are in scaled time.
 
     forward(series, ts=None), states(series), before(series): see `Recurrence`.
     loss(series, kl_weight=1.0): what training makes small, ().
