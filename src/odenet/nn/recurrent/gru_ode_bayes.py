@@ -12,10 +12,8 @@ from ...api.option_types import SolveOptions
 from ...core.validate import boolean, describe, integer, number
 from ...series.series import Series
 from .gap_flow import GapFlow
-from .gru_field import GRUField
+from .gru_field import GRUField, positive
 from .recurrence import Recurrence
-
-_SMALLEST_VARIANCE = 1e-6  # in scaled units; without it the likelihood of a constant channel has no bound
 
 
 @final
@@ -26,11 +24,14 @@ class GRUODEBayes(Recurrence):
     cell takes the observed values, with what h had expected of them and their errors. Missing values play no part.
 
     channels: of the series. hidden: size of h, which stays in [-1, 1]. out: size of a linear readout of h; None: h
-    itself. prep: number of features that the cell gets of each channel. width: of the layer between h and the
-    distributions. impute: the field sees the mean and the log-variance too. minimal: the field has one gate in place of
-    two. noise: standard deviation of observations in the update of Bayes that `loss` compares with, in scaled units.
-    static: number of static features, from which h begins. solve_options: over each gap, as those of `ODERNN`. Call
-    `fit_normalizer` first: the field's rates are in scaled time.
+    itself. static: number of static features, from which h begins. prep: number of features that the cell gets of each
+    channel. width: of the layer between h and the distributions. impute: the field sees the mean and the log-variance
+    too. minimal: the field has one gate in place of two. rate: of the field, `GRUField`, whose states forget in a time
+    of 1 / rate at the soonest; scaled times run from 0 to 1. noise: standard deviation of an observation, in scaled
+    units, in the update of Bayes that `loss` compares with; predicted ones are not smaller, or the likelihood of a
+    constant channel would have no bound. solve_options: over each gap, as those of `ODERNN`.
+
+    Call `fit_normalizer` with the training data first, or give data and `rate` in fitting units.
 
     forward(series, ts=None), states(series), before(series): see `Recurrence`.
     loss(series, kl_weight=1.0): what training makes small, ().
@@ -49,16 +50,15 @@ class GRUODEBayes(Recurrence):
         width: int = 32,
         impute: bool = False,
         minimal: bool = False,
+        rate: float = 10.0,
         noise: float = 0.01,
         **solve_options: Unpack[SolveOptions],
     ) -> None:
         super().__init__(channels, hidden, out, static)
-        width, prep, self.noise = integer("width", width), integer("prep", prep), number("noise", noise)
-        if not 0 < self.noise < math.inf:
-            raise ValueError(f"noise must be positive and finite, a standard deviation; got {describe(noise)}")
+        width, prep, self.noise = integer("width", width), integer("prep", prep), positive("noise", noise)
         self.emission = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 2 * channels))
         seen = self.emission if boolean("impute", impute) else None
-        self.flow = GapFlow(GRUField(hidden, seen, 2 * channels, minimal), **solve_options)
+        self.flow = GapFlow(GRUField(hidden, seen, 2 * channels, minimal, rate), **solve_options)
         self.prep = _ChannelFeatures(channels, 4, prep)
         self.cell = nn.GRUCell(channels * prep, hidden)
 
@@ -78,7 +78,7 @@ class GRUODEBayes(Recurrence):
     def distribution(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel for states (..., hidden), in scaled units: (..., C) each."""
         mean, log_variance = self.emission(h).chunk(2, -1)
-        return mean, log_variance.exp() + _SMALLEST_VARIANCE
+        return mean, log_variance.exp() + self.noise**2
 
     def loss(self, series: Series, kl_weight: float = 1.0) -> Tensor:
         """-log p of each observed value just before its row, and how far the update at the row is from that of Bayes.
