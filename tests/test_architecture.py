@@ -17,7 +17,20 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 
 # Bottom to top. `import odenet` itself is a layer: it gathers everything up to nn.
-LAYERS = ("core", "methods", "control", "engine", "gradients", "tracing", "compiled", "events", "api", "series", "nn", "odenet")
+LAYERS = (
+    "core",
+    "methods",
+    "control",
+    "engine",
+    "gradients",
+    "tracing",
+    "compiled",
+    "events",
+    "api",
+    "series",
+    "nn",
+    "odenet",
+)
 LAYERS += ("compat", "train")
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers.split()}
 

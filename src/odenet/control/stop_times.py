@@ -109,7 +109,8 @@ class StopRule(NamedTuple):
                 continue
             extra = torch.as_tensor(given, dtype=ts.dtype, device=ts.device)
             extra = extra.expand(ts.shape[:-1] + extra.shape[-1:])
-            inside = ((extra - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - extra) * sign > 0)
+            # up to the end: the step that ends at a jump there sees f before it
+            inside = ((extra - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - extra) * sign >= 0)
             times.append(torch.where(inside, extra, ts[..., -1:]))
             jumps.append(inside if jump else torch.zeros_like(inside))
         all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)

@@ -3,6 +3,7 @@
 from . import flows
 from .adapted_field import adapt
 from .classifier import Classifier, classifier
+from .controlled import LinearCDE, LogODE, NeuralCDE
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
 from .layer import Augmented, NeuralODE
@@ -19,7 +20,10 @@ __all__ = [
     "FlowMatching",
     "GRUDelta",
     "GRUODEBayes",
+    "LinearCDE",
+    "LogODE",
     "MLPField",
+    "NeuralCDE",
     "NeuralODE",
     "adapt",
     "classifier",

@@ -79,7 +79,7 @@ class ControlledModel(SeriesModel):
 
     def last_state(self, series: Series) -> Tensor:
         path = self._checked_path(series)
-        return self.drive(path, self._start(path, series), None)
+        return self._driven(path, self._start(path, series), None)
 
     def row_states(self, series: Series) -> Tensor:
         path = self._checked_path(series)
@@ -95,11 +95,11 @@ class ControlledModel(SeriesModel):
             later = torch.ones_like(ts, dtype=torch.bool) if self.online else ts > last
             states = self._extended(series, path, ends, torch.where(later, ts, last))
             if not bool(later.all()):
-                inside = self.drive(path, z0, path.position(torch.minimum(ts, last)))
+                inside = self._driven(path, z0, path.position(torch.minimum(ts, last)))
                 states = torch.where(later[..., None], states, inside)
             states = torch.where((ts < series.t[:, :1])[..., None], z0[:, None], states)
         else:
-            states = self.drive(path, z0, path.position(ts))
+            states = self._driven(path, z0, path.position(ts))
         return states.gather(1, _wide(back, states))
 
     def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor) -> Tensor:
@@ -114,13 +114,21 @@ class ControlledModel(SeriesModel):
             before = x.gather(1, _wide((row - 1).clamp(min=0), x))
             slope = (x.gather(1, _wide(row, x)) - before).flatten(0, 1)
         ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten(), slope)
-        return self.drive(ahead, start, None).unflatten(0, ts.shape)
+        return self._driven(ahead, start, None).unflatten(0, ts.shape)
 
     def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:
         """The states at the rows, (B, T, hidden)."""
         if series.t.shape[1] == 1:
             return z0[:, None]
-        return self.drive(path, z0, path.rows)[:, : series.t.shape[1]]
+        return self._driven(path, z0, path.rows)[:, : series.t.shape[1]]
+
+    def _driven(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+        """`drive`, which needs a state and times."""
+        if at is None:
+            return self.drive(path, z0, None) if z0.numel() else z0
+        if not (z0.numel() and at.numel()):
+            return z0.new_zeros(len(z0), at.shape[-1], self.hidden)
+        return self.drive(path, z0, at)
 
     def _checked_path(self, series: Series) -> ControlPath:
         path = self.path(series)

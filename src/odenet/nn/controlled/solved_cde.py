@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ...api import checks
 from ...api.option_types import SolveOptions
 from ...api.solve import solve
-from ...control import PID
+from ...control import Controller
 from ...core.serialization import short_repr
 from ...gradients.gradient import Stats
 from ...series.control_path import ControlPath, derivative_pieces, piece_value
@@ -63,8 +65,7 @@ class SolvedCDE(ControlledModel):
         else:
             ts = torch.cat([knots[:1].expand(len(at), 1), at], 1)
             options["per_sample"] = True
-        if "controller" not in options and "step" not in options and len(knots) > 2:
-            options["controller"] = PID(step_ts=knots[1:-1], jump_ts=path.jumps)
+        options["controller"] = _stopping_at_knots(options, path)
         # every piece may need some steps: a limit for all paths would refuse long ones
         options.setdefault("max_steps", 10_000 + 100 * len(knots))
         sol = solve(self._slope, z0, ts, args=(knots, derivative_pieces(path.pieces)), **cast(SolveOptions, options))
@@ -81,3 +82,13 @@ class SolvedCDE(ControlledModel):
     def extra_repr(self) -> str:
         options = "".join(f", {k}={short_repr(v)}" for k, v in self.solve_options.items())
         return super().extra_repr() + options
+
+
+def _stopping_at_knots(options: dict[str, Any], path: ControlPath) -> Controller:
+    """The step control of these options, less `step`, whose steps end at the knots; f jumps where dX/ds does."""
+    method = checks.method(options.get("method", "tsit5"))
+    control = copy.copy(checks.controller(options.get("controller"), options.pop("step", None), method))
+    if len(path.knots) > 2:
+        control.step_ts = path.knots[1:-1] if control.step_ts is None else control.step_ts
+        control.jump_ts = path.jumps if control.jump_ts is None and len(path.jumps) else control.jump_ts
+    return control
