@@ -6,14 +6,19 @@ from .classifier import Classifier, classifier
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
 from .layer import Augmented, NeuralODE
+from .recurrent import GRUD, ODERNN, GRUDelta, GRUODEBayes
 
 __all__ = [
     "CNF",
+    "GRUD",
+    "ODERNN",
     "Augmented",
     "Classifier",
     "ConcatSquashField",
     "ConvField",
     "FlowMatching",
+    "GRUDelta",
+    "GRUODEBayes",
     "MLPField",
     "NeuralODE",
     "adapt",

@@ -18,8 +18,7 @@ class ControlPath:
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
     of s less the knot before it. smooth: whether dX/ds is continuous up to the last row of a sample. times: the time at
-    each knot, (B, K), where it is another number than s. rows: numbers of the knots at which the series has its rows,
-    (T,). last: s at the last row of each sample, (B,), behind which X is constant; None: the last knot, for all.
+    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,). last: s at the last row of each sample, (B,), behind which X is constant; None: the last knot, for all.
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
@@ -40,6 +39,12 @@ class ControlPath:
     def interval(self) -> Tensor:
         """The first and the last knot, (2,)."""
         return self.knots[[0, -1]]
+
+    def at_knots(self) -> Tensor:
+        """X at every knot, (K, B, C)."""
+        length = self.knots[-1] - self.knots[-2]
+        end = _horner(self.pieces[-1].unbind(), length)
+        return torch.cat([self.pieces[:, 0], end[None]])
 
     @property
     def jumps(self) -> Tensor:
@@ -102,8 +107,9 @@ def _polynomials(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
 
 def _piece(pieces: Tensor, knots: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """The number of the piece that s is in, and how far."""
-    index = (torch.searchsorted(knots, s.detach(), right=True) - 1).clamp(0, len(pieces) - 1)
-    return index, s - knots[index]
+    # a graph can hold this; for one s, `searchsorted` and an index would read a number
+    index = ((knots <= s.detach()[..., None]).sum(-1) - 1).clamp(0, len(pieces) - 1)
+    return index, s - knots.index_select(0, index.reshape(-1)).view(s.shape)
 
 
 def _horner(coefficients: tuple[Tensor, ...], u: Tensor) -> Tensor:

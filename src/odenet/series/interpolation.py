@@ -105,8 +105,21 @@ def _path(series: Series, knots: Tensor, coefficients: list[Tensor], smooth: boo
         ]
     )
     times = series.t.gather(1, ((number + step - 1) // step).expand(len(series), -1))
-    return ControlPath(knots, pieces.permute(2, 0, 1, 3).contiguous(), smooth, times, number[::step], knots[last])
+    return ControlPath(knots, pieces.permute(2, 0, 1, 3).contiguous(), smooth, times, knots[::step], knots[last])
 
 
 def _numbers(like: Tensor, count: int) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
+
+
+def extension(width: int, t0: Tensor, t1: Tensor, slope: Tensor | None = None) -> ControlPath:
+    """Paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
+
+    width: number of channels. slope: dX/ds with which they begin, (N, width), as that of `hermite` at a row; they end
+    with the slope of the line.
+    """
+    rise = torch.cat([(t1 - t0)[:, None], t0.new_zeros(len(t0), width - 1)], -1)
+    start = torch.cat([t0[:, None], torch.zeros_like(rise[:, 1:])], -1)
+    parts = [start, rise] if slope is None else [start, slope, 2 * rise - 2 * slope, slope - rise]
+    ends = torch.arange(2, dtype=t0.dtype, device=t0.device)
+    return ControlPath(ends, torch.stack(parts)[None], slope is not None, torch.stack([t0, t1], 1), ends)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...api.option_types import SolveOptions
 from ...api.solve import Solver
+from ..layer import layer_times
 
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"method": "midpoint", "step": 0.5, "gradient": "backprop"}
@@ -17,22 +18,25 @@ _DEFAULTS: dict[str, Any] = {"method": "midpoint", "step": 0.5, "gradient": "bac
 class GapFlow(nn.Module):
     """h(t1), h(t2), ... where dh/dt = field(t, h) from h(t0), for times of each sample's own.
 
-    All samples share one solve, in a variable u that counts the gaps: between t_j and t_(j+1) the equation is dh/du =
+    All samples are in one solve, in a variable u that counts the gaps: between t_j and t_(j+1) the equation is dh/du =
     (t_(j+1) - t_j) field(t, h). A gap of no length changes nothing. solve_options: of `odenet.solve` in u, in which
-    every gap has length 1; by default two midpoint steps a gap, with gradient="backprop". The field is called as
-    field(t, h) with t (B,), h (B, H).
+    every gap has length 1. Without rtol, atol or controller the steps are constant, by default method="midpoint",
+    step=0.5, gradient="backprop"; with one of them all other defaults are those of `odenet.solve`. All samples then
+    share their steps, unless per_sample=True. The field is called as field(t, h) with t (B,), h (B, H).
     """
 
     def __init__(self, field: nn.Module, **solve_options: Unpack[SolveOptions]) -> None:
         super().__init__()
         self.field = field
-        chosen = {"rtol", "atol", "step", "controller"} & solve_options.keys()
-        self.solve_options = cast(SolveOptions, solve_options if chosen else _DEFAULTS | solve_options)
+        adaptive = {"rtol", "atol", "controller"} & solve_options.keys()
+        self.solve_options = cast(SolveOptions, solve_options if adaptive else _DEFAULTS | solve_options)
         self._over_one = Solver(self._slope, **self.solve_options)
 
     def forward(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """h at t1: (B, H), from h (B, H); t0, t1: (B,)."""
-        ends = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
+        if not h.numel():  # a solve needs a state
+            return h
+        ends = layer_times((0.0, 1.0), h.dtype, h.device)
         return self._over_one(h, ends, (t0, t1 - t0)).y1
 
     def trajectory(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ class GapFlow(nn.Module):
             h = self(h, t0, t)
             states.append(h)
             t0 = t
-        return torch.stack(states, 1)
+        return torch.stack(states, 1) if states else h.new_zeros(len(h), 0, h.shape[1])
 
     def _slope(self, u: Tensor, h: Tensor, t0: Tensor, gap: Tensor) -> Tensor:
         return gap[:, None] * self.field(t0 + u * gap, h)

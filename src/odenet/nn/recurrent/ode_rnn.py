@@ -24,7 +24,9 @@ class ODERNN(Recurrence):
     channels: of the series. hidden: size of h. out: size of a linear readout; None: h itself. field: f(t, h) with t
     (B,) in the scale of the model and h (B, hidden); by default an `MLPField` without t. cell: "gru" or "rnn". static:
     number of static features, from which h begins. solve_options: of `odenet.solve` over each gap, whose length counts
-    as 1: by default two midpoint steps.
+    as 1: by default two midpoint steps, method="midpoint", step=0.5, gradient="backprop". With rtol, atol or a
+    controller the other defaults are those of `odenet.solve`, and the samples of a batch share their steps unless
+    per_sample=True.
 
     forward(series, ts=None), states(series), before(series): see `Recurrence`. Outputs are those after a readout, in
     the units of the readout.
@@ -49,9 +51,6 @@ class ODERNN(Recurrence):
 
     def advance(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         return self.flow(h, t0, t1)
-
-    def advance_to(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
-        return self.flow.trajectory(h, t0, ts)
 
     def update(self, h: Tensor, inputs: Tensor) -> Tensor:
         return self.cell(inputs, h)

@@ -18,7 +18,9 @@ class Recurrence(SeriesModel):
     ts, evolved to ts; before the first row it is the initial state. before(series): the output just before each row,
     from the rows before it alone, (B, T, out).
 
-    A subclass says how the state evolves over a gap (`advance`) and what a row does to it (`update`).
+    A subclass says how the state evolves over a gap (`advance`) and what a row does to it (`update`). Where more than
+    the hidden state runs along the rows, it also says how that begins (`start`) and what the hidden state is of it
+    (`hidden_state`).
     """
 
     def __init__(self, channels: int, hidden: int, out: int | None, static: int) -> None:
@@ -27,11 +29,12 @@ class Recurrence(SeriesModel):
 
     def before(self, series: Series) -> Tensor:
         """The output just before each row, (B, T, out)."""
-        return self.readout(self.run(self.scaled(series))[0])
+        scaled = self.scaled(series)
+        return self.readout(self.hidden_state(self.run(scaled)[0])[:, : series.t.shape[1]])
 
     @abstractmethod
     def advance(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
-        """The state at t1 (B,) from h (B, hidden) at t0 (B,), without a row between them."""
+        """The state at t1 (B,) from h (B, width) at t0 (B,), without a row between them."""
 
     @abstractmethod
     def update(self, h: Tensor, inputs: Tensor) -> Tensor:
@@ -41,36 +44,19 @@ class Recurrence(SeriesModel):
         """What `update` gets of each row, (B, T, F): values, 0 where missing, and 1 where they are observed."""
         return torch.cat([series.x, series.mask.to(series.x)], -1)
 
-    def advance_to(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
-        """The states at increasing times ts (B, Q), none before t0 (B,): (B, Q, hidden)."""
-        size, count = ts.shape
-        states = h[:, None].expand(-1, count, -1).flatten(0, 1)
-        return self.advance(states, t0[:, None].expand(ts.shape).flatten(), ts.flatten()).unflatten(0, (size, count))
-
     def row_states(self, series: Series) -> Tensor:
-        return self.run(series)[1]
+        return self.hidden_state(self.run(series)[1])
 
     def states_at(self, series: Series, ts: Tensor) -> Tensor:
         _, after = self.run(series)
-        order = ts.argsort(1)
-        ts = ts.gather(1, order)
-        last = series.t[:, -1]
-        inside, later = ts <= last[:, None], ts > last[:, None]
-        states = self._between(series, after, torch.where(inside, ts, last[:, None]))
-        if bool(later.any()):
-            ahead = self.advance_to(after[:, -1], last, torch.where(later, ts, last[:, None]))
-            states = torch.where(later[..., None], ahead, states)
-        return states.gather(1, order.argsort(1)[..., None].expand(states.shape))
-
-    def _between(self, series: Series, after: Tensor, ts: Tensor) -> Tensor:
-        """The states at times up to the last row: each evolved from the row before it."""
         times = torch.where(series.rows, series.t, torch.inf).contiguous()
-        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1
+        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1  # -1 before the first one
         start = row.clamp(min=0)
         h = after.gather(1, start[..., None].expand(*start.shape, after.shape[-1]))
         t0 = torch.where(row < 0, ts, series.t.gather(1, start))
+        # not from one query to the next: the answer for a time does not depend on which others are asked
         states = self.advance(h.flatten(0, 1), t0.flatten(), ts.flatten()).unflatten(0, ts.shape)
-        return torch.where((row < 0)[..., None], self.initial_state(series)[:, None], states)
+        return self.hidden_state(torch.where((row < 0)[..., None], self.start(series)[:, None], states))
 
     def initial_state(self, series: Series) -> Tensor:
         """The state before the first row, (B, hidden): zeros, or a linear map of the static features."""
@@ -78,9 +64,17 @@ class Recurrence(SeriesModel):
             return series.x.new_zeros(len(series), self.hidden)
         return self.initial(series.static)
 
+    def start(self, series: Series) -> Tensor:
+        """What runs along the rows, before the first one: (B, width). By default the hidden state alone."""
+        return self.initial_state(series)
+
+    def hidden_state(self, h: Tensor) -> Tensor:
+        """The hidden state of what runs along the rows, (..., width): (..., hidden)."""
+        return h
+
     def run(self, series: Series) -> tuple[Tensor, Tensor]:
-        """The state before and after each row of a scaled series, (B, T, hidden); behind the last row it stays."""
-        h, t = self.initial_state(series), series.t[:, 0]
+        """What runs along the rows of a scaled series, before and after each, (B, T, width)."""
+        h, t = self.start(series), series.t[:, 0]
         before: list[Tensor] = []
         after: list[Tensor] = []
         seen = series.mask.any(-1, keepdim=True)
