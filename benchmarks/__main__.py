@@ -22,6 +22,7 @@ BENCHMARKS = {
     "front": ("what a solve costs beside f", {"quick"}),
     "stiff": ("work and precision on stiff problems, beside SciPy and diffrax", {"only"}),
     "flows": ("continuous flows: densities, couplings, samplers, speed, gradients, tables", {"quick", "only"}),
+    "series": ("models of series at irregular times: batching", {"quick", "only"}),
     "gpu": ("the benchmark peers on a GPU, and kernel launches", {"seed", "quick", "only"}),
 }
 
@@ -44,6 +45,10 @@ def _choices(name: str) -> tuple[str, ...]:
         from .flows.run_flows import PARTS
 
         return tuple(PARTS)
+    if name == "series":
+        from .series.run_series import PARTS as SERIES_PARTS
+
+        return tuple(SERIES_PARTS)
     from .libraries.problems import FIELDS
 
     return tuple(field.name for field in FIELDS)

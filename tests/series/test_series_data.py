@@ -85,7 +85,7 @@ def made(**changes: Any) -> Callable[[], Series]:
         (made(t=torch.arange(3)), TypeError, "t must be a floating-point tensor; got a tensor of torch.int64"),
         (made(x=torch.ones(1, 3, 2, dtype=torch.int64)), TypeError, "x must be a floating-point tensor"),
         (made(t=torch.tensor([[0.0, 1.0, 2.0]]).double()), TypeError, "t must have the dtype of x, torch.float32"),
-        (made(static=torch.ones(1, 2).double()), TypeError, "static must have the dtype of x"),
+        (made(static=torch.ones(1, 2).half()), TypeError, "static must have the dtype of x"),
         (made(mask=torch.ones(1, 3, 2)), TypeError, "mask must be a tensor of truth values"),
         (made(length=torch.tensor([3.0])), TypeError, "length must be a tensor of whole numbers"),
         (made(length=[3]), TypeError, "length must be a tensor of whole numbers; got list"),

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet.series import ControlPath, Series, from_lists, hermite, linear, natural, rectilinear
 from odenet.series.control_path import piece_value
+from odenet.series.interpolation import extension
 from series.random_series import SERIES, random_series
 
 FEWER = settings(max_examples=40)  # each for six kinds of path
@@ -78,7 +79,7 @@ def test_rectilinear(series: Series) -> None:
     np.testing.assert_allclose(path.evaluate(path.knots)[0], np.concatenate(corners), rtol=1e-12, atol=1e-12)
     middle = path.derivative(path.knots[:-1] + 0.5)[0].numpy()
     assert not middle[::2, 1:].any() and not middle[1::2, 0].any()  # the time alone, then the values alone
-    np.testing.assert_array_equal(path.times[0, path.rows], series.t[0])
+    np.testing.assert_array_equal(path.times[0, path.rows.long()], series.t[0])
 
 
 @given(SINGLE, st.booleans())
@@ -126,8 +127,9 @@ def test_paths_of_any_series(make: Make, series: Series, counts: bool) -> None:
     assert path.num_channels == width and path.pieces.shape[2:] == (len(series), width)
     assert torch.isfinite(path.pieces).all() and path.interval.tolist() == [0.0, step * (rows - 1)]
     assert path.last is not None and path.last.tolist() == [step * max(n - 1, 0) for n in series.length.tolist()]
-    assert torch.equal(path.times[:, path.rows], series.padded(2).t)
+    assert torch.equal(path.times[:, path.rows.long()], series.padded(2).t)
     s = path.knots
+    torch.testing.assert_close(path.at_knots(), path.evaluate(s).movedim(0, 1), rtol=1e-9, atol=1e-9)
     left = path.pieces[:, 0] + path.pieces[:, 1:].sum(1)  # at the end of each piece, of length 1
     right = path.evaluate(s[1:]).movedim(0, 1)
     torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
@@ -135,8 +137,8 @@ def test_paths_of_any_series(make: Make, series: Series, counts: bool) -> None:
         behind = path.evaluate(torch.arange(end, float(s[-1]) + 0.1, 0.25))[b]
         torch.testing.assert_close(behind, path.evaluate(end)[b].expand(behind.shape), rtol=1e-9, atol=1e-9)
         assert not path.derivative(torch.arange(end, float(s[-1]), 0.25))[b].any() or end == s[-1]
-    at_rows = path.evaluate(path.knots[path.rows])
-    torch.testing.assert_close(at_rows[..., 0], path.times[:, path.rows], rtol=1e-12, atol=1e-12)
+    at_rows = path.evaluate(path.rows)
+    torch.testing.assert_close(at_rows[..., 0], path.times[:, path.rows.long()], rtol=1e-12, atol=1e-12)
     seen = series.padded(2).mask
     values = at_rows[..., 1 : 1 + series.num_channels]
     torch.testing.assert_close(values[seen], series.padded(2).x[seen], rtol=1e-12, atol=1e-12)
@@ -260,8 +262,8 @@ def test_positions_of_times(make: Make, series: Series, seed: int) -> None:
     if not path.smooth:
         for b in range(len(series)):
             torch.testing.assert_close(path.evaluate(s[b])[b, :, 0], t[b], rtol=1e-9, atol=1e-9)
-    at_rows = path.position(path.times[:, path.rows])
-    assert torch.equal(at_rows, path.knots[path.rows].minimum(path.last[:, None]))
+    at_rows = path.position(path.times[:, path.rows.long()])
+    assert torch.equal(at_rows, path.rows.minimum(path.last[:, None]))
     outside = path.position(torch.tensor([-1e3, 1e3], dtype=torch.float64))
     assert not outside[:, 0].any() and torch.equal(outside[:, 1], path.last)
 
@@ -315,3 +317,17 @@ def test_operations(make: Make) -> None:
         assert counts[1] - counts[0] < 4 * 70 and abs((counts[2] - counts[1]) - (counts[1] - counts[0])) < 70
     else:
         assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_extensions_in_time_alone(smooth: bool) -> None:
+    """The time goes on; a smooth one begins with the slope given, and ends with that of the line."""
+    t0, t1 = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.5, 5.0], dtype=torch.float64)
+    slope = torch.tensor([[0.3, 1.0, -2.0], [0.7, 0.0, 4.0]], dtype=torch.float64) if smooth else None
+    path = extension(3, t0, t1, slope)
+    line = torch.stack([t1 - t0, torch.zeros(2), torch.zeros(2)], 1)
+    torch.testing.assert_close(path.evaluate(torch.tensor([0.0, 1.0]))[..., 0], torch.stack([t0, t1], 1))
+    assert not path.evaluate(torch.tensor([0.0, 1.0]))[..., 1:].any()
+    torch.testing.assert_close(path.derivative(0.0), line if slope is None else slope)
+    torch.testing.assert_close(path.derivative(1.0), line)
+    assert path.smooth == smooth and torch.equal(path.times, torch.stack([t0, t1], 1))

@@ -18,7 +18,8 @@ class ControlPath:
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
     of s less the knot before it. smooth: whether dX/ds is continuous up to the last row of a sample. times: the time at
-    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,). last: s at the last row of each sample, (B,), behind which X is constant; None: the last knot, for all.
+    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,). last: s at the last
+    row of each sample, (B,), behind which X is constant; None: the last knot, for all.
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
@@ -101,7 +102,8 @@ def _polynomials(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
     """The polynomials at s, (): (B, C), or (S,): (B, S, C)."""
     if not s.ndim:
         return piece_value(pieces, knots, s)
-    index, u = _piece(pieces, knots, s)
+    index = (torch.searchsorted(knots, s.detach().contiguous(), right=True) - 1).clamp(0, len(pieces) - 1)
+    u = s - knots[index]
     return _horner(pieces[index].unbind(1), u[:, None, None]).movedim(0, 1)
 
 

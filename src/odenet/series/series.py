@@ -165,8 +165,8 @@ class Series:
     def union(self) -> Series:
         """The same values with one row for each time of any sample: U times, which all samples share.
 
-        A sample has a row without values where it has none of its own, so all samples have U rows, also behind their
-        own last one.
+        A sample has a row without values where it has none of its own, so all samples begin at the first time of the
+        batch and end at its last one.
 
         Raises ValueError where t requires a gradient: the union has none in the times.
         """
