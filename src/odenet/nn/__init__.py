@@ -2,6 +2,7 @@
 
 from . import flows
 from .adapted_field import adapt
+from .baselines import LastValue, MeanValue, MultiTimeAttention, SeriesTransformer
 from .classifier import Classifier, classifier
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
@@ -19,8 +20,12 @@ __all__ = [
     "FlowMatching",
     "GRUDelta",
     "GRUODEBayes",
+    "LastValue",
     "MLPField",
+    "MeanValue",
+    "MultiTimeAttention",
     "NeuralODE",
+    "SeriesTransformer",
     "adapt",
     "classifier",
     "flows",

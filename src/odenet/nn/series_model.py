@@ -94,3 +94,9 @@ class SeriesModel(nn.Module, ABC):
 def with_static(features: Tensor, static: Tensor | None) -> Tensor:
     """Features (B, F) and the static ones (B, S) side by side."""
     return features if static is None else torch.cat([features, static], -1)
+
+
+def row_up_to(series: Series, ts: Tensor) -> Tensor:
+    """The number of the last row of each sample up to the times ts (B, Q), -1 where there is none: (B, Q)."""
+    times = torch.where(series.rows, series.t, torch.inf).contiguous()
+    return torch.searchsorted(times, ts.contiguous(), right=True) - 1
