@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .series import Series
+from .series_checks import check_narrowed
 
 Duplicates = Literal["error", "mean", "first", "last"]
 DUPLICATES: tuple[Duplicates, ...] = ("error", "mean", "first", "last")
@@ -33,9 +34,7 @@ def assemble(
     bad = ~torch.isfinite(time)
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
-        raise ValueError(
-            f"times must be finite: observation {i}, of sample {_name(rest, int(sample[i]))}, is at {float(time[i])}"
-        )
+        raise ValueError(f"times must be finite: sample {_name(rest, int(sample[i]))} has {float(time[i])}")
     order = time.argsort(stable=True)
     order = order[sample[order].argsort(stable=True)]  # by sample, then by time, then as given
     sample, time, channel, value = sample[order], time[order], channel[order], value[order]
@@ -45,9 +44,10 @@ def assemble(
     length = torch.bincount(sample[new_row], minlength=size)
     position = row - (length.cumsum(0) - length)[sample]
     rows = int(length.max()) if size else 0
-    t = value.new_full((size, rows), torch.nan)
-    t[sample, position] = time.to(value.dtype)
-    _check_resolution(t, time, sample)
+    wide = time.new_full((size, rows), torch.nan)
+    wide[sample, position] = time
+    t = wide.to(value.dtype)
+    check_narrowed(wide, t)
     real = ~torch.isnan(value)
     cell = (sample * rows + position)[real] * width + channel[real]
     flat = value.new_full((size * rows * width,), torch.nan)
@@ -55,17 +55,6 @@ def assemble(
         cell, value[real], flat.numel(), duplicates, lambda i: _where(i, sample, time, channel, real, rest)
     )
     return Series(t, flat.view(size, rows, width), None, length, **rest)
-
-
-def _check_resolution(t: Tensor, time: Tensor, sample: Tensor) -> None:
-    """Refuse times that are one time in the dtype of the series, as seconds since 1970 are in float32."""
-    same = (t[:, 1:] == t[:, :-1]).nonzero()
-    if len(same):
-        times = time[sample == same[0, 0]].unique()[same[0, 1] :][:2].tolist()
-        raise ValueError(
-            f"two times of a sample, {times[0]} and {times[1]}, are the same number in {t.dtype}: subtract the time at "
-            "which the series begin, or give dtype=torch.float64"
-        )
 
 
 def _merged(cell: Tensor, value: Tensor, cells: int, duplicates: Duplicates, where: Any) -> Tensor:

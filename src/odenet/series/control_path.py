@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+
+from ..core.validate import describe_shape
 
 
 @final
@@ -15,8 +17,8 @@ class ControlPath:
     """X(s), (B, C), for s from the first knot to the last, of polynomials between knots.
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
-    of s less the knot before it. smooth: whether dX/ds is continuous. times: the time at each knot, (B, K), where it is
-    another number than s. rows: numbers of the knots at which the series has its rows, (T,).
+    of s less the knot before it. smooth: whether dX/ds is continuous up to the last row of a sample. times: the time at
+    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,). last: s at the last row of each sample, (B,), behind which X is constant; None: the last knot, for all.
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
@@ -27,6 +29,7 @@ class ControlPath:
     smooth: bool
     times: Tensor
     rows: Tensor
+    last: Tensor | None = None
 
     @property
     def num_channels(self) -> int:
@@ -37,25 +40,46 @@ class ControlPath:
         """The first and the last knot, (2,)."""
         return self.knots[[0, -1]]
 
-    def evaluate(self, s: Tensor) -> Tensor:
-        """X(s), (B, C), or (B, S, C) for s of shape (S,). Beyond the ends the first and last piece go on."""
-        return _polynomial(
-            self.pieces, self.knots, torch.as_tensor(s, dtype=self.knots.dtype, device=self.knots.device)
-        )
+    def at_knots(self) -> Tensor:
+        """X at every knot, (K, B, C)."""
+        length = self.knots[-1] - self.knots[-2]
+        end = _horner(self.pieces[-1].unbind(), length)
+        return torch.cat([self.pieces[:, 0], end[None]])
 
-    def derivative(self, s: Tensor) -> Tensor:
+    @property
+    def jumps(self) -> Tensor:
+        """The inner knots at which dX/ds jumps: all, or of a smooth path those at which a sample ends."""
+        inner = self.knots[1:-1]
+        if not self.smooth:
+            return inner
+        return inner[:0] if self.last is None else inner[torch.isin(inner, self.last)]
+
+    def evaluate(self, s: Any) -> Tensor:
+        """X(s), (B, C), or (B, S, C) for s of shape (S,). Beyond the ends the first and last piece go on."""
+        return _polynomials(self.pieces, self.knots, self._checked(s))
+
+    def derivative(self, s: Any) -> Tensor:
         """dX/ds, as `evaluate`. At a knot it is that of the piece after it."""
-        s = torch.as_tensor(s, dtype=self.knots.dtype, device=self.knots.device)
-        return _polynomial(derivative_pieces(self.pieces), self.knots, s)
+        return _polynomials(derivative_pieces(self.pieces), self.knots, self._checked(s))
 
     def position(self, t: Tensor) -> Tensor:
         """The s at which each sample has these times, (B, Q); t: (B, Q) or (Q,). Times outside are at the ends."""
-        t = t.to(self.times).expand(len(self.times), t.shape[-1]).contiguous()
-        after = torch.searchsorted(self.times.contiguous(), t, right=True).clamp(1, self.times.shape[1] - 1)
+        size, count = self.times.shape
+        if t.ndim not in (1, 2) or (t.ndim == 2 and len(t) != size):
+            raise ValueError(f"t must be (Q,) or ({size}, Q), times for each sample; got {describe_shape(t)}")
+        t = t.to(self.times).expand(size, t.shape[-1]).contiguous()
+        after = torch.searchsorted(self.times.detach().contiguous(), t.detach(), right=True).clamp(1, count - 1)
         t0, t1 = self.times.gather(1, after - 1), self.times.gather(1, after)
         s0, s1 = self.knots[after - 1], self.knots[after]
         ratio = ((t - t0) / torch.where(t1 > t0, t1 - t0, 1.0)).clamp(0.0, 1.0)
-        return s0 + ratio * (s1 - s0)
+        s = s0 + torch.where(t1 > t0, ratio, 1.0) * (s1 - s0)  # where time stands still, what happens then is over
+        return s if self.last is None else s.minimum(self.last[:, None])
+
+    def _checked(self, s: Any) -> Tensor:
+        s = torch.as_tensor(s, dtype=self.knots.dtype, device=self.knots.device)
+        if s.ndim > 1:
+            raise ValueError(f"s must be a number or (S,), the same for all samples; got {describe_shape(s)}")
+        return s
 
 
 def derivative_pieces(pieces: Tensor) -> Tensor:
@@ -66,20 +90,30 @@ def derivative_pieces(pieces: Tensor) -> Tensor:
 
 def piece_value(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
     """The polynomial at one s, (B, C). s: (), or (B,) for a number of each sample."""
-    index = (torch.searchsorted(knots, s.detach(), right=True) - 1).clamp(0, len(pieces) - 1)
-    u = s - knots[index]
+    index, u = _piece(pieces, knots, s)
     if s.ndim:
         piece = pieces.movedim(2, 0)[torch.arange(len(s), device=s.device), index]  # (B, P + 1, C)
-        u = u[:, None]
-    else:
-        piece = pieces.index_select(0, index.reshape(1))[0].movedim(1, 0)
-    value = piece[:, -1]
-    for power in range(piece.shape[1] - 2, -1, -1):
-        value = piece[:, power] + u * value
-    return value
+        return _horner(piece.unbind(1), u[:, None])
+    return _horner(pieces.index_select(0, index.reshape(1))[0].unbind(), u)
 
 
-def _polynomial(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
+def _polynomials(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
+    """The polynomials at s, (): (B, C), or (S,): (B, S, C)."""
     if not s.ndim:
         return piece_value(pieces, knots, s)
-    return torch.stack([piece_value(pieces, knots, x) for x in s.unbind()], 1)
+    index, u = _piece(pieces, knots, s)
+    return _horner(pieces[index].unbind(1), u[:, None, None]).movedim(0, 1)
+
+
+def _piece(pieces: Tensor, knots: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of the piece that s is in, and how far."""
+    # a graph can hold this; for one s, `searchsorted` and an index would read a number
+    index = ((knots <= s.detach()[..., None]).sum(-1) - 1).clamp(0, len(pieces) - 1)
+    return index, s - knots.index_select(0, index.reshape(-1)).view(s.shape)
+
+
+def _horner(coefficients: tuple[Tensor, ...], u: Tensor) -> Tensor:
+    *lower, value = coefficients
+    for coefficient in reversed(lower):
+        value = coefficient + u * value
+    return value

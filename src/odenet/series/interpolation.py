@@ -1,8 +1,8 @@
 """From series to control paths: linear, rectilinear, cubic Hermite by backward differences, natural cubic.
 
 The channels of a path are the time, the C channels of the series and, with counts=True, how many values of each channel
-have been observed so far. Every path is made of O(T) tensor operations' worth of work and is differentiable in the
-values and times.
+have been observed so far. Behind the last row of a sample its path is constant, so that padding changes nothing. Every
+path is made of O(T) work, in O(1) operations on tensors (natural: O(log T)), and differentiable in values and times.
 """
 
 from __future__ import annotations
@@ -13,82 +13,113 @@ from torch import Tensor
 from .control_path import ControlPath
 from .cubic import backward_difference_slopes, natural_spline
 from .filling import forward_fill, linear_fill
-from .series import Series
+from .series import Series, checked_series
 
 
 def linear(series: Series, counts: bool = False, online: bool = False) -> ControlPath:
     """Straight lines between rows. Its derivative jumps at the knots, which are numbered by the rows.
 
-    online: a missing value is the last one before it, in place of one between it and the next.
+    online: a missing value is the last one before it, in place of one between it and the next; 0 before the first.
     """
-    x, time = _channels(series, counts, online)
-    knots = _numbers(x, len(x[0]))
-    return _path(
-        knots, torch.stack([x[:, :-1], x.diff(dim=1)], 1), False, time, torch.arange(len(x[0]), device=x.device)
-    )
+    series = _prepared(series)
+    x = _channels(series, _filled(series, online), counts)
+    return _path(series, _numbers(x, x.shape[1]), [x[:, :-1], x.diff(dim=1)], smooth=False)
 
 
 def rectilinear(series: Series, counts: bool = False) -> ControlPath:
     """First the time runs to the next row, then the values do: X(s) depends on nothing later than its own time.
 
-    Row k is at the knot s = 2 k. A missing value is the last one before it.
+    Row k is at the knot s = 2 k. A missing value is the last one before it, 0 before the first.
     """
-    x, time = _channels(series, counts, online=True)
+    series = _prepared(series)
+    x = _channels(series, _filled(series, online=True), counts)
     corner = torch.cat([x[:, 1:, :1], x[:, :-1, 1:]], -1)
     x = torch.cat([torch.stack([x[:, :-1], corner], 2).flatten(1, 2), x[:, -1:]], 1)
-    times = torch.cat([time[:, :1], time[:, 1:].repeat_interleave(2, 1)], 1)
-    pieces = torch.stack([x[:, :-1], x.diff(dim=1)], 1)
-    return _path(_numbers(x, x.shape[1]), pieces, False, times, torch.arange(0, x.shape[1], 2, device=x.device))
+    return _path(series, _numbers(x, x.shape[1]), [x[:, :-1], x.diff(dim=1)], smooth=False)
 
 
 def hermite(series: Series, counts: bool = False, online: bool = False) -> ControlPath:
-    """Cubic pieces whose slope at a row is that of the line up to it: smooth, and at the rows without a look ahead.
+    """Cubic pieces whose slope at a row is that of the line up to it: smooth, and up to a row without a look ahead.
 
-    online: as `linear`. Morrill et al. 2021 recommend it where a whole series is there.
+    Only the first slope is that of the line behind it. online: as `linear`. Morrill et al. 2021, "Neural controlled
+    differential equations for online prediction tasks".
     """
-    x, time = _channels(series, counts, online)
-    knots = _numbers(x, x.shape[1])
-    return _cubic(knots, x, backward_difference_slopes(knots, x), time)
+    series = _prepared(series)
+    x = _channels(series, _filled(series, online), counts)
+    return _cubic(series, x, backward_difference_slopes(_numbers(x, x.shape[1]), x))
 
 
 def natural(series: Series, counts: bool = False) -> ControlPath:
-    """The natural cubic spline: twice differentiable. Every piece depends on all rows."""
-    series = series.padded(2)  # a path needs an interval: that of a single row has no length in time and values
-    time = series.t
-    own = torch.cat([time[..., None], series.x], -1)
-    mask = torch.cat([series.rows[..., None], series.mask & series.rows[..., None]], -1)
-    if counts:
-        own = torch.cat([own, _counts(series).to(own)], -1)
-        mask = torch.cat([mask, series.rows[..., None].expand(series.mask.shape)], -1)
-    knots = _numbers(own, own.shape[1])
-    values, slopes = natural_spline(knots.expand(len(own), -1), own, mask)
-    return _cubic(knots, values, slopes, time)
+    """The natural cubic spline through what is observed, over the numbers of the rows: twice differentiable.
+
+    Every piece depends on all rows. A channel keeps its first value in the rows before it, its last one in those after
+    it, and is 0 where it has none.
+    """
+    series = _prepared(series)
+    inside = series.rows[..., None]
+    observed = series.mask if not counts else torch.cat([series.mask, inside.expand(series.mask.shape)], -1)
+    own = _channels(series, series.x, counts)
+    values, slopes = natural_spline(
+        _numbers(own, own.shape[1]).expand(own.shape[:2]), own, torch.cat([inside, observed], -1), series.rows
+    )
+    return _cubic(series, values, slopes)
 
 
-def _cubic(knots: Tensor, x: Tensor, slopes: Tensor, time: Tensor) -> ControlPath:
-    """knots one apart."""
+def _prepared(series: Series) -> Series:
+    """A series with two columns at least, as a path needs an interval: that of a single row is constant."""
+    return checked_series(series).padded(2)
+
+
+def _filled(series: Series, online: bool) -> Tensor:
+    if online:
+        return forward_fill(series.x, series.mask)
+    return linear_fill(series.t, series.x, series.mask)
+
+
+def _channels(series: Series, x: Tensor, counts: bool) -> Tensor:
+    """The values of all channels of the path at the rows, (B, T, .)."""
+    counted = [series.mask.cumsum(1).to(x)] if counts else []
+    return torch.cat([series.t[..., None], x, *counted], -1)
+
+
+def _cubic(series: Series, x: Tensor, slopes: Tensor) -> ControlPath:
+    """The path with these values and slopes at the knots, which are one apart."""
     rise, left, right = x.diff(dim=1), slopes[:, :-1], slopes[:, 1:]
-    pieces = torch.stack([x[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 1)
-    return _path(knots, pieces, True, time, torch.arange(len(knots), device=x.device))
+    coefficients = [x[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise]
+    return _path(series, _numbers(x, x.shape[1]), coefficients, smooth=True)
 
 
-def _path(knots: Tensor, pieces: Tensor, smooth: bool, times: Tensor, rows: Tensor) -> ControlPath:
-    """pieces: (B, P + 1, K - 1, C)."""
-    return ControlPath(knots, pieces.permute(2, 1, 0, 3).contiguous(), smooth, times, rows)
-
-
-def _channels(series: Series, counts: bool, online: bool) -> tuple[Tensor, Tensor]:
-    """The values of all channels of the path at the rows, (B, T, .), and times (B, T); constant behind the last row."""
-    series = series.padded(2)
-    time = series.t
-    filled = forward_fill(series.x, series.mask) if online else linear_fill(time, series.x, series.mask)
-    parts = [time[..., None], filled, *([_counts(series).to(filled)] if counts else [])]
-    return torch.cat(parts, -1), time
-
-
-def _counts(series: Series) -> Tensor:
-    return series.mask.cumsum(1)
+def _path(series: Series, knots: Tensor, coefficients: list[Tensor], smooth: bool) -> ControlPath:
+    """coefficients: of each power, (B, K - 1, C). Those of padding are set to a constant path."""
+    rows = series.t.shape[1]
+    step = (len(knots) - 1) // (rows - 1)  # knots from row to row
+    number = torch.arange(len(knots), device=knots.device)
+    last = step * (series.length - 1).clamp(min=0)
+    ended = (number[:-1] >= last[:, None])[..., None]
+    value = coefficients[0]
+    end = last.minimum(number[-2])[:, None, None].expand(-1, 1, value.shape[-1])
+    pieces = torch.stack(
+        [
+            torch.where(ended, value.gather(1, end), value),
+            *(torch.where(ended, 0.0, coefficient) for coefficient in coefficients[1:]),
+        ]
+    )
+    times = series.t.gather(1, ((number + step - 1) // step).expand(len(series), -1))
+    return ControlPath(knots, pieces.permute(2, 0, 1, 3).contiguous(), smooth, times, knots[::step], knots[last])
 
 
 def _numbers(like: Tensor, count: int) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
+
+
+def extension(width: int, t0: Tensor, t1: Tensor, slope: Tensor | None = None) -> ControlPath:
+    """Paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
+
+    width: number of channels. slope: dX/ds with which they begin, (N, width), as that of `hermite` at a row; they end
+    with the slope of the line.
+    """
+    rise = torch.cat([(t1 - t0)[:, None], t0.new_zeros(len(t0), width - 1)], -1)
+    start = torch.cat([t0[:, None], torch.zeros_like(rise[:, 1:])], -1)
+    parts = [start, rise] if slope is None else [start, slope, 2 * rise - 2 * slope, slope - rise]
+    ends = torch.arange(2, dtype=t0.dtype, device=t0.device)
+    return ControlPath(ends, torch.stack(parts)[None], slope is not None, torch.stack([t0, t1], 1), ends)

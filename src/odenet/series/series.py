@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-from ..core.validate import describe, describe_shape
+from ..core.validate import describe, describe_shape, integer, number, times
+from .series_checks import (
+    check_keep,
+    check_kinds,
+    check_narrowed,
+    check_shapes,
+    check_values,
+    checked_names,
+    sample_numbers,
+)
+
+
+class Packed(NamedTuple):
+    """The rows of all samples one after another: N of them in all.
+
+    t: (N,). x: (N, C), 0 where missing. length: number of rows of each sample, (B,). mask: (N, C).
+    """
+
+    t: Tensor
+    x: Tensor
+    length: Tensor
+    mask: Tensor
 
 
 @final
@@ -20,15 +41,15 @@ class Series:
     t: times of the rows, (B, T) or (T,) for all samples, floating point. x: values, (B, T, C); NaN is a missing value.
     mask: True where a value is observed, (B, T, C) or (B, T), bool; by default where x is not NaN. length: number of
     rows of each sample, (B,); by default up to the last time that is not NaN. Behind it is padding, whose content does
-    not matter. static: features that do not change with time, (B, S). channels: names of the C channels. ids: names of
-    the B samples.
+    not matter. static: features that do not change with time, (B, S), finite. channels: names of the C channels. ids:
+    names of the B samples.
 
     As attributes t is (B, T), and a sample repeats its last time behind its last row; x is 0 and mask False where
     nothing is observed.
 
     Raises:
         TypeError: an argument that is no tensor, or of the wrong dtype.
-        ValueError: shapes that do not fit, times that do not increase within a sample, infinite values.
+        ValueError: shapes and devices that do not fit, times that do not increase within a sample, infinite values.
     """
 
     t: Tensor
@@ -49,36 +70,27 @@ class Series:
         channels: Sequence[str] | None = None,
         ids: Sequence[Any] | None = None,
     ) -> None:
-        _check_types(t, x, mask, length, static)
-        if x.ndim != 3:
-            raise ValueError(f"x must be (samples, rows, channels); got {describe_shape(x)}")
+        check_kinds(t, x, mask, length, static)
+        check_shapes(t, x, mask, length, static)
         size, rows, width = x.shape
-        if t.shape not in ((size, rows), (rows,)):
-            raise ValueError(
-                f"t must be {(size, rows)} or {(rows,)}, as x is {tuple(x.shape)}; got {describe_shape(t)}"
-            )
         t = t.expand(size, rows)
-        given = ~torch.isnan(t)
         if length is None:
-            length = (given * torch.arange(1, rows + 1, device=t.device)).amax(1) if rows else t.new_zeros(size).long()
-        elif length.shape != (size,):
-            raise ValueError(f"length must be {(size,)}, one number for each sample; got {describe_shape(length)}")
+            number = torch.arange(1, rows + 1, device=t.device)
+            length = (~torch.isnan(t) * number).amax(1) if rows else number.new_zeros(size)
         inside = torch.arange(rows, device=t.device) < length[:, None]
-        if mask is not None and mask.shape not in ((size, rows, width), (size, rows)):
-            raise ValueError(f"mask must be {tuple(x.shape)} or {(size, rows)}; got {describe_shape(mask)}")
         observed = ~torch.isnan(x) & inside[..., None]
         if mask is not None:
             observed = observed & (mask if mask.ndim == 3 else mask[..., None])
         values = torch.where(observed, x, 0.0)
-        _check_values(t, values, inside, length)
+        check_values(t, values, inside, length, static)
         set_field = object.__setattr__
         set_field(self, "t", _padded_times(t, inside, length))
         set_field(self, "x", values)
         set_field(self, "mask", observed)
         set_field(self, "length", length.long())
-        set_field(self, "static", _checked_static(static, size))
-        set_field(self, "channels", _names("channels", channels, width))
-        set_field(self, "ids", None if ids is None else _names("ids", ids, size))
+        set_field(self, "static", static)
+        set_field(self, "channels", checked_names("channels", channels, width))
+        set_field(self, "ids", checked_names("ids", ids, size))
 
     def __len__(self) -> int:
         """B."""
@@ -96,22 +108,14 @@ class Series:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Series:
         """Some of the samples: by number, slice, list, or a tensor of numbers or truth values."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"sample {index} of {len(self)}")
-            index = [index]
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index) if len(index) else torch.zeros(0, dtype=torch.int64)  # [] has no dtype
-        chosen = torch.arange(len(self), device=self.t.device)[index]
-        ids = None if self.ids is None else tuple(self.ids[i] for i in chosen.tolist())
-        static = None if self.static is None else self.static[chosen]
+        chosen = sample_numbers(index, len(self), self.t.device)
         return self._with(
             t=self.t[chosen],
             x=self.x[chosen],
             mask=self.mask[chosen],
             length=self.length[chosen],
-            static=static,
-            ids=ids,
+            static=None if self.static is None else self.static[chosen],
+            ids=None if self.ids is None else tuple(self.ids[i] for i in chosen.tolist()),
         )
 
     def __repr__(self) -> str:
@@ -123,10 +127,20 @@ class Series:
         )
 
     def to(self, *args: Any, **kwargs: Any) -> Series:
-        """On another device or with another floating-point dtype, as `Tensor.to`."""
+        """On another device or with another floating-point dtype, as `Tensor.to`.
+
+        Raises ValueError where the dtype makes one of two times, or holds a number no more.
+        """
         t, x = self.t.to(*args, **kwargs), self.x.to(*args, **kwargs)
         static = None if self.static is None else self.static.to(*args, **kwargs)
-        return self._with(t=t, x=x, mask=self.mask.to(x.device), length=self.length.to(x.device), static=static)
+        if not x.is_floating_point():
+            raise TypeError(f"a series has a floating-point dtype; got {x.dtype}")
+        mask, length = self.mask.to(x.device), self.length.to(x.device)
+        if x.dtype != self.x.dtype:
+            inside = self.rows.to(x.device)
+            check_narrowed(self.t, torch.where(inside, t, torch.nan))
+            check_values(t, x, inside, length, static)
+        return self._with(t=t, x=x, mask=mask, length=length, static=static)
 
     def trimmed(self) -> Series:
         """Without the columns of padding that all samples have."""
@@ -135,7 +149,7 @@ class Series:
 
     def padded(self, rows: int) -> Series:
         """With at least this many columns."""
-        more = rows - self.t.shape[1]
+        more = integer("rows", rows, 0) - self.t.shape[1]
         if more <= 0:
             return self
         pad = torch.nn.functional.pad
@@ -144,31 +158,68 @@ class Series:
             t=torch.cat([self.t, t], 1), x=pad(self.x, (0, 0, 0, more)), mask=pad(self.mask, (0, 0, 0, more))
         )
 
+    def packed(self) -> Packed:
+        """The rows of all samples one after another, without padding. `odenet.series.from_packed` is the inverse."""
+        return Packed(self.t[self.rows], self.x[self.rows], self.length, self.mask[self.rows])
+
+    def union(self) -> Series:
+        """The same values with one row for each time of any sample: U times, which all samples share.
+
+        A sample has a row without values where it has none of its own, so all samples have U rows, also behind their
+        own last one.
+
+        Raises ValueError where t requires a gradient: the union has none in the times.
+        """
+        if self.t.requires_grad:
+            raise ValueError("t requires a gradient, which times of a union cannot have; detach t")
+        times = self.t[self.rows].unique()
+        sample, row = self.rows.nonzero(as_tuple=True)
+        place = (sample, torch.searchsorted(times, self.t[sample, row]))
+        shape = (len(self), len(times), self.num_channels)
+        x = self.x.new_zeros(shape).index_put(place, self.x[sample, row])
+        mask = self.mask.new_zeros(shape).index_put(place, self.mask[sample, row])
+        return Series(times, x, mask, None, self.static, self.channels, self.ids)
+
     def observed(self, keep: Tensor) -> Series:
         """With the values alone where keep, (B, T, C) or (B, T), is True. Rows stay, even those without a value."""
+        check_keep(keep, self.mask.shape)
         mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
         return self._with(x=torch.where(mask, self.x, 0.0), mask=mask)
 
     def dropped(self, fraction: float, generator: torch.Generator | None = None) -> Series:
         """Without a random part of the rows of each sample: round(fraction * length) of them, never all."""
-        if not 0.0 <= fraction < 1.0:
+        if not 0.0 <= number("fraction", fraction) < 1.0:
             raise ValueError(f"fraction must be in [0, 1); got {fraction}")
-        draw = torch.rand(self.t.shape, generator=generator, dtype=torch.float64).to(self.t.device)
+        if len(self) and self.t.shape[1] > int(self.length.max()):
+            return self.trimmed().dropped(fraction, generator)  # what is drawn does not depend on padding
+        device = "cpu" if generator is None else generator.device
+        draw = torch.rand(self.t.shape, generator=generator, dtype=torch.float64, device=device).to(self.t.device)
         rank = torch.where(self.rows, draw, 2.0).argsort(1).argsort(1)
         gone = torch.minimum((fraction * self.length).round().long(), (self.length - 1).clamp(min=0))
         return self._select(self.rows & (rank >= gone[:, None]))
 
     def before(self, time: float | Tensor) -> Series:
         """The rows at t < time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t < torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
+        return self._select(self.rows & (self.t < self._bound(time)))
 
     def after(self, time: float | Tensor) -> Series:
         """The rows at t >= time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t >= torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
+        return self._select(self.rows & (self.t >= self._bound(time)))
 
     def with_values(self, t: Tensor, x: Tensor, static: Tensor | None) -> Series:
         """The same rows with other numbers, as of another unit."""
         return self._with(t=t, x=x, static=static)
+
+    def _bound(self, time: Any) -> Tensor:
+        """A time for each sample, (B, 1) or (1, 1), rounded as the times of the rows are."""
+        bound = times("time", time).to(self.t)
+        if bound.shape not in ((), (len(self),)):
+            raise ValueError(
+                f"time must be a number or ({len(self)},), one for each sample; got {describe_shape(bound)}"
+            )
+        if bool(bound.isnan().any()):
+            raise ValueError("time must be a number; got nan")
+        return bound.reshape(-1, 1)
 
     def _select(self, keep: Tensor) -> Series:
         """The rows where keep, (B, T), is True, moved together."""
@@ -191,52 +242,6 @@ class Series:
         return copy
 
 
-def _check_types(t: Any, x: Any, mask: Any, length: Any, static: Any) -> None:
-    for name, value in (("t", t), ("x", x), ("static", static)):
-        if value is None and name == "static":
-            continue
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(
-                f"{name} must be a floating-point tensor; got {describe_kind(value)}. odenet.series.from_lists, "
-                "from_long and from_wide take lists and tables"
-            )
-    if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
-        raise TypeError(
-            f"mask must be a tensor of truth values, True where a value is observed; got {describe_kind(mask)}"
-        )
-    if length is not None and not (isinstance(length, Tensor) and length.dtype in (torch.int64, torch.int32)):
-        raise TypeError(f"length must be a tensor of whole numbers; got {describe_kind(length)}")
-
-
-def describe_kind(value: Any) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else describe(value)
-
-
-def _check_values(t: Tensor, x: Tensor, inside: Tensor, length: Tensor) -> None:
-    """One look at all that can be wrong with values, and further ones where something is."""
-    rising = (t[:, 1:] > t[:, :-1]) | ~inside[:, 1:]
-    finite = torch.isfinite(t) | ~inside
-    if bool(rising.all() & finite.all() & torch.isfinite(x).all() & ((length >= 0) & (length <= t.shape[1])).all()):
-        return
-    if bool(((length < 0) | (length > t.shape[1])).any()):
-        raise ValueError(f"length must be between 0 and the {t.shape[1]} rows of x; got {length.tolist()}")
-    if not bool(finite.all()):
-        sample, row = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"t must be finite: sample {sample} has {float(t[sample, row])} in row {row} of {int(length[sample])}"
-        )
-    if not bool(torch.isfinite(x).all()):
-        sample, row, channel = (~torch.isfinite(x)).nonzero()[0].tolist()
-        raise ValueError(
-            f"x must be finite or NaN: sample {sample} has {float(x[sample, row, channel])} in channel {channel}"
-        )
-    sample, row = (~rising).nonzero()[0].tolist()
-    raise ValueError(
-        f"t must increase within a sample: sample {sample} has {float(t[sample, row + 1])} after "
-        f"{float(t[sample, row])}. odenet.series.from_lists sorts rows, and merges those at the same time"
-    )
-
-
 def _padded_times(t: Tensor, inside: Tensor, length: Tensor) -> Tensor:
     if not t.shape[1]:
         return t
@@ -245,15 +250,7 @@ def _padded_times(t: Tensor, inside: Tensor, length: Tensor) -> Tensor:
     return torch.where(inside, t, last)
 
 
-def _checked_static(static: Tensor | None, size: int) -> Tensor | None:
-    if static is not None and (static.ndim != 2 or len(static) != size):
-        raise ValueError(f"static must be ({size}, number of features); got {describe_shape(static)}")
-    return static
-
-
-def _names(argument: str, names: Sequence[Any] | None, count: int) -> tuple[Any, ...] | None:
-    if names is None:
-        return None
-    if len(names) != count:
-        raise ValueError(f"{argument} must be {count} names; got {len(names)}: {describe(list(names))}")
-    return tuple(names)
+def checked_series(series: Any) -> Series:
+    if not isinstance(series, Series):
+        raise TypeError(f"series must be an odenet.series.Series, as from_lists makes; got {describe(series)}")
+    return series

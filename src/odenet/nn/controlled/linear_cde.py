@@ -2,80 +2,100 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from ...core.validate import integer
 from ...series.control_path import ControlPath
-from ...series.interpolation import linear
-from ...series.series import Series
+from .controlled_model import ControlledModel
 from .prefix_products import prefix_products, whole_product
 
 
 @final
 class LinearField(nn.Module):
-    """f(s, z)_i = A_i z for each channel i of the path, with block-diagonal A_i.
+    """f(s, z)_i = A_i z for each channel i of the path, with block-diagonal A_i; a field for `NeuralCDE` too.
 
-    As a field of `NeuralCDE` it gives the equation that `LinearCDE` solves by its scan.
+    hidden: size of z. channels: of the path, time among them. block: size of the blocks. At first the A_i are
+    skew-symmetric, so that the state keeps its length along any path.
     """
 
     def __init__(self, hidden: int, channels: int, block: int = 4) -> None:
         super().__init__()
-        self.hidden, self.channels, self.block = (
-            integer("hidden", hidden),
-            integer("channels", channels),
-            integer("block", block),
-        )
+        self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
+        self.block = integer("block", block)
         if hidden % block:
             raise ValueError(f"block must divide hidden={hidden}; got {block}")
-        scale = (block * channels) ** -0.5
-        self.weight = nn.Parameter(scale * torch.randn(channels, hidden // block, block, block))
+        weight = torch.randn(channels, hidden // block, block, block) * (block * channels) ** -0.5
+        self.weight = nn.Parameter((weight - weight.mT) / 2**0.5)
 
     def generators(self, dx: Tensor) -> Tensor:
         """sum_i A_i dX_i, (..., blocks, block, block), from dX (..., channels)."""
         return torch.tensordot(dx, self.weight, 1)
 
     def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
-        blocks = z.unflatten(-1, (-1, self.block))[..., None]
-        return (self.generators(dx) @ blocks).flatten(-3)
+        """sum_i A_i z dX_i, (B, hidden)."""
+        return apply_blocks(self.generators(dx), z)
+
+    def forward(self, s: Tensor, z: Tensor) -> Tensor:
+        """A_i z for all i, (B, hidden, channels)."""
+        blocks = z.unflatten(-1, (-1, self.block))
+        return torch.einsum("cnij,...nj->...nic", self.weight, blocks).flatten(-3, -2)
 
 
 @final
-class LinearCDE(nn.Module):
-    """z' = sum_i A_i z X_i' on a linear path, exactly: a product of matrix exponentials, by parallel scan.
+class LinearCDE(ControlledModel):
+    """dz = sum_i A_i z dX_i with block-diagonal A_i, exactly: on the pieces of a linear path a product of exponentials.
 
-    Walker et al. 2025, "Structured linear CDEs". channels: of the series. hidden: size of z. block: size of the blocks
-    of the A_i.
+    The products are a parallel scan: O(T) work in O(log T) operations on tensors. Walker et al. 2025, "Structured
+    linear CDEs: maximally expressive and parallel-in-time sequence models".
 
-    forward(series): z behind the last row, (B, hidden). states(series): z at every row, (B, T, hidden).
+    channels: of the series. hidden: size of z. out: size of a linear readout; None: z itself. block: size of the
+    blocks. control: "linear" or "rectilinear". online, counts, static: see `ControlledModel`. field: the `LinearField`,
+    with which a `NeuralCDE` has the same solution.
+
+    forward(series, ts=None), states(series): see `ControlledModel`.
+
+    Raises TypeError or ValueError for a wrong argument.
     """
 
-    def __init__(self, channels: int, hidden: int = 64, block: int = 4, static: int = 0, counts: bool = False) -> None:
-        super().__init__()
-        self.counts = counts
-        width = 1 + channels * (1 + counts)
-        self.field = LinearField(hidden, width, block)
-        self.initial = nn.Linear(width + static, hidden)
+    def __init__(
+        self,
+        channels: int,
+        hidden: int = 64,
+        out: int | None = None,
+        block: int = 4,
+        control: Literal["linear", "rectilinear"] = "linear",
+        online: bool = False,
+        counts: bool = False,
+        static: int = 0,
+    ) -> None:
+        if control not in ("linear", "rectilinear"):
+            raise ValueError(f'control must be "linear" or "rectilinear", whose pieces are straight; got {control!r}')
+        super().__init__(channels, hidden, out, static, control, online or control == "rectilinear", counts)
+        self.field = LinearField(hidden, self.path_channels, block)
 
-    def forward(self, series: Series) -> Tensor:
-        path, z0 = self._start(series)
-        return self._moved(whole_product(self._factors(path)), z0)
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+        rises = path.pieces[:, 1]  # of pieces whose length in s is 1
+        flows = self._flows(rises)
+        if at is None:
+            return apply_blocks(whole_product(flows), z0)
+        states = torch.cat([z0[:, None], apply_blocks(prefix_products(flows), z0).movedim(0, 1)], 1)
+        s = at.expand(len(z0), at.shape[-1])
+        piece = s.floor().long().clamp(0, len(rises) - 1)
+        whole, part = states.gather(1, piece[..., None].expand(*s.shape, self.hidden)), s - piece
+        if not bool(part.any()):
+            return whole
+        rise = rises.movedim(1, 0).gather(1, piece[..., None].expand(*s.shape, self.path_channels))
+        return apply_blocks(self._flows(part[..., None] * rise), whole)
 
-    def states(self, series: Series) -> Tensor:
-        path, z0 = self._start(series)
-        later = self._moved(prefix_products(self._factors(path)), z0)
-        return torch.cat([z0[:, None], later.movedim(0, 1)], 1)
+    def _flows(self, rises: Tensor) -> Tensor:
+        """The flow along straight lines, (..., blocks, block, block)."""
+        return torch.linalg.matrix_exp(self.field.generators(rises))
 
-    def _start(self, series: Series) -> tuple[ControlPath, Tensor]:
-        path = linear(series, self.counts)
-        first = path.pieces[0, 0]
-        return path, self.initial(first if series.static is None else torch.cat([first, series.static], -1))
 
-    def _factors(self, path: ControlPath) -> Tensor:
-        """The flow of each piece, (K - 1, B, blocks, block, block)."""
-        return torch.linalg.matrix_exp(self.field.generators(path.pieces[:, 1]))
-
-    def _moved(self, flow: Tensor, z0: Tensor) -> Tensor:
-        return (flow @ z0.unflatten(-1, (-1, self.field.block))[..., None]).flatten(-3)
+def apply_blocks(matrices: Tensor, z: Tensor) -> Tensor:
+    """Block-diagonal matrices, (..., blocks, block, block), times z (B, hidden)."""
+    blocks = z.unflatten(-1, (-1, matrices.shape[-1]))[..., None]
+    return (matrices @ blocks).flatten(-3)

@@ -1,0 +1,143 @@
+"""Models that a path through a series drives."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.validate import boolean, integer, one_of
+from ...series.control_path import ControlPath
+from ...series.interpolation import extension, hermite, linear, natural, rectilinear
+from ...series.series import Series
+from ..series_model import SeriesModel, with_static
+
+ControlName = Literal["linear", "rectilinear", "hermite", "natural"]
+CONTROLS: dict[str, Callable[..., ControlPath]] = {
+    "linear": linear,
+    "rectilinear": rectilinear,
+    "hermite": hermite,
+    "natural": natural,
+}
+
+
+class ControlledModel(SeriesModel):
+    """Base of models with a state z that a path X through the series drives, from a linear map of X at its start.
+
+    The channels of the path are the time, those of the series and, with counts=True, the numbers of values so far.
+
+    control: "linear", "rectilinear", "hermite" or "natural" (see `odenet.series`), or a function of a scaled series
+    that gives a `ControlPath`. online: missing values are the last ones before them, so that no state depends on rows
+    after its time. counts: the numbers of values so far are channels too.
+
+    forward(series, ts=None), states(series): as `SeriesModel`. Behind the last row of a sample time alone goes on. With
+    online=True that is so behind every row: the state at ts is that after the last row up to ts, driven on to ts by
+    time. Before the first row it is the initial state.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        out: int | None,
+        static: int,
+        control: ControlName | Callable[[Series], ControlPath],
+        online: bool,
+        counts: bool,
+        path_channels: int | None = None,
+    ) -> None:
+        super().__init__(channels, hidden, out, static)
+        self.control = control if callable(control) else one_of("control", control, CONTROLS)
+        self.online, self.counts = boolean("online", online), boolean("counts", counts)
+        if online and control == "natural":
+            raise ValueError(
+                'online=True needs control="rectilinear", "hermite" or "linear": a natural spline looks ahead'
+            )
+        own = 1 + self.channels * (1 + self.counts)
+        self.path_channels = own if path_channels is None else integer("path_channels", path_channels)
+        self._start_channels = min(own, self.path_channels)
+        self.initial = nn.Linear(self._start_channels + static, hidden)
+
+    def path(self, series: Series) -> ControlPath:
+        """The path through a scaled series."""
+        if callable(self.control):
+            return self.control(series)
+        options: dict[str, Any] = {"counts": self.counts}
+        if self.control in ("linear", "hermite"):
+            options["online"] = self.online
+        return CONTROLS[self.control](series, **options)
+
+    @abstractmethod
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+        """The state along a path from z0 (B, hidden): at its end, (B, hidden), or at `at`: (B, Q, hidden).
+
+        at: increasing s, (Q,) from the first knot on, or (B, Q).
+        """
+
+    def last_state(self, series: Series) -> Tensor:
+        path = self._checked_path(series)
+        return self.drive(path, self._start(path, series), None)
+
+    def row_states(self, series: Series) -> Tensor:
+        path = self._checked_path(series)
+        return self._at_rows(path, self._start(path, series), series)
+
+    def states_at(self, series: Series, ts: Tensor) -> Tensor:
+        order = ts.argsort(1)
+        ts, back = ts.gather(1, order), order.argsort(1)
+        path = self._checked_path(series)
+        z0, last = self._start(path, series), series.t[:, -1:]
+        if self.online or bool((ts > last).any()):
+            ends = self._at_rows(path, z0, series)
+            later = torch.ones_like(ts, dtype=torch.bool) if self.online else ts > last
+            states = self._extended(series, path, ends, torch.where(later, ts, last))
+            if not bool(later.all()):
+                inside = self.drive(path, z0, path.position(torch.minimum(ts, last)))
+                states = torch.where(later[..., None], states, inside)
+            states = torch.where((ts < series.t[:, :1])[..., None], z0[:, None], states)
+        else:
+            states = self.drive(path, z0, path.position(ts))
+        return states.gather(1, _wide(back, states))
+
+    def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor) -> Tensor:
+        """The states at ts (B, Q), each driven by time alone from that at the row before it, of (B, T, hidden)."""
+        times = torch.where(series.rows, series.t, torch.inf).contiguous()
+        row = (torch.searchsorted(times, ts.contiguous(), right=True) - 1).clamp(min=0)
+        start = states.gather(1, _wide(row, states)).flatten(0, 1)
+        t0 = series.t.gather(1, row)
+        slope = None
+        if self.control == "hermite":
+            x = path.at_knots().transpose(0, 1)
+            before = x.gather(1, _wide((row - 1).clamp(min=0), x))
+            slope = (x.gather(1, _wide(row, x)) - before).flatten(0, 1)
+        ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten(), slope)
+        return self.drive(ahead, start, None).unflatten(0, ts.shape)
+
+    def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:
+        """The states at the rows, (B, T, hidden)."""
+        if series.t.shape[1] == 1:
+            return z0[:, None]
+        return self.drive(path, z0, path.rows)[:, : series.t.shape[1]]
+
+    def _checked_path(self, series: Series) -> ControlPath:
+        path = self.path(series)
+        if path.num_channels != self.path_channels:
+            raise ValueError(
+                f"control gives a path of {path.num_channels} channels, and the model takes {self.path_channels}: the "
+                f"time, {self.channels} of the series{', and counts' if self.counts else ''}"
+            )
+        return path
+
+    def _start(self, path: ControlPath, series: Series) -> Tensor:
+        return self.initial(with_static(path.pieces[0, 0, :, : self._start_channels], series.static))
+
+    def extra_repr(self) -> str:
+        return f"control={self.control!r}, online={self.online}, counts={self.counts}"
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B, Q) for `gather` along dimension 1 of (B, T, C)."""
+    return index[..., None].expand(*index.shape, like.shape[-1])

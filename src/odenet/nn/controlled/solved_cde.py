@@ -1,0 +1,83 @@
+"""Controlled equations that `odenet.solve` solves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...api.option_types import SolveOptions
+from ...api.solve import solve
+from ...control import PID
+from ...core.serialization import short_repr
+from ...gradients.gradient import Stats
+from ...series.control_path import ControlPath, derivative_pieces, piece_value
+from ...series.series import Series
+from .cde_fields import CDEField, LowRankCDEField, times_derivative
+from .controlled_model import ControlledModel, ControlName
+
+_DEFAULTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
+
+
+class SolvedCDE(ControlledModel):
+    """Base of models dz = field(s, z) dX that a solve in s gives; its steps end at the knots of the path.
+
+    field: f(s, z), (B, hidden, channels of the path), or a module with prod(s, z, dX), (B, hidden); None: a `CDEField`,
+    or with rank= a `LowRankCDEField`. solve_options: of `odenet.solve`, by default rtol=1e-4, atol=1e-6. stats: counts
+    of the last solve.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        out: int | None,
+        static: int,
+        control: ControlName | Callable[[Series], ControlPath],
+        online: bool,
+        counts: bool,
+        path_channels: int | None,
+        field: nn.Module | None,
+        rank: int | None,
+        solve_options: SolveOptions,
+    ) -> None:
+        super().__init__(channels, hidden, out, static, control, online, counts, path_channels)
+        if field is None:
+            width = self.path_channels
+            field = CDEField(hidden, width) if rank is None else LowRankCDEField(hidden, width, rank)
+        elif rank is not None:
+            raise ValueError("rank is that of the library's own field; give field or rank")
+        self.field = field
+        self.solve_options = cast(SolveOptions, _DEFAULTS | solve_options)
+        self.stats: Stats | None = None
+
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+        options: dict[str, Any] = dict(self.solve_options)
+        knots = path.knots
+        if at is None:
+            ts = knots[[0, -1]]
+        elif at.ndim == 1:
+            ts = at
+        else:
+            ts = torch.cat([knots[:1].expand(len(at), 1), at], 1)
+            options["per_sample"] = True
+        if "controller" not in options and "step" not in options and len(knots) > 2:
+            options["controller"] = PID(step_ts=knots[1:-1], jump_ts=path.jumps)
+        # every piece may need some steps: a limit for all paths would refuse long ones
+        options.setdefault("max_steps", 10_000 + 100 * len(knots))
+        sol = solve(self._slope, z0, ts, args=(knots, derivative_pieces(path.pieces)), **cast(SolveOptions, options))
+        self.stats = sol.stats
+        if at is None:
+            return sol.y1
+        if at.ndim == 2:
+            return sol.ys[:, 1:]
+        return sol.ys if options.get("per_sample") else sol.ys.movedim(0, 1)
+
+    def _slope(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
+        return times_derivative(self.field, s, z, piece_value(slopes, knots, s))
+
+    def extra_repr(self) -> str:
+        options = "".join(f", {k}={short_repr(v)}" for k, v in self.solve_options.items())
+        return super().extra_repr() + options
