@@ -14,16 +14,14 @@ from .series import Series, checked_series
 class Normalizer(nn.Module):
     """Maps times to [0, 1] and each channel and static feature to mean 0 and deviation 1, by the data it was fitted to.
 
-    Buffers: mean, std (C,); static_mean, static_std (S,); start, start_rest, span (). The first time is start +
-    start_rest: where float32 rounds it, as seconds since 1970, the latter is what is left. A channel that is constant,
-    or was never observed, is moved and not scaled; so are times that are all the same. Missing values stay missing.
-    Until `fit(series)` is called it changes nothing.
+    Buffers: mean, std (C,); static_mean, static_std (S,); start, span (). A channel that is constant, or was never
+    observed, is moved and not scaled; so are times that are all the same. Missing values stay missing. Until
+    `fit(series)` is called it changes nothing.
     """
 
     mean: Tensor
     std: Tensor
     start: Tensor
-    start_rest: Tensor
     span: Tensor
     static_mean: Tensor
     static_std: Tensor
@@ -33,7 +31,7 @@ class Normalizer(nn.Module):
         for name, value in (
             *(("mean", torch.zeros(channels)), ("std", torch.ones(channels))),
             *(("static_mean", torch.zeros(static)), ("static_std", torch.ones(static))),
-            *(("start", torch.zeros(())), ("start_rest", torch.zeros(())), ("span", torch.ones(()))),
+            *(("start", torch.zeros(())), ("span", torch.ones(()))),
         ):
             self.register_buffer(name, value)
 
@@ -57,9 +55,7 @@ class Normalizer(nn.Module):
             self._take("static_std", _scale(static.std(0, correction=0), static.mean(0), series.x.dtype))
         times = series.t[series.rows]
         span = times.amax() - times.amin() if len(times) else torch.zeros(())
-        start = times.amin() if len(times) else span
-        self._take("start", start)
-        self._take("start_rest", start - self.start)
+        self._take("start", times.amin() if len(times) else span)
         self._take("span", torch.where(span > 0, span, 1.0))
         return self
 
@@ -84,7 +80,7 @@ class Normalizer(nn.Module):
 
     def times(self, t: Tensor) -> Tensor:
         """Times of the data in these scales, of any shape."""
-        return (t - self.start - self.start_rest) / self.span
+        return (t - self.start) / self.span
 
     def values(self, x: Tensor) -> Tensor:
         """From these scales back to those of the data, (..., C)."""
