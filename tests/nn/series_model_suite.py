@@ -202,19 +202,6 @@ class SeriesModelSuite(ABC):
         for mine, theirs in zip(z, y, strict=True):
             close(mine, theirs, 1e-6)
 
-    def test_times_in_float64_with_values_in_float32(self) -> None:
-        """Seconds since 1970 have no place in float32; the model's own times, after scaling, do."""
-        exact, model = ragged(), self.model()
-        model.fit_normalizer(exact)
-        last, at_times = model(exact), model(exact, TS)
-        late = exact.with_values(1.7e9 + 86400 * exact.t, exact.x.float(), None)
-        model = model.float().fit_normalizer(late)
-        assert model(late).dtype == torch.float32
-        close(model(late).double(), last, 1e-2)
-        close(model(late, 1.7e9 + 86400 * TS).double(), at_times, 1e-2)
-        if self.has_states:
-            close(model(late, late.t)[late.rows], model.states(late)[late.rows], 1e-5)
-
     def test_saved_loaded_and_copied(self) -> None:
         series = ragged(2)
         model = self.model(2).fit_normalizer(series)

@@ -2,6 +2,7 @@
 
 from . import flows
 from .adapted_field import adapt
+from .baselines import LastValue, MeanValue, MultiTimeAttention, SeriesTransformer
 from .classifier import Classifier, classifier
 from .controlled import LinearCDE, LogODE, NeuralCDE
 from .fields import ConcatSquashField, ConvField, MLPField
@@ -20,11 +21,15 @@ __all__ = [
     "FlowMatching",
     "GRUDelta",
     "GRUODEBayes",
+    "LastValue",
     "LinearCDE",
     "LogODE",
     "MLPField",
+    "MeanValue",
+    "MultiTimeAttention",
     "NeuralCDE",
     "NeuralODE",
+    "SeriesTransformer",
     "adapt",
     "classifier",
     "flows",

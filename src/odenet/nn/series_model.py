@@ -38,7 +38,7 @@ class SeriesModel(nn.Module, ABC):
         scaled = self.scaled(series)
         if ts is None:
             return self.readout(self.last_state(scaled))
-        return self.readout(self.states_at(scaled, self.scaled_times(ts, series)))
+        return self.readout(self.states_at(scaled, self.scaled_times(ts, scaled)))
 
     def states(self, series: Series) -> Tensor:
         """The output after each row, (B, T, out); behind the last row of a sample it stays."""
@@ -58,19 +58,18 @@ class SeriesModel(nn.Module, ABC):
         return self.row_states(series)[:, -1]
 
     def scaled(self, series: Series) -> Series:
-        """The series in the model's scales and dtype, with at least one column."""
-        scaled = self.normalizer(self._checked(series))
-        return scaled.with_values(scaled.t.to(scaled.x), scaled.x, scaled.static).padded(1)
+        """The series in the model's scales, with at least one column."""
+        return self.normalizer(self._checked(series)).padded(1)
 
     def scaled_times(self, ts: Any, series: Series) -> Tensor:
-        """Times of the user, (Q,) or (B, Q), in the model's scale: (B, Q). series: as the user gave it."""
+        """Times of the user, (Q,) or (B, Q), in the model's scale: (B, Q)."""
         ts, size = times("ts", ts), len(series)
         if ts.ndim not in (1, 2) or (ts.ndim == 2 and len(ts) != size):
             raise ValueError(f"ts must be (Q,) or ({size}, Q), times for each sample; got {describe_shape(ts)}")
         if not bool(torch.isfinite(ts).all()):
             raise ValueError(f"ts must be finite; got {describe(ts[~torch.isfinite(ts)][0].item())}")
-        # first rounded as the rows' times are: what is the time of a row remains so
-        return self.normalizer.times(ts.to(series.t)).to(series.x).expand(size, ts.shape[-1])
+        # rounded before they are scaled, as the rows' times are: what is the time of a row remains so
+        return self.normalizer.times(ts.to(series.t)).expand(size, ts.shape[-1])
 
     def _checked(self, series: Any) -> Series:
         if not isinstance(series, Series):
@@ -94,3 +93,9 @@ class SeriesModel(nn.Module, ABC):
 def with_static(features: Tensor, static: Tensor | None) -> Tensor:
     """Features (B, F) and the static ones (B, S) side by side."""
     return features if static is None else torch.cat([features, static], -1)
+
+
+def row_up_to(series: Series, ts: Tensor) -> Tensor:
+    """The number of the last row of each sample up to the times ts (B, Q), -1 where there is none: (B, Q)."""
+    times = torch.where(series.rows, series.t, torch.inf).contiguous()
+    return torch.searchsorted(times, ts.contiguous(), right=True) - 1

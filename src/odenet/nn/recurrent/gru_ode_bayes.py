@@ -103,7 +103,7 @@ class GRUODEBayes(Recurrence):
         From the rows up to each time, that of a row itself too.
         """
         scaled = self.scaled(series)
-        mean, variance = self.distribution(self.states_at(scaled, self.scaled_times(ts, series)))
+        mean, variance = self.distribution(self.states_at(scaled, self.scaled_times(ts, scaled)))
         return self.normalizer.values(mean), self.normalizer.deviations(variance.sqrt())
 
     def extra_repr(self) -> str:

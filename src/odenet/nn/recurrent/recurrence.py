@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...series.series import Series
-from ..series_model import SeriesModel
+from ..series_model import SeriesModel, row_up_to
 
 
 class Recurrence(SeriesModel):
@@ -49,8 +49,7 @@ class Recurrence(SeriesModel):
 
     def states_at(self, series: Series, ts: Tensor) -> Tensor:
         _, after = self.run(series)
-        times = torch.where(series.rows, series.t, torch.inf).contiguous()
-        row = torch.searchsorted(times, ts.contiguous(), right=True) - 1  # -1 before the first one
+        row = row_up_to(series, ts)
         start = row.clamp(min=0)
         h = after.gather(1, start[..., None].expand(*start.shape, after.shape[-1]))
         t0 = torch.where(row < 0, ts, series.t.gather(1, start))
