@@ -5,6 +5,7 @@ from .adapted_field import adapt
 from .classifier import Classifier, classifier
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
+from .latent import LatentODE
 from .layer import Augmented, NeuralODE
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ConcatSquashField",
     "ConvField",
     "FlowMatching",
+    "LatentODE",
     "MLPField",
     "NeuralODE",
     "adapt",
