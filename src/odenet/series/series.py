@@ -100,9 +100,10 @@ class Series:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
             index = [index]
-        chosen = torch.arange(len(self), device=self.t.device)[
-            index if isinstance(index, slice) else torch.as_tensor(index)
-        ]
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index)
+            index = index if index.numel() else index.long()  # an empty list has no dtype of its own
+        chosen = torch.arange(len(self), device=self.t.device)[index]
         ids = None if self.ids is None else tuple(self.ids[i] for i in chosen.tolist())
         static = None if self.static is None else self.static[chosen]
         return self._with(
