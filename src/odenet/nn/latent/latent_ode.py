@@ -97,10 +97,9 @@ class LatentODE(SeriesModel):
 
     def decode(self, z0: Tensor, ts: Tensor) -> Distribution:
         """The distribution of values at ts (Q,) or (B, Q), (..., B, Q, C), from z0 (B, latent) or (S, B, latent)."""
-        z0 = self._checked_start(z0)
-        times = self._scaled_times(ts, z0.shape[-2])
-        z = self.flow(z0.reshape(-1, *z0.shape[-2:]), times)
-        return self.decoder.distribution(z.view(*z0.shape[:-1], *z.shape[-2:]), self.normalizer)
+        states = self._checked_start(z0)
+        z = self.flow(states, self._scaled_times(ts, states.shape[1]))
+        return self.decoder.distribution(z if z0.ndim == 3 else z[0], self.normalizer)
 
     def latent_path(self, series: Series, ts: Tensor) -> Tensor:
         """z at ts (Q,) or (B, Q) from the mean of q: (B, Q, latent)."""
@@ -178,18 +177,19 @@ class LatentODE(SeriesModel):
         window: with poisson=True the times between which the rows were recorded, (2,) or (B, 2), by default the first
         and the last row. A row at its beginning is where recording began, no event.
         """
-        z0, scaled = self._checked_start(z0), self.scaled(series)
-        if len(scaled) != z0.shape[-2]:
-            raise ValueError(f"target must have the {z0.shape[-2]} samples of the series; it has {len(scaled)}")
+        states, scaled = self._checked_start(z0), self.scaled(series)
+        if len(scaled) != states.shape[1]:
+            raise ValueError(f"target must have the {states.shape[1]} samples of the series; it has {len(scaled)}")
         if window is not None and self.flow.intensity is None:
             raise ValueError("window is for models with poisson=True")
-        states, times = z0.reshape(-1, *z0.shape[-2:]), self._row_times(scaled)
+        times = self._row_times(scaled)
         if self.flow.intensity is None:
             z, events = self.flow(states, times), None
         else:
             z, events = self._events(states, scaled, times, window)
         density = self.decoder.log_prob(z, scaled.x, scaled.mask, self.normalizer).sum(-1)
-        return (density if events is None else density + events).view(z0.shape[:-1])
+        density = density if events is None else density + events
+        return density if z0.ndim == 3 else density[0]
 
     def _events(self, z0: Tensor, series: Series, times: Tensor, window: Any) -> tuple[Tensor, Tensor]:
         """z at the rows, (S, B, T, latent), and the log density of the times of values, (S, B)."""
@@ -308,6 +308,9 @@ class LatentODE(SeriesModel):
         return self.scaled_times(ts, Series(own.new_zeros(size, 0), own.new_zeros(size, 0, self.channels)))
 
     def _checked_start(self, z0: Any) -> Tensor:
-        if not isinstance(z0, Tensor) or z0.ndim < 2 or z0.shape[-1] != self.latent:
-            raise ValueError(f"z0 must be (..., samples, {self.latent}); got {describe_shape(z0)}")
-        return z0
+        """z0 as (S, B, latent)."""
+        if not isinstance(z0, Tensor) or z0.ndim not in (2, 3) or z0.shape[-1] != self.latent:
+            raise ValueError(
+                f"z0 must be (samples, {self.latent}) or (draws, samples, {self.latent}); got {describe_shape(z0)}"
+            )
+        return z0 if z0.ndim == 3 else z0[None]
