@@ -13,7 +13,6 @@ from torch.autograd import gradcheck
 from odenet.nn.latent.latent_flow import LatentFlow
 
 
-
 def flow(start: float = 0.25, intensity: nn.Module | None = None, **options: Any) -> LatentFlow:
     tight: Any = {"rtol": 1e-10, "atol": 1e-12} | options
     return LatentFlow(LinearField(MATRIX), intensity, start, tight).double()

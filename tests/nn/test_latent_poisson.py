@@ -20,18 +20,19 @@ def model(**options: Any) -> LatentODE:
 
 
 def quadrature(net: LatentODE, z0: Tensor, series: Series, window: Tensor) -> Tensor:
-    """Log density of values and of times, (B,), by the decoder and a trapezoidal rule of 4001 nodes."""
+    """Log density of values and of times, (B,), by the decoder and Simpson's rule."""
     out = []
     for i in range(len(series)):
         n = int(series.length[i])
         first, last = window[i]
-        nodes = torch.linspace(float(first), float(last), 4001, dtype=torch.float64)
+        nodes = torch.linspace(first.item(), last.item(), 101, dtype=torch.float64)
+        weights = torch.tensor([1.0, *[4.0, 2.0] * 49, 4.0, 1.0], dtype=torch.float64) * (last - first) / 300.0
 
         def rate(ts: Tensor, i: int = i) -> Tensor:
             z = net.flow(z0[None, i : i + 1], net.normalizer.times(ts)[None])[0, 0]
             return net.flow.intensity(z).exp() / net.normalizer.span
 
-        total = -torch.trapezoid(rate(nodes), nodes, dim=0).sum()
+        total = -(weights @ rate(nodes)).sum()
         t, mask = series.t[i, :n], series.mask[i, :n]
         inside = mask & ((t > first) & (t <= last))[:, None]
         if n:
@@ -69,23 +70,23 @@ def test_training_finds_the_rate_of_a_constant_process() -> None:
     """Channel 0 has a value at every row, channel 1 at a fifth of them: 20 and 4 per unit of time."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    gaps = -torch.rand(64, 30, generator=generator).log() / 20.0
+    gaps = -torch.rand(16, 30, generator=generator).log() / 20.0
     t = gaps.cumsum(1)
     t = torch.where(t < 1.0, t, torch.nan)
     t[:, 0] = torch.where(torch.isnan(t[:, 0]), 0.5, t[:, 0])
-    mask = torch.stack([torch.ones(64, 30, dtype=torch.bool), torch.rand(64, 30, generator=generator) < 0.2], -1)
-    series = Series(t, torch.zeros(64, 30, 2), mask)
-    net = LatentODE(2, 2, 8, encoder="attention", noise=1.0, poisson=True, method="rk4", step=0.25)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
+    mask = torch.stack([torch.ones(16, 30, dtype=torch.bool), torch.rand(16, 30, generator=generator) < 0.2], -1)
+    series = Series(t, torch.zeros(16, 30, 2), mask)
+    net = LatentODE(2, 2, 8, encoder="attention", noise=1.0, poisson=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     window = torch.tensor([0.0, 1.0])
-    for _ in range(150):
+    for _ in range(60):
         loss = net.loss(series, window=window, generator=generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         rates = net.intensity(series, torch.linspace(0.0, 1.0, 11)).mean((0, 1))
-    count = series.mask.sum((0, 1)) / 64
+    count = series.mask.sum((0, 1)) / 16
     torch.testing.assert_close(rates, count.float(), rtol=0.1, atol=0.0)
 
 

@@ -58,9 +58,7 @@ def test_what_is_missing_does_not_matter(encoder: str) -> None:
     torch.testing.assert_close(net.elbo(other, generator=0), net.elbo(series, generator=0))
     gone = series.observed(torch.arange(3) != 1)  # the middle row keeps its time alone
     without = from_lists([[0.0, 2.5]], [[[1.0, 2.0], [4.0, 5.0]]], dtype=torch.float64)
-    torch.testing.assert_close(
-        net.elbo(gone[0], generator=0), net.elbo(without, generator=0), atol=1e-7, rtol=0
-    )
+    torch.testing.assert_close(net.elbo(gone[0], generator=0), net.elbo(without, generator=0), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -90,7 +88,9 @@ def test_the_padding_time_of_an_empty_sample_does_not_matter(encoder: str) -> No
     torch.testing.assert_close(near.elbo(series, generator=0), far.elbo(late, generator=0), atol=1e-6, rtol=0)
     prediction = far.reconstruct(late, samples=2, generator=0)
     assert bool((prediction.ts[2] == 1e6).all())
-    torch.testing.assert_close(prediction.mean, near.reconstruct(series, samples=2, generator=0).mean, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        prediction.mean, near.reconstruct(series, samples=2, generator=0).mean, atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

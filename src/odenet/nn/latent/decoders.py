@@ -138,7 +138,7 @@ def make_decoder(decoder: Any, latent: int, hidden: int, channels: int, noise: A
 
 
 def perceptron(dim: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out))
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ELU(), nn.Linear(hidden, out))  # a kink would cost a solve steps
 
 
 def _checked_noise(noise: Any) -> Noise:
