@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from latent_models import MATRIX, NOISE, WEIGHT, exact_log_likelihood, linear_gaussian, observation_map, ragged
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from latent_models import MATRIX, NOISE, WEIGHT, exact_log_likelihood, linear_gaussian, observation_map, ragged
 from odenet.nn import LatentODE
 from odenet.nn.latent import kl_warmup
 from odenet.nn.latent.variational import importance_bound, kl_to_standard_normal, log_ratio_to_prior

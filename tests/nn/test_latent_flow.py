@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from latent_models import MATRIX, LinearField
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from latent_models import MATRIX, LinearField
 from odenet.nn.latent.latent_flow import LatentFlow
 
 

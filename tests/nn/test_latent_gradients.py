@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from latent_models import ragged
 
+from latent_models import ragged
 from odenet.nn import LatentODE
 from odenet.series import Series
 

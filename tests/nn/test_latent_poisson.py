@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from latent_models import ragged
 from torch import Tensor
 
+from latent_models import ragged
 from odenet.nn import LatentODE
 from odenet.series import Series
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from latent_models import MATRIX, NOISE, WEIGHT, linear_gaussian, ragged
 from torch import nn
 from torch.distributions import Normal
 
+from latent_models import MATRIX, NOISE, WEIGHT, linear_gaussian, ragged
 from odenet.nn import LatentODE
 from odenet.nn.latent import CategoricalDecoder, GaussianDecoder
 from odenet.series import Series

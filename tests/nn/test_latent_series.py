@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from latent_models import Features, ragged
 from torch import nn
 
+from latent_models import Features, ragged
 from odenet.nn import LatentODE
 from odenet.nn.latent.reversal import reversed_rows
 from odenet.series import Series, from_lists

@@ -16,6 +16,7 @@ from .random_draws import normal_noise, uniform_noise
 
 Noise = float | Literal["learned", "per-time"]
 _SMALLEST_STD = 1e-3  # of "per-time", in normalised units: a density has no bound without one
+_FIRST_LOG_STD = -2.3  # of "learned": where it begins too large, early training is slow to use the values
 
 
 class Decoder(nn.Module, ABC):
@@ -52,7 +53,7 @@ class GaussianDecoder(Decoder):
         self.net, self.channels = net, integer("channels", channels)
         self.noise = _checked_noise(noise)
         learned = noise == "learned"
-        self.log_std = nn.Parameter(torch.full((self.channels,), -1.0)) if learned else None
+        self.log_std = nn.Parameter(torch.full((self.channels,), _FIRST_LOG_STD)) if learned else None
 
     def _normalised(self, z: Tensor) -> Normal:
         out, width = self.net(z), self.channels * (2 if self.noise == "per-time" else 1)
