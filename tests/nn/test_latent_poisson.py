@@ -66,6 +66,7 @@ def test_the_intensity_is_per_unit_of_the_data() -> None:
     torch.testing.assert_close(difference.item(), events * torch.tensor(10.0).log().item(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_training_finds_the_rate_of_a_constant_process() -> None:
     """Channel 0 has a value at every row, channel 1 at a fifth of them: 20 and 4 per unit of time."""
     torch.manual_seed(0)

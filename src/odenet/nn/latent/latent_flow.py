@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...api.option_types import SolveOptions
-from ...api.solve import solve
+from ...api.solve import Solver, solve
 
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4, "gradient": "backprop"}
 _REFUSED = ("event", "dense", "save", "save_steps", "on_failure")
-_UNION = 8  # a solve for all samples at all times is faster up to so many times as each one has (benchmark in the test)
+_UNION = (
+    8  # a solve for all samples at all times is faster up to so many times as each one has (measured: docs/latent.md)
+)
 
 
 class LatentFlow(nn.Module):
@@ -41,6 +43,7 @@ class LatentFlow(nn.Module):
         self.register_buffer("start", torch.tensor(start))
         defaults = {k: v for k, v in _DEFAULTS.items() if k != "gradient" or not solve_options.get("compile")}
         self.solve_options = cast(SolveOptions, defaults | solve_options)
+        Solver(self._slope, **self.solve_options)  # raises for a wrong option
 
     def forward(self, z0: Tensor, ts: Tensor) -> Tensor:
         """z at ts (B, Q), in any order: (S, B, Q, latent), from z0 (S, B, latent)."""

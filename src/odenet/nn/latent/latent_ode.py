@@ -70,8 +70,9 @@ class LatentODE(SeriesModel):
         start: float = 0.0,
         **solve_options: Unpack[SolveOptions],
     ) -> None:
-        super().__init__(channels, latent, out, static)
-        self.latent, self.hidden = self.hidden, integer("hidden", hidden)
+        self.latent = integer("latent", latent)
+        super().__init__(channels, self.latent, out, static)
+        self.hidden = integer("hidden", hidden)  # of the networks; the state has the size latent
         self.encoder = self._make_encoder(encoder)
         self.posterior = nn.Sequential(
             nn.Linear(self.hidden + self.static, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2 * self.latent)
@@ -85,7 +86,7 @@ class LatentODE(SeriesModel):
     def _make_encoder(self, encoder: Any) -> nn.Module:
         if isinstance(encoder, nn.Module):
             return encoder
-        if encoder in ENCODERS:
+        if isinstance(encoder, str) and encoder in ENCODERS:
             return ENCODERS[encoder](self.channels, self.hidden)
         raise ValueError(
             f"encoder must be one of {', '.join(map(repr, ENCODERS))} or a module; got {describe(encoder)}"
