@@ -7,6 +7,7 @@ from .classifier import Classifier, classifier
 from .controlled import LinearCDE, LogODE, NeuralCDE
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
+from .latent import LatentODE
 from .layer import Augmented, NeuralODE
 from .recurrent import GRUD, ODERNN, GRUDelta, GRUODEBayes
 
@@ -22,6 +23,7 @@ __all__ = [
     "GRUDelta",
     "GRUODEBayes",
     "LastValue",
+    "LatentODE",
     "LinearCDE",
     "LogODE",
     "MLPField",

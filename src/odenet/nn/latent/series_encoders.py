@@ -1,0 +1,92 @@
+"""Encoders of a latent ODE: from a series to features of its start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import gcd
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...series.series import Series
+from ..recurrent import ODERNN
+from .reversal import reversed_rows
+
+
+class SeriesEncoder(nn.Module, ABC):
+    """Base of encoders: features, (B, hidden), of a scaled series whose times count from that of z0."""
+
+    @abstractmethod
+    def forward(self, series: Series) -> Tensor: ...
+
+
+@final
+class ODERNNEncoder(SeriesEncoder):
+    """The state of an `ODERNN` that takes the rows from the last one to the first, and then evolves to time 0.
+
+    Rubanova et al. 2019, "Latent ODEs for irregularly-sampled time series", section 3.2.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.rnn = ODERNN(channels, hidden)
+
+    def forward(self, series: Series) -> Tensor:
+        back = reversed_rows(series)
+        h = self.rnn.row_states(back)[:, -1]
+        last = torch.where(back.length > 0, back.t[:, -1], 0.0)
+        return self.rnn.advance(h, last, torch.zeros_like(last))
+
+
+@final
+class RNNEncoder(SeriesEncoder):
+    """A gated recurrent unit over the rows from the last one to the first, with their times and the gaps between them.
+
+    Chen et al. 2018, "Neural ordinary differential equations", section 5: a recurrent network backwards in time.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(2 * channels + 2, hidden, batch_first=True)
+
+    def forward(self, series: Series) -> Tensor:
+        back = reversed_rows(series)
+        gaps = back.t.diff(dim=1, prepend=back.t[:, :1])
+        states, _ = self.rnn(torch.cat([_row_inputs(back), gaps[..., None]], -1))
+        last = (back.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
+        return torch.where(back.length[:, None] > 0, states.gather(1, last)[:, 0], 0.0)
+
+
+@final
+class AttentionEncoder(SeriesEncoder):
+    """Learned queries that attend to the rows, each of which a perceptron has mapped to keys and values.
+
+    A query may also attend to nothing, which has the score 0 and the value 0, so a series without rows is no exception.
+    Vaswani et al. 2017, "Attention is all you need", section 3.2; one query for each head.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.rows = nn.Sequential(nn.Linear(2 * channels + 1, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.scores = nn.Linear(hidden, gcd(hidden, 4))  # keys times queries
+        self.values = nn.Linear(hidden, hidden)
+
+    def forward(self, series: Series) -> Tensor:
+        rows = self.rows(_row_inputs(series))
+        scores = self.scores(rows).masked_fill(~series.mask.any(-1)[..., None], -torch.inf)
+        weights = nn.functional.pad(scores, (0, 0, 0, 1)).softmax(1)[:, :-1]  # (B, T, heads)
+        values = self.values(rows).unflatten(-1, (weights.shape[-1], -1))
+        return (weights[..., None] * values).sum(1).flatten(1)
+
+
+ENCODERS: dict[str, type[ODERNNEncoder | RNNEncoder | AttentionEncoder]] = {
+    "ode-rnn": ODERNNEncoder,
+    "rnn": RNNEncoder,
+    "attention": AttentionEncoder,
+}
+
+
+def _row_inputs(series: Series) -> Tensor:
+    """Values, 0 where missing, which of them are observed, and the time: (B, T, 2 C + 1)."""
+    return torch.cat([series.x, series.mask.to(series.x), series.t[..., None]], -1)

@@ -1,0 +1,34 @@
+"""Terms of variational bounds, for a normal q of z0 and the prior N(0, I)."""
+
+from __future__ import annotations
+
+from math import log
+
+from torch import Tensor
+from torch.distributions import Normal
+
+from ...core.validate import integer
+
+
+def kl_warmup(step: int, steps: int) -> float:
+    """Weight of the divergence at a step of training: it rises evenly from 0 to 1, which it has from `steps` on.
+
+    Bowman et al. 2016, "Generating sentences from a continuous space", section 3.1.
+    """
+    return min(1.0, integer("step", step, 0) / integer("steps", steps))
+
+
+def kl_to_standard_normal(q: Normal) -> Tensor:
+    """KL(q | N(0, I)), summed over the last axis."""
+    return (0.5 * (q.mean.square() + q.variance - 1.0) - q.stddev.log()).sum(-1)
+
+
+def log_ratio_to_prior(q: Normal, z: Tensor) -> Tensor:
+    """log N(z; 0, I) - log q(z), summed over the last axis."""
+    u = (z - q.mean) / q.stddev
+    return (0.5 * (u.square() - z.square()) + q.stddev.log()).sum(-1)
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    """Log of the mean weight along the first axis. Burda et al. 2016, "Importance weighted autoencoders", eq. 8."""
+    return log_weights.logsumexp(0) - log(len(log_weights))
