@@ -1,0 +1,1 @@
+"""What models of series at irregular times must show: predictions from clinical data, classes, motions, spirals."""

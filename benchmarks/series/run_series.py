@@ -1,0 +1,19 @@
+"""Runs the benchmark `series`, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from ..shared.tables import Settings
+
+# the module of each part
+PARTS = {
+    "clinical": "clinical_prediction",
+}
+
+
+def run(settings: Settings) -> Iterator[tuple[str, str | bytes]]:
+    """Measure, and yield the name and the content of each file; those of a part when it ends."""
+    for part in settings.only or PARTS:
+        yield from import_module(f".{PARTS[part]}", __package__).run(settings)

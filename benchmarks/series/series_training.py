@@ -1,0 +1,139 @@
+"""One training loop for all models of series: the same optimiser, budget and rule of choice."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from odenet.nn.series_model import SeriesModel
+from odenet.series import Series
+
+RATE = 3e-3
+LOOKS = 20  # at the validation part
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Series and what is to be predicted of each, by sample.
+
+    target: (B,) for a class or a truth value, (B, Q, C) for values. ts: the times of values, (B, Q).
+    """
+
+    series: Series
+    target: Tensor
+    ts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __getitem__(self, index: Tensor) -> Examples:
+        ts = None if self.ts is None else self.ts[index]
+        return replace(self, series=self.series[index].trimmed(), target=self.target[index], ts=ts)
+
+
+class Split(NamedTuple):
+    """What is learned from, what the weights are chosen by, and what they are tested on."""
+
+    train: Examples
+    val: Examples
+    test: Examples
+
+
+# the mean loss of a batch
+Loss = Callable[[SeriesModel, Examples], Tensor]
+
+
+def binary_loss(model: SeriesModel, batch: Examples) -> Tensor:
+    """Negative log-likelihood of truth values; the output is the logit, (B, 1)."""
+    return functional.binary_cross_entropy_with_logits(model(batch.series)[:, 0], batch.target)
+
+
+def class_loss(model: SeriesModel, batch: Examples) -> Tensor:
+    """Negative log-likelihood of classes; the output has their logits, (B, classes)."""
+    return functional.cross_entropy(model(batch.series), batch.target)
+
+
+def squared_loss(model: SeriesModel, batch: Examples) -> Tensor:
+    """Mean squared error of values at the times ts, in the units of the data."""
+    return functional.mse_loss(model(batch.series, batch.ts), batch.target)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training went: the best loss on the validation part, iterations, epochs, and seconds with the looks."""
+
+    val: float
+    iterations: int
+    epochs: float
+    seconds: float
+
+
+def batches(length: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of batches, epoch after epoch in random order; series of about the same length stand together."""
+    while True:
+        order = torch.randperm(len(length), generator=generator)
+        blocks = [block[length[block].argsort(stable=True)].split(size) for block in order.split(20 * size)]
+        flat = [one for block in blocks for one in block if len(one) == min(size, len(length))]
+        yield from (flat[i] for i in torch.randperm(len(flat), generator=generator).tolist())
+
+
+def evaluate(model: SeriesModel, examples: Examples, size: int = 256) -> Tensor:
+    """The outputs for all samples: (B, out), or (B, Q, out) at their times."""
+    order = examples.series.length.argsort(stable=True)
+    model.eval()
+    with torch.no_grad():
+        parts = [examples[index] for index in order.split(size)]
+        found = torch.cat([model(b.series) if b.ts is None else model(b.series, b.ts) for b in parts])
+    model.train()
+    return torch.empty_like(found).index_copy_(0, order, found)
+
+
+def mean_loss(model: SeriesModel, examples: Examples, loss: Loss, size: int = 256) -> float:
+    model.eval()
+    with torch.no_grad():
+        order = examples.series.length.argsort(stable=True)
+        total = sum(float(loss(model, examples[index])) * len(index) for index in order.split(size))
+    model.train()
+    return total / len(examples)
+
+
+def train(model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int, batch: int = 64) -> Fit:
+    """Train for some seconds of the processor, looks at the validation part among them, and leave the best weights.
+
+    Adam, from 3e-3 down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The first
+    step, at which caches are filled, is not in the time.
+    """
+    model.fit_normalizer(data.train.series)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of models that draw
+    drawn = batches(data.train.series.length, batch, generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model, data.train[next(drawn)]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+
+    step()
+    start, best, iterations = time.process_time(), math.inf, 1
+    kept = copy.deepcopy(model.state_dict())
+    for look in range(1, LOOKS + 1):
+        while (now := time.process_time() - start) < seconds * look / LOOKS:
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * (1 - now / seconds)
+            step()
+            iterations += 1
+        value = mean_loss(model, data.val, loss)
+        if value < best:
+            best, kept = value, copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    return Fit(best, iterations, iterations * batch / len(data.train), time.process_time() - start)
