@@ -20,8 +20,10 @@ LANDMARK = 365.0  # days from the index date
 HORIZON = 5 * 365.25  # days after the landmark
 # chol repeats hdl, and dbp repeats sbp, value for value: they are left out
 NAFLD_TESTS = ("fib4", "hdl", "sbp", "smoke")
-PBC_TESTS = ("albumin", "alk.phos", "ascites", "ast", "bili", "chol", "edema", "hepato", "platelet", "protime")
-PBC_TESTS = (*PBC_TESTS, "spiders", "stage")
+PBC_TESTS = (
+    *("albumin", "alk.phos", "ascites", "ast", "bili", "chol"),
+    *("edema", "hepato", "platelet", "protime", "spiders", "stage"),
+)
 
 
 @dataclass(frozen=True)

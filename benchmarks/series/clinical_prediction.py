@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -51,17 +52,16 @@ class Counts:
 
 def measures(probability: Tensor, test: Cohort) -> dict[str, float]:
     """Scores of probabilities of death. All but the concordance are of those of whom the outcome is known."""
-    from lifelines.utils import concordance_index
-    from sklearn.metrics import roc_auc_score
-
+    concordance: Any = import_module("lifelines.utils").concordance_index
+    area: Any = import_module("sklearn.metrics").roc_auc_score
     p = probability.double().clamp(1e-6, 1 - 1e-6)
     known = test.known
     dies, sure = test.dies[known].double(), p[known]
     return {
-        "auroc": float(roc_auc_score(dies.numpy(), sure.numpy())),
+        "auroc": float(area(dies.numpy(), sure.numpy())),
         "brier": float((sure - dies).square().mean()),
         "log_loss": float(torch.nn.functional.binary_cross_entropy(sure, dies)),
-        "concordance": float(concordance_index(test.time.numpy(), -p.numpy(), test.dead.numpy())),
+        "concordance": float(concordance(test.time.numpy(), -p.numpy(), test.dead.numpy())),
         "expected": float(sure.sum() / dies.sum()),
     }
 

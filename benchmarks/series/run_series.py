@@ -10,6 +10,9 @@ from ..shared.tables import Settings
 # the module of each part
 PARTS = {
     "clinical": "clinical_prediction",
+    "vowels": "series_classes",
+    "hopper": "motion_prediction",
+    "spirals": "spiral_forecasts",
 }
 
 

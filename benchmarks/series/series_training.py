@@ -47,8 +47,9 @@ class Split(NamedTuple):
     test: Examples
 
 
-# the mean loss of a batch
+# the mean loss of a batch, and the outputs for one
 Loss = Callable[[SeriesModel, Examples], Tensor]
+Output = Callable[[SeriesModel, Examples], Tensor]
 
 
 def binary_loss(model: SeriesModel, batch: Examples) -> Tensor:
@@ -61,9 +62,22 @@ def class_loss(model: SeriesModel, batch: Examples) -> Tensor:
     return functional.cross_entropy(model(batch.series), batch.target)
 
 
-def squared_loss(model: SeriesModel, batch: Examples) -> Tensor:
-    """Mean squared error of values at the times ts, in the units of the data."""
-    return functional.mse_loss(model(batch.series, batch.ts), batch.target)
+def last_output(model: SeriesModel, batch: Examples) -> Tensor:
+    """The output behind the last row, (B, out)."""
+    return model(batch.series)
+
+
+def values_at(model: SeriesModel, batch: Examples) -> Tensor:
+    """Values of the channels at the times that are asked for, (B, Q, C), in the units of the data.
+
+    The model's output is in its own scale, so that no model has to learn the units.
+    """
+    return model.normalizer.values(model(batch.series, batch.ts))
+
+
+def values_loss(model: SeriesModel, batch: Examples) -> Tensor:
+    """Mean squared error of values, in the units of the data."""
+    return functional.mse_loss(values_at(model, batch), batch.target)
 
 
 @dataclass(frozen=True)
@@ -85,13 +99,12 @@ def batches(length: Tensor, size: int, generator: torch.Generator) -> Iterator[T
         yield from (flat[i] for i in torch.randperm(len(flat), generator=generator).tolist())
 
 
-def evaluate(model: SeriesModel, examples: Examples, size: int = 256) -> Tensor:
-    """The outputs for all samples: (B, out), or (B, Q, out) at their times."""
+def evaluate(model: SeriesModel, examples: Examples, output: Output = last_output, size: int = 256) -> Tensor:
+    """The outputs for all samples, in their order."""
     order = examples.series.length.argsort(stable=True)
     model.eval()
     with torch.no_grad():
-        parts = [examples[index] for index in order.split(size)]
-        found = torch.cat([model(b.series) if b.ts is None else model(b.series, b.ts) for b in parts])
+        found = torch.cat([output(model, examples[index]) for index in order.split(size)])
     model.train()
     return torch.empty_like(found).index_copy_(0, order, found)
 
