@@ -41,7 +41,7 @@ class Accuracy:
 
 
 def load(name: str, folder: str) -> tuple[Examples, Examples, int]:
-    """Samples to train and to test on, and the number of classes. folder: has the files, or a folder for each data set."""
+    """Samples to train and to test on, and the number of classes. folder: has the files, or a folder for each set."""
     parts: list[Examples] = []
     classes = 0
     for part in ("TRAIN", "TEST"):

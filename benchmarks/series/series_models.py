@@ -17,7 +17,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "NeuralCDE": {},
     "LogODE": {},
     "LinearCDE": {},
-    "LatentODE": {},
+    "LatentODE": {"latent": 16},
     "GRUDelta": {},
     "GRUD": {},
     "SeriesTransformer": {},

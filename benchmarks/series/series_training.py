@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,17 +67,43 @@ def last_output(model: SeriesModel, batch: Examples) -> Tensor:
     return model(batch.series)
 
 
+def _is_generative(model: SeriesModel) -> bool:
+    """Whether it has a bound of the likelihood of its own, as a latent ODE; its values are in the units of the data."""
+    return hasattr(model, "elbo")
+
+
 def values_at(model: SeriesModel, batch: Examples) -> Tensor:
     """Values of the channels at the times that are asked for, (B, Q, C), in the units of the data.
 
-    The model's output is in its own scale, so that no model has to learn the units.
+    Other outputs are in the model's scale, so that no model has to learn the units.
     """
-    return model.normalizer.values(model(batch.series, batch.ts))
+    found = model(batch.series, batch.ts)
+    return found if _is_generative(model) else model.normalizer.values(found)
 
 
 def values_loss(model: SeriesModel, batch: Examples) -> Tensor:
-    """Mean squared error of values, in the units of the data."""
+    """Mean squared error of values, in the units of the data; a generative model has the bound of its likelihood."""
+    if _is_generative(model):
+        assert batch.ts is not None
+        bound: Any = model
+        return bound.loss(batch.series, Series(batch.ts, batch.target))
     return functional.mse_loss(values_at(model, batch), batch.target)
+
+
+def window_loss(model: SeriesModel, batch: Examples) -> Tensor:
+    """How well the rows of a series are explained, without anything beyond them.
+
+    For a generative model the bound of its likelihood. For others the squared error at all rows from those before a
+    random one, at least a quarter of them: so a model that is trained on a window learns to go on beyond what it sees.
+    """
+    series = batch.series
+    if _is_generative(model):
+        bound: Any = model
+        return bound.loss(series)
+    row = torch.randint(max(1, series.t.shape[1] // 4), series.t.shape[1], (1,))
+    seen = Examples(series.before(series.t[:, row]), batch.target, series.t)
+    error = (values_at(model, seen) - series.x).square()
+    return error[series.mask].mean()
 
 
 @dataclass(frozen=True)
