@@ -19,6 +19,7 @@ from .score_lines import mean_and_spread
 from .series_models import build, present
 from .series_training import Examples, Split, binary_loss, evaluate, train
 
+REFERENCE = "logistic regression"
 # seconds of the processor to train a model, splits, and patients of a batch
 DATA = {"nafld": (25.0, 3, 128), "pbcseq": (5.0, 10, 32)}
 
@@ -118,9 +119,12 @@ def measure(quick: bool) -> list[Score]:
     return scores
 
 
-def _line(rows: Sequence[Score]) -> list[str]:
-    columns = ("auroc", "concordance", "brier", "log_loss", "expected")
+def _line(rows: Sequence[Score], reference: dict[int, float]) -> list[str]:
+    """reference: the AUROC of the logistic regression, by seed."""
+    more = [r.auroc - reference[r.seed] for r in rows if r.auroc is not None and r.seed in reference]
+    columns = ("concordance", "brier", "log_loss", "expected")
     cells = [mean_and_spread([getattr(r, c) for r in rows], ".2f" if c == "expected" else ".3f") for c in columns]
+    cells = [mean_and_spread([r.auroc for r in rows], ".3f"), mean_and_spread(more, "+.3f"), *cells]
     iterations = [r.iterations for r in rows if r.iterations is not None]
     steps = f"{sum(iterations) // len(iterations):,}" if iterations else NONE
     return [rows[0].model, *cells, mean_and_spread([r.seconds for r in rows], ".1f"), steps, rows[0].note]
@@ -132,10 +136,10 @@ day 365 who have a value before it. Those who leave observation alive within the
 transplant) are not in the classification, neither to train nor to test. Deaths are more frequent without them, so the
 probabilities are too high for the whole cohort. Cox regression is fitted to all, and so its probabilities are those of
 all: fewer deaths are expected than come to pass among those whose outcome is known. Patients are split 60 : 20 : 20,
-anew for each seed; ± is the standard deviation over the seeds, which share patients. AUROC, Brier score, log-loss and
-expected (sum of the probabilities, per death) are of the test patients whose outcome is known; concordance is
-Harrell's, of all test patients by their predicted risk. Values are normal scores, by rank among the training values of
-the test.
+anew for each seed; ± is the standard deviation over the seeds, which share patients. Difference: of the AUROC from
+that of the logistic regression on the same split. AUROC, Brier score, log-loss and expected (sum of the probabilities,
+per death) are of the test patients whose outcome is known; concordance is Harrell's, of all test patients by their
+predicted risk. Values are normal scores, by rank among the training values of the test.
 
 Baselines see the static features, and last value, mean and number of the values of each test; their penalty, or the
 number of trees, is chosen by the log-loss of the validation part. Models of series see the values at their days, and
@@ -150,7 +154,18 @@ SOURCES = {
 
 def page(scores: Sequence[Score], counts: dict[str, Counts], settings: Settings) -> str:
     text = [page_head("Death within five years from laboratory values", settings), f"{HOW}\n"]
-    head = ["model", "AUROC", "concordance", "Brier", "log-loss", "expected", "seconds", "iterations", "note"]
+    head = [
+        "model",
+        "AUROC",
+        "difference",
+        "concordance",
+        "Brier",
+        "log-loss",
+        "expected",
+        "seconds",
+        "iterations",
+        "note",
+    ]
     for name in dict.fromkeys(s.data for s in scores):
         rows = [s for s in scores if s.data == name]
         c, (seconds, *_) = counts.get(name), DATA[name]
@@ -161,7 +176,9 @@ def page(scores: Sequence[Score], counts: dict[str, Counts], settings: Settings)
         )
         seeds = len({s.seed for s in rows if s.auroc is not None})
         about = f"{SOURCES[name]}{about} {seeds} splits; {seconds:g} s for each model."
-        lines = [_line([s for s in rows if s.model == model]) for model in dict.fromkeys(s.model for s in rows)]
+        reference = {s.seed: s.auroc for s in rows if s.model == REFERENCE and s.auroc is not None}
+        models = dict.fromkeys(s.model for s in rows)
+        lines = [_line([s for s in rows if s.model == model], reference) for model in models]
         text.append(f"## {name}\n\n{about}\n\n{markdown_table(head, lines)}")
     return "\n".join(text)
 

@@ -13,4 +13,4 @@ def mean_and_spread(values: Sequence[float | None], form: str) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return NONE
-    return f"{mean(known):{form}}" + (f" ± {stdev(known):{form}}" if len(known) > 1 else "")
+    return f"{mean(known):{form}}" + (f" ± {stdev(known):{form.lstrip('+')}}" if len(known) > 1 else "")

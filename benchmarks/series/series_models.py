@@ -39,9 +39,9 @@ def present() -> list[str]:
     return [name for name in MODELS if find(name) is not None]
 
 
-def build(name: str, channels: int, out: int, static: int = 0, hidden: int = HIDDEN) -> SeriesModel:
+def build(name: str, channels: int, out: int, static: int = 0, hidden: int | None = None) -> SeriesModel:
     """A model of the table, with weights by PyTorch's generator."""
     model = find(name)
     if model is None:
         raise NotApplicableError(f"odenet.nn has no {name}")
-    return model(channels, hidden=hidden, out=out, static=static, **MODELS[name])
+    return model(channels, hidden=hidden or HIDDEN, out=out, static=static, **MODELS[name])
