@@ -108,7 +108,7 @@ Root mean squared error over the next 100 points, against the true ones; in brac
 is the standard deviation over {SEEDS} seeds. Each model trains for {SECONDS:g} s on one thread, on the observed points
 alone: the latent ODE by the bound of their likelihood, the others by the squared error of all observed points from
 those before a random one. Hidden size 32. "paper": table 2 of Chen et al. 2018, whose spirals and noise are not known
-to be of this scale; their RNN predicts the next point."""
+to be of this scale; their RNN is trained by a Gaussian likelihood, as is their latent ODE by a bound of it."""
 
 
 def page(results: Sequence[Forecast], settings: Settings, figure: str = "") -> str:
