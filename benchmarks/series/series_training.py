@@ -108,7 +108,7 @@ def window_loss(model: SeriesModel, batch: Examples) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training went: the best loss on the validation part, iterations, epochs, and seconds with the looks."""
+    """How a training went: the best loss on the validation part, iterations, epochs, and seconds of the processor."""
 
     val: float
     iterations: int
@@ -145,10 +145,10 @@ def mean_loss(model: SeriesModel, examples: Examples, loss: Loss, size: int = 25
 
 
 def train(model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int, batch: int = 64) -> Fit:
-    """Train for some seconds of the processor, looks at the validation part among them, and leave the best weights.
+    """Train for some seconds of the processor, and leave the weights that were best on the validation part.
 
-    Adam, from 3e-3 down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The first
-    step, at which caches are filled, is not in the time.
+    Adam, from 3e-3 down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The looks
+    at the validation part are not in the time, and neither is the first step, at which caches are filled.
     """
     model.fit_normalizer(data.train.series)
     generator = torch.Generator().manual_seed(seed)
@@ -163,16 +163,18 @@ def train(model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int
         optimizer.step()
 
     step()
-    start, best, iterations = time.process_time(), math.inf, 1
+    best, passed, iterations = math.inf, 0.0, 1
     kept = copy.deepcopy(model.state_dict())
     for look in range(1, LOOKS + 1):
-        while (now := time.process_time() - start) < seconds * look / LOOKS:
+        start = time.process_time()
+        while (now := passed + time.process_time() - start) < seconds * look / LOOKS:
             for group in optimizer.param_groups:
                 group["lr"] = RATE * (1 - now / seconds)
             step()
             iterations += 1
+        passed = now
         value = mean_loss(model, data.val, loss)
         if value < best:
             best, kept = value, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
-    return Fit(best, iterations, iterations * batch / len(data.train), time.process_time() - start)
+    return Fit(best, iterations, iterations * batch / len(data.train), passed)
