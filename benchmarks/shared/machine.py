@@ -9,7 +9,18 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("diffrax", "jax", "torchdiffeq", "torchode", "scipy", "torchcfm", "pot", "zuko")
+LIBRARIES = (
+    "diffrax",
+    "jax",
+    "torchdiffeq",
+    "torchode",
+    "scipy",
+    "torchcfm",
+    "pot",
+    "zuko",
+    "scikit-learn",
+    "lifelines",
+)
 
 
 def _version(package: str) -> str:

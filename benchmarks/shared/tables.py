@@ -20,7 +20,7 @@ class Settings:
     """Settings of a run: the seed of weights and states, the device, and the command that repeats it.
 
     quick: small problems and few repetitions, whose numbers mean nothing. only: the fields of peers to measure; empty
-    for all.
+    for all. data_dir: the folder of data that no package brings.
     """
 
     command: str
@@ -28,6 +28,7 @@ class Settings:
     device: str = "cpu"
     quick: bool = False
     only: tuple[str, ...] = ()
+    data_dir: str = ""
 
     def as_json(self) -> str:
         """Return the settings and the machine as JSON."""
