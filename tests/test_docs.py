@@ -143,7 +143,11 @@ def test_names(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["odenet", "odenet.nn", "odenet.nn.flows", "odenet.methods", "odenet.compat.torchdiffeq"]
+    "module",
+    [
+        *("odenet", "odenet.nn", "odenet.nn.flows", "odenet.methods"),
+        *("odenet.compat.torchcde", "odenet.compat.torchdiffeq"),
+    ],
 )
 def test_reference(module: str) -> None:
     """The reference has every public name."""
