@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,13 +67,33 @@ class KnotInterpolation(InterpolationBase):
     def _interpret_t(self, t: Any) -> tuple[Tensor, Tensor]:
         """t less the knot before it, and the number of its piece; both of t's shape."""
         t = torch.as_tensor(t, dtype=self._pieces.dtype, device=self._pieces.device)
-        index = torch.bucketize(t.detach(), self._t.detach()[1:-1])
-        return t - self._t[index], index
+        u, index = self._locate(t.reshape(-1))
+        return u.reshape(t.shape), index.reshape(t.shape)
 
-    def _piece(self, index: Tensor, first: int = 0) -> Tensor:
-        """The rows with these numbers from column `first` on, (..., *index.shape, P - first)."""
-        rows = self._pieces[..., first:].index_select(-2, index.reshape(-1))
-        return rows.reshape(*rows.shape[:-2], *index.shape, rows.shape[-1])
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`_interpret_t` of t, (S,)."""
+        knots = self._t
+        index = torch.bucketize(t, knots[1:-1])
+        return t - knots.index_select(0, index), index
+
+    @abstractmethod
+    def _values(self, u: Tensor, index: Tensor) -> Tensor:
+        """X, (..., S, C), at the times u after the start of the pieces `index`; both (S,)."""
+
+    @abstractmethod
+    def _slopes(self, u: Tensor, index: Tensor) -> Tensor:
+        """dX/dt, as `_values`."""
+
+    def evaluate(self, t: Any) -> Tensor:
+        return self._at(self._values, t)
+
+    def derivative(self, t: Any) -> Tensor:
+        return self._at(self._slopes, t)
+
+    def _at(self, formula: Callable[[Tensor, Tensor], Tensor], t: Any) -> Tensor:
+        t = torch.as_tensor(t, dtype=self._pieces.dtype, device=self._pieces.device)
+        out = formula(*self._locate(t.reshape(-1)))
+        return out.reshape(*out.shape[:-2], *t.shape, out.shape[-1])
 
 
 def checked_coeffs(coeffs: Any, rows: int, name: str) -> Tensor:

@@ -76,24 +76,21 @@ class CubicSpline(KnotInterpolation):
 
     def __init__(self, coeffs: Tensor, t: Tensor | None = None, **kwargs: Any) -> None:
         coeffs = checked_coeffs(coeffs, 1, "natural_cubic_coeffs")
-        self._channels = coeffs.shape[-1] // 4
-        if 4 * self._channels != coeffs.shape[-1]:
+        if coeffs.shape[-1] % 4:
             raise ValueError(
                 f"coeffs must have four numbers for each channel, from natural_cubic_coeffs; got {coeffs.shape[-1]}: "
                 "the values of x are not yet coefficients"
             )
         super().__init__(t, coeffs, **kwargs)
 
-    def evaluate(self, t: Any) -> Tensor:
-        u, index = self._interpret_t(t)
-        a, b, two_c, three_d = self._piece(index).split(self._channels, -1)
-        u = u[..., None]
+    def _values(self, u: Tensor, index: Tensor) -> Tensor:
+        a, b, two_c, three_d = self._pieces.index_select(-2, index).chunk(4, -1)
+        u = u[:, None]
         return a + u * (b + u * (two_c / 2 + u * three_d / 3))
 
-    def derivative(self, t: Any) -> Tensor:
-        u, index = self._interpret_t(t)
-        b, two_c, three_d = self._piece(index, self._channels).split(self._channels, -1)
-        u = u[..., None]
+    def _slopes(self, u: Tensor, index: Tensor) -> Tensor:
+        _, b, two_c, three_d = self._pieces.index_select(-2, index).chunk(4, -1)
+        u = u[:, None]
         return torch.addcmul(b, u, torch.addcmul(two_c, u, three_d))
 
 

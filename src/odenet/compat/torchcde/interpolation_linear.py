@@ -78,11 +78,8 @@ class LinearInterpolation(KnotInterpolation):
         self._coeffs: Tensor
         self.register_buffer("_coeffs", coeffs)
 
-    def evaluate(self, t: Any) -> Tensor:
-        u, index = self._interpret_t(t)
-        start = self._coeffs.index_select(-2, index.reshape(-1))
-        slope = self._piece(index)
-        return start.reshape(slope.shape) + u[..., None] * slope
+    def _values(self, u: Tensor, index: Tensor) -> Tensor:
+        return self._coeffs.index_select(-2, index) + u[:, None] * self._pieces.index_select(-2, index)
 
-    def derivative(self, t: Any) -> Tensor:
-        return self._piece(self._interpret_t(t)[1])
+    def _slopes(self, u: Tensor, index: Tensor) -> Tensor:
+        return self._pieces.index_select(-2, index)

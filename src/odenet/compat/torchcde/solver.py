@@ -35,6 +35,7 @@ def cdeint(
     that do not fit, and where odeint does.
 
     >>> import torch
+    >>> from odenet.compat.torchcde import LinearInterpolation
     >>> X = LinearInterpolation(torch.tensor([[0.0], [1.0], [3.0]]))
     >>> z = cdeint(X, lambda t, z: z[..., None], torch.ones(1), X.interval, options={"jump_t": X.grid_points})
     >>> torch.allclose(z[-1], torch.tensor([3.0]).exp(), rtol=1e-3)
@@ -94,19 +95,18 @@ class _ControlledField(nn.Module):
         if isinstance(first, Tensor):
             start = start.to(real_dtype(first.dtype))  # as func gets it in the solve
         slope = self.X.derivative(start)
-        name, value = (
-            ("func.prod(t, z, dX)", self.func.prod(start, z0, slope))
-            if self.has_prod
-            else ("func(t, z)", self.func(start, z0))
-        )
-        if isinstance(z0, Tensor):
-            _check_shapes(z0, slope, value, name, self.has_prod)
-            return
-        for what, given in (("X.derivative(t)", slope), (name, value)):
-            if not isinstance(given, (tuple, list)) or len(given) != len(z0):
-                raise ValueError(f"{what} must be a tuple of {len(z0)} tensors, as z0; got {describe(given)}")
-        for part in zip(z0, slope, value, strict=True):
+        _check_parts("X.derivative(t)", slope, z0)
+        name = "func.prod(t, z, dX)" if self.has_prod else "func(t, z)"
+        value = self.func.prod(start, z0, slope) if self.has_prod else self.func(start, z0)
+        _check_parts(name, value, z0)
+        parts = zip(z0, slope, value, strict=True) if isinstance(z0, tuple) else [(z0, slope, value)]
+        for part in parts:
             _check_shapes(*part, name, self.has_prod)
+
+
+def _check_parts(name: str, given: Any, z0: Any) -> None:
+    if isinstance(z0, tuple) and not (isinstance(given, (tuple, list)) and len(given) == len(z0)):
+        raise ValueError(f"{name} must be a tuple of {len(z0)} tensors, as z0; got {describe(given)}")
 
 
 def _check_shapes(z0: Any, slope: Any, value: Any, name: str, is_product: bool) -> None:
