@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ...core.leaves import real_dtype
 from ...core.validate import describe, one_of
+from ...errors import warn
 from ..torchdiffeq import odeint, odeint_adjoint
+from .interpolation_linear import LinearInterpolation
 
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}  # torchcde's, looser than those of odeint
 _BACKENDS = ("torchdiffeq", "torchsde")
@@ -31,7 +33,8 @@ def cdeint(
     kwargs: those of torchdiffeq's odeint_adjoint, or of odeint with adjoint=False. By default rtol=1e-4, atol=1e-6, and
         the same for the backward solve.
 
-    All tensors that func and X use get their gradients, named in adjoint_params or not. Raises ValueError for shapes
+    All tensors that func and X use get their gradients, named in adjoint_params or not; those for times of kinks are
+    incomplete, with a warning. Raises ValueError for shapes
     that do not fit, and where odeint does.
 
     >>> import torch
@@ -51,12 +54,26 @@ def cdeint(
         raise ValueError("event_fn has no meaning in cdeint: use odenet.solve with f(t, z) = func(t, z) @ dX/dt")
     z0 = tuple(z0) if isinstance(z0, list) else z0
     kwargs = _DEFAULTS | kwargs
+    for name in ("options", "adjoint_options"):
+        if isinstance(kwargs.get(name), dict):  # X.grid_points may ask for a gradient; times of jumps are constants
+            kwargs[name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs[name].items()}
+    _warn_of_moving_kinks(X)
     if adjoint:
         kwargs = {"adjoint_rtol": kwargs["rtol"], "adjoint_atol": kwargs["atol"]} | kwargs
     field = _ControlledField(X, func)
     field.check(t, z0)
     z = (odeint_adjoint if adjoint else odeint)(field, z0, t, **kwargs)
     return z.movedim(0, -2) if isinstance(z, Tensor) else tuple(x.movedim(0, -2) for x in z)
+
+
+def _warn_of_moving_kinks(X: Any) -> None:
+    controls = [X, *getattr(X, "controls", ())]
+    if any(isinstance(c, LinearInterpolation) and c.grid_points.requires_grad for c in controls):
+        warn(
+            "t of a LinearInterpolation requires a gradient, and will get a wrong one: dX/dt jumps at these times, and "
+            "the part of the gradient from the jumps that move is left out. Use t.detach(), or CubicSpline with the "
+            "coefficients of hermite_cubic_coefficients_with_backward_differences"
+        )
 
 
 @final
