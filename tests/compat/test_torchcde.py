@@ -498,3 +498,18 @@ def test_examples_of_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"odenet.compat.torchcde.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_times_that_require_a_gradient_change_no_bit() -> None:
+    """Of the solution and the other gradients, in fixed steps: both ways through the solver round alike."""
+    X, f, z0 = CubicSpline(natural_cubic_coeffs(values(1, 10, 3).float())), Linear(3, 3).float(), torch.rand(1, 3)
+    for adjoint in (True, False):
+        found = []
+        for required in (True, False):
+            t = torch.tensor([0.0, 4.0, 9.0], requires_grad=required)
+            z = cdeint(X, f, z0, t, adjoint, method="rk4", options={"step_size": 0.5})
+            found.append((z, torch.autograd.grad(z[:, -1].sum(), f.A, retain_graph=required)[0]))
+            if required:  # the second output ends a step: it moves along that step's line
+                moved = torch.autograd.grad(z[:, 1].sum(), t)[0][1]
+                assert bool(moved != 0)
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
