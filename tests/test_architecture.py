@@ -43,7 +43,7 @@ ENGINE_MAY_NAME = {
 HEAVY = {
     *("diffrax", "h5py", "jax", "lightning", "matplotlib", "ot", "pooch", "pyarrow", "rich", "scipy", "sklearn"),
     *("tensorboard", "torchdiffeq", "zuko"),
-    *("torchode", "tqdm", "typer"),
+    *("pysiglib", "signatory", "torchcde", "torchode", "torchsde", "tqdm", "typer"),
 }
 
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60

@@ -144,7 +144,10 @@ def test_names(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["odenet", "odenet.nn", "odenet.nn.flows", "odenet.series", "odenet.methods", "odenet.compat.torchdiffeq"],
+    [
+        *("odenet", "odenet.nn", "odenet.nn.flows", "odenet.series", "odenet.methods"),
+        *("odenet.compat.torchcde", "odenet.compat.torchdiffeq"),
+    ],
 )
 def test_reference(module: str) -> None:
     """The reference has every public name."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-import odenet
-from nn.series_model_suite import D, SeriesModelSuite, close, ragged
+from nn.series_model_suite import SeriesModelSuite
 from odenet.nn import LinearCDE, LogODE, NeuralCDE
-from odenet.nn.controlled import BracketField, CDEField, LinearField, LowRankCDEField
-from odenet.series import Series
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 # the same steps for all samples and all nearby inputs: results do not depend on the batch, and differences are exact

@@ -49,7 +49,7 @@ class FixedGridODESolver:
     @staticmethod
     def _grid_constructor_from_step_size(step_size: Any) -> Callable[..., Tensor]:
         def grid(func: Any, y0: Any, t: Tensor) -> Tensor:
-            count = math.ceil(float((t[-1] - t[0]).abs()) / float(step_size) - 1e-9)
+            count = math.ceil(float((t[-1] - t[0]).detach().abs()) / float(step_size) - 1e-9)
             sign = 1 if t[-1] >= t[0] else -1
             inner = t[0] + sign * float(step_size) * torch.arange(count, dtype=t.dtype, device=t.device)
             return torch.cat([inner, t[-1:]])
@@ -106,8 +106,8 @@ class FixedGridODESolver:
         raise ValueError(f"interp must be 'linear' or 'cubic'; got {self.interp!r}")
 
     def _linear_interp(self, t0: Tensor, t1: Tensor, y0: Tensor, y1: Tensor, t: Tensor) -> Tensor:
-        if bool(t == t1):
-            return y1
+        if bool(t == t1):  # y1 itself, with the derivative of the line by t
+            return y1 + ((t - t1) / (t1 - t0)).to(y0.abs().dtype) * (y1 - y0) if t.requires_grad else y1
         return y0 + ((t - t0) / (t1 - t0)).to(y0.abs().dtype) * (y1 - y0)
 
     def _cubic_hermite_interp(

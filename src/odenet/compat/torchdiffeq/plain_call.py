@@ -95,7 +95,7 @@ def _solver_class_suffices(inputs: Inputs, settings: Settings) -> bool:
         return False
     if settings.options.get("perturb") or settings.options.get("interp", "linear") != "linear":
         return False
-    if t.requires_grad or y0.is_inference() or t.is_inference() or torch.is_inference_mode_enabled():
+    if y0.is_inference() or t.is_inference() or torch.is_inference_mode_enabled():
         return False
     return not (inside_transform() or forward_mode() or torch.compiler.is_compiling()) and bool(t[1] > t[0])
 
