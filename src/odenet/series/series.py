@@ -156,22 +156,22 @@ class Series:
         draw = torch.rand(self.t.shape, generator=generator, dtype=torch.float64).to(self.t.device)
         rank = torch.where(self.rows, draw, 2.0).argsort(1).argsort(1)
         gone = torch.minimum((fraction * self.length).round().long(), (self.length - 1).clamp(min=0))
-        return self._select(self.rows & (rank >= gone[:, None]))
+        return self.select(self.rows & (rank >= gone[:, None]))
 
     def before(self, time: float | Tensor) -> Series:
         """The rows at t < time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t < torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
+        return self.select(self.rows & (self.t < torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
 
     def after(self, time: float | Tensor) -> Series:
         """The rows at t >= time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t >= torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
+        return self.select(self.rows & (self.t >= torch.as_tensor(time, device=self.t.device).reshape(-1, 1)))
 
     def with_values(self, t: Tensor, x: Tensor, static: Tensor | None) -> Series:
         """The same rows with other numbers, as of another unit."""
         return self._with(t=t, x=x, static=static)
 
-    def _select(self, keep: Tensor) -> Series:
-        """The rows where keep, (B, T), is True, moved together."""
+    def select(self, keep: Tensor) -> Series:
+        """The rows where keep, (B, T), is True, moved together; without columns that are padding of all."""
         order = (~keep).to(torch.int8).argsort(dim=1, stable=True)
         length = keep.sum(1)
         wide = order[..., None].expand(self.x.shape)
