@@ -11,7 +11,15 @@ from torch import nn
 
 from ..user_error import UserError
 from .baseline_values import BASELINES
-from .predictors import BaselinePredictor, ClassPredictor, DirectPredictor, NumberPredictor, take_scales
+from .predictors import (
+    BaselinePredictor,
+    BayesPredictor,
+    ClassPredictor,
+    DirectPredictor,
+    LatentPredictor,
+    NumberPredictor,
+    take_scales,
+)
 from .series_data import LABELLED, TIMED
 
 
@@ -20,7 +28,8 @@ class Kind:
     """How a model is made and trained.
 
     path: MODULE:CLASS, a subclass of `SeriesModel`. tasks: those that it is for. predictor: what makes values at
-    times of it. solves: it takes options of `odenet.solve`. doubled: its output has a mean and a deviation.
+    times of it. solves: it takes options of `odenet.solve`. doubled: its output has a mean and a deviation. settings:
+    those that are arguments of the class. A class that is not there makes the model unknown.
     """
 
     path: str
@@ -28,10 +37,20 @@ class Kind:
     predictor: Callable[[Any], nn.Module] = DirectPredictor
     solves: bool = False
     doubled: bool = True
+    settings: tuple[str, ...] = ("hidden",)
 
 
 MODELS: dict[str, Kind] = {
+    "latent-ode": Kind("odenet.nn:LatentODE", TIMED, LatentPredictor, True, False, ("hidden", "latent")),
     "ode-rnn": Kind("odenet.nn.recurrent:ODERNN", solves=True),
+    "gru-ode-bayes": Kind("odenet.nn:GRUODEBayes", TIMED, BayesPredictor, True, False),
+    "cde": Kind("odenet.nn:NeuralCDE", solves=True),
+    "log-ode": Kind("odenet.nn:LogODE", solves=True),
+    "linear-cde": Kind("odenet.nn:LinearCDE"),
+    "gru-delta": Kind("odenet.nn:GRUDelta"),
+    "gru-d": Kind("odenet.nn:GRUD"),
+    "transformer": Kind("odenet.nn:SeriesTransformer"),
+    "mtan": Kind("odenet.nn:MultiTimeAttention"),
 }
 
 
@@ -64,9 +83,10 @@ def build_predictor(settings: Any, info: Mapping[str, Any]) -> nn.Module:
         return baseline
     kind = MODELS[s.model]
     made: Any = _class(kind)
-    options: dict[str, Any] = {"static": static, "hidden": s.hidden}
+    options: dict[str, Any] = {"static": static, **{name: getattr(s, name) for name in kind.settings}}
     if kind.solves and s.tolerance:
-        options |= {"rtol": s.tolerance, "atol": s.tolerance, "method": s.method, "per_sample": s.per_sample}
+        options |= {"rtol": s.tolerance, "atol": s.tolerance, "method": s.method}
+        options |= {"per_sample": True} if s.per_sample else {}
     if s.task in LABELLED:
         options["out"] = len(info["classes"]) or 1
     elif kind.doubled:

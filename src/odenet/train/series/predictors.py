@@ -69,9 +69,14 @@ class ValuePredictor(nn.Module, ABC):
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
         """At ts (B, Q), in deviations of the data."""
 
-    def loss(self, forecast: Gaussian, given: Series, target: Series) -> Tensor:
-        """Of a batch in training. forecast: at the times of the target, in deviations."""
-        return observed_mean(nll(forecast, self.normalizer(target).x), target.mask)
+    def loss(self, given: Series, target: Series) -> tuple[Tensor, Gaussian | None]:
+        """What training makes small, and the forecast at the times of the target, where it comes with it."""
+        forecast = self.scaled_forecast(given, target.t)
+        return observed_mean(nll(forecast, self.normalizer(target).x), target.mask), forecast
+
+    def to_scale(self, mean: Tensor, std: Tensor) -> Gaussian:
+        """A forecast in the units of the data, in deviations."""
+        return Gaussian((mean - self.normalizer.mean) / self.normalizer.std, std / self.normalizer.std)
 
 
 @final
@@ -92,6 +97,58 @@ class DirectPredictor(ValuePredictor):
 
 
 @final
+class BayesPredictor(ValuePredictor):
+    """GRU-ODE-Bayes: its own loss on the rows that are given, and the likelihood of the target."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self.model.normalizer
+
+    def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
+        return self.to_scale(*self.model.predict(series, ts))
+
+    def loss(self, given: Series, target: Series) -> tuple[Tensor, Gaussian | None]:
+        loss, forecast = super().loss(given, target)
+        return loss + self.model.loss(given), forecast
+
+
+@final
+class LatentPredictor(ValuePredictor):
+    """A latent ODE, trained by the evidence lower bound of the target, in nats a value.
+
+    The weight of the divergence rises to 1 in the first `warm_up` steps. Mean and deviation are those of the predictive
+    distribution of some latent paths, the same ones in each call.
+    """
+
+    steps: Tensor
+
+    def __init__(self, model: Any, warm_up: int = 200, paths: int = 30) -> None:
+        super().__init__()
+        self.model, self.warm_up, self.paths = model, warm_up, paths
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self.model.normalizer
+
+    def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
+        said = self.model.reconstruct(series, ts, samples=self.paths, quantiles=(), generator=0)
+        return self.to_scale(said.mean, said.std)
+
+    def loss(self, given: Series, target: Series) -> tuple[Tensor, Gaussian | None]:
+        size = target.mask.sum().clamp(min=1) / len(given)
+        if not self.training:
+            return self.model.loss(given, target, generator=0) / size, self.scaled_forecast(given, target.t)
+        weight = min(1.0, float(self.steps) / self.warm_up)
+        self.steps += 1
+        return self.model.loss(given, target, kl_weight=weight) / size, None  # a forecast takes many more solves
+
+
+@final
 class BaselinePredictor(ValuePredictor):
     """The last value or the mean of a series, with a deviation of each channel that is learned."""
 
@@ -106,8 +163,9 @@ class BaselinePredictor(ValuePredictor):
         return self.scales
 
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
-        mean = (self.value(series, ts, self.normalizer.mean) - self.normalizer.mean) / self.normalizer.std
-        return Gaussian(mean, self.log_std.clamp(*_LOG_STD).exp().expand_as(mean))
+        mean = self.value(series, ts, self.normalizer.mean)
+        std = self.normalizer.std * self.log_std.clamp(*_LOG_STD).exp()
+        return self.to_scale(mean, std.expand_as(mean))
 
     @torch.no_grad()
     def fit(self, batches: Sequence[tuple[Series, Series]]) -> None:

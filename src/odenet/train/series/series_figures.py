@@ -12,21 +12,23 @@ from torch import Tensor, nn
 
 from ...series import Series
 from .gaussian_scores import BAND
-from .predictors import ClassPredictor, ValuePredictor
+from .predictors import ClassPredictor, LatentPredictor, ValuePredictor
 from .series_data import LABELLED, SeriesData
 from .series_metrics import BINS
 from .series_report import fitted_baseline, pairs
 
 _SHOWN, _CHANNELS, _TIMES = 4, 3, 200  # series, channels and times of a figure
+_PATHS = 60  # latent paths
 
 
 def series_figures(net: nn.Module, settings: Any, info: Mapping[str, Any], data: SeriesData) -> dict[str, Figure]:
-    """By name: "predictions", and "spirals" of those; or "attribution", and "reliability" of classes."""
+    """By name: "predictions", "spirals", "latent" (latent-ode); or "attribution", and "reliability" of classes."""
     if settings.task in LABELLED:
         labels = data.labels
         assert labels is not None
         test = data.splits["test"]
-        figures = {"attribution": _attribution(net, info, data.series[test[:_SHOWN]].trimmed())}
+        shown = test[torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long()]  # the archive sorts by class
+        figures = {"attribution": _attribution(net, info, data.series[shown].trimmed(), labels[shown])}
         if isinstance(net, ClassPredictor):
             figures["reliability"] = _reliability(net, data.series[test].trimmed(), labels[test])
         return figures
@@ -37,6 +39,9 @@ def series_figures(net: nn.Module, settings: Any, info: Mapping[str, Any], data:
     figures = {"predictions": _predictions(net, baseline, info["channels"], given, known)}
     if data.truth is not None:
         figures["spirals"] = _plane(net, given, known)
+    if isinstance(net, LatentPredictor):
+        labels = None if data.labels is None else data.labels[data.splits["test"]]
+        figures["latent"] = _latent(net, given, known, labels if data.classes else None)
     return figures
 
 
@@ -103,6 +108,26 @@ def _plane(net: ValuePredictor, given: Series, known: Sequence[Series]) -> Figur
     return figure
 
 
+@torch.no_grad()
+def _latent(net: LatentPredictor, given: Series, known: Sequence[Series], labels: Tensor | None) -> Figure:
+    """Paths of the latent state from the mean of its start, in the plane of most variance; coloured by class."""
+    size = min(_PATHS, len(given))
+    times = torch.cat([part.t[part.rows] for part in (given, *known)])
+    ts = torch.linspace(float(times.min()), float(times.max()), _TIMES)
+    z = net.model.latent_path(given[:size].trimmed(), ts)
+    centred = z - z.mean((0, 1))
+    plane = torch.linalg.svd(centred.flatten(0, 1), full_matrices=False).Vh[:2]
+    path = centred @ plane.T
+    figure = Figure(figsize=(4.8, 4.4))
+    axes = figure.subplots()
+    for i in range(size):
+        colour = "C0" if labels is None else f"C{int(labels[i]) % 10}"
+        axes.plot(*path[i].T.numpy(), lw=0.7, alpha=0.7, color=colour)
+        axes.plot(*path[i, 0].numpy(), ".", ms=4, color=colour)
+    axes.set(xlabel="first principal component of z(t)", ylabel="second" if len(plane) > 1 else "")
+    return figure
+
+
 def attribution(net: nn.Module, series: Series) -> Tensor:
     """How strongly the output depends on each row, (B, T): the norm of its gradient in the row's values.
 
@@ -116,7 +141,7 @@ def attribution(net: nn.Module, series: Series) -> Tensor:
     return torch.where(series.mask, slope * scale, 0.0).norm(dim=-1)
 
 
-def _attribution(net: nn.Module, info: Mapping[str, Any], series: Series) -> Figure:
+def _attribution(net: nn.Module, info: Mapping[str, Any], series: Series, labels: Tensor) -> Figure:
     """By time: the share of each row in what the output depends on, above the values of some channels."""
     strength = attribution(net, series)
     with torch.no_grad():
@@ -136,9 +161,9 @@ def _attribution(net: nn.Module, info: Mapping[str, Any], series: Series) -> Fig
             below.plot(series.t[i, at].numpy(), series.x[i, at, c].numpy(), ".-", ms=3, lw=0.8, label=name)
         if isinstance(net, ClassPredictor):
             p, best = output[i].softmax(0).max(0)
-            title = f"{info['classes'][int(best)]}: {float(p):.2f}"
+            title = f"{info['classes'][int(best)]}: {float(p):.2f} (is {info['classes'][int(labels[i])]})"
         else:
-            title = f"{float(output[i]):.4g}"
+            title = f"{float(output[i]):.4g} (is {float(labels[i]):.4g})"
         above.set_title(title, fontsize=9)
         below.set_xlabel("time", fontsize=8)
         for axes in (above, below):

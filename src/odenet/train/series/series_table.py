@@ -12,7 +12,7 @@ import torch
 
 from ...series import Series, from_long, from_wide
 from ..user_error import UserError, first_line
-from .table_columns import Columns, numbers, read_columns
+from .column_files import Columns, numbers, read_columns
 
 
 @dataclass(frozen=True)

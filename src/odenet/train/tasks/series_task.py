@@ -41,7 +41,8 @@ class SeriesSettings(Settings):
     data_dir: Annotated[str, Option(help="Folder of the .ts files of the archive, or to keep hopper in")] = ""
     task: Annotated[str, Option(help=", ".join((*LABELLED, *TIMED)))] = "interpolate"
     model: Annotated[str, Option(help=", ".join(known_models()))] = "ode-rnn"
-    hidden: Annotated[int, Option(min=1, help="Size of the model's state")] = 32
+    hidden: Annotated[int, Option(min=1, help="Size of the model's state, or width of its layers")] = 32
+    latent: Annotated[int, Option(min=1, help="Size of the latent state of latent-ode")] = 8
     points: Annotated[int, Option(min=1, max=100, help="Observed points of each spiral, of 100")] = 50
     count: Annotated[int, Option(min=0, help="How many spirals (0: 1000) or motions of hopper (0: 10000)")] = 0
     observed: Annotated[
@@ -107,6 +108,7 @@ class SeriesTask(Task):
             (("points",), s.data == "spirals", "--data spirals"),
             (("count",), s.data in ("spirals", "hopper"), "--data spirals or hopper"),
             (("data_dir",), s.data in ("hopper", *ARCHIVE), "--data hopper and sets of the archive"),
+            (("latent",), s.model == "latent-ode", "--model latent-ode"),
             (("horizon",), s.task == "forecast", "--task forecast"),
             (("observed",), s.task in TIMED, "--task interpolate or forecast"),
         ):
@@ -146,10 +148,11 @@ class SeriesTask(Task):
             update_label_metrics(self.settings.task, metrics, output.detach(), label)
             return net.loss(output, label)  # type: ignore[operator]
         assert isinstance(net, ValuePredictor)
-        forecast = net.scaled_forecast(given, target.t)
-        update_value_metrics(metrics, net.normalizer, forecast, target)
+        loss, forecast = net.loss(given, target)
+        if forecast is not None:
+            update_value_metrics(metrics, net.normalizer, forecast, target)
         update_beyond(metrics, net, given, unpacked(batch, "beyond"))
-        return net.loss(forecast, given, target)
+        return loss
 
     def figures(self, net: nn.Module, history: History) -> dict[str, Figure]:
         from ..series.series_figures import series_figures
