@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .spirals import DIRECTIONS, WINDOW, spirals
 LABELLED = ("classify", "regress")
 TIMED = ("interpolate", "forecast")
 FEWEST = 10  # samples of a file
-_SHARES = {"val": 0.1, "test": 0.1}
+FEWEST_OF_CLASS = 3  # one for each split
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _hopper(s: Any) -> SeriesData:
 def _archive(s: Any) -> SeriesData:
     (series, labels, classes), trained = archive(s.data, s.data_dir)
     order = torch.randperm(trained, generator=torch.Generator().manual_seed(s.seed))
-    val = _stratified(labels[:trained], order, {"val": 0.2})["val"]
+    val = _share(labels[:trained], order, 0.2, 0)
     train = order[~torch.isin(order, val)].sort().values
     test = torch.arange(trained, len(labels))
     if s.quick:
@@ -120,7 +121,13 @@ def _given_labels(path: Path, given: list[Any], series: Series, task: str) -> tu
     if absent := [i for i, label in enumerate(given) if label is None]:
         raise UserError(f"{path}: series {_name(series, absent[0])} has no label, one of {len(absent)}: leave it out")
     if task == "classify":
-        classes = tuple(sorted(set(map(str, given))))
+        counts = Counter(map(str, given))
+        classes = tuple(sorted(counts))
+        if rare := [name for name in classes if counts[name] < FEWEST_OF_CLASS]:
+            cure = "merge classes, or leave it out; for numbers take --task regress"
+            raise UserError(
+                f"{path}: the class {rare[0]!r} has {counts[rare[0]]} series, and a class needs {FEWEST_OF_CLASS}: {cure}"
+            )
         return torch.tensor([classes.index(str(label)) for label in given]), classes
     try:
         targets = [float(label) for label in given]
@@ -145,19 +152,18 @@ def _name(series: Series, i: int) -> str:
 
 
 def _split(count: int, classes: Tensor | None, seed: int) -> dict[str, Tensor]:
-    """A tenth of the samples for validation and one for the test, at least one each; of each class alike."""
+    """A tenth of the samples for validation and one for the test; of each class alike."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    parts = _stratified(classes if classes is not None else torch.zeros(count, dtype=torch.int64), order, _SHARES)
-    taken = torch.cat(list(parts.values()))
-    return {"train": order[~torch.isin(order, taken)].sort().values, **parts}
+    labels = torch.zeros(count, dtype=torch.int64) if classes is None else classes
+    parts = {name: _share(labels, order, 0.1, place) for place, name in enumerate(("val", "test"))}
+    return {"train": order[~torch.isin(order, torch.cat(list(parts.values())))].sort().values, **parts}
 
 
-def _stratified(classes: Tensor, order: Tensor, shares: dict[str, float]) -> dict[str, Tensor]:
-    """Parts of the samples: every 1 / share-th of them in the order of the classes, else in that of `order`."""
-    order = order[classes[order].argsort(stable=True)]
-    parts: dict[str, Tensor] = {}
-    place = torch.arange(len(order))
-    for number, (name, share) in enumerate(shares.items()):
-        stride = round(1 / share)
-        parts[name] = order[place % stride == number].sort().values
-    return parts
+def _share(classes: Tensor, order: Tensor, share: float, place: int) -> Tensor:
+    """A share of the samples of each class, one at least; place 0: those that are first in `order`, 1: those after."""
+    parts: list[Tensor] = []
+    for number in classes.unique().tolist():
+        own = order[classes[order] == number]
+        size = max(1, round(share * len(own)))
+        parts.append(own[place * size : (place + 1) * size])
+    return torch.cat(parts).sort().values

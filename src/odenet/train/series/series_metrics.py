@@ -22,12 +22,14 @@ BINS = 15  # of the calibration error
 def new_metrics(task: str, classes: int, truth: bool) -> dict[str, Metric]:
     """By name. truth: the series are known beyond what is seen of them."""
     from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassCalibrationError
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+    from .present_auroc import PresentAUROC
 
     if task == "classify":
         return {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "auroc": MulticlassAUROC(classes),
+            "auroc": PresentAUROC(classes),
             "calibration_error": MulticlassCalibrationError(classes, n_bins=BINS),
         }
     if task == "regress":
