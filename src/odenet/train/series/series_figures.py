@@ -40,8 +40,8 @@ def series_figures(net: nn.Module, settings: Any, info: Mapping[str, Any], data:
     if data.truth is not None:
         figures["spirals"] = _plane(net, given, known)
     if isinstance(net, LatentPredictor):
-        labels = None if data.labels is None else data.labels[data.splits["test"]]
-        figures["latent"] = _latent(net, given, known, labels if data.classes else None)
+        labels = data.labels[data.splits["test"]] if data.labels is not None and data.classes else None
+        figures["latent"] = _latent(net, given, known, labels, data.classes)
     return figures
 
 
@@ -109,7 +109,9 @@ def _plane(net: ValuePredictor, given: Series, known: Sequence[Series]) -> Figur
 
 
 @torch.no_grad()
-def _latent(net: LatentPredictor, given: Series, known: Sequence[Series], labels: Tensor | None) -> Figure:
+def _latent(
+    net: LatentPredictor, given: Series, known: Sequence[Series], labels: Tensor | None, classes: Sequence[str]
+) -> Figure:
     """Paths of the latent state from the mean of its start, in the plane of most variance; coloured by class."""
     size = min(_PATHS, len(given))
     times = torch.cat([part.t[part.rows] for part in (given, *known)])
@@ -124,6 +126,10 @@ def _latent(net: LatentPredictor, given: Series, known: Sequence[Series], labels
         colour = "C0" if labels is None else f"C{int(labels[i]) % 10}"
         axes.plot(*path[i].T.numpy(), lw=0.7, alpha=0.7, color=colour)
         axes.plot(*path[i, 0].numpy(), ".", ms=4, color=colour)
+    for k, name in enumerate(classes if labels is not None else ()):
+        axes.plot([], [], color=f"C{k % 10}", label=name)
+    if labels is not None:
+        axes.legend(fontsize=8)
     axes.set(xlabel="first principal component of z(t)", ylabel="second" if len(plane) > 1 else "")
     return figure
 
