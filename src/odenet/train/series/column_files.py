@@ -66,6 +66,8 @@ def numbers(path: Path, name: str, column: list[Any]) -> list[float]:
             out.append(float("nan") if entry is None else float(entry))
         except (TypeError, ValueError):
             dated = hasattr(entry, "year") or str(entry).count("-") == 2 or ":" in str(entry) or "/" in str(entry)
-            cure = "dates are not taken: give numbers, such as hours since the first" if dated else "give numbers"
+            cure = "dates are not taken: give numbers, such as hours since the first"
+            if not dated:
+                cure = "give numbers, or name the columns of values by --channels, or by --channel and --value"
             raise UserError(f"{path}: row {row} of column {name!r} is {str(entry)[:40]!r}: {cure}") from None
     return out

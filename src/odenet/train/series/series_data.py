@@ -125,8 +125,8 @@ def _given_labels(path: Path, given: list[Any], series: Series, task: str) -> tu
         classes = tuple(sorted(counts))
         if rare := [name for name in classes if counts[name] < FEWEST_OF_CLASS]:
             raise UserError(
-                f"{path}: the class {rare[0]!r} has {counts[rare[0]]} series, and a class needs {FEWEST_OF_CLASS}: merge "
-                "classes, or leave it out; for numbers take --task regress"
+                f"{path}: the class {rare[0]!r} has {counts[rare[0]]} series, and a class needs {FEWEST_OF_CLASS}: "
+                "merge classes, or leave it out; for numbers take --task regress"
             )
         return torch.tensor([classes.index(str(label)) for label in given]), classes
     try:

@@ -45,22 +45,26 @@ def series_figures(net: nn.Module, settings: Any, info: Mapping[str, Any], data:
     return figures
 
 
-def _span(given: Series, known: Sequence[Series], i: int) -> Tensor:
-    """Even times from the first to the last row of a sample in any part."""
+def _span(given: Series, known: Sequence[Series], i: int, future: bool) -> Tensor:
+    """Even times from the first row of a sample in any part to the last one; future: from the last given one on."""
     times = torch.cat([part.t[i][part.rows[i]] for part in (given, *known)])
-    return torch.linspace(float(times.min()), float(times.max()), _TIMES)
+    first = given.t[i, -1] if future else times.min()
+    return torch.linspace(float(first), float(times.max()), _TIMES)
 
 
 @torch.no_grad()
 def _predictions(
     net: ValuePredictor, baseline: ValuePredictor | None, names: Sequence[str], given: Series, known: Sequence[Series]
 ) -> Figure:
-    """Mean and band of 90 % by time; a row of axes for each channel, a column for each series."""
+    """Mean and band of 90 % by time; a row of axes for each channel, a column for each series.
+
+    baseline: of a forecast, which begins at the last row that is given.
+    """
     size, channels = min(_SHOWN, len(given)), min(_CHANNELS, len(names))
     figure = Figure(figsize=(3.1 * size + 0.6, 2.0 * channels + 1.0))
     grid = figure.subplots(channels, size, squeeze=False)
     for i in range(size):
-        series, ts = given[i].trimmed(), _span(given, known, i)
+        series, ts = given[i].trimmed(), _span(given, known, i, baseline is not None)
         mean, std = net(series, ts)
         last = None if baseline is None else baseline(series, ts).mean[0]
         for c in range(channels):

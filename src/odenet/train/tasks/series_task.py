@@ -39,7 +39,9 @@ class SeriesSettings(Settings):
     ] = 0.0
     data: Annotated[str, Option(help=_DATA)] = "spirals"
     data_dir: Annotated[str, Option(help="Folder of the .ts files of the archive, or to keep hopper in")] = ""
-    task: Annotated[str, Option(help=", ".join((*LABELLED, *TIMED)))] = "interpolate"
+    task: Annotated[str, Option(help=f"{', '.join((*LABELLED, *TIMED))} (default with labels: classify)")] = (
+        "interpolate"
+    )
     model: Annotated[str, Option(help=", ".join(known_models()))] = "ode-rnn"
     hidden: Annotated[int, Option(min=1, help="Size of the model's state, or width of its layers")] = 32
     latent: Annotated[int, Option(min=1, help="Size of the latent state of latent-ode")] = 8
@@ -122,10 +124,10 @@ class SeriesTask(Task):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         data, task = given.get("data", SeriesSettings.data), given.get("task", SeriesSettings.task)
-        out: dict[str, Any] = {"observed": 1.0} if task == "forecast" else {}
-        if data in ARCHIVE or given.get("label") or given.get("labels"):
-            out["task"] = given.get("task", "classify")
-        return out | ({"batch_size": 16, "epochs": 60} if data in ARCHIVE else {})
+        labelled = data in ARCHIVE or given.get("label") or given.get("labels")
+        of_task = {"observed": 1.0} if task == "forecast" else {}
+        of_data = {} if data in ("spirals", "hopper") else {"batch_size": 16 if data in ARCHIVE else 32, "epochs": 60}
+        return of_task | of_data | ({"task": "classify"} if labelled else {})
 
     def data(self, split: str, epoch: int) -> SeriesSamples:
         return samples(self.series, split, self.settings, epoch)
