@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +33,7 @@ from odenet.train.series.series_samples import given_of, samples, unpacked
 from odenet.train.series.series_table import Layout, read_series
 from odenet.train.series.spirals import spirals
 from odenet.train.tasks.series_task import SeriesSettings, SeriesTask
-from train.runs import ForkServer, assert_same, table
+from train.runs import ForkServer, assert_same, environment, table
 
 __all__ = ["default_dtype"]
 
@@ -395,16 +396,16 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_classify_and_predict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, run = wide(tmp_path), tmp_path / "run"
+    file, folder = wide(tmp_path), tmp_path / "run"
     words = ("train", "series", "--quick", "--data", file, "--label", "kind", "--channels", "a,b", "--static", "size")
-    assert call(monkeypatch, *words, "--out", run) == 0
-    assert {"attribution.png", "reliability.png"} <= {path.name for path in run.iterdir()}
-    results = json.loads((run / "results.json").read_text())
+    assert call(monkeypatch, *words, "--out", folder) == 0
+    assert {"attribution.png", "reliability.png"} <= {path.name for path in folder.iterdir()}
+    results = json.loads((folder / "results.json").read_text())
     assert {"test_accuracy", "test_auroc", "test_calibration_error"} <= set(results)
-    assert call(monkeypatch, "predict", run, file, "--out", tmp_path) == 0
+    assert call(monkeypatch, "predict", folder, file, "--out", tmp_path) == 0
     rows = table(tmp_path / "predictions.csv")
     assert [row["id"] for row in rows] == [f"s{i}" for i in range(24)]
-    net: Any = odenet.train.load(run)
+    net: Any = odenet.train.load(folder)
     series, labels = read_series(file, Layout(static="size", channels="a,b", label="kind"))
     with torch.no_grad():
         p = net(series).softmax(1)
@@ -421,26 +422,26 @@ def test_classify_and_predict(
     (tmp_path / "other.csv").write_text("id,time,a\nq,1,2\n")
     (tmp_path / "no_size.csv").write_text("id,time,a,b\nq,1,2,3\n")
     for wrong, match in {
-        (run, tmp_path / "other.csv"): "no column",
-        (run, tmp_path / "no_size.csv"): "no column 'size'",
-        (run, tmp_path): "is a folder",
-        (run, file, "--times", "1"): "--times is for runs that interpolate or forecast",
+        (folder, tmp_path / "other.csv"): "no column",
+        (folder, tmp_path / "no_size.csv"): "no column 'size'",
+        (folder, tmp_path): "is a folder",
+        (folder, file, "--times", "1"): "--times is for runs that interpolate or forecast",
     }.items():
         refused(["predict", *map(str, wrong)], match, monkeypatch, capsys)
-    refused(["export", str(run)], "no export", monkeypatch, capsys)
+    refused(["export", str(folder)], "no export", monkeypatch, capsys)
 
 
 def test_forecast_and_predict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, run = long(tmp_path), tmp_path / "run"
-    words = ("train", "series", "--quick", "--data", file, "--task", "forecast", "--horizon", 1, "--out", run)
+    file, folder = long(tmp_path), tmp_path / "run"
+    words = ("train", "series", "--quick", "--data", file, "--task", "forecast", "--horizon", 1, "--out", folder)
     assert call(monkeypatch, *words) == 0
     (tmp_path / "new.csv").write_text("time,id,value,channel\n1,x,2,a\n2,x,3,a\n1,x,4,b\n5,x,,a\n0,y,1,a\n0,y,1,b\n")
-    net: Any = odenet.train.load(run)
+    net: Any = odenet.train.load(folder)
     given = Series(torch.tensor([[1.0, 2.0]]), torch.tensor([[[2.0, 4.0], [3.0, math.nan]]]))
     for more, times in (((), [1.0, 2.0, 5.0]), (("--times", "7,-1"), [7.0, -1.0])):
-        assert call(monkeypatch, "predict", run, tmp_path / "new.csv", "--out", tmp_path, *more) == 0
+        assert call(monkeypatch, "predict", folder, tmp_path / "new.csv", "--out", tmp_path, *more) == 0
         rows = [row for row in table(tmp_path / "predictions.csv") if row["id"] == "x"]
         assert [float(row["time"]) for row in rows] == times
         with torch.no_grad():
@@ -448,8 +449,8 @@ def test_forecast_and_predict(
         for name, wanted in (("a mean", mean[0, :, 0]), ("b mean", mean[0, :, 1]), ("b std", std[0, :, 1])):
             assert [float(row[name]) for row in rows] == pytest.approx(wanted.tolist(), rel=1e-4)
     capsys.readouterr()
-    refused(["predict", str(run), str(file), "--times", "1,x"], "give numbers with commas", monkeypatch, capsys)
-    refused(["predict", str(run), str(file), "--times", "nan"], "finite", monkeypatch, capsys)
+    refused(["predict", str(folder), str(file), "--times", "1,x"], "give numbers with commas", monkeypatch, capsys)
+    refused(["predict", str(folder), str(file), "--times", "nan"], "finite", monkeypatch, capsys)
 
 
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
@@ -476,6 +477,17 @@ def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None
     assert done.code == 0, done.err
     assert_same(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "comparison.csv").read_text() == (tmp_path / "b" / "comparison.csv").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    words = map(str, (*SPIRALS, "--devices", 2, "--device", "cpu", "--out", tmp_path))
+    command = [sys.executable, "-m", "odenet.train.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    results, (row, *_) = json.loads((tmp_path / "results.json").read_text()), table(tmp_path / "comparison.csv")
+    for name in ("rmse", "mse", "nll", "crps", "coverage", "extrapolation_rmse"):
+        assert float(row[name]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def pairs(data: SeriesData, split: str, settings: Any) -> Iterator[tuple[Series,
 def scores(net: ValuePredictor, settings: Any, data: SeriesData) -> dict[str, float]:
     """The metrics of the test data."""
     metrics = new_metrics(settings.task, 0, data.truth is not None)
+    for metric in metrics.values():
+        metric.sync_on_compute = False  # the first of several processes writes the report alone
     for given, target, beyond in pairs(data, "test", settings):
         update_value_metrics(metrics, net.normalizer, net.scaled_forecast(given, target.t), target)
         update_beyond(metrics, net, given, beyond)

@@ -49,7 +49,7 @@ def unpacked(batch: Mapping[str, Tensor], part: str = "") -> Series | None:
     if f"{prefix}t" not in batch:
         return None
     t, x, mask, length = (batch[prefix + name] for name in _FIELDS)
-    return Series(t, x, mask, length, None if part else batch.get("static")).trimmed().padded(1)
+    return Series(t, x, mask, length, batch.get("static")).trimmed().padded(1)
 
 
 def given_of(batch: Mapping[str, Tensor]) -> Series:
