@@ -21,7 +21,7 @@ BINS = 15  # of the calibration error
 
 def new_metrics(task: str, classes: int, truth: bool) -> dict[str, Metric]:
     """By name. truth: the series are known beyond what is seen of them."""
-    from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError
+    from torchmetrics import MeanAbsoluteError, MeanSquaredError
     from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
     from .present_auroc import PresentAUROC
@@ -34,13 +34,20 @@ def new_metrics(task: str, classes: int, truth: bool) -> dict[str, Metric]:
         }
     if task == "regress":
         return {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+    return value_metrics(truth)
+
+
+def value_metrics(truth: bool, **options: bool) -> dict[str, Metric]:
+    """Of values at times. options: of torchmetrics, for each."""
+    from torchmetrics import MeanMetric, MeanSquaredError
+
     return {
-        "rmse": MeanSquaredError(squared=False),
-        "mse": MeanSquaredError(),
-        "nll": MeanMetric(),
-        "crps": MeanMetric(),
-        "coverage": MeanMetric(),
-        **({"extrapolation_rmse": MeanSquaredError(squared=False)} if truth else {}),
+        "rmse": MeanSquaredError(squared=False, **options),
+        "mse": MeanSquaredError(**options),
+        "nll": MeanMetric(**options),
+        "crps": MeanMetric(**options),
+        "coverage": MeanMetric(**options),
+        **({"extrapolation_rmse": MeanSquaredError(squared=False, **options)} if truth else {}),
     }
 
 

@@ -16,7 +16,7 @@ from ..files import write, write_csv
 from .baseline_values import BASELINES
 from .predictors import BaselinePredictor, ValuePredictor, take_scales
 from .series_data import LABELLED, SeriesData
-from .series_metrics import new_metrics, update_beyond, update_value_metrics
+from .series_metrics import update_beyond, update_value_metrics, value_metrics
 from .series_samples import given_of, samples, unpacked
 
 _BATCH = 256
@@ -56,9 +56,7 @@ def pairs(data: SeriesData, split: str, settings: Any) -> Iterator[tuple[Series,
 @torch.no_grad()
 def scores(net: ValuePredictor, settings: Any, data: SeriesData) -> dict[str, float]:
     """The metrics of the test data."""
-    metrics = new_metrics(settings.task, 0, data.truth is not None)
-    for metric in metrics.values():
-        metric.sync_on_compute = False  # the first of several processes writes the report alone
+    metrics = value_metrics(data.truth is not None, sync_on_compute=False)  # the first of several processes is alone
     for given, target, beyond in pairs(data, "test", settings):
         update_value_metrics(metrics, net.normalizer, net.scaled_forecast(given, target.t), target)
         update_beyond(metrics, net, given, beyond)
