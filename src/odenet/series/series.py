@@ -196,15 +196,15 @@ class Series:
         draw = torch.rand(self.t.shape, generator=generator, dtype=torch.float64, device=device).to(self.t.device)
         rank = torch.where(self.rows, draw, 2.0).argsort(1).argsort(1)
         gone = torch.minimum((fraction * self.length).round().long(), (self.length - 1).clamp(min=0))
-        return self._select(self.rows & (rank >= gone[:, None]))
+        return self.select(self.rows & (rank >= gone[:, None]))
 
     def before(self, time: float | Tensor) -> Series:
         """The rows at t < time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t < self._bound(time)))
+        return self.select(self.rows & (self.t < self._bound(time)))
 
     def after(self, time: float | Tensor) -> Series:
         """The rows at t >= time. time: a number, or (B,)."""
-        return self._select(self.rows & (self.t >= self._bound(time)))
+        return self.select(self.rows & (self.t >= self._bound(time)))
 
     def with_values(self, t: Tensor, x: Tensor, static: Tensor | None) -> Series:
         """The same rows with other numbers, as of another unit."""
@@ -221,8 +221,8 @@ class Series:
             raise ValueError("time must be a number; got nan")
         return bound.reshape(-1, 1)
 
-    def _select(self, keep: Tensor) -> Series:
-        """The rows where keep, (B, T), is True, moved together."""
+    def select(self, keep: Tensor) -> Series:
+        """The rows where keep, (B, T), is True, moved together; without columns that are padding of all."""
         order = (~keep).to(torch.int8).argsort(dim=1, stable=True)
         length = keep.sum(1)
         wide = order[..., None].expand(self.x.shape)

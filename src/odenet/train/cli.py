@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -152,15 +153,21 @@ RunFolder = Annotated[Path, Argument(help="Folder of a run of `odenet train`, or
 def predict(
     run: RunFolder,
     files: Annotated[
-        list[Path], Argument(help="images: images, folders of them, .npz; flow: .csv, .npy, .npz, .parquet")
+        list[Path],
+        Argument(
+            help="images: images, folders of them, .npz; flow: .csv, .npy, .npz, .parquet; series: .csv, .parquet, .ts"
+        ),
     ],
     out: Annotated[Path | None, Option(help="Folder for predictions.csv; without it, the table is only shown")] = None,
+    times: Annotated[
+        str, Option(help="series: times to predict at, with commas between (default: those in the file)")
+    ] = "",
     device: Device = "auto",
 ) -> None:
     """Say what a trained network makes of files. Takes seconds.
 
     images: a table of file, class and probability; flow: of file, row and log-density in nats, low where a row is
-    unusual.
+    unusual; series: of each series' class probabilities or number, or of means and deviations at times.
     """
     from .files import write_csv
     from .trained import open_run
@@ -169,10 +176,22 @@ def predict(
     if absent:
         raise UserError(f"{absent[0]} is not there")
     found = open_run(run)
-    rows = found.task.predict(found.net.to(device_named(device)), found.info, files)
+    asked, net = _times(times), found.net.to(device_named(device))
+    task, info = found.task, found.info
+    rows = task.predict_at(net, info, files, asked) if asked else task.predict(net, info, files)
     if not rows:
         raise UserError(f"{files[0]} has no files to predict")
     _show(rows, [] if out is None else [write_csv(out / "predictions.csv", rows)])
+
+
+def _times(text: str) -> list[float]:
+    try:
+        times = [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"--times {text!r}: give numbers with commas between, as 0.5,1,2") from None
+    if not all(map(math.isfinite, times)):
+        raise UserError(f"--times {text!r}: give finite numbers")
+    return times
 
 
 @app.command()

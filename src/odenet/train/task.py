@@ -106,6 +106,13 @@ class Task(ABC):
         raise UserError("this task makes no predictions from files")
 
     @staticmethod
+    def predict_at(
+        net: nn.Module, info: Mapping[str, Any], files: Sequence[Path], times: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """The rows of `odenet predict --times`."""
+        raise UserError("--times is for runs of odenet train series: leave it out")
+
+    @staticmethod
     def sample(
         net: nn.Module, info: Mapping[str, Any], n: int, method: str, steps: int | None
     ) -> tuple[list[str], Tensor]:

@@ -67,7 +67,8 @@ def load(folder: str | Path) -> nn.Module:
     """The trained network of a run, in evaluation mode on the CPU: `odenet.train.load("runs/images")`.
 
     A flow is in the units of its data: `load("runs/flow").log_prob(x)`, `.sample((n,))`; its `flow` is the `CNF` or
-    `FlowMatching` that was trained, on standardised columns.
+    `FlowMatching` that was trained, on standardised columns. A model of series takes an `odenet.series.Series`, and
+    times where it says values: `load("runs/series")(series, ts)` gives mean and std.
     """
     run = open_run(Path(folder))
     return run.task.in_units(run.net, run.info)

@@ -27,7 +27,7 @@ from ..user_error import UserError, first_line
 
 FEWEST_ROWS = 10
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}  # in lower case
+MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}  # in lower case
 _DECIMAL_COMMA = re.compile(r"^\s*([-+]?\d*),(\d+(?:[eE][-+]?\d+)?)\s*$")
 
 
@@ -137,7 +137,7 @@ def _keep_numbers(path: Path, columns: Sequence[str], numeric: Sequence[bool]) -
     return kept
 
 
-def _delimiter(line: str) -> str:
+def delimiter(line: str) -> str:
     """The first of these in the first line. No number has a semicolon, tab or bar in it, so they come before commas."""
     return next((mark for mark in ";\t|," if mark in line), " ")
 
@@ -147,7 +147,7 @@ def _number(field: str) -> float | None:
     try:
         return float(field)
     except ValueError:
-        return float("nan") if field.strip().lower() in _MISSING else None
+        return float("nan") if field.strip().lower() in MISSING else None
 
 
 def _read_text(path: Path) -> tuple[Any, list[str]]:
@@ -157,7 +157,7 @@ def _read_text(path: Path) -> tuple[Any, list[str]]:
             first = next(lines, "")
             if not first:
                 raise UserError(f"{path} is empty: give a table of numbers")
-            return _parse(path, _rows(path, _delimiter(first), first, lines))
+            return _parse(path, text_rows(path, delimiter(first), first, lines))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#x}): save it as a text in UTF-8"
@@ -166,7 +166,7 @@ def _read_text(path: Path) -> tuple[Any, list[str]]:
         raise UserError(f"{path} cannot be read ({first_line(error)}): save it as a text with commas") from None
 
 
-def _rows(path: Path, delimiter: str, first: str, lines: Iterable[str]) -> Iterator[list[str]]:
+def text_rows(path: Path, delimiter: str, first: str, lines: Iterable[str]) -> Iterator[list[str]]:
     """The fields of each row, all of the same number."""
     width = 0
     for number, row in enumerate(csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True), 1):

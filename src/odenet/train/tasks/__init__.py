@@ -10,6 +10,7 @@ from ..user_error import UserError
 TASKS = {
     "images": "odenet.train.tasks.images:Images",
     "flow": "odenet.train.tasks.flow:Flow",
+    "series": "odenet.train.tasks.series_task:SeriesTask",
 }
 
 

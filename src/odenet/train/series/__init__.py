@@ -1,0 +1,1 @@
+"""What the task `series` trains on and with: data, models, scores, figures."""

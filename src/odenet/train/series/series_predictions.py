@@ -1,0 +1,90 @@
+"""The rows of `odenet predict` for a run of series."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...series import Series
+from ..user_error import UserError
+from .archive import ts_file
+from .predictors import ClassPredictor, ValuePredictor
+from .series_table import layout_from, read_series
+
+_BATCH = 256
+
+
+@torch.no_grad()
+def predict_files(
+    net: nn.Module, info: Mapping[str, Any], files: Sequence[Path], times: Tensor | None
+) -> list[dict[str, Any]]:
+    """Rows by file and series; those of values by time too. times: (Q,), or those of each series in its file."""
+    timed = isinstance(net, ValuePredictor)
+    if times is not None and not timed:
+        raise UserError("--times is for runs that interpolate or forecast: leave it out")
+    rows: list[dict[str, Any]] = []
+    device = next(net.parameters()).device
+    for file in files:
+        series = _read(file, info)
+        names = list(series.ids or range(len(series)))
+        for start in range(0, len(series), _BATCH):
+            part = series[start : start + _BATCH].trimmed().to(device)
+            keys = [{"file": str(file), "id": name} for name in names[start : start + _BATCH]]
+            rows += _value_rows(net, info, part, keys, times) if timed else _label_rows(net, info, part, keys)
+    return rows
+
+
+def _read(file: Path, info: Mapping[str, Any]) -> Series:
+    """The series of a file that has the channels of the run."""
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give a file .csv, .parquet or .ts")
+    if file.suffix.lower() == ".ts":
+        series = ts_file(file).series
+    else:
+        series = read_series(file, layout_from(info["layout"], info["channels"])).series
+    if series.num_channels != len(info["channels"]):
+        raise UserError(
+            f"{file} has {series.num_channels} channels, and the run was trained on {len(info['channels'])}"
+        )
+    given, wanted = 0 if series.static is None else series.static.shape[1], len(info["scales"]["static_mean"])
+    if given != wanted:
+        raise UserError(f"{file} has {given} static features, and the run was trained on {wanted}")
+    return series
+
+
+def _label_rows(
+    net: nn.Module, info: Mapping[str, Any], series: Series, keys: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    output = net(series)
+    if not isinstance(net, ClassPredictor):
+        return [{**key, "prediction": value} for key, value in zip(keys, output.tolist(), strict=True)]
+    classes = info["classes"]
+    rows: list[dict[str, Any]] = []
+    for key, p in zip(keys, output.softmax(1).tolist(), strict=True):
+        by_class = {f"p({name})": value for name, value in zip(classes, p, strict=True)}
+        rows.append({**key, "class": classes[p.index(max(p))], **by_class})
+    return rows
+
+
+def _value_rows(
+    net: ValuePredictor,
+    info: Mapping[str, Any],
+    series: Series,
+    keys: Sequence[dict[str, Any]],
+    times: Tensor | None,
+) -> list[dict[str, Any]]:
+    ts = series.t if times is None else times.to(series.t).expand(len(series), -1)
+    # rows without a value are times to predict at, and say nothing
+    mean, std = net(series.select(series.mask.any(2)), ts)
+    rows: list[dict[str, Any]] = []
+    for i, key in enumerate(keys):
+        for j in range(int(series.length[i]) if times is None else ts.shape[1]):
+            row = {**key, "time": float(ts[i, j])}
+            for c, name in enumerate(info["channels"]):
+                row |= {f"{name} mean": float(mean[i, j, c]), f"{name} std": float(std[i, j, c])}
+            rows.append(row)
+    return rows

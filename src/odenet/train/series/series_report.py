@@ -1,0 +1,63 @@
+"""The table of a run of the task `series`: its model beside the last value and the mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ...series import Series
+from ..files import write, write_csv
+from .baseline_values import BASELINES
+from .predictors import BaselinePredictor, ValuePredictor, take_scales
+from .series_data import LABELLED, SeriesData
+from .series_metrics import update_beyond, update_value_metrics, value_metrics
+from .series_samples import given_of, samples, unpacked
+
+_BATCH = 256
+
+
+def report(
+    net: nn.Module, settings: Any, info: Mapping[str, Any], data: SeriesData, folder: Path
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Rows of the test data's metrics by model, and comparison.csv and .json; nothing where there are labels."""
+    if settings.task in LABELLED:
+        return [], []
+    assert isinstance(net, ValuePredictor)
+    rows = [{"model": settings.model, **scores(net, settings, data)}]
+    for name in BASELINES:
+        if name != settings.model:
+            rows.append({"model": name, **scores(fitted_baseline(name, settings, info, data), settings, data)})
+    text = json.dumps(rows, indent=2) + "\n"
+    return rows, [write_csv(folder / "comparison.csv", rows), write(folder / "comparison.json", text)]
+
+
+def fitted_baseline(name: str, settings: Any, info: Mapping[str, Any], data: SeriesData) -> BaselinePredictor:
+    """With the most likely deviations of the data to train on."""
+    baseline = BaselinePredictor(name, len(info["channels"]), len(info["scales"]["static_mean"]))
+    take_scales(baseline.normalizer, info["scales"])
+    baseline.fit([(given, target) for given, target, _ in pairs(data, "train", settings)])
+    return baseline.eval()
+
+
+def pairs(data: SeriesData, split: str, settings: Any) -> Iterator[tuple[Series, Series, Series | None]]:
+    """What is given, what is to be predicted, and what lies beyond, by batches."""
+    for batch in DataLoader(samples(data, split, settings, 0), _BATCH):
+        target = unpacked(batch, "target")
+        assert target is not None
+        yield given_of(batch), target, unpacked(batch, "beyond")
+
+
+@torch.no_grad()
+def scores(net: ValuePredictor, settings: Any, data: SeriesData) -> dict[str, float]:
+    """The metrics of the test data."""
+    metrics = value_metrics(data.truth is not None, sync_on_compute=False)  # the first of several processes is alone
+    for given, target, beyond in pairs(data, "test", settings):
+        update_value_metrics(metrics, net.normalizer, net.scaled_forecast(given, target.t), target)
+        update_beyond(metrics, net, given, beyond)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}

@@ -1,0 +1,128 @@
+"""Series and labels from a user's table: long (id, time, channel, value) or wide (id, time, a column each channel)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...series import Series, from_long, from_wide
+from ..user_error import UserError, first_line
+from .column_files import Columns, numbers, read_columns
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of columns. channels, static: several, with commas between; an empty name: there is none.
+
+    A table with both columns `channel` and `value` is long. channels: by default all other columns of a wide table, all
+    channels of a long one. labels: a file with columns `id` and `label`, else `label` is a column of the table.
+    """
+
+    id: str = "id"
+    time: str = "time"
+    channel: str = "channel"
+    value: str = "value"
+    channels: str = ""
+    static: str = ""
+    label: str = ""
+    labels: str = ""
+
+
+class Labelled(NamedTuple):
+    """Series, of which each has a label: a text of a class, a number, or None where it is not known."""
+
+    series: Series
+    labels: list[Any]
+
+
+def read_series(path: Path, layout: Layout) -> Labelled:
+    """Series of a table, in the order in which their ids first come. Raises UserError with the cure."""
+    table = read_columns(path)
+    own = bool(layout.label and not layout.labels)
+    static, label = _names(layout.static), [layout.label] if own else []
+    for name in (layout.id, layout.time, *label):
+        _column(path, table, name)
+    long = layout.channel in table and layout.value in table
+    taken = {layout.id, layout.time, *static, *label}
+    channels = _names(layout.channels) or ([] if long else [name for name in table if name not in taken])
+    if not long and not channels:
+        raise UserError(f"{path} has no column of values beside {', '.join(map(repr, sorted(taken)))}: add one")
+    if any(entry is None for entry in table[layout.id]):
+        raise UserError(f"{path}: row {table[layout.id].index(None) + 1} has no {layout.id!r}: give each row one")
+    features = _static(path, table, layout.id, static)
+    numeric = [layout.time, *([layout.value] if long else channels)]
+    columns = table | {name: numbers(path, name, _column(path, table, name)) for name in numeric}
+    names: dict[str, Any] = {"id": layout.id, "time": layout.time, "static": features}
+    try:
+        if long:
+            names |= {"channel": layout.channel, "value": layout.value}
+            series = from_long(columns, **names, channels=channels or None, dtype=torch.float32)
+        else:
+            series = from_wide(columns, **names, values=channels, dtype=torch.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        raise UserError(f"{path}: {first_line(ValueError(message))}") from None
+    return Labelled(series, _labels(path, table, layout, series.ids or ()))
+
+
+def layout_of(settings: Any) -> Layout:
+    """The options that name columns."""
+    return Layout(**{name: getattr(settings, name) for name in asdict(Layout())})
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _column(path: Path, table: Columns, name: str) -> list[Any]:
+    if name not in table:
+        option = {"id": "--id", "time": "--time"}.get(name, "the option that names it")
+        raise UserError(f"{path} has no column {name!r}; it has {', '.join(table)}: change {option}")
+    return table[name]
+
+
+def _by_id(path: Path, table: Columns, id: str, name: str) -> dict[Any, Any]:
+    """The one entry of each id in a column; None where all are missing."""
+    known: dict[Any, Any] = {}
+    for key, entry in zip(table[id], _column(path, table, name), strict=True):
+        before = known.setdefault(key, entry)
+        if before is None:
+            known[key] = entry
+        elif entry is not None and entry != before:
+            raise UserError(f"{path}: {id} {key!r} has two entries of {name!r}, {before!r} and {entry!r}: give it one")
+    return known
+
+
+def _static(path: Path, table: Columns, id: str, names: list[str]) -> Columns | None:
+    """A table with a row for each id."""
+    if not names:
+        return None
+    by_name = {name: _by_id(path, table, id, name) for name in names}
+    ids = list(dict.fromkeys(table[id]))
+    columns = {name: numbers(path, name, [known[key] for key in ids]) for name, known in by_name.items()}
+    for name, column in columns.items():
+        for key, value in zip(ids, column, strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"{path}: {id} {key!r} has no {name!r}: a static feature needs a number for each")
+    return {id: ids, **columns}
+
+
+def _labels(path: Path, table: Columns, layout: Layout, ids: tuple[Any, ...]) -> list[Any]:
+    if not layout.labels:
+        known = _by_id(path, table, layout.id, layout.label) if layout.label else {}
+        return [known.get(key) for key in ids]
+    file, name = Path(layout.labels), layout.label or "label"
+    others = read_columns(file)
+    _column(file, others, layout.id)
+    known = {str(key): label for key, label in _by_id(file, others, layout.id, name).items()}
+    return [known.get(str(key)) for key in ids]
+
+
+def layout_from(layout: Mapping[str, Any], channels: Sequence[str]) -> Layout:
+    """The layout of the file that a run was trained on, for others with the same channels, which need no labels."""
+    return Layout(**{**layout, "channels": ",".join(channels), "label": "", "labels": ""})
