@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 # As the installed program; signals as in a terminal, also where the tests were started with some of them ignored.
 PROGRAM = """
@@ -188,8 +187,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert saved == sorted(path.name for path in (b / each / "checkpoints").iterdir())
         for name in saved:
             assert equal(checkpoint(a / each / "checkpoints" / name), checkpoint(b / each / "checkpoints" / name)), name
-        assert equal(load_file(a / each / "model.safetensors"), load_file(b / each / "model.safetensors"))
-        for name in ("metrics.csv", "results.json", "settings.json"):
+        for name in ("model.safetensors", "metrics.csv", "results.json", "settings.json"):
             assert (a / each / name).read_bytes() == (b / each / name).read_bytes(), name
     if (a / "results.csv").exists():
         assert table(a / "results.csv") == table(b / "results.csv")
