@@ -18,8 +18,9 @@ class ControlPath:
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
     of s less the knot before it. smooth: whether dX/ds is continuous up to the last row of a sample. times: the time at
-    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,). last: s at the last
-    row of each sample, (B,), behind which X is constant; None: the last knot, for all.
+    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,) or (B, T). last: s at the last
+    row of each sample, (B,), behind which X is constant; None: the last knot, for all. timed: the s that `times` are
+    at, (K,) or (B, K), where those are not the knots.
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
@@ -31,6 +32,7 @@ class ControlPath:
     times: Tensor
     rows: Tensor
     last: Tensor | None = None
+    timed: Tensor | None = None
 
     @property
     def num_channels(self) -> int:
@@ -40,12 +42,6 @@ class ControlPath:
     def interval(self) -> Tensor:
         """The first and the last knot, (2,)."""
         return self.knots[[0, -1]]
-
-    def at_knots(self) -> Tensor:
-        """X at every knot, (K, B, C)."""
-        length = self.knots[-1] - self.knots[-2]
-        end = _horner(self.pieces[-1].unbind(), length)
-        return torch.cat([self.pieces[:, 0], end[None]])
 
     @property
     def jumps(self) -> Tensor:
@@ -71,7 +67,8 @@ class ControlPath:
         t = t.to(self.times).expand(size, t.shape[-1]).contiguous()
         after = torch.searchsorted(self.times.detach().contiguous(), t.detach(), right=True).clamp(1, count - 1)
         t0, t1 = self.times.gather(1, after - 1), self.times.gather(1, after)
-        s0, s1 = self.knots[after - 1], self.knots[after]
+        timed = (self.knots if self.timed is None else self.timed).expand(size, count)
+        s0, s1 = timed.gather(1, after - 1), timed.gather(1, after)
         ratio = ((t - t0) / torch.where(t1 > t0, t1 - t0, 1.0)).clamp(0.0, 1.0)
         s = s0 + torch.where(t1 > t0, ratio, 1.0) * (s1 - s0)  # where time stands still, what happens then is over
         return s if self.last is None else s.minimum(self.last[:, None])

@@ -112,14 +112,12 @@ def _numbers(like: Tensor, count: int) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
 
 
-def extension(width: int, t0: Tensor, t1: Tensor, slope: Tensor | None = None) -> ControlPath:
-    """Paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
+def extension(width: int, t0: Tensor, t1: Tensor) -> ControlPath:
+    """Straight paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
 
-    width: number of channels. slope: dX/ds with which they begin, (N, width), as that of `hermite` at a row; they end
-    with the slope of the line.
+    width: number of channels.
     """
     rise = torch.cat([(t1 - t0)[:, None], t0.new_zeros(len(t0), width - 1)], -1)
     start = torch.cat([t0[:, None], torch.zeros_like(rise[:, 1:])], -1)
-    parts = [start, rise] if slope is None else [start, slope, 2 * rise - 2 * slope, slope - rise]
     ends = torch.arange(2, dtype=t0.dtype, device=t0.device)
-    return ControlPath(ends, torch.stack(parts)[None], slope is not None, torch.stack([t0, t1], 1), ends)
+    return ControlPath(ends, torch.stack([start, rise])[None], False, torch.stack([t0, t1], 1), ends)

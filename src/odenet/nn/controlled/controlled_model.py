@@ -108,12 +108,7 @@ class ControlledModel(SeriesModel):
         row = (torch.searchsorted(times, ts.contiguous(), right=True) - 1).clamp(min=0)
         start = states.gather(1, _wide(row, states)).flatten(0, 1)
         t0 = series.t.gather(1, row)
-        slope = None
-        if self.control == "hermite":
-            x = path.at_knots().transpose(0, 1)
-            before = x.gather(1, _wide((row - 1).clamp(min=0), x))
-            slope = (x.gather(1, _wide(row, x)) - before).flatten(0, 1)
-        ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten(), slope)
+        ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten())
         return self._driven(ahead, start, None).unflatten(0, ts.shape)
 
     def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:

@@ -33,8 +33,12 @@ def log_signature_path(series: Series, window: int, depth: int, counts: bool = F
     start[:, : path.num_channels] = path.pieces[0, 0]
     values = torch.cat([start[None], slopes[:-1]]).cumsum(0)
     knots = torch.arange(windows + 1, dtype=rises.dtype, device=rises.device)
-    ends = (knots * window).long().clamp(max=path.times.shape[1] - 1)
-    return ControlPath(knots, torch.stack([values, slopes], 1), False, path.times[:, ends], path.rows / window)
+    # in the last window of a sample, too, the path is at its end when the last row is
+    row, last = path.rows, (series.length - 1).clamp(min=0)[:, None]
+    begin = (row / window).floor() * window
+    rows = (begin + (row - begin) * window / torch.minimum(begin + window, last).sub(begin).clamp(min=1)) / window
+    rows = torch.where(row < last, rows, ((last + window - 1) // window).to(row))
+    return ControlPath(knots, torch.stack([values, slopes], 1), False, path.times, rows, timed=rows)
 
 
 @final
@@ -63,8 +67,8 @@ class BracketField(nn.Module):
         areas[:, first, second] = dx[:, count:]
         # sum_(i<j) a_ij [f_i, f_j] = sum_j (Df_j) v_j, where v_j = sum_i f_i (a_ij - a_ji)
         directions = (f @ (areas - areas.mT)).movedim(-1, 0)  # (channels, B, hidden)
-        copies = z.expand(directions.shape).flatten(0, 1)
-        slopes = jvp(lambda z: self.field(s, z), (copies,), (directions.flatten(0, 1),))[1]
+        copies, tangents = z.repeat(count, 1), directions.reshape(-1, z.shape[-1])
+        slopes = jvp(lambda z: self.field(s, z), (copies,), (tangents.contiguous(),))[1]
         own = slopes.unflatten(0, (count, -1)).diagonal(dim1=0, dim2=-1)  # (B, hidden, channels): D f_j along v_j
         return (f @ dx[:, :count, None])[..., 0] + own.sum(-1)
 
