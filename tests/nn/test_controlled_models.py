@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from nn.series_model_suite import SeriesModelSuite
+import odenet
+from nn.series_model_suite import D, SeriesModelSuite, close, ragged
 from odenet.nn import LinearCDE, LogODE, NeuralCDE
+from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField
+from odenet.nn.controlled.prefix_products import prefix_products, whole_product
+from odenet.series import Series, linear
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 # the same steps for all samples and all nearby inputs: results do not depend on the batch, and differences are exact
@@ -60,6 +65,7 @@ class TestNeuralCDEHermiteOnline(TestNeuralCDEHermite):
     online = True
 
 
+@pytest.mark.slow
 class TestNeuralCDELinearOnline(TestNeuralCDEHermiteOnline):
     control = "linear"
 
@@ -84,6 +90,7 @@ class TestLogODE(ControlledSuite):
         return LogODE(channels, 4, out, window=2, static=static, **FINE)
 
 
+@pytest.mark.slow
 class TestLogODEBrackets(ControlledSuite):
     causal = False
     batch_tol = 1e-7
@@ -91,3 +98,198 @@ class TestLogODEBrackets(ControlledSuite):
     def make(self, channels: int, out: int | None, static: int) -> LogODE:
         field = SmoothField(4, 1 + channels) if isinstance(channels, int) and channels > 0 else None
         return LogODE(channels, 4, out, window=2, brackets=True, field=field, static=static, **FINE)
+
+
+def path_like(series_model: Any, other: Any) -> Any:
+    """The other model with the first one's initial map and readout."""
+    other.initial.load_state_dict(series_model.initial.state_dict())
+    other.readout.load_state_dict(series_model.readout.state_dict())
+    return other
+
+
+def walks(size: int = 4, rows: int = 9, channels: int = 2, seed: int = 0) -> Series:
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.rand(size, rows, generator=generator, dtype=D).cumsum(1)
+    return Series(t, 0.3 * torch.randn(size, rows, channels, generator=generator, dtype=D).cumsum(1))
+
+
+@pytest.mark.parametrize("control", ["linear", "rectilinear"])
+def test_linear_cde_is_the_solve_of_its_field(control: Any) -> None:
+    """At the end, at the rows and at any time: to the tolerance of the solve."""
+    torch.manual_seed(0)
+    scan = LinearCDE(2, 8, 3, control=control).double()
+    solved = path_like(scan, NeuralCDE(2, 8, 3, field=scan.field, control=control, **TIGHT).double())
+    series, ts = ragged(), torch.linspace(-0.2, 1.3, 7, dtype=D)
+    close(solved(series), scan(series), 1e-7)
+    close(solved.states(series), scan.states(series), 1e-7)
+    close(solved(series, ts), scan(series, ts), 1e-7)
+
+
+def test_linear_field_as_a_matrix_and_as_a_product() -> None:
+    torch.manual_seed(0)
+    field, z, dx = LinearField(6, 3, block=2).double(), torch.randn(5, 6, dtype=D), torch.randn(5, 3, dtype=D)
+    close(field.prod(torch.zeros(()), z, dx), (field(torch.zeros(()), z) @ dx[..., None])[..., 0], 1e-13)
+    with pytest.raises(ValueError, match="block must divide hidden=6"):
+        LinearField(6, 3)
+
+
+def test_linear_cde_of_one_channel_is_a_matrix_exponential() -> None:
+    """Where all channels but the time stand still, z(t) = exp(A t) z(0)."""
+    torch.manual_seed(0)
+    model = LinearCDE(1, 4, block=4).double()
+    t = torch.tensor([[0.0, 0.4, 1.7]], dtype=D)
+    series = Series(t, torch.zeros(1, 3, 1, dtype=D))
+    start = model.initial(torch.zeros(1, 2, dtype=D))
+    for i, time in enumerate(t[0]):
+        flow = torch.linalg.matrix_exp(time * model.field.weight[0, 0])
+        close(model.states(series)[0, i], flow @ start[0], 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 13])
+def test_scans_against_a_loop(count: int) -> None:
+    matrices = torch.randn(count, 2, 3, 3, dtype=D, requires_grad=True)
+    expected = [matrices[0]]
+    for m in matrices[1:]:
+        expected.append(m @ expected[-1])
+    close(prefix_products(matrices), torch.stack(expected), 1e-11)
+    close(prefix_products(matrices.detach()), torch.stack(expected), 1e-11)
+    close(whole_product(matrices), expected[-1], 1e-11)
+
+
+def test_linear_cde_keeps_its_length_along_long_paths() -> None:
+    torch.manual_seed(0)
+    model, series = LinearCDE(2, 8), walks(2, 3000)
+    states = model.double().states(series)
+    close(states.norm(dim=-1), states[:, :1].norm(dim=-1).expand(2, 3000), 1e-9)
+
+
+def test_a_field_by_its_matrix_and_by_its_product() -> None:
+    torch.manual_seed(0)
+    field = LowRankCDEField(5, 4, rank=2).double()
+    z, dx = torch.randn(3, 5, dtype=D), torch.randn(3, 4, dtype=D)
+    close(field.prod(torch.zeros(()), z, dx), (field(torch.zeros(()), z) @ dx[..., None])[..., 0], 1e-13)
+    assert torch.linalg.matrix_rank(field(torch.zeros(()), z)).max() == 2
+    model = NeuralCDE(3, 5, rank=2)
+    assert isinstance(model.field, LowRankCDEField) and model(walks(channels=3).to(torch.float32)).shape == (4, 5)
+    with pytest.raises(ValueError, match="give field or rank"):
+        NeuralCDE(3, 5, field=CDEField(5, 4), rank=2)
+
+
+@pytest.mark.parametrize("control", ["linear", "hermite", "natural"])
+def test_gradients_of_every_mode(control: Any) -> None:
+    torch.manual_seed(0)
+    model = NeuralCDE(2, 4, 1, field=SmoothField(4, 3), control=control, **TIGHT).double()
+    series = ragged()
+    found = {}
+    modes = ("backprop", "discrete", odenet.Discrete(checkpoints=5), "adjoint", "gauss", "reversible")
+    for gradient in modes:
+        model.solve_options = {**TIGHT, "gradient": gradient}
+        loss = model(series).square().sum()
+        found[gradient] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    exact = found.pop("backprop")
+    for gradient, mine in found.items():
+        error = float((mine - exact).norm() / exact.norm())
+        assert error < (1e-12 if gradient in ("discrete", modes[2]) else 1e-5), (gradient, error)
+
+
+@pytest.mark.parametrize("control", ["rectilinear", "hermite", "linear"])
+def test_an_online_state_does_not_depend_on_the_future(control: Any) -> None:
+    """Whatever comes after a time: other values, other times, more rows, none."""
+    torch.manual_seed(0)
+    model = NeuralCDE(2, 4, field=SmoothField(4, 3), control=control, online=True, **FIXED).double()
+    series, early = walks(), torch.tensor([0.3, 1.1, 1.9], dtype=D)
+    cut = 2.0
+    t = torch.where(series.t > cut, cut + 2 * (series.t - cut), series.t)
+    x = torch.where((series.t > cut)[..., None], -5.0 * series.x, series.x)
+    for other in (
+        Series(t, x),
+        series.before(cut),
+        Series(torch.cat([t, t[:, -1:] + 1], 1), x.repeat(1, 2, 1)[:, :10]),
+    ):
+        close(model(other, early), model(series, early), 1e-12)
+    offline = NeuralCDE(2, 4, field=model.field, control="natural", **FIXED).double()
+    assert not torch.allclose(offline(Series(t, x), early), offline(series, early))
+
+
+def test_the_path_alone_decides() -> None:
+    """A row on the line between its neighbours changes nothing; nor does a gap in another channel."""
+    torch.manual_seed(0)
+    model = NeuralCDE(1, 4, field=SmoothField(4, 2), control="linear", **TIGHT).double()
+    t = torch.tensor([[0.0, 1.0, 3.0]], dtype=D)
+    series = Series(t, torch.tensor([[[0.0], [1.0], [-1.0]]], dtype=D))
+    more = Series(
+        torch.tensor([[0.0, 0.25, 1.0, 2.0, 3.0]], dtype=D),
+        torch.tensor([[[0.0], [0.25], [1.0], [torch.nan], [-1.0]]], dtype=D),
+    )
+    close(model(more), model(series), 1e-7)
+
+
+def test_own_controls_and_counts() -> None:
+    torch.manual_seed(0)
+    series = ragged()
+    counted = NeuralCDE(2, 4, counts=True, **FIXED).double()
+    assert counted.path_channels == 5 and counted(series).shape == (4, 4)
+    own = NeuralCDE(2, 4, control=lambda s: linear(s, counts=True), path_channels=5, **FIXED).double()
+    assert own(series).shape == (4, 4)
+    with pytest.raises(ValueError, match="path of 5 channels, and the model takes 3"):
+        NeuralCDE(2, 4, control=lambda s: linear(s, counts=True)).double()(series)
+
+
+def test_log_ode_of_one_row_a_window_is_the_controlled_equation() -> None:
+    torch.manual_seed(0)
+    field, series = SmoothField(4, 3), walks()
+    exact = NeuralCDE(2, 4, field=field, control="linear", **TIGHT).double()
+    for brackets in (True, False):
+        depth = 2 if brackets else 1
+        model = LogODE(2, 4, field=field, window=1, depth=depth, brackets=brackets, **TIGHT).double()
+        close(path_like(exact, model)(series), exact(series), 1e-8)
+
+
+def test_brackets_of_linear_fields() -> None:
+    """Two straight pieces by one window: exp(B) exp(A) = exp(A + B + [B, A] / 2 + ...): an error of third order."""
+    torch.manual_seed(0)
+    linear_field = LinearField(4, 3, block=4)
+    errors = []
+    for scale in (0.2, 0.1):
+        series = walks(rows=3)
+        series = Series(scale * series.t, scale * series.x)
+        exact = NeuralCDE(2, 4, field=linear_field, control="linear", **TIGHT).double()
+        model = path_like(exact, LogODE(2, 4, window=2, brackets=True, field=linear_field, **TIGHT).double())
+        errors.append(float((model(series) - exact(series)).detach().norm()))
+    assert 6.5 < errors[0] / errors[1] < 9.5
+
+
+def test_depths_of_log_signatures() -> None:
+    assert [LogODE(2, 4, depth=depth).path_channels for depth in (1, 2, 3, 4)] == [3, 6, 14, 32]  # Witt's formula
+    with pytest.raises(ValueError, match="brackets=True needs depth=2"):
+        LogODE(2, 4, depth=3, brackets=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"control": "spline"}, "control"),
+        ({"control": "natural", "online": True}, "looks ahead"),
+        ({"counts": 2}, "counts"),
+        ({"online": "yes"}, "online"),
+        ({"path_channels": 0}, "path_channels"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        NeuralCDE(2, 4, **options)
+
+
+def test_a_field_of_the_wrong_shape() -> None:
+    model = NeuralCDE(2, 4, field=nn.Linear(4, 4))
+    with pytest.raises(TypeError):
+        model(walks().to(torch.float32))
+    with pytest.raises(ValueError, match="the path has 3 channels, time among them"):
+        NeuralCDE(2, 4, field=CDEField(4, 2))(walks().to(torch.float32))
+
+
+def test_long_series_have_steps_enough() -> None:
+    """More knots than `max_steps` is by default."""
+    torch.manual_seed(0)
+    model = NeuralCDE(1, 2, field=SmoothField(2, 2), control="linear", method="euler", step=1.0)
+    assert model(walks(1, 10_050, 1).to(torch.float32)).shape == (1, 2)
