@@ -18,13 +18,13 @@ from scipy import integrate, stats
 
 import odenet.train
 from command_line import call, default_dtype, refused
+from odenet.nn import LastValue
 from odenet.series import Series
 from odenet.train import UserError
 from odenet.train.series import hopper as of_hopper
-from odenet.train.series.baseline_values import last_value, mean_value
 from odenet.train.series.gaussian_scores import Gaussian, covered, crps, nll
 from odenet.train.series.hopper import CHANNELS, ROWS, hopper
-from odenet.train.series.model_table import MODELS, known_models
+from odenet.train.series.model_table import BASELINES, known_models
 from odenet.train.series.predictors import BaselinePredictor, ClassPredictor, ValuePredictor
 from odenet.train.series.series_data import LABELLED, TIMED, load_series
 from odenet.train.series.series_figures import attribution
@@ -96,27 +96,14 @@ def test_coverage_of_the_truth_is_nine_in_ten() -> None:
     assert float(covered(Gaussian(torch.zeros(()), torch.ones(())), x).float().mean()) == pytest.approx(0.9, abs=0.01)
 
 
-def test_baselines_by_hand() -> None:
-    nan = math.nan
-    x = torch.tensor([[[1.0, nan], [2.0, 5.0], [nan, 7.0]], [[nan, nan], [4.0, nan], [0.0, 0.0]]])
-    series = Series(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 9.0]]), x, length=torch.tensor([3, 2]))
-    ts, default = torch.tensor([[-1.0, 0.0, 1.5, 3.0]] * 2), torch.tensor([10.0, 20.0])
-    last = [[[10, 20], [1, 20], [2, 5], [2, 7]], [[10, 20], [10, 20], [4, 20], [4, 20]]]
-    assert last_value(series, ts, default).tolist() == last
-    assert mean_value(series, ts, default)[:, 0].tolist() == [[1.5, 6.0], [4.0, 20.0]]
-    assert last_value(series[0].select(torch.zeros(1, 3, dtype=torch.bool)), ts[:1], default).tolist() == [
-        [[10, 20]] * 4
-    ]
-
-
 def test_a_fitted_baseline_has_the_deviations_of_its_errors() -> None:
     task = SeriesTask(replace(QUICK, task="forecast", observed=1.0))
-    baseline = BaselinePredictor("last-value", 2, 0)
+    baseline = BaselinePredictor(LastValue(2))
     batch = task.data("train", 0).tensors
     given, target = given_of(batch), unpacked(batch, "target")
     assert target is not None
     baseline.fit([(given, target)])
-    error = torch.where(target.mask, last_value(given, target.t, torch.zeros(2)) - target.x, 0.0)
+    error = torch.where(target.mask, LastValue(2)(given, target.t) - target.x, 0.0)
     wanted = (error.square().sum((0, 1)) / target.mask.sum((0, 1))).sqrt()
     torch.testing.assert_close(baseline(given, target.t).std[0, 0], wanted)
 
@@ -293,7 +280,7 @@ def test_hopper_is_generated() -> None:
 @pytest.mark.parametrize("model", known_models())
 def test_every_model_learns_on_its_tasks(model: str, task: str, tmp_path: Path) -> None:
     """Gradients are finite; a loss after a training step is another; padding changes nothing; times may be any."""
-    tasks = MODELS[model].tasks if model in MODELS else TIMED
+    tasks = TIMED if model in BASELINES else (*LABELLED, *TIMED)
     s = replace(QUICK, data=str(wide(tmp_path)), static="size", channels="a,b", model=model, task=task, count=0)
     s = replace(s, label={"classify": "kind", "regress": "speed"}.get(task, ""), points=50)
     if task not in tasks:
@@ -388,8 +375,9 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert float(error[:, :100].mean().sqrt()) == pytest.approx(results["test_rmse"], rel=1e-4)
     assert float(error[:, 100:].mean().sqrt()) == pytest.approx(results["test_extrapolation_rmse"], rel=1e-4)
     assert mean.shape == (len(test), 200, 2) and bool((std > 0).all())
-    baseline = torch.stack([last_value(seen[test], truth.t[test, :100], net.normalizer.mean)])
-    last = float((baseline - truth.x[test, :100]).square().mean().sqrt())
+    baseline = LastValue(2)
+    baseline.normalizer.load_state_dict(net.normalizer.state_dict())
+    last = float((baseline(seen[test], truth.t[test, :100]) - truth.x[test, :100]).square().mean().sqrt())
     assert float(rows[1]["rmse"]) == pytest.approx(last, rel=1e-4)
 
 

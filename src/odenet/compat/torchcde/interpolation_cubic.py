@@ -57,7 +57,7 @@ def natural_cubic_spline_coeffs(x: Tensor, t: Tensor | None = None) -> Tensor:
 
 
 def _coeffs(t: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    values, slopes = natural_spline(t, torch.where(mask, x, 0.0), mask)
+    values, slopes = natural_spline(t, torch.where(mask, x, 0.0), mask, torch.ones_like(mask[..., 0]))
     return hermite_coeffs(t, values, slopes)
 
 

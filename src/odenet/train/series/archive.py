@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...series import Series
+from ...series import cat
 from ...series.ts_files import LabelledSeries, read_ts
 from ..user_error import UserError, first_line
 
@@ -20,21 +20,15 @@ def archive(data: str, folder: str) -> tuple[LabelledSeries, int]:
     train, test = (_read(_find(name, part, folder)) for part in ("TRAIN", "TEST"))
     if train.classes != test.classes or train.series.num_channels != test.series.num_channels:
         raise UserError(f"{name}_TRAIN.ts and {name}_TEST.ts have other classes or channels: bring the archive's own")
+    if train.labels is None or test.labels is None:
+        raise UserError(f"{name}_TRAIN.ts and {name}_TEST.ts must have classes, in a line @classLabel")
     labels = torch.cat([train.labels, test.labels])
-    return LabelledSeries(joined(train.series, test.series), labels, train.classes), len(train.labels)
+    return LabelledSeries(cat([train.series, test.series]), labels, train.classes), len(train.labels)
 
 
 def ts_file(path: Path) -> LabelledSeries:
     """The samples of a user's file."""
     return _read(path)
-
-
-def joined(first: Series, second: Series) -> Series:
-    """The samples of both."""
-    rows = max(first.t.shape[1], second.t.shape[1])
-    a, b = first.padded(rows), second.padded(rows)
-    fields = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in ("t", "x", "mask", "length")}
-    return Series(fields["t"], fields["x"], fields["mask"], fields["length"])
 
 
 def _read(path: Path) -> LabelledSeries:

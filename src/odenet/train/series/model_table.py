@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from ...nn import (
+    GRUD,
+    ODERNN,
+    GRUDelta,
+    GRUODEBayes,
+    LastValue,
+    LatentODE,
+    LinearCDE,
+    LogODE,
+    MeanValue,
+    MultiTimeAttention,
+    NeuralCDE,
+    SeriesTransformer,
+)
 from ..user_error import UserError
-from .baseline_values import BASELINES
 from .predictors import (
     BaselinePredictor,
     BayesPredictor,
@@ -27,13 +39,11 @@ from .series_data import LABELLED, TIMED
 class Kind:
     """How a model is made and trained.
 
-    path: MODULE:CLASS, a subclass of `SeriesModel`. tasks: those that it is for. predictor: what makes values at
-    times of it. solves: it takes options of `odenet.solve`. doubled: its output has a mean and a deviation. settings:
-    those that are arguments of the class. A class that is not there makes the model unknown.
+    model: the class. predictor: what makes values at times of it. solves: it takes options of `odenet.solve`. doubled:
+    its output has a mean and a deviation. settings: those that are arguments of the class.
     """
 
-    path: str
-    tasks: tuple[str, ...] = (*LABELLED, *TIMED)
+    model: Any
     predictor: Callable[[Any], nn.Module] = DirectPredictor
     solves: bool = False
     doubled: bool = True
@@ -41,22 +51,23 @@ class Kind:
 
 
 MODELS: dict[str, Kind] = {
-    "latent-ode": Kind("odenet.nn:LatentODE", TIMED, LatentPredictor, True, False, ("hidden", "latent")),
-    "ode-rnn": Kind("odenet.nn.recurrent:ODERNN", solves=True),
-    "gru-ode-bayes": Kind("odenet.nn:GRUODEBayes", TIMED, BayesPredictor, True, False),
-    "cde": Kind("odenet.nn:NeuralCDE", solves=True),
-    "log-ode": Kind("odenet.nn:LogODE", solves=True),
-    "linear-cde": Kind("odenet.nn:LinearCDE"),
-    "gru-delta": Kind("odenet.nn:GRUDelta"),
-    "gru-d": Kind("odenet.nn:GRUD"),
-    "transformer": Kind("odenet.nn:SeriesTransformer"),
-    "mtan": Kind("odenet.nn:MultiTimeAttention"),
+    "latent-ode": Kind(LatentODE, LatentPredictor, True, False, ("hidden", "latent")),
+    "ode-rnn": Kind(ODERNN, solves=True),
+    "gru-ode-bayes": Kind(GRUODEBayes, BayesPredictor, True, False),
+    "cde": Kind(NeuralCDE, solves=True),
+    "log-ode": Kind(LogODE, solves=True),
+    "linear-cde": Kind(LinearCDE),
+    "gru-delta": Kind(GRUDelta),
+    "gru-d": Kind(GRUD),
+    "transformer": Kind(SeriesTransformer),
+    "mtan": Kind(MultiTimeAttention),
 }
+BASELINES: dict[str, Any] = {"last-value": LastValue, "mean": MeanValue}
 
 
 def known_models() -> list[str]:
-    """The names of those that this version has."""
-    return [*(name for name, kind in MODELS.items() if _class(kind) is not None), *BASELINES]
+    """The names of all."""
+    return [*MODELS, *BASELINES]
 
 
 def check_model(settings: Any) -> None:
@@ -64,9 +75,8 @@ def check_model(settings: Any) -> None:
     s = settings
     if s.model not in known_models():
         raise UserError(f"--model {s.model!r} is unknown. Known: {', '.join(known_models())}")
-    tasks = TIMED if s.model in BASELINES else MODELS[s.model].tasks
-    if s.task not in tasks:
-        raise UserError(f"--model {s.model} is for --task {' and '.join(tasks)}, not {s.task}: choose another")
+    if s.model in BASELINES and s.task not in TIMED:
+        raise UserError(f"--model {s.model} is for --task {' and '.join(TIMED)}, not {s.task}: choose another")
     solves = s.model not in BASELINES and MODELS[s.model].solves
     if s.tolerance and not solves:
         raise UserError(f"--tolerance is for models with a solver, and {s.model} has none: leave it out")
@@ -78,11 +88,8 @@ def build_predictor(settings: Any, info: Mapping[str, Any]) -> nn.Module:
     """The untrained network of a run, in the scales of its data."""
     s, channels, static = settings, len(info["channels"]), len(info["scales"]["static_mean"])
     if s.model in BASELINES:
-        baseline = BaselinePredictor(s.model, channels, static)
-        take_scales(baseline.normalizer, info["scales"])
-        return baseline
+        return build_baseline(s.model, info)
     kind = MODELS[s.model]
-    made: Any = _class(kind)
     options: dict[str, Any] = {"static": static, **{name: getattr(s, name) for name in kind.settings}}
     if kind.solves and s.tolerance:
         options |= {"rtol": s.tolerance, "atol": s.tolerance, "method": s.method}
@@ -91,14 +98,15 @@ def build_predictor(settings: Any, info: Mapping[str, Any]) -> nn.Module:
         options["out"] = len(info["classes"]) or 1
     elif kind.doubled:
         options["out"] = 2 * channels
-    model = made(channels, **options)
+    model = kind.model(channels, **options)
     take_scales(model.normalizer, info["scales"])
     if s.task == "classify":
         return ClassPredictor(model)
     return NumberPredictor(model, *info["target"]) if s.task == "regress" else kind.predictor(model)
 
 
-def _class(kind: Kind) -> Any:
-    """None where this version does not have it."""
-    module, name = kind.path.split(":")
-    return getattr(importlib.import_module(module), name, None)
+def build_baseline(name: str, info: Mapping[str, Any]) -> BaselinePredictor:
+    """In the scales of the data of a run."""
+    baseline = BaselinePredictor(BASELINES[name](len(info["channels"]), static=len(info["scales"]["static_mean"])))
+    take_scales(baseline.normalizer, info["scales"])
+    return baseline

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...nn.series_model import SeriesModel
 from ...series import Series
 from ...series.normalizer import Normalizer
-from .baseline_values import BASELINES
 from .gaussian_scores import Gaussian, nll
 
 _LOG_STD = (-7.0, 5.0)  # of a forecast, in deviations of the data: no likelihood grows without end
@@ -150,20 +150,19 @@ class LatentPredictor(ValuePredictor):
 
 @final
 class BaselinePredictor(ValuePredictor):
-    """The last value or the mean of a series, with a deviation of each channel that is learned."""
+    """A forecast without a model, `odenet.nn.LastValue` or `MeanValue`, with a learned deviation of each channel."""
 
-    def __init__(self, name: str, channels: int, static: int) -> None:
+    def __init__(self, model: SeriesModel) -> None:
         super().__init__()
-        self.value = BASELINES[name]
-        self.scales = Normalizer(channels, static)
-        self.log_std = nn.Parameter(torch.zeros(channels))
+        self.model = model
+        self.log_std = nn.Parameter(torch.zeros(model.channels))
 
     @property
     def normalizer(self) -> Normalizer:
-        return self.scales
+        return self.model.normalizer
 
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
-        mean = self.value(series, ts, self.normalizer.mean)
+        mean = self.model(series, ts)
         std = self.normalizer.std * self.log_std.clamp(*_LOG_STD).exp()
         return self.to_scale(mean, std.expand_as(mean))
 

@@ -85,6 +85,7 @@ def _hopper(s: Any) -> SeriesData:
 
 def _archive(s: Any) -> SeriesData:
     (series, labels, classes), trained = archive(s.data, s.data_dir)
+    assert labels is not None
     order = torch.randperm(trained, generator=torch.Generator().manual_seed(s.seed))
     val = _share(labels[:trained], order, 0.2, 0)
     train = order[~torch.isin(order, val)].sort().values

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from ...series import Series
 from ..files import write, write_csv
-from .baseline_values import BASELINES
-from .predictors import BaselinePredictor, ValuePredictor, take_scales
+from .model_table import BASELINES, build_baseline
+from .predictors import BaselinePredictor, ValuePredictor
 from .series_data import LABELLED, SeriesData
 from .series_metrics import update_beyond, update_value_metrics, value_metrics
 from .series_samples import given_of, samples, unpacked
@@ -39,8 +39,7 @@ def report(
 
 def fitted_baseline(name: str, settings: Any, info: Mapping[str, Any], data: SeriesData) -> BaselinePredictor:
     """With the most likely deviations of the data to train on."""
-    baseline = BaselinePredictor(name, len(info["channels"]), len(info["scales"]["static_mean"]))
-    take_scales(baseline.normalizer, info["scales"])
+    baseline = build_baseline(name, info)
     baseline.fit([(given, target) for given, target, _ in pairs(data, "train", settings)])
     return baseline.eval()
 
