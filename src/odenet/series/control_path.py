@@ -18,9 +18,9 @@ class ControlPath:
 
     knots: (K,), increasing, the same for all samples. pieces: (K - 1, P + 1, B, C), coefficients of the powers 0 to P
     of s less the knot before it. smooth: whether dX/ds is continuous up to the last row of a sample. times: the time at
-    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,) or (B, T). last: s at the last
-    row of each sample, (B,), behind which X is constant; None: the last knot, for all. timed: the s that `times` are
-    at, (K,) or (B, K), where those are not the knots.
+    each knot, (B, K), where it is another number than s. rows: s at the rows of the series, (T,) or (B, T). last: s at
+    the last row of each sample, (B,), behind which X is constant; None: the last knot, for all. timed: the s that
+    `times` are at, (K,) or (B, K), where those are not the knots.
 
     A controlled equation dz = f(z) dX does not depend on how fast s runs along the path, so samples whose times differ
     share their knots: by default s counts the rows, and time is a channel of X.
