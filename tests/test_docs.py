@@ -18,6 +18,8 @@ from pathlib import Path
 import markdown
 import pytest
 
+import odenet
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SLOW = {"docs/compiling.md", "docs/gradients.md"}
@@ -34,6 +36,7 @@ FILE = re.compile(r"^(?:\w[\w-]*/)+[\w-]+\.(?:py|md|png|csv)$|^(?:src|tests|docs
 TO_ADD = {"methods/rosenbrock.py", "methods/bdf.py", "methods/switching.py"}  # which docs/design.md says one would add
 TEST = re.compile(r"\b(test_\w+)(?!\w*\.py|\w*/)")
 TESTS = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/**/*.py"))
+NN_PARTS = ("baselines", "controlled", "flows", "latent", "recurrent")
 REFERENCE = "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("docs/api/*.md"))
 
 
@@ -145,13 +148,14 @@ def test_names(page: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("odenet", "odenet.nn", "odenet.nn.flows", "odenet.series", "odenet.methods"),
+        *("odenet", "odenet.nn", "odenet.series", "odenet.methods"),
+        *(f"odenet.nn.{part}" for part in NN_PARTS),
         *("odenet.compat.torchcde", "odenet.compat.torchdiffeq"),
     ],
 )
 def test_reference(module: str) -> None:
     """The reference has every public name."""
-    public = set(importlib.import_module(module).__all__) - {"nn", "flows", "METHODS", "Cache"}
-    public -= {"CNF", "FlowMatching"} if module == "odenet.nn.flows" else set()  # they stand there as odenet.nn's
+    public = set(importlib.import_module(module).__all__) - {"nn", *NN_PARTS, "METHODS", "Cache"}
+    public -= set(odenet.nn.__all__) if module.startswith("odenet.nn.") else set()  # they stand there as odenet.nn's
     found = set(re.findall(rf"^::: {re.escape(module)}\.(?:\w+\.)?(\w+)$", REFERENCE, re.MULTILINE))
     assert public - found == set()

@@ -1,6 +1,10 @@
-"""Vector fields, layers and models. The parts that flows are put together from are in `odenet.nn.flows`."""
+"""Vector fields, layers and models.
 
-from . import flows
+Parts of flows are in `odenet.nn.flows`; those of models of series in `odenet.nn.recurrent`, `controlled`, `latent` and
+`baselines`.
+"""
+
+from . import baselines, controlled, flows, latent, recurrent
 from .adapted_field import adapt
 from .baselines import LastValue, MeanValue, MultiTimeAttention, SeriesTransformer
 from .classifier import Classifier, classifier
@@ -33,6 +37,10 @@ __all__ = [
     "NeuralODE",
     "SeriesTransformer",
     "adapt",
+    "baselines",
     "classifier",
+    "controlled",
     "flows",
+    "latent",
+    "recurrent",
 ]
