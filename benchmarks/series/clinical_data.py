@@ -30,20 +30,23 @@ PBC_TESTS = (
 class Cohort:
     """Patients who were under observation at the landmark, and have a value before it.
 
-    series: values by day up to the landmark; static features, NaN where unknown. features: the names of these. time:
-    days from the landmark to death or to the end of observation. dead: which of the two.
+    series: values by day up to the landmark. features: names of what is known of a patient. time: days from the
+    landmark to death or to the end of observation. dead: which of the two. static: the features, (B, S), NaN where
+    unknown; in `prepared` cohorts the series has them, and all are numbers.
     """
 
     series: Series
     features: tuple[str, ...]
     time: Tensor
     dead: Tensor
+    static: Tensor
 
     def __len__(self) -> int:
         return len(self.time)
 
     def __getitem__(self, index: Tensor) -> Cohort:
-        return replace(self, series=self.series[index].trimmed(), time=self.time[index], dead=self.dead[index])
+        rest = {name: getattr(self, name)[index] for name in ("time", "dead", "static")}
+        return replace(self, series=self.series[index].trimmed(), **rest)
 
     @property
     def dies(self) -> Tensor:
@@ -76,12 +79,11 @@ def cohort(people: Any, values: Any, tests: tuple[str, ...], features: tuple[str
     """people: a DataFrame with id, futime, dead and features. values: one with id, day, test and value."""
     people = people[people["futime"] > LANDMARK]
     values = values[(values["day"] <= LANDMARK) & values["id"].isin(people["id"]) & values["test"].isin(tests)]
-    series = from_long(
-        values, "id", "day", "test", "value", channels=tests, static=people[["id", *features]], duplicates="mean"
-    )
+    series = from_long(values, "id", "day", "test", "value", channels=tests, duplicates="mean")
     people = people.set_index("id").loc[list(series.ids or ())]
     time = torch.tensor(people["futime"].to_numpy() - LANDMARK, dtype=torch.float32)
-    return Cohort(series, features, time, torch.tensor(people["dead"].to_numpy(dtype=bool)))
+    static = torch.tensor(people[list(features)].to_numpy(dtype=float), dtype=torch.float32)
+    return Cohort(series, features, time, torch.tensor(people["dead"].to_numpy(dtype=bool)), static)
 
 
 def parts(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +93,17 @@ def parts(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return order[:train], order[train : train + val], order[train + val :]
 
 
+def prepared(cohort: Cohort, train: Cohort) -> Cohort:
+    """With normal scores, and the medians of the training part for unknown features."""
+    static = torch.where(cohort.static.isnan(), train.static.nanmedian(0).values, cohort.static)
+    series = normal_scores(cohort.series, train.series)
+    return replace(cohort, series=series.with_values(series.t, series.x, static), static=static)
+
+
 def normal_scores(series: Series, known: Series) -> Series:
     """Values as quantiles of the normal distribution, by their rank among the known ones of the channel.
 
-    The values have heavy tails, and typing errors. Equal ones get the middle of their ranks. Unknown static features
-    get the median of the known ones.
+    The values have heavy tails, and typing errors. Equal ones get the middle of their ranks.
     """
     x = torch.empty_like(series.x)
     for channel in range(series.num_channels):
@@ -104,7 +112,4 @@ def normal_scores(series: Series, known: Series) -> Series:
         below = torch.searchsorted(sample, values) + torch.searchsorted(sample, values, right=True)
         share = (below / 2 + 0.5) / (len(sample) + 1)
         x[..., channel] = torch.special.ndtri(share)
-    static = series.static
-    if static is not None and known.static is not None:
-        static = torch.where(static.isnan(), known.static.nanmedian(0).values, static)
-    return series.with_values(series.t, torch.where(series.mask, x, 0.0), static)
+    return series.with_values(series.t, torch.where(series.mask, x, 0.0), None)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..shared.subprocesses import call_each_in_subprocess
 from ..shared.tables import NONE, Settings, csv_text, markdown_table, page_head
 from .clinical_baselines import BASELINES
-from .clinical_data import Cohort, load, normal_scores, parts
+from .clinical_data import Cohort, load, parts, prepared
 from .score_lines import mean_and_spread
 from .series_models import build, present
 from .series_training import Examples, Split, binary_loss, evaluate, train
@@ -90,8 +90,7 @@ def score(name: str, model: str, seeds: int, quick: bool) -> list[dict[str, Any]
     found = []
     for seed in range(seeds):
         split = [whole[index] for index in parts(len(whole), seed)]
-        known = split[0].series
-        split = [Cohort(normal_scores(p.series, known), p.features, p.time, p.dead) for p in split]
+        split = [prepared(part, split[0]) for part in split]
         start, cost = time.process_time(), {}
         if model in BASELINES:
             probability = BASELINES[model](*split)

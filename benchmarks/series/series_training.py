@@ -101,7 +101,7 @@ def window_loss(model: SeriesModel, batch: Examples) -> Tensor:
         bound: Any = model
         return bound.loss(series)
     row = torch.randint(max(1, series.t.shape[1] // 4), series.t.shape[1], (1,))
-    seen = Examples(series.before(series.t[:, row]), batch.target, series.t)
+    seen = Examples(series.before(series.t[:, row].squeeze(1)), batch.target, series.t)
     error = (values_at(model, seen) - series.x).square()
     return error[series.mask].mean()
 

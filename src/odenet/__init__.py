@@ -1,6 +1,8 @@
 """odenet: neural ordinary differential equations in PyTorch."""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import nn
 from .api.gradient_report import GradientReport, GradientRow, gradient_report
@@ -27,6 +29,9 @@ from .errors import (
 from .events.event import Event, Hit
 from .gradients import Adjoint, Backprop, Discrete, Forward, GaussAdjoint, Reversible
 from .gradients.gradient import Stats
+
+if TYPE_CHECKING:
+    from . import series
 
 __version__ = "0.1.0"
 
@@ -70,5 +75,12 @@ __all__ = [
     "UserField",
     "gradient_report",
     "nn",
+    "series",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "series":  # imported when it is first used: `import odenet` is not to wait for it
+        return import_module(".series", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

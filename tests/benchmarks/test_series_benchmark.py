@@ -68,14 +68,12 @@ def made_up(size: int = 60, seed: int = 0) -> Cohort:
     dead = torch.rand(size, generator=generator) < torch.where(low, 0.9, 0.1)
     time = torch.where(dead, 0.5, 1.2) * HORIZON * (0.9 + 0.1 * torch.rand(size, generator=generator))
     time[3::10] = 0.3 * HORIZON
-    whole = Series(series.t, series.x, series.mask, series.length, static)
-    return Cohort(whole, ("a", "b"), time, dead)
+    return Cohort(series, ("a", "b"), time, dead, static)
 
 
 def scored(cohort: Cohort, seed: int = 0) -> list[Cohort]:
     split = [cohort[index] for index in clinical_data.parts(len(cohort), seed)]
-    known = split[0].series
-    return [Cohort(clinical_data.normal_scores(p.series, known), p.features, p.time, p.dead) for p in split]
+    return [clinical_data.prepared(part, split[0]) for part in split]
 
 
 def cells(text: str, start: str) -> list[str]:
@@ -156,8 +154,8 @@ def test_normal_scores_are_those_of_the_ranks() -> None:
 
 def test_unknown_features_get_the_median_of_the_training_part() -> None:
     train, _, test = scored(made_up())
-    raw = made_up().series.static
-    assert raw is not None and train.series.static is not None and test.series.static is not None
+    raw = made_up().static
+    assert train.series.static is not None and test.series.static is not None
     index = clinical_data.parts(60, 0)
     median = raw[index[0], 1].nanmedian()
     unknown = raw[index[2], 1].isnan()
@@ -168,7 +166,7 @@ def test_unknown_features_get_the_median_of_the_training_part() -> None:
 def test_outcomes_of_those_who_leave_are_not_known() -> None:
     time = HORIZON * torch.tensor([0.5, 0.5, 1.5, 1.5])
     series = from_lists([[0.0]] * 4, [[1.0]] * 4)
-    cohort = Cohort(series, (), time, torch.tensor([True, False, True, False]))
+    cohort = Cohort(series, (), time, torch.tensor([True, False, True, False]), torch.zeros(4, 0))
     assert cohort.known.tolist() == [True, False, True, True] and cohort.dies.tolist() == [1, 0, 0, 0]
 
 
@@ -198,7 +196,7 @@ def test_measures() -> None:
     pytest.importorskip("lifelines")
     series = from_lists([[0.0]] * 4, [[1.0]] * 4)
     time = HORIZON * torch.tensor([0.2, 0.5, 2.0, 2.0])
-    cohort = Cohort(series, (), time, torch.tensor([True, True, False, False]))
+    cohort = Cohort(series, (), time, torch.tensor([True, True, False, False]), torch.zeros(4, 0))
     found = clinical_prediction.measures(torch.tensor([0.9, 0.2, 0.3, 0.1]), cohort)
     assert found["auroc"] == 0.75 and found["expected"] == pytest.approx(0.75)
     assert found["concordance"] == pytest.approx(4 / 5)
@@ -222,7 +220,7 @@ def test_cohort_of_tables() -> None:
     assert (
         found.series.ids == (9, 7) and found.time.tolist() == [8635.0, 135.0] and found.dead.tolist() == [False, True]
     )
-    assert found.series.static is not None and found.series.static.tolist() == [[3.0], [1.0]]
+    assert found.static.tolist() == [[3.0], [1.0]]
     assert found.series.x.tolist() == [[[3.0, 0.0]], [[0.0, 6.0]]] and found.series.t.tolist() == [[-3.0], [365.0]]
 
 

@@ -12,7 +12,7 @@ import odenet
 from nn.series_model_suite import D, SeriesModelSuite, close, ragged
 from odenet.nn import LinearCDE, LogODE, NeuralCDE
 from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField
-from odenet.nn.controlled.prefix_products import prefix_products, whole_product
+from odenet.nn.controlled.small_matrices import exponential, prefix_products, whole_product
 from odenet.series import Series, linear
 
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
@@ -147,13 +147,28 @@ def test_linear_cde_of_one_channel_is_a_matrix_exponential() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 13])
 def test_scans_against_a_loop(count: int) -> None:
-    matrices = torch.randn(count, 2, 3, 3, dtype=D, requires_grad=True)
+    matrices = torch.randn(count, 2, 3, 3, dtype=D)
     expected = [matrices[0]]
     for m in matrices[1:]:
         expected.append(m @ expected[-1])
-    close(prefix_products(matrices), torch.stack(expected), 1e-11)
-    close(prefix_products(matrices.detach()), torch.stack(expected), 1e-11)
-    close(whole_product(matrices), expected[-1], 1e-11)
+    mine = matrices.permute(2, 3, 0, 1).requires_grad_()
+    close(prefix_products(mine).permute(2, 3, 0, 1), torch.stack(expected), 1e-11)
+    close(whole_product(mine).permute(2, 0, 1), expected[-1], 1e-11)
+    assert torch.autograd.gradcheck(prefix_products, mine, fast_mode=True, nondet_tol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_exponentials_of_small_matrices(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.0, 1e-3, 0.3, 5.0):
+        m = scale * torch.randn(4, 4, 50, generator=generator, dtype=dtype)
+        expected = torch.linalg.matrix_exp(m.movedim(-1, 0)).movedim(0, -1)
+        error = (exponential(m) - expected).abs().amax((0, 1)) / expected.abs().amax((0, 1))
+        assert float(error.max()) < 2000 * torch.finfo(dtype).eps
+    m = torch.randn(3, 3, 2, dtype=D, requires_grad=True)
+    assert torch.autograd.gradcheck(exponential, m, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(exponential, m)
+    assert not torch.isfinite(exponential(torch.full((2, 2, 1), torch.inf))).any()
 
 
 def test_linear_cde_keeps_its_length_along_long_paths() -> None:

@@ -1,19 +1,24 @@
-"""Vector fields, layers and models.
+"""Vector fields, layers and models. The parts that models are put together from are in the packages below.
 
-Parts of flows are in `odenet.nn.flows`; those of models of series in `odenet.nn.recurrent`, `controlled`, `latent` and
-`baselines`.
+Models of series are imported when they are first used: `import odenet` is not to wait for them.
 """
 
-from . import baselines, controlled, flows, latent, recurrent
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import flows
 from .adapted_field import adapt
-from .baselines import LastValue, MeanValue, MultiTimeAttention, SeriesTransformer
 from .classifier import Classifier, classifier
-from .controlled import LinearCDE, LogODE, NeuralCDE
 from .fields import ConcatSquashField, ConvField, MLPField
 from .flows import CNF, FlowMatching
-from .latent import LatentODE
 from .layer import Augmented, NeuralODE
-from .recurrent import GRUD, ODERNN, GRUDelta, GRUODEBayes
+
+if TYPE_CHECKING:
+    from . import baselines, controlled, latent, recurrent
+    from .baselines import LastValue, MeanValue, MultiTimeAttention, SeriesTransformer
+    from .controlled import LinearCDE, LogODE, NeuralCDE
+    from .latent import LatentODE
+    from .recurrent import GRUD, ODERNN, GRUDelta, GRUODEBayes
 
 __all__ = [
     "CNF",
@@ -44,3 +49,24 @@ __all__ = [
     "latent",
     "recurrent",
 ]
+
+_SERIES_MODELS = {
+    "baselines": ("LastValue", "MeanValue", "MultiTimeAttention", "SeriesTransformer"),
+    "controlled": ("LinearCDE", "LogODE", "NeuralCDE"),
+    "latent": ("LatentODE",),
+    "recurrent": ("GRUD", "ODERNN", "GRUDelta", "GRUODEBayes"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for package, models in _SERIES_MODELS.items():
+        if name == package or name in models:
+            module = import_module(f".{package}", __name__)
+            value = module if name == package else getattr(module, name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

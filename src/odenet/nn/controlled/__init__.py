@@ -3,7 +3,7 @@
 from .cde_fields import CDEField, LowRankCDEField
 from .controlled_model import ControlledModel
 from .linear_cde import LinearCDE, LinearField
-from .log_ode import BracketField, LogODE, log_signature_path
+from .log_ode_model import BracketField, LogODE, log_signature_path
 from .neural_cde import NeuralCDE
 
 __all__ = [

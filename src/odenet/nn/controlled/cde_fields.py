@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.validate import integer
+from ..fields import ActivationName, activation_module
 
 
 @runtime_checkable
@@ -22,12 +23,15 @@ class CDEField(nn.Module):
     """f(s, z), (B, hidden, channels), by a perceptron whose last activation, tanh, bounds it. Kidger et al. 2020.
 
     hidden: size of z. channels: of the path. width: of the perceptron's layers. depth: number of its hidden layers.
+    activation: of these, as in `MLPField`; a smooth one takes fewer steps where tolerances are tight.
     """
 
-    def __init__(self, hidden: int, channels: int, width: int = 64, depth: int = 1) -> None:
+    def __init__(
+        self, hidden: int, channels: int, width: int = 64, depth: int = 1, activation: ActivationName = "silu"
+    ) -> None:
         super().__init__()
         self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
-        self.net = _perceptron(hidden, width, depth, hidden * channels)
+        self.net = _perceptron(hidden, width, depth, hidden * channels, activation)
 
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.net(z)).unflatten(-1, (self.hidden, self.channels))
@@ -40,11 +44,19 @@ class LowRankCDEField(nn.Module):
     A perceptron gives rank (hidden + channels) numbers in place of hidden times channels.
     """
 
-    def __init__(self, hidden: int, channels: int, rank: int, width: int = 64, depth: int = 1) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        channels: int,
+        rank: int,
+        width: int = 64,
+        depth: int = 1,
+        activation: ActivationName = "silu",
+    ) -> None:
         super().__init__()
         self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
         self.rank = integer("rank", rank)
-        self.net = _perceptron(hidden, width, depth, rank * (hidden + channels))
+        self.net = _perceptron(hidden, width, depth, rank * (hidden + channels), activation)
 
     def _factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
         u, v = torch.tanh(self.net(z)).split([self.rank * self.hidden, self.rank * self.channels], -1)
@@ -59,10 +71,10 @@ class LowRankCDEField(nn.Module):
         return (u @ (v @ dx[..., None]))[..., 0]
 
 
-def _perceptron(size: int, width: int, depth: int, out: int) -> nn.Sequential:
+def _perceptron(size: int, width: int, depth: int, out: int, activation: ActivationName) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(integer("depth", depth)):
-        layers += [nn.Linear(size, integer("width", width)), nn.ReLU()]
+        layers += [nn.Linear(size, integer("width", width)), activation_module(activation)]
         size = width
     return nn.Sequential(*layers, nn.Linear(size, out))
 

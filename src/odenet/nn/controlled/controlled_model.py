@@ -132,6 +132,8 @@ class ControlledModel(SeriesModel):
                 f"control gives a path of {path.num_channels} channels, and the model takes {self.path_channels}: the "
                 f"time, {self.channels} of the series{', and counts' if self.counts else ''}"
             )
+        if not torch.equal(path.pieces[0, 0, :, 0], path.times[:, 0]):
+            raise ValueError("control must give a path whose first channel is the time, as the states go on by it")
         return path
 
     def _start(self, path: ControlPath, series: Series) -> Tensor:

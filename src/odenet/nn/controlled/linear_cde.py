@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...core.validate import integer
 from ...series.control_path import ControlPath
 from .controlled_model import ControlledModel
-from .prefix_products import prefix_products, whole_product
+from .small_matrices import exponential, prefix_products, whole_product
 
 
 @final
@@ -31,8 +31,10 @@ class LinearField(nn.Module):
         self.weight = nn.Parameter((weight - weight.mT) / 2**0.5)
 
     def generators(self, dx: Tensor) -> Tensor:
-        """sum_i A_i dX_i, (..., blocks, block, block), from dX (..., channels)."""
-        return torch.tensordot(dx, self.weight, 1)
+        """The blocks of sum_i A_i dX_i, (block, block, blocks, ...), from dX (..., channels)."""
+        weight = self.weight.permute(2, 3, 1, 0)  # (block, block, blocks, channels)
+        flat = weight.flatten(0, 2) @ dx.flatten(0, -2).T
+        return flat.unflatten(0, weight.shape[:3]).unflatten(-1, dx.shape[:-1])
 
     def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
         """sum_i A_i z dX_i, (B, hidden)."""
@@ -77,25 +79,24 @@ class LinearCDE(ControlledModel):
         self.field = LinearField(hidden, self.path_channels, block)
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
-        rises = path.pieces[:, 1]  # of pieces whose length in s is 1
-        flows = self._flows(rises)
+        rises = path.pieces[:, 1]  # of pieces whose length in s is 1: (K - 1, B, channels)
+        flows = exponential(self.field.generators(rises))
         if at is None:
             return apply_blocks(whole_product(flows), z0)
-        states = torch.cat([z0[:, None], apply_blocks(prefix_products(flows), z0).movedim(0, 1)], 1)
+        later = apply_blocks(prefix_products(flows), z0)  # (K - 1, B, hidden)
+        states = torch.cat([z0[None], later]).movedim(0, 1)
         s = at.expand(len(z0), at.shape[-1])
         piece = s.floor().long().clamp(0, len(rises) - 1)
         whole, part = states.gather(1, piece[..., None].expand(*s.shape, self.hidden)), s - piece
         if not bool(part.any()):
             return whole
         rise = rises.movedim(1, 0).gather(1, piece[..., None].expand(*s.shape, self.path_channels))
-        return apply_blocks(self._flows(part[..., None] * rise), whole)
-
-    def _flows(self, rises: Tensor) -> Tensor:
-        """The flow along straight lines, (..., blocks, block, block)."""
-        return torch.linalg.matrix_exp(self.field.generators(rises))
+        return apply_blocks(exponential(self.field.generators(part[..., None] * rise)), whole)
 
 
 def apply_blocks(matrices: Tensor, z: Tensor) -> Tensor:
-    """Block-diagonal matrices, (..., blocks, block, block), times z (B, hidden)."""
-    blocks = z.unflatten(-1, (-1, matrices.shape[-1]))[..., None]
-    return (matrices @ blocks).flatten(-3)
+    """Block-diagonal matrices, (block, block, blocks, ...), times z (..., hidden); dimensions ... broadcast."""
+    size, _, count = matrices.shape[:3]
+    z = z.view(*(1,) * (matrices.ndim - 2 - z.ndim), *z.shape)
+    vectors = z.unflatten(-1, (count, size)).movedim((-1, -2), (0, 1))  # (block, blocks, ...)
+    return (matrices * vectors).sum(1).movedim((0, 1), (-1, -2)).flatten(-2)
