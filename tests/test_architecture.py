@@ -41,7 +41,21 @@ ENGINE_MAY_NAME = {
 }
 
 HEAVY = {
-    *("diffrax", "h5py", "jax", "lightning", "matplotlib", "ot", "pooch", "pyarrow", "rich", "scipy", "sklearn"),
+    *(
+        "aeon",
+        "diffrax",
+        "dm_control",
+        "h5py",
+        "jax",
+        "lightning",
+        "matplotlib",
+        "ot",
+        "pooch",
+        "pyarrow",
+        "rich",
+        "scipy",
+        "sklearn",
+    ),
     *("tensorboard", "torchdiffeq", "zuko"),
     *("pysiglib", "signatory", "torchcde", "torchode", "torchsde", "tqdm", "typer"),
 }
