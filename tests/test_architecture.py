@@ -56,7 +56,7 @@ HEAVY = {
         "scipy",
         "sklearn",
     ),
-    *("tensorboard", "torchdiffeq", "zuko"),
+    *("pandas", "polars", "tensorboard", "torchdiffeq", "zuko"),
     *("pysiglib", "signatory", "torchcde", "torchode", "torchsde", "tqdm", "typer"),
 }
 

@@ -46,6 +46,25 @@ def test_a_time_that_is_a_stop_for_two_reasons_is_hit_once(per_sample: bool) -> 
     assert bool(torch.as_tensor(found[0].stats.nfe == found[1].stats.nfe).all())
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "control", [PID(jump_ts=[1.0]), odenet.ConstantStep(0.25, jump_ts=[1.0])], ids=["pid", "steps"]
+)
+def test_a_solve_that_ends_at_a_jump_sees_what_is_before_it(control: Any, per_sample: bool, sign: float) -> None:
+    """rk4 and dopri5 evaluate f at the end of a step. The solve from 0 to 1 is that of the slope before 1."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        before = torch.where(t < 1.0, 1.0, 100.0) if sign > 0 else torch.where(t > 1.0, 1.0, 100.0)
+        return before.reshape(-1, 1) * torch.ones_like(y) if per_sample else before * torch.ones_like(y)
+
+    y0 = torch.zeros(2, 1, dtype=D) if per_sample else torch.zeros(1, dtype=D)
+    start = 1.0 - sign
+    method = "dopri5" if control.adaptive else "rk4"
+    sol = odenet.solve(f, y0, [start, 1.0], method=method, per_sample=per_sample, controller=control)
+    torch.testing.assert_close(sol.y1, torch.full_like(y0, sign), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", odenet.Discrete(checkpoints=2), "forward"], ids=str)
 @pytest.mark.parametrize("method", ["dopri8", "tsit5"])
 @pytest.mark.parametrize("per_sample", [False, True])
