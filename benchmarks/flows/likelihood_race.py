@@ -20,6 +20,7 @@ from torch import Tensor
 import odenet
 from odenet.train.flows.toy_densities import toy_density
 
+from ..shared.measured_rows import Row
 from ..shared.tables import NONE, markdown_table
 from .flow_contenders import BruteForce, brute_force_log_prob
 
@@ -27,8 +28,6 @@ DATA, SEEDS = ("8gaussians", "2spirals"), (0, 1)
 HIDDEN, BATCH, TOLERANCE, LEARNING_RATE = (32, 32), 512, 1e-5, 3e-3
 ITERATIONS, TURN, HELD_OUT, MARGIN = 600, 25, 2000, 0.005
 OURS, THEIRS = "odenet, compiled", "torchdiffeq odeint_adjoint, brute force"
-
-Row = tuple[str, str, str, str, float | None, str]
 
 
 class _Runner:

@@ -14,6 +14,7 @@ PARTS = {
     "vowels": "series_classes",
     "hopper": "motion_prediction",
     "spirals": "spiral_forecasts",
+    "speed": "series_speed",
 }
 
 

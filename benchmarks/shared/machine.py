@@ -15,6 +15,7 @@ LIBRARIES = (
     "torchdiffeq",
     "torchode",
     "scipy",
+    "torchcde",
     "torchcfm",
     "pot",
     "zuko",

@@ -119,8 +119,10 @@ class StopRule(NamedTuple):
         if self.jump_ts is None:
             return StopTimes(all_times, None, self)
         # a step ends once at coincident stop times: each of them is a jump where one of them is
-        coincide = all_times.detach().unsqueeze(-1) == all_times.detach().unsqueeze(-2)
-        return StopTimes(all_times, (coincide & all_jumps.unsqueeze(-2)).any(-1), self)
+        time = all_times.detach()
+        group = torch.nn.functional.pad(time[..., 1:] != time[..., :-1], (1, 0)).cumsum(-1)
+        jumps_at = torch.zeros_like(group).scatter_add(-1, group, all_jumps.to(group.dtype))
+        return StopTimes(all_times, jumps_at.gather(-1, group) > 0, self)
 
 
 def _resolve_times(name: str, times: Times | None, ts: Tensor) -> Sequence[float] | Tensor | None:

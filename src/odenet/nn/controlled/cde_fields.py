@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from ...core.validate import integer
 from ..fields import ActivationName, activation_module
-
-
-@runtime_checkable
-class HasProduct(Protocol):
-    """A field that multiplies by dX/ds itself: prod(s, z, dX), (B, hidden), from z (B, hidden) and dX (B, channels)."""
-
-    def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor: ...
 
 
 @final
@@ -80,9 +73,10 @@ def _perceptron(size: int, width: int, depth: int, out: int, activation: Activat
 
 
 def times_derivative(field: nn.Module, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
-    """f(s, z) dX/ds, (B, hidden)."""
-    if isinstance(field, HasProduct):
-        return field.prod(s, z, dx)
+    """f(s, z) dX/ds, (B, hidden). A field may multiply itself: prod(s, z, dX), from z (B, hidden), dX (B, channels)."""
+    product: Any = getattr(field, "prod", None)  # isinstance with a protocol is slow, at each evaluation
+    if product is not None:
+        return product(s, z, dx)
     matrix = field(s, z)
     if matrix.shape != (*z.shape, dx.shape[-1]):
         raise ValueError(
