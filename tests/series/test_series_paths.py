@@ -85,14 +85,15 @@ def test_rectilinear(series: Series) -> None:
 @given(SINGLE, st.booleans())
 def test_hermite(series: Series, online: bool) -> None:
     x = filled(series, online)
-    slopes = np.diff(x, axis=0)
-    wanted = CubicHermiteSpline(range(len(x)), x, np.concatenate([slopes[:1], slopes]))
+    t = series.t[0].numpy()
+    slopes = np.diff(x, axis=0) / np.diff(t)[:, None]
+    wanted = CubicHermiteSpline(t, x, np.concatenate([slopes[:1], slopes]))
     check_spline(hermite(series, online=online), wanted)
 
 
 @given(SINGLE, st.booleans())
 def test_natural(series: Series, ends: bool) -> None:
-    """Each channel through its own observed values."""
+    """Each channel through its own observed values, over time; at the ends where it has none, constant ones."""
     mask = series.mask.clone()
     mask[:, [0, -1]] |= ends
     series = Series(series.t, series.x, mask)
@@ -102,16 +103,21 @@ def test_natural(series: Series, ends: bool) -> None:
         if not seen:
             assert not path.pieces[..., 1 + c].any()
             continue
-        knots = [*range(seen[0]), *seen, *range(seen[-1] + 1, len(mask[0]))]
-        wanted = CubicSpline(knots, np.interp(knots, seen, series.x[0, seen, c]), bc_type="natural")
+        rows, t = [*range(seen[0]), *seen, *range(seen[-1] + 1, len(mask[0]))], series.t[0].numpy()
+        wanted = CubicSpline(t[rows], np.interp(t[rows], t[seen], series.x[0, seen, c]), bc_type="natural")
         check_spline(path, wanted, 1 + c)
-    check_spline(path, CubicSpline(range(len(mask[0])), series.t[0], bc_type="natural"), 0)
+    check_spline(path, CubicSpline(series.t[0], series.t[0], bc_type="natural"), 0)
 
 
 def check_spline(path: ControlPath, wanted: Any, channel: int | slice = slice(None)) -> None:
+    """The path is a function of time, which is linear in s between rows."""
     s = torch.linspace(0.0, float(path.knots[-1]), 41, dtype=torch.float64)
-    np.testing.assert_allclose(path.evaluate(s)[0, :, channel], wanted(s), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(path.derivative(s)[0, :, channel], wanted(s, 1), rtol=1e-9, atol=1e-9)
+    times, gaps = path.times[0].numpy(), np.diff(path.times[0])
+    t, speed = np.interp(s, range(len(times)), times), gaps[np.minimum(s.int().numpy(), len(gaps) - 1)]
+    np.testing.assert_allclose(path.position(torch.as_tensor(t))[0], s, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(path.evaluate(s)[0, :, channel], wanted(t), rtol=1e-8, atol=1e-8)
+    slopes = wanted(t, 1) * (speed if isinstance(channel, int) else speed[:, None])
+    np.testing.assert_allclose(path.derivative(s)[0, :, channel], slopes, rtol=1e-8, atol=1e-8)
 
 
 @paths
@@ -160,25 +166,35 @@ def test_padding_changes_nothing(make: Make, series: Series, more: int, counts: 
 
 
 @pytest.mark.parametrize("make", SMOOTH, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("regular", [False, True])
 @FEWER
 @given(series=SERIES)
-def test_smooth_paths(make: Make, series: Series) -> None:
-    """dX/ds is continuous but where a sample ends, and of natural splines the second derivative."""
+def test_smooth_paths(make: Make, regular: bool, series: Series) -> None:
+    """dX/dt is continuous but where a sample ends, and of natural splines the second derivative.
+
+    dX/ds is so too where the rows are at even times.
+    """
+    if regular:
+        t = 0.3 * torch.arange(series.t.shape[1], dtype=series.t.dtype)
+        series = Series(t, series.x, series.mask, series.length)
     path = make(series)
-    assert path.smooth and path.last is not None
     inner = path.knots[1:-1]
     if not len(inner):
         return
-    a = path.pieces[:-1]
-    left, right = a[:, 1] + 2 * a[:, 2] + 3 * a[:, 3], path.pieces[1:, 1]
+    assert path.last is not None
     ends = inner[:, None] == path.last
-    torch.testing.assert_close(left[~ends], right[~ends], rtol=1e-9, atol=1e-9)
-    assert path.jumps.tolist() == inner[ends.any(1)].tolist()
     assert linear(series).jumps.tolist() == inner.tolist()
+    assert path.smooth or not regular
+    assert path.jumps.tolist() == (inner[ends.any(1)] if path.smooth else inner).tolist()
+    gaps = torch.where(path.times.diff(dim=1) > 0, path.times.diff(dim=1), 1.0).T[..., None]  # (K - 1, B, 1)
+    a, h = path.pieces[:-1], gaps[:-1]
+    left, right = (a[:, 1] + 2 * a[:, 2] + 3 * a[:, 3]) / h, path.pieces[1:, 1] / gaps[1:]
+    torch.testing.assert_close(left[~ends], right[~ends], rtol=1e-7, atol=1e-7)
     if make is natural:
-        after = inner[:, None] > path.last
+        inside = ~ends & ~(inner[:, None] > path.last)
+        second = (2 * a[:, 2] + 6 * a[:, 3]) / h**2
         torch.testing.assert_close(
-            (2 * a[:, 2] + 6 * a[:, 3])[~ends & ~after], 2 * path.pieces[1:, 2][~ends & ~after], rtol=1e-8, atol=1e-8
+            second[inside], (2 * path.pieces[1:, 2] / gaps[1:] ** 2)[inside], rtol=1e-5, atol=1e-5
         )
 
 

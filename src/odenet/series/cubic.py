@@ -9,12 +9,12 @@ from .filling import linear_fill, observed_neighbours
 from .tridiagonal import solve_tridiagonal
 
 
-def backward_difference_slopes(t: Tensor, x: Tensor) -> Tensor:
-    """The slope of the line up to each row; at the first row that of the line from it. t: (..., T).
+def backward_difference_slopes(gaps: Tensor, x: Tensor) -> Tensor:
+    """The slope of the line up to each row; at the first row that of the line from it. gaps: in time, (..., T - 1).
 
     Morrill et al. 2021, "Neural controlled differential equations for online prediction tasks".
     """
-    slopes = x.diff(dim=-2) / t.diff(dim=-1)[..., None]
+    slopes = x.diff(dim=-2) / gaps[..., None]
     return torch.cat([slopes[..., :1, :], slopes], -2)
 
 

@@ -39,29 +39,27 @@ def rectilinear(series: Series, counts: bool = False) -> ControlPath:
 
 
 def hermite(series: Series, counts: bool = False, online: bool = False) -> ControlPath:
-    """Cubic pieces whose slope at a row is that of the line up to it: smooth, and up to a row without a look ahead.
+    """Cubic functions of time whose slope at a row is that of the line up to it: up to a row without a look ahead.
 
     Only the first slope is that of the line behind it. online: as `linear`. Morrill et al. 2021, "Neural controlled
     differential equations for online prediction tasks".
     """
     series = _prepared(series)
     x = _channels(series, _filled(series, online), counts)
-    return _cubic(series, x, backward_difference_slopes(_numbers(x, x.shape[1]), x))
+    return _cubic(series, x, backward_difference_slopes(_gaps(series), x))
 
 
 def natural(series: Series, counts: bool = False) -> ControlPath:
-    """The natural cubic spline through what is observed, over the numbers of the rows: twice differentiable.
+    """The natural cubic spline in time through what is observed: twice differentiable in time.
 
-    Every piece depends on all rows. A channel keeps its first value in the rows before it, its last one in those after
-    it, and is 0 where it has none.
+    Every piece depends on all rows. Rows before a channel's first value are knots too, with this value, and rows after
+    its last one with that; a channel without any is 0.
     """
     series = _prepared(series)
     inside = series.rows[..., None]
     observed = series.mask if not counts else torch.cat([series.mask, inside.expand(series.mask.shape)], -1)
     own = _channels(series, series.x, counts)
-    values, slopes = natural_spline(
-        _numbers(own, own.shape[1]).expand(own.shape[:2]), own, torch.cat([inside, observed], -1), series.rows
-    )
+    values, slopes = natural_spline(series.t, own, torch.cat([inside, observed], -1), series.rows)
     return _cubic(series, values, slopes)
 
 
@@ -82,11 +80,27 @@ def _channels(series: Series, x: Tensor, counts: bool) -> Tensor:
     return torch.cat([series.t[..., None], x, *counted], -1)
 
 
+def _gaps(series: Series) -> Tensor:
+    """Times from row to row, (B, T - 1); 1 in padding."""
+    return torch.where(series.rows[:, 1:], series.t.diff(dim=1), 1.0)
+
+
 def _cubic(series: Series, x: Tensor, slopes: Tensor) -> ControlPath:
-    """The path with these values and slopes at the knots, which are one apart."""
-    rise, left, right = x.diff(dim=1), slopes[:, :-1], slopes[:, 1:]
+    """The path with these values and slopes in time at the rows.
+
+    Between rows time is linear in s, so dX/ds jumps with the length of the gaps, though dX/dt does not.
+    """
+    gaps = _gaps(series)
+    rise, left, right = x.diff(dim=1), slopes[:, :-1] * gaps[..., None], slopes[:, 1:] * gaps[..., None]
     coefficients = [x[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise]
-    return _path(series, _numbers(x, x.shape[1]), coefficients, smooth=True)
+    return _path(series, _numbers(x, x.shape[1]), coefficients, smooth=_are_equal(gaps.detach(), series.rows[:, 1:]))
+
+
+def _are_equal(gaps: Tensor, inside: Tensor) -> bool:
+    """Whether the gaps of each sample are one number, to rounding."""
+    shortest = torch.where(inside, gaps, torch.inf).amin(1)
+    longest = torch.where(inside, gaps, 0.0).amax(1)
+    return bool((longest <= (1 + 1e3 * torch.finfo(gaps.dtype).eps) * shortest).all())
 
 
 def _path(series: Series, knots: Tensor, coefficients: list[Tensor], smooth: bool) -> ControlPath:

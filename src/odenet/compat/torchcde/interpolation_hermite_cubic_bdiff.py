@@ -23,4 +23,4 @@ def hermite_cubic_coefficients_with_backward_differences(x: Tensor, t: Tensor | 
     """
     t = validate_input_path(x, t)
     x = linear_interpolation_coeffs(x, t)
-    return hermite_coeffs(t, x, backward_difference_slopes(t, x))
+    return hermite_coeffs(t, x, backward_difference_slopes(t.diff(), x))
