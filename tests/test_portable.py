@@ -27,6 +27,7 @@ from odenet.methods import METHODS, DPMSolverPP, Method, UniPC
 from odenet.nn import flows
 
 D = torch.float64
+NN_PACKAGES = ("baselines", "controlled", "flows", "latent", "recurrent")
 ONE = torch.ones(1)
 State = namedtuple("State", "x v")
 
@@ -136,7 +137,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", [name for name in odenet.nn.__all__ if name != "flows"])
+@pytest.mark.parametrize("name", [name for name in odenet.nn.__all__ if name not in NN_PACKAGES])
 def test_every_layer(name: str, way: str) -> None:
     """After a solve with its gradient, so that it holds counts: other and same give the same."""
     field = odenet.nn.MLPField(3, (8,))
@@ -163,11 +164,35 @@ def test_every_layer(name: str, way: str) -> None:
         "adapt": lambda: (odenet.nn.adapt(torch.nn.Linear(4, 3)), (torch.tensor(0.1), torch.ones(2, 3))),
         "classifier": lambda: (odenet.nn.classifier("rknet", 1, 8, 3, channels=4), (torch.ones(2, 1, 8, 8),)),
     }  # fmt: skip
-    layer, given = layers[name]()
+    layer, given = layers[name]() if name in layers else (getattr(odenet.nn, name)(2), (series(),))
     out = layer(*given)
     out.sum().backward()
     other = WAYS[way](layer)
     assert torch.equal(other(*given), layer(*given))
+
+
+def series() -> odenet.series.Series:
+    """For the models of series."""
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return odenet.series.Series(torch.linspace(0.0, 1.0, 4), x)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "weights"])
+def test_series(way: str) -> None:
+    """They are saved with the tensors that a program keeps; `torch.load` takes them as they are."""
+    mine = odenet.series.from_lists(
+        [[0.0, 1.0], [0.5]], [[[1.0, 2.0], [3.0, float("nan")]], [[4.0, 5.0]]], ids=["a", 7]
+    )
+    if way == "weights":
+        file = io.BytesIO()
+        torch.save({"series": mine}, file)
+        file.seek(0)
+        other = torch.load(file)["series"]
+    else:
+        other = WAYS[way](mine)
+    assert other.ids == mine.ids and all(
+        torch.equal(getattr(other, field), getattr(mine, field)) for field in ("t", "x", "mask", "length")
+    )
 
 
 class Repeatable(torch.nn.Module):

@@ -42,6 +42,7 @@ class SeriesModelSuite(ABC):
     has_states: ClassVar[bool] = True  # states(series) exists
     batch_tol: ClassVar[float] = 1e-12  # by which other samples may change a sample's output, in float64
     gradient_tol: ClassVar[float] = 1e-6
+    learning_rate: ClassVar[float] = 1e-2
     nondet_tol: ClassVar[float] = 0.0  # by which the gradients of two backward passes may differ
     time_gradients: ClassVar[bool] = True  # outputs are differentiable in the times of the rows
     query_gradients: ClassVar[bool] = True  # and in the times that are asked for
@@ -285,7 +286,7 @@ class SeriesModelSuite(ABC):
         """Every parameter has a gradient, and a step against it reduces a loss."""
         series = ragged(2)
         model = self.model(2).fit_normalizer(series).train()
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        optimiser = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
         losses: list[float] = []
         for _ in range(5):
             optimiser.zero_grad()

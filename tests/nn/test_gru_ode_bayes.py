@@ -14,7 +14,7 @@ import odenet
 from nn.series_model_suite import ragged
 from odenet.nn import GRUODEBayes
 from odenet.nn.recurrent.gru_field import GRUField
-from odenet.series import Series
+from odenet.series import Series, from_lists
 
 D = torch.float64
 
@@ -201,3 +201,21 @@ def test_float32() -> None:
     bayes = model().float()
     mean, std = bayes.predict(series, [0.5])
     assert mean.dtype == std.dtype == bayes.loss(series).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rate", [10.0, 60.0])
+def test_states_stay_bounded_over_long_gaps(rate: float) -> None:
+    """Far behind the last row, and over gaps of much of the span: as an accurate solve says, within [-1, 1]."""
+    torch.manual_seed(0)
+    series = from_lists(
+        [[0.0, 1.0], [0.0, 0.1, 0.2, 0.3], [0.0, 0.5, 1.0]],
+        [[1.0, 2.0], [1.0, 0.0, 2.0, 1.0], [1.0, 3.0, 0.0]],
+        dtype=D,
+    )
+    model = GRUODEBayes(1, 16, rate=rate).double().fit_normalizer(series)
+    exact = GRUODEBayes(1, 16, rate=rate, rtol=1e-8, atol=1e-8).double()
+    exact.load_state_dict(model.state_dict())
+    ts = torch.tensor([1.5, 3.0], dtype=D)
+    for mine, theirs in ((model(series, ts), exact(series, ts)), (model.before(series), exact.before(series))):
+        assert float(mine.detach().abs().max()) <= 1.0
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)

@@ -47,9 +47,13 @@ def quadrature(net: LatentODE, z0: Tensor, series: Series, window: Tensor) -> Te
 def test_against_quadrature(per_sample: bool) -> None:
     net, series = model(per_sample=per_sample), ragged()
     z0 = torch.randn(4, 3, dtype=torch.float64)
-    given = torch.tensor([[-0.5, 3.0], [0.0, 0.4], [1.0, 2.0], [1.0, 1.0]], dtype=torch.float64)
+    given = torch.tensor([[-0.5, 3.0], [0.0, 0.6], [1.0, 2.0], [1.0, 4.5]], dtype=torch.float64)
     rows = torch.tensor([[0.0, 2.5], [0.5, 0.5], [0.0, 0.0], [1.0, 4.0]], dtype=torch.float64)
-    for window, ends in ((given, given), (None, rows), (given[0], given[:1].expand(4, 2))):
+    for window, ends in (
+        (given, given),
+        (None, rows),
+        (torch.tensor([-0.5, 5.0]), torch.tensor([[-0.5, 5.0]]).expand(4, 2)),
+    ):
         exact = quadrature(net, z0, series, ends)
         torch.testing.assert_close(net.log_likelihood(z0, series, window), exact, atol=1e-5, rtol=1e-6)
 
@@ -95,4 +99,7 @@ def test_wrong_windows() -> None:
     net, series = model(), ragged()
     for window in ([1.0, 0.0], [0.0, 1.0, 2.0]):
         with pytest.raises(ValueError, match="window must be two times"):
+            net.elbo(series, window=torch.tensor(window))
+    for window in ([0.0, 1.0], [0.1, 9.0]):
+        with pytest.raises(ValueError, match="window must hold the rows of each sample"):
             net.elbo(series, window=torch.tensor(window))

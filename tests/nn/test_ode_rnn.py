@@ -192,7 +192,7 @@ def test_options_of_the_solve() -> None:
     for name, (rnn, nfe) in counts.items():
         calls: list[int] = []
         rnn.flow.field.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        rnn.flow(torch.ones(3, 4, dtype=D), torch.zeros(3, dtype=D), torch.ones(3, dtype=D))
+        rnn.flow(torch.ones(3, 4, dtype=D), torch.zeros(3, dtype=D), torch.full((3,), 0.08, dtype=D))
         assert len(calls) == nfe, name
     with pytest.raises(TypeError, match="rtoll"):
         model(rtoll=1e-3)
@@ -223,3 +223,15 @@ def test_the_readout_is_linear_in_the_state() -> None:
     states = rnn.run(rnn.scaled(series))[1]
     assert isinstance(rnn.readout, nn.Linear)
     torch.testing.assert_close(rnn.states(series), states @ rnn.readout.weight.T + rnn.readout.bias)
+
+
+def test_long_gaps_are_solved_in_parts() -> None:
+    """Of at most a tenth of the training data's span; each sample in those of its own gap."""
+    rnn = model()
+    h, t0, t1 = torch.randn(3, 4, dtype=D), torch.zeros(3, dtype=D), torch.tensor([0.08, 0.35, 2.0], dtype=D)
+    exact = model(rtol=1e-10, atol=1e-10)
+    exact.load_state_dict(rnn.state_dict())
+    torch.testing.assert_close(rnn.flow(h, t0, t1), exact.flow(h, t0, t1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rnn.flow(h, t0, t1)[:2], rnn.flow(h[:2], t0[:2], t1[:2]), rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="call fit_normalizer"):
+        rnn.flow(h, t0, 1e4 * t1)

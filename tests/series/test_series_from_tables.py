@@ -221,7 +221,11 @@ def test_whole_times_that_float64_cannot_tell_apart(times: Any) -> None:
         (lambda: from_wide(WIDE, values=[]), ValueError, "values must be a list of at least one name"),
         (lambda: from_wide(WIDE, values="a"), TypeError, r"values must be a list of names; got str 'a': give \['a'\]"),
         (lambda: from_wide(WIDE | {"c": ["x"] * 3}), TypeError, "column 'c' must have numbers; it has str 'x'"),
-        (lambda: from_long(LONG, static={"id": ["p"], "a": [1]}), ValueError, "static has no row for id 'q', and 0"),
+        (
+            lambda: from_long(LONG, static={"id": ["p"], "a": [1]}),
+            ValueError,
+            "static has no row for id 'q', one of 1 without",
+        ),
         (lambda: from_long(LONG, static={"id": ["p", "q", "q"], "a": [1] * 3}), ValueError, "one row for each 'id'"),
         (lambda: from_long(LONG, static={"id": ["p", "q"]}), ValueError, "static must be a list of at least one name"),
         (lambda: from_long(LONG, static={"a": [1, 2]}), KeyError, "table has no column 'id'"),

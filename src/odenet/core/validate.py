@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
@@ -84,6 +85,23 @@ def boolean(name: str, value: Any) -> bool:
 def function(name: str, value: Any, form: str) -> Callable[..., Any]:
     if not callable(value):
         raise TypeError(f"{name} must be callable as {form}; got {describe(value)}")
+    return value
+
+
+def function_of(name: str, value: Any, form: str, count: int) -> Callable[..., Any]:
+    """A function or module that can be called with so many arguments."""
+    function(name, value, form)
+    try:
+        signature = inspect.signature(getattr(value, "forward", value))
+    except (TypeError, ValueError):  # some built-in functions have none
+        return value
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        raise TypeError(
+            f"{name} must be callable as {form}; {describe(value)} takes {signature}: put it into a module whose "
+            "forward has these arguments"
+        ) from None
     return value
 
 

@@ -1,5 +1,7 @@
 """Series at irregular times: data, and the control paths through them."""
 
+from torch.serialization import add_safe_globals
+
 from .control_path import ControlPath
 from .from_tables import from_long, from_wide
 from .interpolation import hermite, linear, natural, rectilinear
@@ -8,6 +10,8 @@ from .normalizer import Normalizer
 from .sample_lists import from_lists
 from .series import Packed, Series
 from .ts_files import LabelledSeries, read_ts
+
+add_safe_globals([Series])  # tensors and names: `torch.load` may read what was saved
 
 __all__ = [
     "ControlPath",

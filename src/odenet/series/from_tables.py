@@ -103,6 +103,11 @@ def _static(table: Any, id: str, ids: list[Any], dtype: torch.dtype) -> Tensor |
         raise ValueError(f"static must have one row for each {id!r}; it has {len(number)} rows for {len(known)}")
     place = {name: i for i, name in enumerate(known)}
     if absent := [name for name in ids if name not in place]:
-        raise ValueError(f"static has no row for {id} {absent[0]!r}, and {len(absent) - 1} others")
+        kinds = (
+            ""
+            if not known or any(type(name) is type(absent[0]) for name in known)
+            else (f"; there {id} is {type(known[0]).__name__}, and in table {type(absent[0]).__name__}")
+        )
+        raise ValueError(f"static has no row for {id} {absent[0]!r}, one of {len(absent)} without{kinds}")
     stacked = torch.stack([number_column(name, c, dtype) for name, c in zip(names, features, strict=True)], 1)
     return stacked[torch.tensor([place[name] for name in ids], dtype=torch.int64)]

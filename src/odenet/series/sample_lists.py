@@ -117,7 +117,8 @@ def _times(name: str, value: Any) -> Tensor:
 def _vector(name: str, value: Tensor) -> Tensor:
     if value.ndim != 1:
         raise ValueError(
-            f"{name} must be one-dimensional, or a list of such of each channel; it has shape {tuple(value.shape)}"
+            f"{name} must be one-dimensional, or a list of such of each channel; it has shape {tuple(value.shape)}. "
+            "ts and xs are lists of samples: that of one sample is [t], [x]"
         )
     return value
 

@@ -46,7 +46,7 @@ class NeuralCDE(SolvedCDE):
         out: int | None = None,
         field: nn.Module | None = None,
         rank: int | None = None,
-        control: ControlName | Callable[[Series], ControlPath] = "hermite",
+        control: ControlName | Callable[[Series], ControlPath] = "linear",
         online: bool = False,
         counts: bool = False,
         path_channels: int | None = None,

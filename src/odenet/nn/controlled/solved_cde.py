@@ -14,6 +14,7 @@ from ...api.option_types import SolveOptions
 from ...api.solve import solve
 from ...control import Controller
 from ...core.serialization import short_repr
+from ...core.validate import function_of
 from ...gradients.gradient import Stats
 from ...series.control_path import ControlPath, derivative_pieces, piece_value
 from ...series.series import Series
@@ -51,6 +52,8 @@ class SolvedCDE(ControlledModel):
             field = CDEField(hidden, width) if rank is None else LowRankCDEField(hidden, width, rank)
         elif rank is not None:
             raise ValueError("rank is that of the library's own field; give field or rank")
+        if not hasattr(field, "prod"):
+            function_of("field", field, "field(s, z)", 2)
         self.field = field
         self.solve_options = cast(SolveOptions, _DEFAULTS | solve_options)
         self.stats: Stats | None = None

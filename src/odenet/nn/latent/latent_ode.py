@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from ...api.option_types import SolveOptions
-from ...core.validate import describe, describe_shape, function, integer, number
+from ...core.validate import describe, describe_shape, function_of, integer, number
 from ...series.series import Series
 from ..fields import MLPField
 from ..series_model import SeriesModel, with_static
@@ -78,7 +78,7 @@ class LatentODE(SeriesModel):
             nn.Linear(self.hidden + self.static, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2 * self.latent)
         )
         field = MLPField(latent, (hidden, hidden), "elu", time=False) if field is None else field
-        function("field", field, "field(t, z)")
+        function_of("field", field, "field(t, z)", 2)
         intensity = perceptron(latent, hidden, channels) if poisson else None
         self.flow = LatentFlow(field, intensity, number("start", start), solve_options)
         self.decoder = make_decoder(decoder, self.latent, self.hidden, self.channels, noise)
@@ -197,6 +197,12 @@ class LatentODE(SeriesModel):
         ends = times[:, [0, -1]] if window is None else self.scaled_times(window, series)
         if ends.shape[1] != 2 or bool((ends[:, 0] > ends[:, 1]).any()):
             raise ValueError(f"window must be two times, from the first to the last; got {describe(window)}")
+        outside = (series.mask.any(-1) & ((times < ends[:, :1]) | (times > ends[:, 1:]))).any(1)
+        if bool(outside.any()):
+            raise ValueError(
+                f"window must hold the rows of each sample, as the times between which they were recorded; sample "
+                f"{int(outside.nonzero()[0])} has rows outside: give series.after(...).before(...), or another window"
+            )
         z, log_rates, integrals = self.flow.with_integrals(z0, torch.cat([times, ends], 1))
         inside = series.mask & ((times > ends[:, :1]) & (times <= ends[:, 1:]))[..., None]
         log_rates = log_rates[:, :, :-2] - self.normalizer.span.log()

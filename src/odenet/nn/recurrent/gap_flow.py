@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Unpack, cast
 
 import torch
@@ -9,10 +11,12 @@ from torch import Tensor, nn
 
 from ...api.option_types import SolveOptions
 from ...api.solve import Solver
+from ...core.validate import function_of
 from ..layer import layer_times
 
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"method": "midpoint", "step": 0.5, "gradient": "backprop"}
+_MOST_PARTS = 1000
 
 
 class GapFlow(nn.Module):
@@ -22,13 +26,16 @@ class GapFlow(nn.Module):
     (t_(j+1) - t_j) field(t, h). A gap of no length changes nothing. solve_options: of `odenet.solve` in u, in which
     every gap has length 1. Without rtol, atol or controller the steps are constant, by default method="midpoint",
     step=0.5, gradient="backprop"; with one of them all other defaults are those of `odenet.solve`. All samples then
-    share their steps, unless per_sample=True. The field is called as field(t, h) with t (B,), h (B, H).
+    share their steps, unless per_sample=True. longest: where neither they nor `step` are given, a longer gap is solved
+    in equal parts of at most this length, whatever the other samples' gaps are. The field is called as field(t, h) with
+    t (B,), h (B, H).
     """
 
-    def __init__(self, field: nn.Module, **solve_options: Unpack[SolveOptions]) -> None:
+    def __init__(self, field: nn.Module, longest: float = 0.1, **solve_options: Unpack[SolveOptions]) -> None:
         super().__init__()
-        self.field = field
+        self.field = function_of("field", field, "field(t, h)", 2)
         adaptive = {"rtol", "atol", "controller"} & solve_options.keys()
+        self.longest = math.inf if adaptive or "step" in solve_options else longest
         self.solve_options = cast(SolveOptions, solve_options if adaptive else _DEFAULTS | solve_options)
         self._over_one = Solver(self._slope, **self.solve_options)
 
@@ -36,8 +43,23 @@ class GapFlow(nn.Module):
         """h at t1: (B, H), from h (B, H); t0, t1: (B,)."""
         if not h.numel():  # a solve needs a state
             return h
-        ends = layer_times((0.0, 1.0), h.dtype, h.device)
-        return self._over_one(h, ends, (t0, t1 - t0)).y1
+        ends, gap = layer_times((0.0, 1.0), h.dtype, h.device), t1 - t0
+        for begin, part in self._parts(gap):
+            h = self._over_one(h, ends, (t0 + begin, part)).y1
+        return h
+
+    def _parts(self, gap: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where the parts of the gaps (B,) begin, and how long they are; a sample with fewer has some of no length."""
+        count = (gap.detach().abs() / self.longest).ceil().clamp(min=1.0)
+        most = float(count.max())
+        if most > _MOST_PARTS:
+            raise ValueError(
+                f"a gap is {float(gap.detach().abs().max()):.4g} long in the scale of the model, in which the training "
+                "data run from 0 to 1: call fit_normalizer with them, or give rtol= or step= of a solve"
+            )
+        for k in range(int(most)):
+            begin, end = (k / count).clamp(max=1.0), ((k + 1) / count).clamp(max=1.0)
+            yield begin * gap, (end - begin) * gap
 
     def trajectory(self, h: Tensor, t0: Tensor, ts: Tensor) -> Tensor:
         """h at ts (B, Q): (B, Q, H)."""

@@ -58,7 +58,8 @@ class GRUODEBayes(Recurrence):
         width, prep, self.noise = integer("width", width), integer("prep", prep), positive("noise", noise)
         self.emission = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 2 * channels))
         seen = self.emission if boolean("impute", impute) else None
-        self.flow = GapFlow(GRUField(hidden, seen, 2 * channels, minimal, rate), **solve_options)
+        field = GRUField(hidden, seen, 2 * channels, minimal, rate)
+        self.flow = GapFlow(field, min(0.1, 1 / field.rate), **solve_options)  # half of 1 / rate is a step's length
         self.prep = _ChannelFeatures(channels, 4, prep)
         self.cell = nn.GRUCell(channels * prep, hidden)
 

@@ -24,12 +24,13 @@ class ODERNN(Recurrence):
     channels: of the series. hidden: size of h. out: size of a linear readout; None: h itself. field: f(t, h) with t
     (B,) in the scale of the model and h (B, hidden); by default an `MLPField` without t. cell: "gru" or "rnn". static:
     number of static features, from which h begins. solve_options: of `odenet.solve` over each gap, whose length counts
-    as 1: by default two midpoint steps, method="midpoint", step=0.5, gradient="backprop". With rtol, atol or a
-    controller the other defaults are those of `odenet.solve`, and the samples of a batch share their steps unless
+    as 1: by default method="midpoint", step=0.5, gradient="backprop", where a gap of more than a tenth of the training
+    data's span is solved in equal parts, each of which counts as a gap. With `step` there are no parts. With rtol, atol
+    or a controller the other defaults are those of `odenet.solve`, and the samples of a batch share their steps unless
     per_sample=True.
 
-    forward(series, ts=None), states(series), before(series): see `Recurrence`. Outputs are those after a readout, in
-    the units of the readout.
+    A row without any value changes nothing. forward(series, ts=None), states(series), before(series): see `Recurrence`.
+    Outputs are those after a readout, in the units of the readout.
 
     Raises TypeError or ValueError for a wrong argument, and a `SolveError` if a solve fails.
     """
