@@ -351,6 +351,29 @@ def test_attribution_against_finite_differences() -> None:
 # ---- the command
 
 
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--label", "kind"], "size, speed never change within a series"),
+        (["--label", "kind"], "name the channels, as --channels a,b, and what else is known of a series by --static"),
+        (["--label", "speed", "--task", "regress", "--static", "size"], "csv: kind never change within a series"),
+    ],
+)
+def test_labels_are_no_channels(
+    more: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = wide(tmp_path)
+    file.write_text(file.read_text().replace(",0,slow", ",0.0,slow", 1))  # the same number
+    refused(["train", "series", "--data", str(file), "--out", str(tmp_path / "run"), *more], match, monkeypatch, capsys)
+
+
+def test_a_run_says_what_it_trains_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    s = replace(QUICK, data=str(wide(tmp_path)), label="kind", channels="b,a", static="size", points=50, count=0)
+    SeriesTask(replace(s, task="classify"))
+    line = "odenet: 24 series (20 train, 2 val, 2 test) of up to 9 rows; channels b, a; static size; label kind\n"
+    assert capsys.readouterr().err == line
+
+
 def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *SPIRALS) == 0
@@ -514,7 +537,7 @@ def test_mistakes_end_in_one_line(
     ("change", "words", "match"),
     [
         (("id,time", "series,time"), [], "has no column 'id'"),
-        (("s3,0.", "s3,2020-01-01 00:"), [], "dates are not taken: give numbers"),
+        (("s3,0.", "s3,2020-01-01 00:"), ["--channels", "a,b"], "dates are not taken: give numbers"),
         (("time,a", "a,a"), [], "twice"),
         (("x", "x"), ["--label", "speed", "--channels", "a"], "has 1 series, and a class needs 3"),
         (("s5,", "s6,"), ["--label", "speed", "--channels", "a"], "has two entries of 'speed'"),

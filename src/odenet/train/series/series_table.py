@@ -54,6 +54,8 @@ def read_series(path: Path, layout: Layout) -> Labelled:
         raise UserError(f"{path} has no column of values beside {', '.join(map(repr, sorted(taken)))}: add one")
     if any(entry is None for entry in table[layout.id]):
         raise UserError(f"{path}: row {table[layout.id].index(None) + 1} has no {layout.id!r}: give each row one")
+    if not long and not layout.channels:
+        _check_changing(path, table, layout.id, channels)
     features = _static(path, table, layout.id, static)
     numeric = [layout.time, *([layout.value] if long else channels)]
     columns = table | {name: numbers(path, name, _column(path, table, name)) for name in numeric}
@@ -84,6 +86,34 @@ def _column(path: Path, table: Columns, name: str) -> list[Any]:
         option = {"id": "--id", "time": "--time"}.get(name, "the option that names it")
         raise UserError(f"{path} has no column {name!r}; it has {', '.join(table)}: change {option}")
     return table[name]
+
+
+def _check_changing(path: Path, table: Columns, id: str, names: list[str]) -> None:
+    """Refuse columns that were not asked for as channels and say something of a series, as a label or a weight does."""
+    ids = table[id]
+    same = [name for name in names if not _changes(ids, table[name])] if len(set(ids)) < len(ids) else []
+    if same:
+        others = ",".join(name for name in names if name not in same) or "NAMES"
+        raise UserError(
+            f"{path}: {', '.join(same)} never change within a series, so they may be labels or static features rather "
+            f"than channels: name the channels, as --channels {others}, and what else is known of a series by --static"
+        )
+
+
+def _changes(ids: list[Any], column: list[Any]) -> bool:
+    """Whether a series has two entries; numbers count as numbers."""
+    first: dict[Any, Any] = {}
+    return any(
+        entry is not None and entry != first.setdefault(key, entry) and not _equal(entry, first[key])
+        for key, entry in zip(ids, column, strict=True)
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError):  # texts or dates
+        return False
 
 
 def _by_id(path: Path, table: Columns, id: str, name: str) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from typer import Option
 
+from ..processes import first_process
 from ..series.archive import ARCHIVE
 from ..series.model_table import build_predictor, check_model, known_models
 from ..series.predictors import ValuePredictor, scales_of
-from ..series.series_data import LABELLED, TIMED, load_series
+from ..series.series_data import LABELLED, TIMED, load_series, summary
 from ..series.series_metrics import new_metrics, update_beyond, update_label_metrics, update_value_metrics
 from ..series.series_predictions import predict_files
 from ..series.series_samples import SeriesSamples, check_targets, given_of, samples, unpacked
@@ -99,6 +101,8 @@ class SeriesTask(Task):
             assert labels is not None
             std = float(labels[trained].std(correction=0))
             self.info["target"] = [float(labels[trained].mean()), std or 1.0]
+        if first_process():
+            print(f"odenet: {summary(self.series, s)}", file=sys.stderr)
 
     @staticmethod
     def _check_options(s: SeriesSettings) -> None:
