@@ -464,6 +464,22 @@ def test_forecast_and_predict(
     refused(["predict", str(folder), str(file), "--times", "nan"], "finite", monkeypatch, capsys)
 
 
+def test_predictions_have_the_times_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = long(tmp_path), tmp_path / "run"
+    words = ("train", "series", "--quick", "--data", file, "--model", "last-value", "--out", folder)
+    assert call(monkeypatch, *words) == 0
+    new, times = tmp_path / "new.csv", ["0.07", "1.1", "1700000.123"]  # none of which is a float32
+    new.write_text("id,time,a,b\n" + "".join(f"x,{t},1,2\n" for t in times))
+    for more in ((), ("--times", ",".join(times))):
+        assert call(monkeypatch, "predict", folder, new, "--out", tmp_path, *more) == 0
+        assert [row["time"] for row in table(tmp_path / "predictions.csv")] == times
+    capsys.readouterr()
+    new.write_text("id,time,a,b\nx,1.1,1,2\nx,1.10000000001,1,2\n")
+    refused(["predict", str(folder), str(new)], "float32", monkeypatch, capsys)
+
+
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
     """Killed as an epoch is saved, and taken up again: what rows are hidden in an epoch is the same."""
     words = (

@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
     labels: list[Any]
 
 
-def read_series(path: Path, layout: Layout) -> Labelled:
+def read_series(path: Path, layout: Layout, dtype: torch.dtype = torch.float32) -> Labelled:
     """Series of a table, in the order in which their ids first come. Raises UserError with the cure."""
     table = read_columns(path)
     own = bool(layout.label and not layout.labels)
@@ -63,9 +63,9 @@ def read_series(path: Path, layout: Layout) -> Labelled:
     try:
         if long:
             names |= {"channel": layout.channel, "value": layout.value}
-            series = from_long(columns, **names, channels=channels or None, dtype=torch.float32)
+            series = from_long(columns, **names, channels=channels or None, dtype=dtype)
         else:
-            series = from_wide(columns, **names, values=channels, dtype=torch.float32)
+            series = from_wide(columns, **names, values=channels, dtype=dtype)
     except (KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         raise UserError(f"{path}: {first_line(ValueError(message))}") from None

@@ -184,4 +184,4 @@ class SeriesTask(Task):
         net: nn.Module, info: Mapping[str, Any], files: Sequence[Path], times: Sequence[float]
     ) -> list[dict[str, Any]]:
         """Mean and deviation of each channel at these times, by series."""
-        return predict_files(net, info, files, torch.tensor(times))
+        return predict_files(net, info, files, torch.tensor(times, dtype=torch.float64))
