@@ -381,7 +381,14 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     listed = [tmp_path / line.strip() for line in shown.split("Wrote:")[1].splitlines() if line]
     assert all(path.is_file() for path in listed)
     names = {path.name for path in listed}
-    assert names >= {"predictions.png", "spirals.png", "training.png", "comparison.csv", "comparison.json"}
+    assert names >= {
+        "predictions.png",
+        "spirals.png",
+        "training.png",
+        "comparison.csv",
+        "comparison.json",
+        "splits.csv",
+    }
     out = tmp_path / "runs" / "series"
     rows = table(out / "comparison.csv")
     assert [row["model"] for row in rows] == ["ode-rnn", "last-value", "mean"]
@@ -427,6 +434,10 @@ def test_classify_and_predict(
         replace(QUICK, data=str(file), task="classify", label="kind", channels="a,b", static="size", points=50, count=0)
     )
     test = task.series.splits["test"].tolist()
+    splits = table(folder / "splits.csv")
+    assert [row["id"] for row in splits] == [row["id"] for row in rows]
+    assert [i for i, row in enumerate(splits) if row["split"] == "test"] == test
+    assert {row["split"] for row in splits} == {"train", "val", "test"}
     right = sum(rows[i]["class"] == labels[i] for i in test) / len(test)
     assert results["test_accuracy"] == pytest.approx(right)
     capsys.readouterr()

@@ -25,16 +25,24 @@ _BATCH = 256
 def report(
     net: nn.Module, settings: Any, info: Mapping[str, Any], data: SeriesData, folder: Path
 ) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Rows of the test data's metrics by model, and comparison.csv and .json; nothing where there are labels."""
+    """Rows of the test data's metrics by model, and comparison.csv and .json, but where there are labels; and splits.csv."""
+    splits = write_csv(folder / "splits.csv", split_rows(data))
     if settings.task in LABELLED:
-        return [], []
+        return [], [splits]
     assert isinstance(net, ValuePredictor)
     rows = [{"model": settings.model, **scores(net, settings, data)}]
     for name in BASELINES:
         if name != settings.model:
             rows.append({"model": name, **scores(fitted_baseline(name, settings, info, data), settings, data)})
     text = json.dumps(rows, indent=2) + "\n"
-    return rows, [write_csv(folder / "comparison.csv", rows), write(folder / "comparison.json", text)]
+    return rows, [splits, write_csv(folder / "comparison.csv", rows), write(folder / "comparison.json", text)]
+
+
+def split_rows(data: SeriesData) -> list[dict[str, Any]]:
+    """Which split each series is in, by its id, or its number where there are none."""
+    names = data.series.ids or range(len(data.series))
+    split_of = {i: split for split, part in data.splits.items() for i in part.tolist()}
+    return [{"id": names[i], "split": split_of[i]} for i in sorted(split_of)]
 
 
 def fitted_baseline(name: str, settings: Any, info: Mapping[str, Any], data: SeriesData) -> BaselinePredictor:
