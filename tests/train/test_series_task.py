@@ -491,6 +491,27 @@ def test_predictions_have_the_times_of_the_file(
     refused(["predict", str(folder), str(new)], "float32", monkeypatch, capsys)
 
 
+def test_times_beyond_those_of_training_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = long(tmp_path)  # times 1, 2.25, 3.5, 4
+    beyond = f"odenet: {file}: times to 9 are beyond those of training, which end at 4: do not trust them\n"
+    ahead = (
+        f"odenet: {file}: times to 5 behind the last row with a value are further ahead than the 1.75 of training: "
+        "do not trust them\n"
+    )
+    for task, wanted in (("interpolate", beyond), ("forecast", beyond + ahead)):
+        folder = tmp_path / task
+        words = ("--data", file, "--model", "last-value", "--task", task, "--out", folder)
+        assert call(monkeypatch, "train", "series", "--quick", *words) == 0
+        capsys.readouterr()
+        assert call(monkeypatch, "predict", folder, file, "--times", "2,9,4") == 0
+        assert capsys.readouterr().err == wanted
+        for more in ((), ("--times", "4,1")):
+            assert call(monkeypatch, "predict", folder, file, *more) == 0
+            assert capsys.readouterr().err == ""
+
+
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
     """Killed as an epoch is saved, and taken up again: what rows are hidden in an epoch is the same."""
     words = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,19 @@ def predict_files(
     for file in files:
         series = _read(file, info)
         names = list(series.ids or range(len(series)))
+        ts = series.t if times is None else times.expand(len(series), -1)
+        counts = series.length if times is None else torch.full_like(series.length, len(times))
+        if timed:
+            _warn_beyond(file, info, series, torch.where(torch.arange(ts.shape[1]) < counts[:, None], ts, -math.inf))
         for start in range(0, len(series), _BATCH):
-            part = series[start : start + _BATCH].trimmed()
-            keys = [{"file": str(file), "id": name} for name in names[start : start + _BATCH]]
+            chosen = slice(start, start + _BATCH)
+            part = _narrowed(file, series[chosen].trimmed()).to(device)
+            keys = [{"file": str(file), "id": name} for name in names[chosen]]
             if timed:
-                ts = part.t if times is None else times.expand(len(part), -1)
-                counts = part.length if times is None else torch.full_like(part.length, len(times))
-                rows += _value_rows(net, info, _narrowed(file, part).to(device), keys, ts, counts)
+                asked = ts[chosen, : int(counts[chosen].max())]
+                rows += _value_rows(net, info, part, keys, asked, counts[chosen])
             else:
-                rows += _label_rows(net, info, _narrowed(file, part).to(device), keys)
+                rows += _label_rows(net, info, part, keys)
     return rows
 
 
@@ -59,6 +65,27 @@ def _read(file: Path, info: Mapping[str, Any]) -> Series:
     if given != wanted:
         raise UserError(f"{file} has {given} static features, and the run was trained on {wanted}")
     return series
+
+
+def _warn_beyond(file: Path, info: Mapping[str, Any], series: Series, ts: Tensor) -> None:
+    """A line where a run says values behind the times of its training, or further ahead than it learned to.
+
+    ts: (B, Q), minus infinity where nothing is asked for.
+    """
+    latest, last = float(ts.max()), info["last_time"]
+    if float(torch.tensor(latest, dtype=torch.float32)) > last:  # as the times of training were kept
+        _say(f"{file}: times to {latest:g} are beyond those of training, which end at {last:g}: do not trust them")
+    given = torch.where(series.mask.any(2), series.t, -math.inf).amax(1)
+    ahead = (ts.amax(1) - given)[given.isfinite()]
+    if info["ahead"] and len(ahead) and float(ahead.max()) > info["ahead"] * (1 + 1e-5):
+        _say(
+            f"{file}: times to {float(ahead.max()):g} behind the last row with a value are further ahead than the "
+            f"{info['ahead']:g} of training: do not trust them"
+        )
+
+
+def _say(line: str) -> None:
+    print(f"odenet: {line}", file=sys.stderr)
 
 
 def _narrowed(file: Path, series: Series) -> Series:

@@ -25,7 +25,7 @@ _BATCH = 256
 def report(
     net: nn.Module, settings: Any, info: Mapping[str, Any], data: SeriesData, folder: Path
 ) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Rows of the test data's metrics by model, and comparison.csv and .json, but where there are labels; and splits.csv."""
+    """Rows of the test data's metrics by model, comparison.csv and .json without labels, and splits.csv."""
     splits = write_csv(folder / "splits.csv", split_rows(data))
     if settings.task in LABELLED:
         return [], [splits]

@@ -97,12 +97,23 @@ class SeriesTask(Task):
             "layout": asdict(layout_of(s)),
             "scales": scales_of(own[trained]),
         }
+        if s.task in TIMED:
+            self.info |= {"last_time": float(own[trained].t.max()), "ahead": self._ahead()}
         if s.task == "regress":
             assert labels is not None
             std = float(labels[trained].std(correction=0))
             self.info["target"] = [float(labels[trained].mean()), std or 1.0]
         if first_process():
             print(f"odenet: {summary(self.series, s)}", file=sys.stderr)
+
+    def _ahead(self) -> float:
+        """How far behind the last row that is given a forecast is trained; 0 where nothing is forecast."""
+        if self.settings.task != "forecast":
+            return 0.0
+        batch = self.data("train", 0).tensors
+        given, target = given_of(batch), unpacked(batch, "target")
+        assert target is not None
+        return float((target.t[:, -1] - given.t[:, -1])[target.length > 0].max())
 
     @staticmethod
     def _check_options(s: SeriesSettings) -> None:
