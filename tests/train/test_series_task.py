@@ -512,6 +512,20 @@ def test_times_beyond_those_of_training_are_reported(
             assert capsys.readouterr().err == ""
 
 
+def test_series_without_a_value_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, new = tmp_path / "run", tmp_path / "new.csv"
+    words = ("train", "series", "--quick", "--data", wide(tmp_path), "--label", "kind", "--channels", "a,b")
+    assert call(monkeypatch, *words, "--out", folder) == 0
+    capsys.readouterr()
+    new.write_text("id,time,a,b\nx,1,2,3\ny,1,,\ny,2,,\nz,1,,\n")
+    assert call(monkeypatch, "predict", folder, new, "--out", tmp_path) == 0
+    line = f"odenet: {new}: 2 series without any value, such as 'y': what is said of it is a guess\n"
+    assert capsys.readouterr().err == line
+    assert [row["id"] for row in table(tmp_path / "predictions.csv")] == ["x", "y", "z"]
+
+
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
     """Killed as an epoch is saved, and taken up again: what rows are hidden in an epoch is the same."""
     words = (

@@ -33,6 +33,8 @@ def predict_files(
     for file in files:
         series = _read(file, info)
         names = list(series.ids or range(len(series)))
+        if empty := [name for name, some in zip(names, series.mask.any(2).any(1).tolist(), strict=True) if not some]:
+            _say(f"{file}: {len(empty)} series without any value, such as {empty[0]!r}: what is said of it is a guess")
         ts = series.t if times is None else times.expand(len(series), -1)
         counts = series.length if times is None else torch.full_like(series.length, len(times))
         if timed:
