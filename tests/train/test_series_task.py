@@ -394,7 +394,10 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert [row["model"] for row in rows] == ["ode-rnn", "last-value", "mean"]
     results = json.loads((out / "results.json").read_text())
     for name in ("rmse", "mse", "nll", "crps", "coverage", "extrapolation_rmse"):
-        assert float(rows[0][name]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        column = f"{name} (scaled)" if name in ("mse", "nll", "crps") else name
+        assert float(rows[0][column]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        assert f"test_{column} " in shown
+    assert len(rows[0]) == 7
     # the error against the true spirals, from the loaded network
     net: Any = odenet.train.load(out)
     seen, truth, _ = spirals(30, 8, 0)
@@ -560,7 +563,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results, (row, *_) = json.loads((tmp_path / "results.json").read_text()), table(tmp_path / "comparison.csv")
     for name in ("rmse", "mse", "nll", "crps", "coverage", "extrapolation_rmse"):
-        assert float(row[name]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        column = f"{name} (scaled)" if name in ("mse", "nll", "crps") else name
+        assert float(row[column]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 BINS = 15  # of the calibration error
+SCALED = ("mse", "nll", "crps")  # in deviations of the data
 
 
 def new_metrics(task: str, classes: int, truth: bool) -> dict[str, Metric]:

@@ -16,7 +16,7 @@ from ..files import write, write_csv
 from .model_table import BASELINES, build_baseline
 from .predictors import BaselinePredictor, ValuePredictor
 from .series_data import LABELLED, SeriesData
-from .series_metrics import update_beyond, update_value_metrics, value_metrics
+from .series_metrics import SCALED, update_beyond, update_value_metrics, value_metrics
 from .series_samples import given_of, samples, unpacked
 
 _BATCH = 256
@@ -62,9 +62,9 @@ def pairs(data: SeriesData, split: str, settings: Any) -> Iterator[tuple[Series,
 
 @torch.no_grad()
 def scores(net: ValuePredictor, settings: Any, data: SeriesData) -> dict[str, float]:
-    """The metrics of the test data."""
+    """The metrics of the test data, by their names in the table."""
     metrics = value_metrics(data.truth is not None, sync_on_compute=False)  # the first of several processes is alone
     for given, target, beyond in pairs(data, "test", settings):
         update_value_metrics(metrics, net.normalizer, net.scaled_forecast(given, target.t), target)
         update_beyond(metrics, net, given, beyond)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+    return {f"{name} (scaled)" if name in SCALED else name: float(m.compute()) for name, m in metrics.items()}

@@ -17,7 +17,7 @@ from ..series.archive import ARCHIVE
 from ..series.model_table import build_predictor, check_model, known_models
 from ..series.predictors import ValuePredictor, scales_of
 from ..series.series_data import LABELLED, TIMED, load_series, summary
-from ..series.series_metrics import new_metrics, update_beyond, update_label_metrics, update_value_metrics
+from ..series.series_metrics import SCALED, new_metrics, update_beyond, update_label_metrics, update_value_metrics
 from ..series.series_predictions import predict_files
 from ..series.series_samples import SeriesSamples, check_targets, given_of, samples, unpacked
 from ..series.series_table import layout_of
@@ -78,6 +78,7 @@ class SeriesTask(Task):
 
     Settings = SeriesSettings
     QUICK: ClassVar = {"epochs": 1, "batch_size": 32, "hidden": 8, "points": 20}
+    UNITS: ClassVar = dict.fromkeys(SCALED, "scaled")
 
     def __init__(self, settings: SeriesSettings) -> None:
         super().__init__(settings)
