@@ -433,6 +433,10 @@ def test_classify_and_predict(
     for row, each in zip(rows, p.tolist(), strict=True):
         assert [float(row["p(fast)"]), float(row["p(slow)"])] == pytest.approx(each, rel=1e-4)
         assert row["class"] == ("fast" if each[0] > each[1] else "slow")
+    model, frequent = table(folder / "comparison.csv")
+    assert model["model"] == "ode-rnn" and frequent["model"] == "most frequent class"
+    for name in ("accuracy", "auroc", "calibration_error"):
+        assert float(model[name]) == pytest.approx(results[f"test_{name}"], rel=1e-5)
     task = SeriesTask(
         replace(QUICK, data=str(file), task="classify", label="kind", channels="a,b", static="size", points=50, count=0)
     )
@@ -443,6 +447,10 @@ def test_classify_and_predict(
     assert {row["split"] for row in splits} == {"train", "val", "test"}
     right = sum(rows[i]["class"] == labels[i] for i in test) / len(test)
     assert results["test_accuracy"] == pytest.approx(right)
+    of_train = [labels[i] for i in task.series.splits["train"].tolist()]
+    most = max(("fast", "slow"), key=of_train.count)
+    assert float(frequent["accuracy"]) == sum(labels[i] == most for i in test) / len(test)
+    assert float(frequent["auroc"]) == 0.5 and "most frequent class" in capsys.readouterr().out
     capsys.readouterr()
     (tmp_path / "other.csv").write_text("id,time,a\nq,1,2\n")
     (tmp_path / "no_size.csv").write_text("id,time,a,b\nq,1,2,3\n")
@@ -454,6 +462,25 @@ def test_classify_and_predict(
     }.items():
         refused(["predict", *map(str, wrong)], match, monkeypatch, capsys)
     refused(["export", str(folder)], "no export", monkeypatch, capsys)
+
+
+def test_numbers_stand_beside_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = wide(tmp_path)
+    words = ("--data", file, "--label", "speed", "--task", "regress", "--channels", "a", "--out", tmp_path / "run")
+    assert call(monkeypatch, "train", "series", "--quick", *words) == 0
+    _, labels = read_series(file, Layout(channels="a", label="speed"))
+    splits = [row["split"] for row in table(tmp_path / "run" / "splits.csv")]
+    number = {
+        split: torch.tensor([float(label) for label, own in zip(labels, splits, strict=True) if own == split])
+        for split in ("train", "test")
+    }
+    error = number["test"] - number["train"].mean()
+    model, mean = table(tmp_path / "run" / "comparison.csv")
+    assert mean["model"] == "mean of the training targets"
+    assert float(mean["rmse"]) == pytest.approx(float(error.square().mean().sqrt()), rel=1e-5)
+    assert float(mean["mae"]) == pytest.approx(float(error.abs().mean()), rel=1e-5)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert float(model["rmse"]) == pytest.approx(results["test_rmse"], rel=1e-5)
 
 
 def test_forecast_and_predict(
