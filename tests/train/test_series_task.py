@@ -455,7 +455,10 @@ def test_classify_and_predict(
     (tmp_path / "other.csv").write_text("id,time,a\nq,1,2\n")
     (tmp_path / "no_size.csv").write_text("id,time,a,b\nq,1,2,3\n")
     for wrong, match in {
-        (folder, tmp_path / "other.csv"): "no column",
+        (
+            folder,
+            tmp_path / "other.csv",
+        ): "the run was trained on a table with id, time, size, a, b, or channel and value",
         (folder, tmp_path / "no_size.csv"): "no column 'size'",
         (folder, tmp_path): "is a folder",
         (folder, file, "--times", "1"): "--times is for runs that interpolate or forecast",
@@ -612,6 +615,8 @@ def test_two_processes(tmp_path: Path) -> None:
         (["--points", "101"], "--points"),
         (["--task", "forecast", "--horizon", "100"], "no row to forecast from: lower it"),
         (["--dropped", "1"], "--dropped"),
+        (["--duplicates", "mean"], "--duplicates is for a table"),
+        (["--duplicates", "sum"], "Known: error, mean, first, last"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -655,6 +660,31 @@ def test_wrong_tables_end_in_one_line(
     file = wide(tmp_path)
     file.write_text(file.read_text().replace(*change))
     refused(["train", "series", "--quick", "--data", str(file), *words], match, monkeypatch, capsys)
+
+
+def test_duplicates_are_merged_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, again = long(tmp_path), tmp_path / "again.csv"
+    again.write_text(file.read_text() + "3,2.25,a,100\n")
+    words = ["train", "series", "--quick", "--data", str(again), "--model", "mean", "--out", str(tmp_path / "run")]
+    refused(words, "at the time 2.25: leave one out, or train with --duplicates mean, first", monkeypatch, capsys)
+    for duplicates, wanted in (("mean", 52.625), ("first", 5.25), ("last", 100.0)):
+        series, _ = read_series(again, Layout(duplicates=duplicates))
+        assert series.x[3, :, 0].tolist() == [4.0, wanted, 6.5, 7.0]
+    assert call(monkeypatch, *words, "--duplicates", "last") == 0
+    assert call(monkeypatch, "predict", tmp_path / "run", again) == 0  # as the run does
+
+
+def test_names_are_listed_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "series", "--quick", "--data", str(long(tmp_path))]
+    refused([*words, "--channels", "c"], "has no channel 'c'; it has a, b", monkeypatch, capsys)
+    (tmp_path / "labels.csv").write_text("patient,label\n1,2\n")
+    words += ["--labels", str(tmp_path / "labels.csv"), "--task", "regress"]
+    line = "has no column 'id', as the table; it has patient, label: rename that of ids"
+    refused(words, line, monkeypatch, capsys)
 
 
 def test_few_series_are_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _read(file: Path, info: Mapping[str, Any]) -> Series:
     if file.suffix.lower() == ".ts":
         series = ts_file(file, torch.float64).series
     else:
-        series = read_series(file, layout_from(info["layout"], info["channels"]), torch.float64).series
+        series = read_series(file, layout_from(info["layout"], info["channels"]), torch.float64, trained=True).series
     if series.num_channels != len(info["channels"]):
         raise UserError(
             f"{file} has {series.num_channels} channels, and the run was trained on {len(info['channels'])}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typer import Option
 
+from ...series.assembly import DUPLICATES
 from ..processes import first_process
 from ..series.archive import ARCHIVE
 from ..series.model_table import build_predictor, check_model, known_models
@@ -64,6 +65,9 @@ class SeriesSettings(Settings):
     static: Annotated[str, Option(help="Columns of a table with one number for each series, with commas between")] = ""
     label: Annotated[str, Option(help=f"{_TABLE}, or of --labels: the class or the number of a series")] = ""
     labels: Annotated[str, Option(help="A table of its own with the labels, by id")] = ""
+    duplicates: Annotated[
+        str, Option(help=f"Several values of a channel at one time of a table: {', '.join(DUPLICATES)}")
+    ] = "error"
 
 
 class SeriesTask(Task):
@@ -85,6 +89,8 @@ class SeriesTask(Task):
         s = settings
         if s.task not in (*LABELLED, *TIMED):
             raise UserError(f"--task {s.task!r} is unknown. Known: {', '.join((*LABELLED, *TIMED))}")
+        if s.duplicates not in DUPLICATES:
+            raise UserError(f"--duplicates {s.duplicates!r} is unknown. Known: {', '.join(DUPLICATES)}")
         check_model(s)
         self._check_options(s)
         self.series = load_series(s)
@@ -120,7 +126,7 @@ class SeriesTask(Task):
     def _check_options(s: SeriesSettings) -> None:
         """Refuse options that would change nothing."""
         table = Path(s.data).suffix not in ("", ".ts")
-        columns = ("id", "time", "channel", "value", "channels", "static", "label", "labels")
+        columns = ("id", "time", "channel", "value", "channels", "static", "label", "labels", "duplicates")
         for names, where, of in (
             (columns, table, "a table"),
             (("points",), s.data == "spirals", "--data spirals"),
