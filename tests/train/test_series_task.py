@@ -27,7 +27,7 @@ from odenet.train.series.hopper import CHANNELS, ROWS, hopper
 from odenet.train.series.model_table import BASELINES, known_models
 from odenet.train.series.predictors import BaselinePredictor, ClassPredictor, ValuePredictor
 from odenet.train.series.series_data import LABELLED, TIMED, load_series
-from odenet.train.series.series_figures import attribution
+from odenet.train.series.series_figures import attribution, series_figures
 from odenet.train.series.series_metrics import new_metrics
 from odenet.train.series.series_samples import given_of, samples, unpacked
 from odenet.train.series.series_table import Layout, read_series
@@ -346,6 +346,31 @@ def test_attribution_against_finite_differences() -> None:
                 )
                 slopes.append((above - below) / 2e-5 * scale[c])
             torch.testing.assert_close(found[:, row], torch.stack(slopes, 1).norm(dim=1), rtol=1e-4, atol=1e-8)
+
+
+def test_figures_say_what_they_show(tmp_path: Path) -> None:
+    s = replace(QUICK, data=str(wide(tmp_path)), channels="a,b", points=50, count=0)
+    s = replace(s, data=str(tmp_path / "hours.csv"), id="patient", time="hour")
+    (tmp_path / "hours.csv").write_text((tmp_path / "wide.csv").read_text().replace("id,time", "patient,hour"))
+    for more in ({"task": "interpolate"}, {"task": "classify", "label": "kind"}):
+        task = SeriesTask(replace(s, **more))
+        torch.manual_seed(0)
+        figures = series_figures(task.build(task.settings, task.info).eval(), task.settings, task.info, task.series)
+        test, ids = task.series.splits["test"].tolist(), task.series.series.ids
+        assert ids is not None
+        axes = figures["predictions" if more["task"] == "interpolate" else "attribution"].axes
+        size = len(axes) // 2
+        assert [each.get_xlabel() for each in axes] == [""] * size + ["hour"] * size
+        titles = [each.get_title() for each in axes[:size]]
+        if more["task"] == "interpolate":
+            assert titles == [f"patient {ids[i]}" for i in test]
+            continue
+        labels = task.series.labels
+        assert labels is not None
+        for i, title in zip(test, titles, strict=True):
+            assert title.startswith("predicted ") and title.endswith(f"), true {task.series.classes[int(labels[i])]}")
+        counts = [int(text.get_text()) for text in figures["reliability"].axes[1].texts]
+        assert sum(counts) == len(test) and all(counts)
 
 
 # ---- the command
