@@ -27,7 +27,7 @@ from odenet.train.series.hopper import CHANNELS, ROWS, hopper
 from odenet.train.series.model_table import BASELINES, known_models
 from odenet.train.series.predictors import BaselinePredictor, ClassPredictor, ValuePredictor
 from odenet.train.series.series_data import LABELLED, TIMED, load_series
-from odenet.train.series.series_figures import attribution
+from odenet.train.series.series_figures import attribution, series_figures
 from odenet.train.series.series_metrics import new_metrics
 from odenet.train.series.series_samples import given_of, samples, unpacked
 from odenet.train.series.series_table import Layout, read_series
@@ -348,7 +348,55 @@ def test_attribution_against_finite_differences() -> None:
             torch.testing.assert_close(found[:, row], torch.stack(slopes, 1).norm(dim=1), rtol=1e-4, atol=1e-8)
 
 
+def test_figures_say_what_they_show(tmp_path: Path) -> None:
+    s = replace(QUICK, data=str(wide(tmp_path)), channels="a,b", points=50, count=0)
+    s = replace(s, data=str(tmp_path / "hours.csv"), id="patient", time="hour")
+    (tmp_path / "hours.csv").write_text((tmp_path / "wide.csv").read_text().replace("id,time", "patient,hour"))
+    for more in ({"task": "interpolate"}, {"task": "classify", "label": "kind"}):
+        task = SeriesTask(replace(s, **more))
+        torch.manual_seed(0)
+        figures = series_figures(task.build(task.settings, task.info).eval(), task.settings, task.info, task.series)
+        test, ids = task.series.splits["test"].tolist(), task.series.series.ids
+        assert ids is not None
+        axes = figures["predictions" if more["task"] == "interpolate" else "attribution"].axes
+        size = len(axes) // 2
+        assert [each.get_xlabel() for each in axes] == [""] * size + ["hour"] * size
+        titles = [each.get_title() for each in axes[:size]]
+        if more["task"] == "interpolate":
+            assert titles == [f"patient {ids[i]}" for i in test]
+            continue
+        labels = task.series.labels
+        assert labels is not None
+        for i, title in zip(test, titles, strict=True):
+            assert title.startswith("predicted ") and title.endswith(f"), true {task.series.classes[int(labels[i])]}")
+        counts = [int(text.get_text()) for text in figures["reliability"].axes[1].texts]
+        assert sum(counts) == len(test) and all(counts)
+
+
 # ---- the command
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--label", "kind"], "size, speed never change within a series"),
+        (["--label", "kind"], "name the channels, as --channels a,b, and what else is known of a series by --static"),
+        (["--label", "speed", "--task", "regress", "--static", "size"], "csv: kind never change within a series"),
+    ],
+)
+def test_labels_are_no_channels(
+    more: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = wide(tmp_path)
+    file.write_text(file.read_text().replace(",0,slow", ",0.0,slow", 1))  # the same number
+    refused(["train", "series", "--data", str(file), "--out", str(tmp_path / "run"), *more], match, monkeypatch, capsys)
+
+
+def test_a_run_says_what_it_trains_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    s = replace(QUICK, data=str(wide(tmp_path)), label="kind", channels="b,a", static="size", points=50, count=0)
+    SeriesTask(replace(s, task="classify"))
+    line = "odenet: 24 series (20 train, 2 val, 2 test) of up to 9 rows; channels b, a; static size; label kind\n"
+    assert capsys.readouterr().err == line
 
 
 def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,13 +406,23 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     listed = [tmp_path / line.strip() for line in shown.split("Wrote:")[1].splitlines() if line]
     assert all(path.is_file() for path in listed)
     names = {path.name for path in listed}
-    assert names >= {"predictions.png", "spirals.png", "training.png", "comparison.csv", "comparison.json"}
+    assert names >= {
+        "predictions.png",
+        "spirals.png",
+        "training.png",
+        "comparison.csv",
+        "comparison.json",
+        "splits.csv",
+    }
     out = tmp_path / "runs" / "series"
     rows = table(out / "comparison.csv")
     assert [row["model"] for row in rows] == ["ode-rnn", "last-value", "mean"]
     results = json.loads((out / "results.json").read_text())
     for name in ("rmse", "mse", "nll", "crps", "coverage", "extrapolation_rmse"):
-        assert float(rows[0][name]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        column = f"{name} (scaled)" if name in ("mse", "nll", "crps") else name
+        assert float(rows[0][column]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        assert f"test_{column} " in shown
+    assert len(rows[0]) == 7
     # the error against the true spirals, from the loaded network
     net: Any = odenet.train.load(out)
     seen, truth, _ = spirals(30, 8, 0)
@@ -400,23 +458,57 @@ def test_classify_and_predict(
     for row, each in zip(rows, p.tolist(), strict=True):
         assert [float(row["p(fast)"]), float(row["p(slow)"])] == pytest.approx(each, rel=1e-4)
         assert row["class"] == ("fast" if each[0] > each[1] else "slow")
+    model, frequent = table(folder / "comparison.csv")
+    assert model["model"] == "ode-rnn" and frequent["model"] == "most frequent class"
+    for name in ("accuracy", "auroc", "calibration_error"):
+        assert float(model[name]) == pytest.approx(results[f"test_{name}"], rel=1e-5)
     task = SeriesTask(
         replace(QUICK, data=str(file), task="classify", label="kind", channels="a,b", static="size", points=50, count=0)
     )
     test = task.series.splits["test"].tolist()
+    splits = table(folder / "splits.csv")
+    assert [row["id"] for row in splits] == [row["id"] for row in rows]
+    assert [i for i, row in enumerate(splits) if row["split"] == "test"] == test
+    assert {row["split"] for row in splits} == {"train", "val", "test"}
     right = sum(rows[i]["class"] == labels[i] for i in test) / len(test)
     assert results["test_accuracy"] == pytest.approx(right)
+    of_train = [labels[i] for i in task.series.splits["train"].tolist()]
+    most = max(("fast", "slow"), key=of_train.count)
+    assert float(frequent["accuracy"]) == sum(labels[i] == most for i in test) / len(test)
+    assert float(frequent["auroc"]) == 0.5 and "most frequent class" in capsys.readouterr().out
     capsys.readouterr()
     (tmp_path / "other.csv").write_text("id,time,a\nq,1,2\n")
     (tmp_path / "no_size.csv").write_text("id,time,a,b\nq,1,2,3\n")
     for wrong, match in {
-        (folder, tmp_path / "other.csv"): "no column",
+        (
+            folder,
+            tmp_path / "other.csv",
+        ): "the run was trained on a table with id, time, size, a, b, or channel and value",
         (folder, tmp_path / "no_size.csv"): "no column 'size'",
         (folder, tmp_path): "is a folder",
         (folder, file, "--times", "1"): "--times is for runs that interpolate or forecast",
     }.items():
         refused(["predict", *map(str, wrong)], match, monkeypatch, capsys)
     refused(["export", str(folder)], "no export", monkeypatch, capsys)
+
+
+def test_numbers_stand_beside_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = wide(tmp_path)
+    words = ("--data", file, "--label", "speed", "--task", "regress", "--channels", "a", "--out", tmp_path / "run")
+    assert call(monkeypatch, "train", "series", "--quick", *words) == 0
+    _, labels = read_series(file, Layout(channels="a", label="speed"))
+    splits = [row["split"] for row in table(tmp_path / "run" / "splits.csv")]
+    number = {
+        split: torch.tensor([float(label) for label, own in zip(labels, splits, strict=True) if own == split])
+        for split in ("train", "test")
+    }
+    error = number["test"] - number["train"].mean()
+    model, mean = table(tmp_path / "run" / "comparison.csv")
+    assert mean["model"] == "mean of the training targets"
+    assert float(mean["rmse"]) == pytest.approx(float(error.square().mean().sqrt()), rel=1e-5)
+    assert float(mean["mae"]) == pytest.approx(float(error.abs().mean()), rel=1e-5)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert float(model["rmse"]) == pytest.approx(results["test_rmse"], rel=1e-5)
 
 
 def test_forecast_and_predict(
@@ -439,6 +531,57 @@ def test_forecast_and_predict(
     capsys.readouterr()
     refused(["predict", str(folder), str(file), "--times", "1,x"], "give numbers with commas", monkeypatch, capsys)
     refused(["predict", str(folder), str(file), "--times", "nan"], "finite", monkeypatch, capsys)
+
+
+def test_predictions_have_the_times_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = long(tmp_path), tmp_path / "run"
+    words = ("train", "series", "--quick", "--data", file, "--model", "last-value", "--out", folder)
+    assert call(monkeypatch, *words) == 0
+    new, times = tmp_path / "new.csv", ["0.07", "1.1", "1700000.123"]  # none of which is a float32
+    new.write_text("id,time,a,b\n" + "".join(f"x,{t},1,2\n" for t in times))
+    for more in ((), ("--times", ",".join(times))):
+        assert call(monkeypatch, "predict", folder, new, "--out", tmp_path, *more) == 0
+        assert [row["time"] for row in table(tmp_path / "predictions.csv")] == times
+    capsys.readouterr()
+    new.write_text("id,time,a,b\nx,1.1,1,2\nx,1.10000000001,1,2\n")
+    refused(["predict", str(folder), str(new)], "float32", monkeypatch, capsys)
+
+
+def test_times_beyond_those_of_training_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = long(tmp_path)  # times 1, 2.25, 3.5, 4
+    beyond = f"odenet: {file}: times to 9 are beyond those of training, which end at 4: do not trust them\n"
+    ahead = (
+        f"odenet: {file}: times to 5 behind the last row with a value are further ahead than the 1.75 of training: "
+        "do not trust them\n"
+    )
+    for task, wanted in (("interpolate", beyond), ("forecast", beyond + ahead)):
+        folder = tmp_path / task
+        words = ("--data", file, "--model", "last-value", "--task", task, "--out", folder)
+        assert call(monkeypatch, "train", "series", "--quick", *words) == 0
+        capsys.readouterr()
+        assert call(monkeypatch, "predict", folder, file, "--times", "2,9,4") == 0
+        assert capsys.readouterr().err == wanted
+        for more in ((), ("--times", "4,1")):
+            assert call(monkeypatch, "predict", folder, file, *more) == 0
+            assert capsys.readouterr().err == ""
+
+
+def test_series_without_a_value_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, new = tmp_path / "run", tmp_path / "new.csv"
+    words = ("train", "series", "--quick", "--data", wide(tmp_path), "--label", "kind", "--channels", "a,b")
+    assert call(monkeypatch, *words, "--out", folder) == 0
+    capsys.readouterr()
+    new.write_text("id,time,a,b\nx,1,2,3\ny,1,,\ny,2,,\nz,1,,\n")
+    assert call(monkeypatch, "predict", folder, new, "--out", tmp_path) == 0
+    line = f"odenet: {new}: 2 series without any value, such as 'y': what is said of it is a guess\n"
+    assert capsys.readouterr().err == line
+    assert [row["id"] for row in table(tmp_path / "predictions.csv")] == ["x", "y", "z"]
 
 
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
@@ -475,7 +618,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results, (row, *_) = json.loads((tmp_path / "results.json").read_text()), table(tmp_path / "comparison.csv")
     for name in ("rmse", "mse", "nll", "crps", "coverage", "extrapolation_rmse"):
-        assert float(row[name]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
+        column = f"{name} (scaled)" if name in ("mse", "nll", "crps") else name
+        assert float(row[column]) == pytest.approx(results[f"test_{name}"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -496,6 +640,8 @@ def test_two_processes(tmp_path: Path) -> None:
         (["--points", "101"], "--points"),
         (["--task", "forecast", "--horizon", "100"], "no row to forecast from: lower it"),
         (["--dropped", "1"], "--dropped"),
+        (["--duplicates", "mean"], "--duplicates is for a table"),
+        (["--duplicates", "sum"], "Known: error, mean, first, last"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -514,7 +660,7 @@ def test_mistakes_end_in_one_line(
     ("change", "words", "match"),
     [
         (("id,time", "series,time"), [], "has no column 'id'"),
-        (("s3,0.", "s3,2020-01-01 00:"), [], "dates are not taken: give numbers"),
+        (("s3,0.", "s3,2020-01-01 00:"), ["--channels", "a,b"], "dates are not taken: give numbers"),
         (("time,a", "a,a"), [], "twice"),
         (("x", "x"), ["--label", "speed", "--channels", "a"], "has 1 series, and a class needs 3"),
         (("s5,", "s6,"), ["--label", "speed", "--channels", "a"], "has two entries of 'speed'"),
@@ -539,6 +685,31 @@ def test_wrong_tables_end_in_one_line(
     file = wide(tmp_path)
     file.write_text(file.read_text().replace(*change))
     refused(["train", "series", "--quick", "--data", str(file), *words], match, monkeypatch, capsys)
+
+
+def test_duplicates_are_merged_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, again = long(tmp_path), tmp_path / "again.csv"
+    again.write_text(file.read_text() + "3,2.25,a,100\n")
+    words = ["train", "series", "--quick", "--data", str(again), "--model", "mean", "--out", str(tmp_path / "run")]
+    refused(words, "at the time 2.25: leave one out, or train with --duplicates mean, first", monkeypatch, capsys)
+    for duplicates, wanted in (("mean", 52.625), ("first", 5.25), ("last", 100.0)):
+        series, _ = read_series(again, Layout(duplicates=duplicates))
+        assert series.x[3, :, 0].tolist() == [4.0, wanted, 6.5, 7.0]
+    assert call(monkeypatch, *words, "--duplicates", "last") == 0
+    assert call(monkeypatch, "predict", tmp_path / "run", again) == 0  # as the run does
+
+
+def test_names_are_listed_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "series", "--quick", "--data", str(long(tmp_path))]
+    refused([*words, "--channels", "c"], "has no channel 'c'; it has a, b", monkeypatch, capsys)
+    (tmp_path / "labels.csv").write_text("patient,label\n1,2\n")
+    words += ["--labels", str(tmp_path / "labels.csv"), "--task", "regress"]
+    line = "has no column 'id', as the table; it has patient, label: rename that of ids"
+    refused(words, line, monkeypatch, capsys)
 
 
 def test_few_series_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.validate import describe
 from .assembly import Duplicates, assemble
 from .sample_lists import checked_dtype, numbers
 from .series import Series
@@ -43,7 +42,7 @@ def from_long(
     found, names = numbered(channel, of_channel)
     wanted = _sorted(names) if channels is None else unique_names("channels", channels)
     if absent := [name for name in wanted if name not in names]:
-        raise ValueError(f"table has no channel {absent[0]!r}; it has {describe(_sorted(names))}")
+        raise ValueError(f"table has no channel {absent[0]!r}; it has {', '.join(map(str, _sorted(names)))}")
     place = {name: i for i, name in enumerate(wanted)}
     number = torch.tensor([place.get(name, -1) for name in names], dtype=torch.int64)[found]
     kept = number >= 0

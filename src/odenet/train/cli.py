@@ -100,9 +100,11 @@ def _train(task: str, options: RunOptions, given: Mapping[str, Any]) -> None:
     from .run import train
 
     settings, out, processes = _begin(task, options, given, task)
-    done = train(task_class(task)(settings), task, out, options.resume, processes)
+    made = task_class(task)(settings)
+    done = train(made, task, out, options.resume, processes)
     if done.files:
-        _show([{"metric": name, "value": value} for name, value in done.test.items()], [])
+        units = {f"test_{name}": f" ({unit})" for name, unit in made.UNITS.items()}
+        _show([{"metric": name + units.get(name, ""), "value": value} for name, value in done.test.items()], [])
         _show(done.table, done.files)
 
 

@@ -51,6 +51,7 @@ class Task(ABC):
 
     Settings: ClassVar[type[Settings]] = Settings
     QUICK: ClassVar[dict[str, Any]] = {"epochs": 1, "batch_size": 32}  # what --quick takes instead of the defaults
+    UNITS: ClassVar[Mapping[str, str]] = {}  # of metrics, by name, for tables: what they are in, where that may mislead
     MONITOR: ClassVar[str] = "val_loss"  # early stopping: the metric that has to fall, so not an accuracy
 
     def __init__(self, settings: Any) -> None:

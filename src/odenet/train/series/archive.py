@@ -26,14 +26,14 @@ def archive(data: str, folder: str) -> tuple[LabelledSeries, int]:
     return LabelledSeries(cat([train.series, test.series]), labels, train.classes), len(train.labels)
 
 
-def ts_file(path: Path) -> LabelledSeries:
+def ts_file(path: Path, dtype: torch.dtype = torch.float32) -> LabelledSeries:
     """The samples of a user's file."""
-    return _read(path)
+    return _read(path, dtype)
 
 
-def _read(path: Path) -> LabelledSeries:
+def _read(path: Path, dtype: torch.dtype = torch.float32) -> LabelledSeries:
     try:
-        return read_ts(path)
+        return read_ts(path, dtype)
     except ValueError as error:
         message = first_line(error)
         raise UserError(message if str(path) in message else f"{path}: {message}") from None

@@ -17,8 +17,8 @@ class PresentAUROC(MulticlassAUROC):
     torchmetrics counts a class without samples as 0.
     """
 
-    def __init__(self, classes: int) -> None:
-        super().__init__(classes, average="none")
+    def __init__(self, classes: int, **options: bool) -> None:
+        super().__init__(classes, average="none", **options)
         self.classes = classes
 
     def compute(self) -> Tensor:

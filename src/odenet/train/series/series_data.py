@@ -66,6 +66,17 @@ def load_series(settings: Any) -> SeriesData:
     return found
 
 
+def summary(data: SeriesData, settings: Any) -> str:
+    """What is trained on, in a line."""
+    own = data.series
+    splits = ", ".join(f"{len(part)} {name}" for name, part in data.splits.items())
+    channels = ", ".join(own.channels or [str(c) for c in range(own.num_channels)])
+    static = ", ".join(word.strip() for word in settings.static.split(",") if word.strip()) or "-"
+    label = (settings.label or "label") if settings.task in LABELLED else "-"
+    rows = f"of up to {int(own.length.max())} rows"
+    return f"{len(own)} series ({splits}) {rows}; channels {channels}; static {static}; label {label}"
+
+
 def _count(settings: Any, usual: int, quick: int) -> int:
     return settings.count or (quick if settings.quick else usual)
 

@@ -36,13 +36,20 @@ def series_figures(net: nn.Module, settings: Any, info: Mapping[str, Any], data:
     given, target, beyond = next(pairs(data, "test", settings))
     known = [part for part in (target, beyond) if part is not None]
     baseline = fitted_baseline("last-value", settings, info, data) if settings.task == "forecast" else None
-    figures = {"predictions": _predictions(net, baseline, info["channels"], given, known)}
+    names = [_title(info, data, i) for i in data.splits["test"][:_SHOWN].tolist()]
+    figures = {"predictions": _predictions(net, baseline, info, names, given, known)}
     if data.truth is not None:
-        figures["spirals"] = _plane(net, given, known)
+        figures["spirals"] = _plane(net, info["channels"], names, given, known)
     if isinstance(net, LatentPredictor):
         labels = data.labels[data.splits["test"]] if data.labels is not None and data.classes else None
         figures["latent"] = _latent(net, given, known, labels, data.classes)
     return figures
+
+
+def _title(info: Mapping[str, Any], data: SeriesData, i: int) -> str:
+    """The id of a series behind the name of its column, or its number."""
+    name = f"series {i}" if data.series.ids is None else f"{info['layout']['id']} {data.series.ids[i]}"
+    return name if len(name) <= 32 else f"{name[:29]}..."
 
 
 def _span(given: Series, known: Sequence[Series], i: int, future: bool) -> Tensor:
@@ -54,12 +61,18 @@ def _span(given: Series, known: Sequence[Series], i: int, future: bool) -> Tenso
 
 @torch.no_grad()
 def _predictions(
-    net: ValuePredictor, baseline: ValuePredictor | None, names: Sequence[str], given: Series, known: Sequence[Series]
+    net: ValuePredictor,
+    baseline: ValuePredictor | None,
+    info: Mapping[str, Any],
+    titles: Sequence[str],
+    given: Series,
+    known: Sequence[Series],
 ) -> Figure:
     """Mean and band of 90 % by time; a row of axes for each channel, a column for each series.
 
     baseline: of a forecast, which begins at the last row that is given.
     """
+    names = info["channels"]
     size, channels = min(_SHOWN, len(given)), min(_CHANNELS, len(names))
     figure = Figure(figsize=(3.1 * size + 0.6, 2.0 * channels + 1.0))
     grid = figure.subplots(channels, size, squeeze=False)
@@ -79,8 +92,10 @@ def _predictions(
             axes.tick_params(labelsize=7)
             if i == 0:
                 axes.set_ylabel(names[c], fontsize=8)
+            if c == 0:
+                axes.set_title(titles[i], fontsize=8)
             if c == channels - 1:
-                axes.set_xlabel("time", fontsize=8)
+                axes.set_xlabel(info["layout"]["time"], fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, ncols=len(labels), loc="upper right")
     figure.suptitle(" ")  # room for the legend
@@ -93,7 +108,9 @@ def _dots(axes: Axes, series: Series, i: int, channel: int, label: str, colour: 
 
 
 @torch.no_grad()
-def _plane(net: ValuePredictor, given: Series, known: Sequence[Series]) -> Figure:
+def _plane(
+    net: ValuePredictor, names: Sequence[str], titles: Sequence[str], given: Series, known: Sequence[Series]
+) -> Figure:
     """Spirals in the plane: the true ones, the points that were seen, and what is said of them and beyond."""
     size = min(_SHOWN, len(given))
     figure = Figure(figsize=(3.1 * size, 3.6))
@@ -105,7 +122,10 @@ def _plane(net: ValuePredictor, given: Series, known: Sequence[Series]) -> Figur
             axes.plot(*mean.T.numpy(), style, color="C0", lw=1.2, label=f"mean{name}")
         axes.plot(*given.x[i, given.rows[i]].T.numpy(), "k.", ms=4, mew=0, label="given")
         axes.set_aspect("equal", "datalim")
+        axes.set_title(titles[i], fontsize=8)
+        axes.set_xlabel(names[0], fontsize=8)
         axes.tick_params(labelsize=7)
+    row[0].set_ylabel(names[1], fontsize=8)
     handles, labels = row[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, ncols=len(labels), loc="upper right")
     figure.suptitle(" ")
@@ -123,7 +143,9 @@ def _latent(
     z = net.model.latent_path(given[:size].trimmed(), ts)
     centred = z - z.mean((0, 1))
     plane = torch.linalg.svd(centred.flatten(0, 1), full_matrices=False).Vh[:2]
-    path = centred @ plane.T
+    path, names = centred @ plane.T, ("z1 (first principal component)", "z2 (second principal component)")
+    if len(plane) == 1:  # a latent state of one number, by time
+        path, names = torch.cat([ts[:, None].expand_as(path), path], -1), ("time", "z1")
     figure = Figure(figsize=(4.8, 4.4))
     axes = figure.subplots()
     for i in range(size):
@@ -134,7 +156,7 @@ def _latent(
         axes.plot([], [], color=f"C{k % 10}", label=name)
     if labels is not None:
         axes.legend(fontsize=8)
-    axes.set(xlabel="first principal component of z(t)", ylabel="second" if len(plane) > 1 else "")
+    axes.set(xlabel=names[0], ylabel=names[1])
     return figure
 
 
@@ -171,11 +193,11 @@ def _attribution(net: nn.Module, info: Mapping[str, Any], series: Series, labels
             below.plot(series.t[i, at].numpy(), series.x[i, at, c].numpy(), ".-", ms=3, lw=0.8, label=name)
         if isinstance(net, ClassPredictor):
             p, best = output[i].softmax(0).max(0)
-            title = f"{info['classes'][int(best)]}: {float(p):.2f} (is {info['classes'][int(labels[i])]})"
+            title = f"predicted {info['classes'][int(best)]} ({float(p):.2f}), true {info['classes'][int(labels[i])]}"
         else:
-            title = f"{float(output[i]):.4g} (is {float(labels[i]):.4g})"
-        above.set_title(title, fontsize=9)
-        below.set_xlabel("time", fontsize=8)
+            title = f"predicted {float(output[i]):.4g}, true {float(labels[i]):.4g}"
+        above.set_title(title, fontsize=8)
+        below.set_xlabel(info["layout"]["time"], fontsize=8)
         for axes in (above, below):
             axes.tick_params(labelsize=7)
     grid[0][0].set_ylabel("share of the gradient", fontsize=8)
@@ -193,15 +215,17 @@ def _reliability(net: ClassPredictor, series: Series, labels: Tensor) -> Figure:
     count = torch.bincount(bin_of, minlength=BINS).float()
     accuracy = torch.bincount(bin_of, right, minlength=BINS) / count
     centre = (torch.arange(BINS) + 0.5) / BINS
-    figure = Figure(figsize=(4.4, 4.4))
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure = Figure(figsize=(5.0, 4.8))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     some = count > 0
-    above.bar(centre[some].numpy(), accuracy[some].numpy(), 0.9 / BINS, label="right")
-    above.plot([0, 1], [0, 1], "--", color="0.4", lw=1.0, label="probability")
-    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
-    above.legend(fontsize=8, loc="upper left")
-    below.bar(centre.numpy(), count.numpy(), 0.9 / BINS, color="0.6")
-    below.set(xlabel="probability of the likeliest class", ylabel="series")
+    above.bar(centre[some].numpy(), accuracy[some].numpy(), 0.9 / BINS, label="share of correct predictions")
+    above.plot([0, 1], [0, 1], "--", color="0.4", lw=1.0, label="well calibrated")
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    above.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    bars = below.bar(centre[some].numpy(), count[some].numpy(), 0.9 / BINS, color="0.6")
+    below.bar_label(bars, fmt="%d", fontsize=7)
+    below.margins(y=0.25)
+    below.set(xlabel="predicted probability of the likeliest class", ylabel="number of series")
     return figure
 
 

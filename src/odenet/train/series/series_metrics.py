@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,30 +17,24 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 BINS = 15  # of the calibration error
+SCALED = ("mse", "nll", "crps")  # in deviations of the data
 
 
-def new_metrics(task: str, classes: int, truth: bool) -> dict[str, Metric]:
-    """By name. truth: the series are known beyond what is seen of them."""
-    from torchmetrics import MeanAbsoluteError, MeanSquaredError
+def new_metrics(task: str, classes: int, truth: bool, **options: Any) -> dict[str, Metric]:
+    """By name. truth: the series are known beyond what is seen of them. options: of torchmetrics, for each."""
+    from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError
     from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
     from .present_auroc import PresentAUROC
 
     if task == "classify":
         return {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "auroc": PresentAUROC(classes),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=BINS),
+            "accuracy": MulticlassAccuracy(classes, average="micro", **options),
+            "auroc": PresentAUROC(classes, **options),
+            "calibration_error": MulticlassCalibrationError(classes, n_bins=BINS, **options),
         }
     if task == "regress":
-        return {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
-    return value_metrics(truth)
-
-
-def value_metrics(truth: bool, **options: bool) -> dict[str, Metric]:
-    """Of values at times. options: of torchmetrics, for each."""
-    from torchmetrics import MeanMetric, MeanSquaredError
-
+        return {"rmse": MeanSquaredError(squared=False, **options), "mae": MeanAbsoluteError(**options)}
     return {
         "rmse": MeanSquaredError(squared=False, **options),
         "mse": MeanSquaredError(**options),

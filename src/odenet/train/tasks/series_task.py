@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from typer import Option
 
+from ...series.assembly import DUPLICATES
+from ..processes import first_process
 from ..series.archive import ARCHIVE
 from ..series.model_table import build_predictor, check_model, known_models
 from ..series.predictors import ValuePredictor, scales_of
-from ..series.series_data import LABELLED, TIMED, load_series
-from ..series.series_metrics import new_metrics, update_beyond, update_label_metrics, update_value_metrics
+from ..series.series_data import LABELLED, TIMED, load_series, summary
+from ..series.series_metrics import SCALED, new_metrics, update_beyond, update_label_metrics, update_value_metrics
 from ..series.series_predictions import predict_files
 from ..series.series_samples import SeriesSamples, check_targets, given_of, samples, unpacked
 from ..series.series_table import layout_of
@@ -62,6 +65,9 @@ class SeriesSettings(Settings):
     static: Annotated[str, Option(help="Columns of a table with one number for each series, with commas between")] = ""
     label: Annotated[str, Option(help=f"{_TABLE}, or of --labels: the class or the number of a series")] = ""
     labels: Annotated[str, Option(help="A table of its own with the labels, by id")] = ""
+    duplicates: Annotated[
+        str, Option(help=f"Several values of a channel at one time of a table: {', '.join(DUPLICATES)}")
+    ] = "error"
 
 
 class SeriesTask(Task):
@@ -76,12 +82,15 @@ class SeriesTask(Task):
 
     Settings = SeriesSettings
     QUICK: ClassVar = {"epochs": 1, "batch_size": 32, "hidden": 8, "points": 20}
+    UNITS: ClassVar = dict.fromkeys(SCALED, "scaled")
 
     def __init__(self, settings: SeriesSettings) -> None:
         super().__init__(settings)
         s = settings
         if s.task not in (*LABELLED, *TIMED):
             raise UserError(f"--task {s.task!r} is unknown. Known: {', '.join((*LABELLED, *TIMED))}")
+        if s.duplicates not in DUPLICATES:
+            raise UserError(f"--duplicates {s.duplicates!r} is unknown. Known: {', '.join(DUPLICATES)}")
         check_model(s)
         self._check_options(s)
         self.series = load_series(s)
@@ -95,16 +104,29 @@ class SeriesTask(Task):
             "layout": asdict(layout_of(s)),
             "scales": scales_of(own[trained]),
         }
+        if s.task in TIMED:
+            self.info |= {"last_time": float(own[trained].t.max()), "ahead": self._ahead()}
         if s.task == "regress":
             assert labels is not None
             std = float(labels[trained].std(correction=0))
             self.info["target"] = [float(labels[trained].mean()), std or 1.0]
+        if first_process():
+            print(f"odenet: {summary(self.series, s)}", file=sys.stderr)
+
+    def _ahead(self) -> float:
+        """How far behind the last row that is given a forecast is trained; 0 where nothing is forecast."""
+        if self.settings.task != "forecast":
+            return 0.0
+        batch = self.data("train", 0).tensors
+        given, target = given_of(batch), unpacked(batch, "target")
+        assert target is not None
+        return float((target.t[:, -1] - given.t[:, -1])[target.length > 0].max())
 
     @staticmethod
     def _check_options(s: SeriesSettings) -> None:
         """Refuse options that would change nothing."""
         table = Path(s.data).suffix not in ("", ".ts")
-        columns = ("id", "time", "channel", "value", "channels", "static", "label", "labels")
+        columns = ("id", "time", "channel", "value", "channels", "static", "label", "labels", "duplicates")
         for names, where, of in (
             (columns, table, "a table"),
             (("points",), s.data == "spirals", "--data spirals"),
@@ -180,4 +202,4 @@ class SeriesTask(Task):
         net: nn.Module, info: Mapping[str, Any], files: Sequence[Path], times: Sequence[float]
     ) -> list[dict[str, Any]]:
         """Mean and deviation of each channel at these times, by series."""
-        return predict_files(net, info, files, torch.tensor(times))
+        return predict_files(net, info, files, torch.tensor(times, dtype=torch.float64))
