@@ -79,7 +79,10 @@ def number_column(name: Any, column: Column, dtype: torch.dtype) -> Tensor:
         return torch.tensor([torch.nan if _is_missing(entry) else _number(entry) for entry in column], dtype=dtype)
     except (TypeError, ValueError, OverflowError):
         bad = next(entry for entry in column if not _is_missing(entry) and not _is_number(entry))
-        raise TypeError(f"column {name!r} must have numbers; it has {describe(bad)}: {_cure(bad)}") from None
+        raise TypeError(
+            f"column {name!r} must have numbers; it has {describe(bad)}: for dates give hours since the first, for "
+            "texts a number each"
+        ) from None
 
 
 def time_column(name: Any, column: Column) -> Tensor:
