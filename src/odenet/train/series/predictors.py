@@ -56,10 +56,14 @@ class NumberPredictor(nn.Module):
 class ValuePredictor(nn.Module, ABC):
     """A Gaussian for each channel at times: forward(series, ts) with ts (B, Q) or (Q,), in the units of the data."""
 
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
     @property
-    @abstractmethod
     def normalizer(self) -> Normalizer:
         """The scales of the data."""
+        return self.model.normalizer
 
     def forward(self, series: Series, ts: Tensor) -> Gaussian:
         scaled = self.scaled_forecast(series, ts.to(series.t).expand(len(series), ts.shape[-1]))
@@ -83,14 +87,6 @@ class ValuePredictor(nn.Module, ABC):
 class DirectPredictor(ValuePredictor):
     """Mean and logarithm of the deviation are the outputs of a model, 2 C of them."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return self.model.normalizer
-
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
         mean, log_std = self.model(series, ts).chunk(2, -1)
         return Gaussian(mean, log_std.clamp(*_LOG_STD).exp())
@@ -99,14 +95,6 @@ class DirectPredictor(ValuePredictor):
 @final
 class BayesPredictor(ValuePredictor):
     """GRU-ODE-Bayes: its own loss on the rows that are given, and the likelihood of the target."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return self.model.normalizer
 
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
         return self.to_scale(*self.model.predict(series, ts))
@@ -127,13 +115,9 @@ class LatentPredictor(ValuePredictor):
     steps: Tensor
 
     def __init__(self, model: Any, warm_up: int = 200, paths: int = 30) -> None:
-        super().__init__()
-        self.model, self.warm_up, self.paths = model, warm_up, paths
+        super().__init__(model)
+        self.warm_up, self.paths = warm_up, paths
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return self.model.normalizer
 
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
         said = self.model.reconstruct(series, ts, samples=self.paths, quantiles=(), generator=0)
@@ -153,13 +137,8 @@ class BaselinePredictor(ValuePredictor):
     """A forecast without a model, `odenet.nn.LastValue` or `MeanValue`, with a learned deviation of each channel."""
 
     def __init__(self, model: SeriesModel) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.log_std = nn.Parameter(torch.zeros(model.channels))
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return self.model.normalizer
 
     def scaled_forecast(self, series: Series, ts: Tensor) -> Gaussian:
         mean = self.model(series, ts)
