@@ -47,7 +47,7 @@ class Task:
 
     def odenet(self, **options: Any) -> Step:
         """A model of these options, which shares the weights."""
-        model = NeuralCDE(CHANNELS, HIDDEN, out=1, **options)
+        model = NeuralCDE(CHANNELS, HIDDEN, out=1, control="hermite", **options)
         model.initial, model.field, model.readout = self.model.initial, self.model.field, self.model.readout
         return self.step(model, lambda: model(self.series))
 
@@ -71,7 +71,7 @@ class Task:
     def exact(self) -> tuple[Sequence[Tensor], float]:
         """Output and gradient of a tight solve in float64, and the largest |z| at the knots."""
         series = Series(self.series.t.double(), self.series.x.double())
-        model = NeuralCDE(CHANNELS, HIDDEN, out=1, method="dopri5", rtol=1e-8, atol=1e-10).double()
+        model = NeuralCDE(CHANNELS, HIDDEN, out=1, control="hermite", method="dopri5", rtol=1e-8, atol=1e-10).double()
         model.load_state_dict(self.model.state_dict())
         with torch.no_grad():
             largest = float(model.row_states(model.scaled(series)).abs().max())
@@ -105,7 +105,7 @@ def measure(quick: bool) -> list[Row]:
     samples, fields, lengths, turns = (3, FIELDS[:1], (5,), 1) if quick else (SAMPLES, FIELDS, LENGTHS, TURNS)
     rows: list[Row] = []
     for length in lengths:
-        model = NeuralCDE(CHANNELS, HIDDEN, out=1)
+        model = NeuralCDE(CHANNELS, HIDDEN, out=1, control="hermite")
         series = random_walks(samples, length, 0)
         task = Task(series, torch.randn(samples, 1, generator=torch.Generator().manual_seed(0)), model)
         draw_weights(model, *fields[0])
