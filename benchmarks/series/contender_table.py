@@ -40,8 +40,8 @@ def _after_first(step: Step) -> Step:
 
 def relative_difference(mine: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The 2-norm of the difference over that of the exact numbers, all of them together."""
-    pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(mine, exact, strict=True)]
-    difference = sum(float((a - b).detach().square().sum()) for a, b in pairs)
+    pairs = [(a.detach().double().flatten(), b.detach().double().flatten()) for a, b in zip(mine, exact, strict=True)]
+    difference = sum(float((a - b).square().sum()) for a, b in pairs)
     return (difference / sum(float(b.square().sum()) for _, b in pairs)) ** 0.5
 
 
