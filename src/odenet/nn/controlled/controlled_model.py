@@ -13,7 +13,7 @@ from ...core.validate import boolean, integer, one_of
 from ...series.control_path import ControlPath
 from ...series.interpolation import extension, hermite, linear, natural, rectilinear
 from ...series.series import Series
-from ..series_model import SeriesModel, with_static
+from ..series_model import SeriesModel, row_up_to, with_static
 
 ControlName = Literal["linear", "rectilinear", "hermite", "natural"]
 CONTROLS: dict[str, Callable[..., ControlPath]] = {
@@ -104,8 +104,7 @@ class ControlledModel(SeriesModel):
 
     def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor) -> Tensor:
         """The states at ts (B, Q), each driven by time alone from that at the row before it, of (B, T, hidden)."""
-        times = torch.where(series.rows, series.t, torch.inf).contiguous()
-        row = (torch.searchsorted(times, ts.contiguous(), right=True) - 1).clamp(min=0)
+        row = row_up_to(series, ts).clamp(min=0)
         start = states.gather(1, _wide(row, states)).flatten(0, 1)
         t0 = series.t.gather(1, row)
         ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten())
