@@ -144,17 +144,19 @@ def mean_loss(model: SeriesModel, examples: Examples, loss: Loss, size: int = 25
     return total / len(examples)
 
 
-def train(model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int, batch: int = 64) -> Fit:
+def train(
+    model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int, batch: int = 64, rate: float = RATE
+) -> Fit:
     """Train for some seconds of the processor, and leave the weights that were best on the validation part.
 
-    Adam, from 3e-3 down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The looks
-    at the validation part are not in the time, and neither is the first step, at which caches are filled.
+    Adam, from `rate` down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The
+    looks at the validation part are not in the time, and neither is the first step, at which caches are filled.
     """
     model.fit_normalizer(data.train.series)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # of models that draw
     drawn = batches(data.train.series.length, batch, generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -169,7 +171,7 @@ def train(model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int
         start = time.process_time()
         while (now := passed + time.process_time() - start) < seconds * look / LOOKS:
             for group in optimizer.param_groups:
-                group["lr"] = RATE * (1 - now / seconds)
+                group["lr"] = rate * (1 - now / seconds)
             step()
             iterations += 1
         passed = now

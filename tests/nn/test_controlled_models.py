@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import odenet
 from nn.series_model_suite import D, SeriesModelSuite, close, ragged
 from odenet.nn import LinearCDE, LogODE, NeuralCDE
-from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField
+from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField, solved_cde
 from odenet.nn.controlled.small_matrices import exponential, prefix_products, whole_product
 from odenet.series import Series, linear
 
@@ -302,6 +302,29 @@ def test_a_field_of_the_wrong_shape() -> None:
         NeuralCDE(2, 4, field=nn.Linear(4, 4))
     with pytest.raises(ValueError, match="the path has 3 channels, time among them"):
         NeuralCDE(2, 4, field=CDEField(4, 2))(walks().to(torch.float32))
+
+
+def test_a_graph_is_kept_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+
+    def recording(*args: Any, **options: Any) -> Any:
+        chosen.append(options.get("gradient"))
+        return solve(*args, **options)
+
+    solve = solved_cde.solve
+    monkeypatch.setattr(solved_cde, "solve", recording)
+    short, model = ragged(), NeuralCDE(2, 4, out=1).double()
+    model(short).sum().backward()
+    kept = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    monkeypatch.setattr(solved_cde, "_SHORT_GRAPH", 0)
+    model(short).sum().backward()
+    assert chosen == ["backprop", None]
+    for one, p in zip(kept, model.parameters(), strict=True):
+        assert one is not None and p.grad is not None
+        close(one, p.grad, 1e-12)
+    NeuralCDE(2, 4, gradient="reversible").double()(short)
+    assert chosen[-1] == "reversible"
 
 
 def test_long_series_have_steps_enough() -> None:

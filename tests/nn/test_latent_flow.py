@@ -30,6 +30,8 @@ TIMES = {
     "after": torch.tensor([[0.3, 0.9, 0.9], [0.25, 0.25, 0.25], [2.0, 0.4, 1.0]], dtype=torch.float64),
     "before": torch.tensor([[-1.0, 0.1, 0.1], [0.0, 0.2, 0.2], [0.2, -0.7, 0.0]], dtype=torch.float64),
     "both": torch.tensor([[0.3, -0.9, 0.9], [0.25, 0.25, 0.25], [-2.0, -0.4, -0.1]], dtype=torch.float64),
+    "shared": torch.tensor([-0.9, 0.1, 0.3], dtype=torch.float64).expand(3, 3),
+    "shared, out of order": torch.tensor([0.3, -0.9, 0.3], dtype=torch.float64).expand(3, 3),
     "one": torch.tensor([[0.3], [0.2], [0.25]], dtype=torch.float64),
 }
 

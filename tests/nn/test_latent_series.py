@@ -16,7 +16,7 @@ from odenet.nn import LatentODE
 from odenet.nn.latent.reversal import reversed_rows
 from odenet.series import Series, from_lists
 
-ENCODERS = ("ode-rnn", "rnn", "attention")
+ENCODERS = ("ode-rnn", "rnn", "gru", "attention")
 TS = torch.tensor([-1.0, 0.0, 2.0, 6.0], dtype=torch.float64)
 
 

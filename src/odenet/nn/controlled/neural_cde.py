@@ -26,7 +26,8 @@ class NeuralCDE(SolvedCDE):
     `LowRankCDEField`. s is the number of the row, so that samples share it; time is the first channel of X. control,
     online, counts: see `ControlledModel`; "rectilinear" is online in any case. path_channels: of the path, where
     `control` is a function. static: number of static features, which the initial state depends on. solve_options: of
-    `odenet.solve`, by default rtol=1e-4, atol=1e-6; steps end at the knots of the path.
+    `odenet.solve`, by default rtol=1e-4, atol=1e-6, and gradient="backprop" where the graph is small; steps end at the
+    knots of the path.
 
     forward(series, ts=None), states(series): see `ControlledModel`. stats: counts of the last solve.
 

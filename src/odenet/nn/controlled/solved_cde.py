@@ -22,14 +22,17 @@ from .cde_fields import CDEField, LowRankCDEField, times_derivative
 from .controlled_model import ControlledModel, ControlName
 
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
+# a graph below this size is kept: a backward pass through it takes half the time of one that evaluates f again
+_SHORT_GRAPH = 2**26
+_STAGES, _MATRICES = 6, 4  # of a step, and tensors of the matrix's size that an evaluation keeps
 
 
 class SolvedCDE(ControlledModel):
     """Base of models dz = field(s, z) dX that a solve in s gives; its steps end at the knots of the path.
 
     field: f(s, z), (B, hidden, channels of the path), or a module with prod(s, z, dX), (B, hidden); None: a `CDEField`,
-    or with rank= a `LowRankCDEField`. solve_options: of `odenet.solve`, by default rtol=1e-4, atol=1e-6. stats: counts
-    of the last solve.
+    or with rank= a `LowRankCDEField`. solve_options: of `odenet.solve`, by default rtol=1e-4, atol=1e-6, and
+    gradient="backprop" where the graph is small. stats: counts of the last solve.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class SolvedCDE(ControlledModel):
             ts = torch.cat([knots[:1].expand(len(at), 1), at], 1)
             options["per_sample"] = True
         options["controller"] = _stopping_at_knots(options, path)
+        if not options.get("compile") and self._graph_bytes(path, z0) < _SHORT_GRAPH:
+            options.setdefault("gradient", "backprop")
         # every piece may need some steps: a limit for all paths would refuse long ones
         options.setdefault("max_steps", 10_000 + 100 * len(knots))
         sol = solve(self._slope, z0, ts, args=(knots, derivative_pieces(path.pieces)), **cast(SolveOptions, options))
@@ -78,6 +83,11 @@ class SolvedCDE(ControlledModel):
         if at.ndim == 2:
             return sol.ys[:, 1:]
         return sol.ys if options.get("per_sample") else sol.ys.movedim(0, 1)
+
+    def _graph_bytes(self, path: ControlPath, z0: Tensor) -> int:
+        """About the least memory of the graph of a solve: the field's matrices of a step for each piece of the path."""
+        matrices = z0.numel() * self.path_channels * z0.element_size()
+        return _STAGES * _MATRICES * matrices * (len(path.knots) - 1)
 
     def _slope(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
         return times_derivative(self.field, s, z, piece_value(slopes, knots, s))

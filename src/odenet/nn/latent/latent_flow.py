@@ -65,21 +65,29 @@ class LatentFlow(nn.Module):
         samples, size, width = y0.shape
         if not ts.numel():
             return y0.new_zeros(samples, size, ts.shape[1], width)
-        union, index = torch.unique(ts.detach(), return_inverse=True)
-        options = {**self.solve_options}
-        options.setdefault("per_sample", len(union) > _UNION * ts.shape[1])
-        run = partial(self._both_ways, slope, y0.flatten(0, 1), options)
-        if options["per_sample"]:
-            times, order = ts.detach().sort(1)
-            ys = run(times.repeat(samples, 1), 1).unflatten(0, (samples, size))
-            ys = ys.gather(2, order.argsort(1)[None, :, :, None].expand(ys.shape))
+        times = ts.detach()
+        run = partial(self._both_ways, slope, y0.flatten(0, 1))
+        if not self.solve_options.get("per_sample") and _all_have_the_same_in_order(times):
+            ys = run({"per_sample": False, **self.solve_options}, times[0], 0)
+            ys = ys.unflatten(1, (samples, size)).movedim(0, 2)
         else:
-            ys = run(union, 0).unflatten(1, (samples, size))
-            ys = ys[index, :, torch.arange(size, device=ts.device)[:, None]].movedim(2, 0)
+            ys = self._at_times_of_each(run, times, samples)
         if not ts.requires_grad:
             return ys
         rates = slope(ts.repeat(samples, 1).flatten(), ys.flatten(0, 2)).view(ys.shape)
         return ys + rates * (ts - ts.detach())[..., None]
+
+    def _at_times_of_each(self, run: Callable[[Any, Tensor, int], Tensor], times: Tensor, samples: int) -> Tensor:
+        """As `_at`, where each sample has times of its own, in any order."""
+        size = len(times)
+        union, index = torch.unique(times, return_inverse=True)
+        options = {"per_sample": len(union) > _UNION * times.shape[1], **self.solve_options}
+        if options["per_sample"]:
+            times, order = times.sort(1)
+            ys = run(options, times.repeat(samples, 1), 1).unflatten(0, (samples, size))
+            return ys.gather(2, order.argsort(1)[None, :, :, None].expand(ys.shape))
+        ys = run(options, union, 0).unflatten(1, (samples, size))
+        return ys[index, :, torch.arange(size, device=times.device)[:, None]].movedim(2, 0)
 
     def _both_ways(
         self, slope: Callable[[Tensor, Tensor], Tensor], y0: Tensor, options: Any, times: Tensor, axis: int
@@ -100,6 +108,11 @@ class LatentFlow(nn.Module):
             return back(times)
         later = later[..., None] if axis else later[:, None, None]
         return torch.where(later, ahead(times.maximum(start)), back(times.minimum(start)))
+
+
+def _all_have_the_same_in_order(times: Tensor) -> bool:
+    """Whether all samples have the same times, (B, Q), each after the one before."""
+    return bool((times == times[0]).all()) and bool((times[0].diff() > 0).all())
 
 
 def _slope_and_rates(field: nn.Module, intensity: nn.Module, latent: int, t: Tensor, y: Tensor) -> Tensor:

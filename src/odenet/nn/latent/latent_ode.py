@@ -34,16 +34,17 @@ class LatentODE(SeriesModel):
     of the log likelihood. Chen et al. 2018, "Neural ordinary differential equations", section 5; Rubanova et al. 2019,
     "Latent ODEs for irregularly-sampled time series".
 
-    channels: of the series. latent: size of z. hidden: width of encoder, decoder and default field. encoder: "ode-rnn"
-    or "rnn", which take the rows from the last one to the first, "attention", or a module that maps a `Series`, in the
-    model's scales and with times from z0 on, to (B, hidden). field: f(t, z) with t () or (N,) in the scale of the
-    model, z (N, latent); by default an `MLPField` without t. decoder: "gaussian", "categorical" (one-hot channels), or
-    a `Decoder`. noise: standard deviation of the "gaussian" one in normalised units: a number, "learned" for each
-    channel, or "per-time", a function of z. out: size of a linear readout of the mean of z0; None: the mean itself.
-    static: number of static features, which the encoder uses. poisson: whether the times of each channel's values are
-    modelled too, as a Poisson process whose intensity depends on z. start: the time of z0 in the scale of the model,
-    where `fit_normalizer` puts 0 at the earliest time of the data; rows may lie before it. solve_options: of
-    `odenet.solve` for z; by default rtol=1e-3, atol=1e-4 and, if not compiled, gradient="backprop".
+    channels: of the series. latent: size of z. hidden: width of encoder, decoder and default field. encoder:
+    "ode-rnn", "rnn" or "gru", which take the rows from the last one to the first, "attention", or a module that
+    maps a `Series`, in the model's scales and with times from z0 on, to (B, hidden). field: f(t, z) with t () or
+    (N,) in the scale of the model, z (N, latent); by default an `MLPField` without t. decoder: "gaussian",
+    "categorical" (one-hot channels), or a `Decoder`. noise: standard deviation of the "gaussian" one in normalised
+    units: a number, "learned" for each channel, or "per-time", a function of z. out: size of a linear readout of
+    the mean of z0; None: the mean itself. static: number of static features, which the encoder uses. poisson:
+    whether the times of each channel's values are modelled too, as a Poisson process whose intensity depends on z.
+    start: the time of z0 in the scale of the model, where `fit_normalizer` puts 0 at the earliest time of the data;
+    rows may lie before it. solve_options: of `odenet.solve` for z; by default rtol=1e-3, atol=1e-4 and, if not
+    compiled, gradient="backprop".
 
     forward(series, ts=None): the mean of the values at ts (Q,) or (B, Q) where z0 is the mean of q, in the units of the
     data, (B, Q, C); without ts the readout, (B, out). states(series): the readout of z at the rows.
@@ -60,7 +61,7 @@ class LatentODE(SeriesModel):
         latent: int = 8,
         hidden: int = 32,
         *,
-        encoder: Literal["ode-rnn", "rnn", "attention"] | nn.Module = "ode-rnn",
+        encoder: Literal["ode-rnn", "rnn", "gru", "attention"] | nn.Module = "ode-rnn",
         field: nn.Module | None = None,
         decoder: Literal["gaussian", "categorical"] | Decoder = "gaussian",
         noise: Noise = "learned",

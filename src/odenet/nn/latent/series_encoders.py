@@ -39,16 +39,14 @@ class ODERNNEncoder(SeriesEncoder):
         return self.rnn.advance(h, last, torch.zeros_like(last))
 
 
-@final
-class RNNEncoder(SeriesEncoder):
-    """A gated recurrent unit over the rows from the last one to the first, with their times and the gaps between them.
+class RecurrentEncoder(SeriesEncoder):
+    """A recurrent network over the rows from the last one to the first, with their times and the gaps between them."""
 
-    Chen et al. 2018, "Neural ordinary differential equations", section 5: a recurrent network backwards in time.
-    """
+    layer: type[nn.RNN | nn.GRU]
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.rnn = nn.GRU(2 * channels + 2, hidden, batch_first=True)
+        self.rnn = self.layer(2 * channels + 2, hidden, batch_first=True)
 
     def forward(self, series: Series) -> Tensor:
         back = reversed_rows(series)
@@ -56,6 +54,20 @@ class RNNEncoder(SeriesEncoder):
         states, _ = self.rnn(torch.cat([_row_inputs(back), gaps[..., None]], -1))
         last = (back.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
         return torch.where(back.length[:, None] > 0, states.gather(1, last)[:, 0], 0.0)
+
+
+@final
+class RNNEncoder(RecurrentEncoder):
+    """With tanh units. Chen et al. 2018, "Neural ordinary differential equations", section 5."""
+
+    layer = nn.RNN
+
+
+@final
+class GRUEncoder(RecurrentEncoder):
+    """With gated units, which keep what they saw for longer. Cho et al. 2014, arXiv:1406.1078."""
+
+    layer = nn.GRU
 
 
 @final
@@ -80,9 +92,10 @@ class AttentionEncoder(SeriesEncoder):
         return (weights[..., None] * values).sum(1).flatten(1)
 
 
-ENCODERS: dict[str, type[ODERNNEncoder | RNNEncoder | AttentionEncoder]] = {
+ENCODERS: dict[str, type[ODERNNEncoder | RNNEncoder | GRUEncoder | AttentionEncoder]] = {
     "ode-rnn": ODERNNEncoder,
     "rnn": RNNEncoder,
+    "gru": GRUEncoder,
     "attention": AttentionEncoder,
 }
 
