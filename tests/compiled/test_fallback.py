@@ -203,7 +203,7 @@ def test_a_nonlocal_variable(y0):
     [
         ("gradient='adjoint' is not 'discrete'", {"gradient": "adjoint"}),
         ("progress and callbacks", {"callbacks": odenet.Callbacks()}),
-        ("f jumps", {"controller": odenet.PID(jump_ts=[0.5])}),
+        ("f is taken to jump", {"method": "rk4", "controller": odenet.ConstantStep(0.1, perturb=True)}),
         ("is not an explicit one", {"method": "implicit_midpoint", "step": 0.1}),
         ("number of checkpoints is bounded", {"gradient": odenet.Discrete(checkpoints=3)}),
     ],

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from ..core.dense import Coefficients
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves, select
 from ..core.pytrees import flatten, tree_map
 from ..core.vector_field import VectorField
+from ..engine.advance import restarted_carry
+from ..engine.one_sided import OneSidedField
 from ..methods.method import StepInput
 from .field_graph import FieldGraph
 from .graph_recording import RecordedLoop, add_inputs, fake_mode, record_graph
@@ -22,13 +25,17 @@ from .plan import Plan, coefficient_count, substitute, tape_tensors, vector_fiel
 
 
 class StepTape(NamedTuple):
-    """The tensors (rows, ...) from which a step is computed again. accepted: if each sample has its own steps."""
+    """The tensors (rows, ...) from which a step is computed again.
+
+    accepted: if each sample has its own steps. jumped_and_jumps: whether f jumps at t0, and at t1, if it jumps at all.
+    """
 
     y: Leaves
     carry: Leaves
     t0: Tensor
     t1: Tensor
     accepted: Leaves
+    jumped_and_jumps: Leaves
 
 
 class Cotangents(NamedTuple):
@@ -99,12 +106,20 @@ class _BackwardFunctions:
             rows, first = torch.empty((), dtype=torch.int64), torch.empty((), dtype=torch.bool)
             flat = tape_tensors(plan, y)
         like, at = tuple(flat[:n]), n + len(carry)
-        tape = StepTape(like, tuple(flat[n:at]), flat[at], flat[at + 1], tuple(flat[at + 2 : at + 2 + plan.batched]))
+        flags = tuple(flat[at + 2 : at + 2 + plan.flag_count])
+        times = flat[at], flat[at + 1]
+        tape = StepTape(like, tuple(flat[n:at]), *times, flags[: plan.batched], flags[plan.batched :])
         starts = like if plan.step_starts else ()
         return BackwardInputs(rows, first, y, carry, starts, (like,) * coefficients, captures, tape)
 
     def _field(self, captures: Leaves, differentiated: Leaves) -> VectorField:
         return vector_field(self.plan, self.graph, substitute(self.plan, captures, differentiated))
+
+    def _one_sided(self, f: VectorField, at: StepTape) -> Field:
+        """f for one step, by its one-sided limits where it jumps."""
+        if not at.jumped_and_jumps:
+            return f
+        return OneSidedField(f, torch.sign(at.t1 - at.t0), at.t0, at.t1, *at.jumped_and_jumps)
 
     def differentiated(self, captures: Leaves) -> Leaves:
         return tuple(captures[i] for i in self.plan.differentiated)
@@ -125,11 +140,14 @@ class _BackwardFunctions:
 
         def step(y: Leaves, carry: Leaves, differentiated: Leaves) -> tuple[Leaves, Coefficients]:
             f = self._field(x.captures, differentiated)
-            given = StepInput(f, here.t0, here.t1, y, carry)
+            given = StepInput(self._one_sided(f, here), here.t0, here.t1, y, carry)
             result = method.step(given)
             dense = method.dense(given, result) if polynomials else ()
+            carry = result.carry
+            for jumps in here.jumped_and_jumps[1:]:
+                carry = restarted_carry(method, f, torch.sign(here.t1 - here.t0), here.t1, result, jumps)
             self.evaluations_in_body = f.calls
-            return (*result.y, *result.carry), dense
+            return (*result.y, *carry), dense
 
         primals = all_contiguous(here.y), all_contiguous(here.carry), self.differentiated(x.captures)
         vjp = cast(Any, torch.func.vjp(step, *primals)[1])

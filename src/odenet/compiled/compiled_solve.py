@@ -22,7 +22,7 @@ from ..gradients.gradient import Gradient, Stats, Trajectory, gradient_bypassed
 from ..gradients.taped_solve import recompute_outputs, to_trajectory
 from .autotune import Wanted, refuse_if_slower
 from .field_graph import FieldGraph
-from .forward_graph import LoopCarry
+from .forward_graph import LoopCarry, count_rows
 from .outputs import Chunk, Outputs
 from .passes.column_layout import LARGE_PRODUCT, all_contiguous, all_to_loop_layout, is_narrow
 from .plan import Plan, TensorSpec, coefficient_count, tape_tensors
@@ -128,7 +128,7 @@ def _plan(
         p.method, p.controller, solver_settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
         y=tuple(map(TensorSpec.of, y)), captures=tuple(captures),
         rtol=tuple(map(TensorSpec.of, rtol)), atol=tuple(map(TensorSpec.of, atol)),
-        stop_count=1 << (stops - 1).bit_length(), rows=min(rows, SAVING_ROWS) if saves_matmuls else rows,
+        stop_count=1 << (stops - 1).bit_length(), jumps=p.stops.jumps is not None, rows=min(rows, SAVING_ROWS) if saves_matmuls else rows,
         saves_matmuls=saves_matmuls, step_starts=inner, dense=dense, column_major=column_major,
     )  # fmt: skip
 
@@ -152,14 +152,13 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
     if plan.saves_matmuls and PLAN_CACHE.backward(plan, run.graph).saved_rows != library.saved_rows:
         left = 0  # the two directions see different operations
     ts, stops = p.ts.detach(), p.stops.times.detach()
-    if plan.stop_count > stops.shape[-1]:  # pad with the last time
-        stops = torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], plan.stop_count - stops.shape[-1])], -1)
+    all_stops = [x if x.shape[-1] == plan.stop_count else _padded(x, plan.stop_count) for x in (stops, *_jumps(p))]
     ends = ts.contiguous() if ts.shape[-1] == 2 else torch.stack([ts[..., 0], ts[..., -1]], -1)
     y = run.y
-    rest = [ends, stops.contiguous(), p.direction, *run.tolerances, *y]
+    rest = [ends, *(x.contiguous() for x in all_stops), p.direction, *run.tolerances, *y]
     numbers = _constant(0.0, device, (2 + len(p.controller.init_state(1.0)), *plan.batch_shape))
     leaves = (*y, *y) if plan.has_carry else y
-    state = LoopCarry(_constant(True, device), numbers, _constant(0, device, (6, *plan.batch_shape)), leaves)
+    state = LoopCarry(_constant(True, device), numbers, _constant(0, device, (count_rows(plan), *plan.batch_shape)), leaves)
     fresh, max_steps = _constant(True, device), _constant(p.max_steps, device)
     while True:
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in library.saved_rows)
@@ -177,22 +176,35 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
             run.chunks.append(Chunk(plan, rows, tape, saved))
             left -= rows * size
         if status != Status.RUNNING and not (p.batched and bool((state.counts[4] == Status.RUNNING).any())):
-            return _outcome(p, state, counts, library.evaluations)
+            return _outcome(p, plan, state, counts, library.evaluations)
         state.counts[0] = 0  # rows in use of the next tape
         fresh = _constant(False, device)
 
 
-def _outcome(p: Problem, at: LoopCarry, counts: list[int], evaluations: tuple[int, int]) -> Outcome:
+def _padded(stops: Tensor, count: int) -> Tensor:
+    """With the last one again and again, up to `count` of them."""
+    return torch.cat([stops, stops[..., -1:].expand(*stops.shape[:-1], count - stops.shape[-1])], -1)
+
+
+def _jumps(p: Problem) -> Leaves:
+    return () if p.stops.jumps is None else (p.stops.jumps,)
+
+
+def _outcome(p: Problem, plan: Plan, at: LoopCarry, counts: list[int], evaluations: tuple[int, int]) -> Outcome:
     """counts: `at.counts` of a joint solve. evaluations: at the start, and in each attempt."""
+    each = evaluations[1] - plan.restarts
     if p.batched:
         s, attempts, accepted = at.unpack(len(p.y0))
-        nfe = torch.where(attempts > 0, evaluations[0] + evaluations[1] * attempts, 0)
+        restarts = at.counts[7] if plan.restarts else 0
+        nfe = torch.where(attempts > 0, evaluations[0] + each * attempts + restarts, 0)
         return Outcome(s, nfe, accepted, attempts - accepted)
-    (_, attempts, accepted, stop, status, _), (t, h, *controller_state) = counts, at.numbers.tolist()
+    (_, attempts, accepted, stop, status, _, *jumps), (t, h, *controller_state) = counts, at.numbers.tolist()
+    restarts = jumps[1] if plan.restarts else 0
     n, leaves = len(p.y0), at.leaves
     y, carry = all_contiguous(leaves[:n]), leaves[n:]
     s = State(t, at.numbers[0], h, y, carry, tuple(controller_state), stop, False, status, (), False)
-    return Outcome(s, (evaluations[0] + evaluations[1] * attempts) * (attempts > 0), accepted, attempts - accepted)
+    nfe = (evaluations[0] + each * attempts + restarts) * (attempts > 0)
+    return Outcome(s, nfe, accepted, attempts - accepted)
 
 
 def _backward(
@@ -211,15 +223,16 @@ def _backward(
     for k in range(len(run.chunks) - 1, -1, -1):
         chunk, by_row = run.chunks[k], given.rows[k] if given.rows else []
         library = PLAN_CACHE.backward(chunk.plan, run.graph)
-        tape = chunk.tape[: carried + 2 + plan.batched]
-        accepted = tape[-1][: chunk.rows].sum(0) if plan.batched else chunk.rows
+        tape = chunk.tape[: carried + 2 + plan.flag_count]
+        accepted = tape[carried + 2][: chunk.rows].sum(0) if plan.batched else chunk.rows
+        restarts = tape[-1][: chunk.rows].sum(0) if plan.restarts else 0
         tape += chunk.saved.tensors
         counts = [_constant(chunk.rows, plan.device), _constant(k == 0, plan.device)]
         out = library.run([*counts, *y, *carry, *by_row, *run.captures, *tape], chunk.rows)
         y, carry, totals = out[:n], out[n:carried], out[carried:]
         for key, total in zip(needed, totals, strict=True):
             found[key] = found[key] + total if key in found else total
-        count = count + library.evaluations[1] * accepted
+        count = count + (library.evaluations[1] - plan.restarts) * accepted + restarts
         evaluations_at_start = library.evaluations[0]
     stats["backward_nfe"] = count + evaluations_at_start * (count > 0)
     y = [a + b for a, b in zip(y, given.start, strict=True)] if given.start else y

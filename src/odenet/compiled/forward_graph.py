@@ -29,7 +29,8 @@ class LoopCarry(NamedTuple):
     """The tensors that the loop carries; few, as each costs some calls of the runtime in an iteration.
 
     go_on: whether another iteration follows. numbers: t, h and the controller's state. counts: rows in use (one number
-    for all samples), attempts, accepted, stop, status, whether the last attempt was rejected. leaves: y and the carry.
+    for all samples), attempts, accepted, stop, status, whether the last attempt was rejected; if f jumps, also whether
+    it does so at t, and the number of its jumps so far. leaves: y and the carry.
     """
 
     go_on: Tensor
@@ -38,9 +39,11 @@ class LoopCarry(NamedTuple):
     leaves: Leaves
 
     @staticmethod
-    def pack(at: LoopState, row: Tensor, go_on: Tensor, column_major: bool) -> LoopCarry:
+    def pack(at: LoopState, row: Tensor, go_on: Tensor, jumps: Leaves, column_major: bool) -> LoopCarry:
+        """jumps: their number so far, if f jumps."""
         s = at.state
-        counts = (row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype))
+        counts = [row.expand_as(s.stop), at.attempts, at.accepted, s.stop, s.status, s.rejected.to(row.dtype)]
+        counts += [x for number in jumps for x in (torch.as_tensor(s.jumped).to(row.dtype), number)]
         leaves = all_to_loop_layout((*s.y, *s.carry), column_major)
         return LoopCarry(
             go_on, torch.stack([s.t, s.h, *map(torch.as_tensor, s.controller_state)]), torch.stack(counts), leaves
@@ -53,16 +56,22 @@ class LoopCarry(NamedTuple):
     def unpack(self, n: int) -> LoopState:
         """The engine's state. n: leaves of y."""
         t, h, *controller_state = self.numbers.unbind(0)
-        _, attempts, accepted, stop, status, rejected = self.counts.unbind(0)
-        y, carry = self.leaves[:n], self.leaves[n:]
-        s: Any = State(t, t, h, y, carry, tuple(controller_state), stop, False, status, (), rejected != 0)
+        _, attempts, accepted, stop, status, rejected, *jumped = self.counts.unbind(0)
+        y, carry, at_jump = self.leaves[:n], self.leaves[n:], jumped[0] != 0 if jumped else False
+        s: Any = State(t, t, h, y, carry, tuple(controller_state), stop, at_jump, status, (), rejected != 0)
         return LoopState(s, attempts, accepted)
+
+
+def count_rows(plan: Plan) -> int:
+    """The number of rows of `LoopCarry.counts`."""
+    return 6 + 2 * plan.jumps
 
 
 class ForwardInputs(NamedTuple):
     """The inputs of a forward library, except the tape.
 
     fresh: whether the solve begins; else it goes on from `before`. max_steps, rows: limits, of attempts and of rows.
+    jumps: whether f jumps at each of the stops, if it jumps at all.
     """
 
     fresh: Tensor
@@ -71,6 +80,7 @@ class ForwardInputs(NamedTuple):
     before: LoopCarry
     ts: Tensor
     stops: Tensor
+    jumps: Leaves
     direction: Tensor
     rtol: Leaves
     atol: Leaves
@@ -85,11 +95,12 @@ class ForwardInputs(NamedTuple):
         batch, state_size = plan.batch_shape, len(plan.controller.init_state(1.0))
         with mode, plan.device:
             flag, limit = torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64)
-            counts = torch.empty((6, *batch), dtype=torch.int64)
+            counts = torch.empty((count_rows(plan), *batch), dtype=torch.int64)
             shapes = ((2 + state_size, *batch), (*batch, 2), (*batch, plan.stop_count), batch)
             numbers, ts, stops, direction = (torch.empty(shape, dtype=torch.float64) for shape in shapes)
+            jumps = tuple(torch.empty_like(stops, dtype=torch.bool) for _ in range(plan.jumps))
         before = LoopCarry(flag, numbers, counts, (*y, *(y if plan.has_carry else ())))
-        return ForwardInputs(flag, limit, limit, before, ts, stops, direction, rtol, atol, y, captures)
+        return ForwardInputs(flag, limit, limit, before, ts, stops, jumps, direction, rtol, atol, y, captures)
 
 
 class _ForwardFunctions:
@@ -102,7 +113,7 @@ class _ForwardFunctions:
     def _problem(self, x: ForwardInputs) -> Problem:
         plan = self.plan
         f = under_vjp(plan, self.graph) if plan.saves_matmuls else self.graph
-        stops = StopTimes(x.stops, None, StopRule.from_controller(plan.controller))
+        stops = StopTimes(x.stops, x.jumps[0] if x.jumps else None, StopRule.from_controller(plan.controller))
         return Problem(
             vector_field(plan, f, x.captures), all_contiguous(x.y0), x.ts, stops, x.direction, plan.method,
             plan.controller, x.rtol, x.atol, plan.batched, 0, traced=True,
@@ -111,7 +122,9 @@ class _ForwardFunctions:
     def begin(self, x: ForwardInputs) -> LoopCarry:
         p = self._problem(x)
         row = torch.zeros((), dtype=torch.int64, device=self.plan.device)
-        new = LoopCarry.pack(LoopState.start(p, BatchStopTracker(p)), row, x.fresh, self.plan.column_major)
+        start = LoopState.start(p, BatchStopTracker(p))
+        none = (torch.zeros_like(start.attempts),) * self.plan.jumps
+        new = LoopCarry.pack(start, row, x.fresh, none, self.plan.column_major)
         self.evaluations_at_start = p.f.calls
         at = tree_map(lambda a, b: torch.where(x.fresh, a, b), new, x.before)
         go_on = (at.counts[4] == Status.RUNNING).any()
@@ -128,14 +141,16 @@ class _ForwardFunctions:
         go_on = (after.state.status == Status.RUNNING).any()
         if plan.rows:
             go_on = go_on & (row < x.rows)
-        return LoopCarry.pack(after, row, go_on, plan.column_major), recorded
+        jumps = (at.counts[7] + (attempt.accept & attempt.jumps),) if plan.jumps else ()
+        return LoopCarry.pack(after, row, go_on, jumps, plan.column_major), recorded
 
     def _tape_row(self, s: BatchState, attempt: BatchAttempt) -> Leaves:
         """What goes on the tape, in the order of `tape_tensors`."""
         t1 = torch.where(attempt.accept, attempt.t1, s.t)
-        accepted = [attempt.accept] if self.plan.batched else []
+        flags = [attempt.accept] if self.plan.batched else []
+        flags += [s.jumped, attempt.accept & attempt.jumps] if self.plan.jumps else []
         polynomial = [c for cs in attempt.polynomial() for c in cs] if self.plan.dense else []
-        return all_to_loop_layout((*s.y, *s.carry, s.t, t1, *accepted, *polynomial), self.plan.column_major)
+        return all_to_loop_layout((*s.y, *s.carry, s.t, t1, *flags, *polynomial), self.plan.column_major)
 
 
 def forward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:

@@ -52,7 +52,7 @@ class Outputs:
         """The polynomials of all chunks, from the tensors of `tape_tensors`."""
         n, plan = self.n, self.plan
         at = 2 * n if plan.has_carry else n
-        wanted = (at, at + 1, *range(n), *range(at + 2 + plan.batched, len(self.chunks[0].tape)))
+        wanted = (at, at + 1, *range(n), *range(at + 2 + plan.flag_count, len(self.chunks[0].tape)))
         flat = []
         for i in wanted:
             parts = [chunk.tape[i][: chunk.rows] for chunk in self.chunks]

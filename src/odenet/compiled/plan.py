@@ -25,8 +25,8 @@ class Plan:
     """Everything about a solve that is compiled in, and the specs of the tensors that it is given.
 
     settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, captures: specs of the
-    leaves, and of the tensors that f uses beside t and y. stop_count: times that end a step. rows: of a tape, 0
-    without one. saves_matmuls: a tape holds large products too. step_starts: the states at the starts of the steps
+    leaves, and of the tensors that f uses beside t and y. stop_count: times that end a step. jumps: whether f jumps at
+    some of them. rows: of a tape, 0 without one. saves_matmuls: a tape holds large products too. step_starts: the states at the starts of the steps
     have cotangents of their own. dense: a tape holds the polynomial of each step too, which has cotangents.
     column_major: narrow states are column-major.
     """
@@ -42,6 +42,7 @@ class Plan:
     rtol: tuple[TensorSpec, ...]
     atol: tuple[TensorSpec, ...]
     stop_count: int
+    jumps: bool
     rows: int
     saves_matmuls: bool
     step_starts: bool
@@ -70,6 +71,16 @@ class Plan:
     def batch_shape(self) -> tuple[int, ...]:
         """(B,) if each sample has its own steps, else ()."""
         return (self.y[0].shape[0],) if self.batched else ()
+
+    @property
+    def restarts(self) -> int:
+        """Evaluations of f in each step of a graph that only a jump needs."""
+        return int(self.jumps and self.has_carry)
+
+    @property
+    def flag_count(self) -> int:
+        """The number of booleans of a step on a tape."""
+        return self.batched + 2 * self.jumps
 
     @property
     def device(self) -> torch.device:
@@ -127,19 +138,20 @@ def under_vjp(plan: Plan, graph: FieldGraph) -> FieldGraph:
 def tape_tensors(plan: Plan, y: Leaves) -> list[Tensor]:
     """Memory (rows, ...) for what an iteration records.
 
-    In this order: y, carry, t0, t1, which samples accepted (if each has its own steps), coefficients of the polynomial.
+    In this order: y, carry, t0, t1, which samples accepted (if each has its own steps), whether f jumps at t0 and at t1
+    (if it jumps at all), coefficients of the polynomial.
     """
     if not plan.rows:
         return []
     shape = (plan.rows, *plan.batch_shape)
     times = [torch.empty(shape, dtype=torch.float64, device=plan.device) for _ in range(2)]
-    accepted = [torch.empty(shape, dtype=torch.bool, device=plan.device)] * plan.batched
+    flags = [torch.empty(shape, dtype=torch.bool, device=plan.device) for _ in range(plan.flag_count)]
     coefficients = coefficient_count(plan.method) if plan.dense else 0
     states, polynomials = (
         [tape_tensor(x, plan.rows, plan.column_major) for _ in range(count) for x in y]
         for count in (1 + plan.has_carry, coefficients)
     )
-    return [*states, *times, *accepted, *polynomials]
+    return [*states, *times, *flags, *polynomials]
 
 
 @lru_cache(maxsize=64)

@@ -45,7 +45,7 @@ def refuse_unsupported(p: Problem, how: Gradient, request: Request) -> None:
         "method": not isinstance(p.method, ExplicitRK) and f"method={p.method.name!r} is not an explicit one",
         "controller": type(p.controller) not in (PID, ConstantStep, Grid)
         and "only the controllers PID, ConstantStep and Grid have a compiled form",
-        "jumps": (p.stops.jumps is not None or p.stops.rule.perturb) and "f jumps (jump_ts, perturb)",
+        "jumps": p.stops.rule.perturb and "f is taken to jump at the ends of every step (perturb)",
         "steps": request.steps is not None and "save_steps=True keeps every step",
         "event": request.events is not None and "an event is looked for",
         "callbacks": (request.progress or request.callbacks) and "progress and callbacks look at every step",

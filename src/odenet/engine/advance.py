@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ..control.controller import Attempt, Decision, apply_norm
+from ..core.field_protocols import SolveField
 from ..core.leaves import Leaves, select, without_grad
 from ..core.norms import all_finite, finite_on_host, rms, rms_on_host
 from ..core.scalars import MaskLike, ScalarLike, any_true, convert_like, where
 from ..core.status import Status, StepStatus
-from ..methods.method import Cache, Step, StepInput
+from ..methods.method import Cache, Method, Step, StepInput
 from .one_sided import one_sided_field
 from .planned_steps import PlannedStep, StepPlanner
 from .problem import Problem
@@ -239,8 +240,17 @@ def next_carry(p: Problem, time1: Tensor, step: Step, jumps: MaskLike) -> Leaves
         return step.carry
     if not p.traced and not any_true(jumps):
         return step.carry
-    side = p.direction * jumps
-    restarted = p.method.restart(lambda t, y: p.f(t, y, side), time1, step.y, step.carry)
+    return restarted_carry(p.method, p.f, p.direction, time1, step, jumps)
+
+
+def restarted_carry(
+    method: Method, f: SolveField, direction: Tensor, time1: Tensor, step: Step, jumps: MaskLike
+) -> Leaves:
+    """The carry of a step, begun anew by f just behind time1 where it jumps there."""
+    if not step.carry:
+        return step.carry
+    side = direction * jumps
+    restarted = method.restart(lambda t, y: f(t, y, side), time1, step.y, step.carry)
     return select(jumps, restarted, step.carry)
 
 
