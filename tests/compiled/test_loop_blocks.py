@@ -171,8 +171,8 @@ def test_nothing_on_the_host(batched, params):
     number = TensorSpec((), (), F64, y0.device)
     plan = Plan(
         method, controller, solver_settings(p), batched, (F64,), F64, y=(TensorSpec.of(y0),),
-        captures=tuple(TensorSpec.of(x, True) for x in others), rtol=(number,), atol=(number,), stop_count=1, jumps=False,
-        rows=8, saves_matmuls=True, step_starts=True, dense=True, column_major=False,
+        captures=tuple(TensorSpec.of(x, True) for x in others), rtol=(number,), atol=(number,), stop_count=1,
+        jumps=False, rows=8, saves_matmuls=True, step_starts=True, dense=True, column_major=False,
     )  # fmt: skip
     for made in (forward_graph(plan, graph), backward_graph(plan, graph)):
         body = made.body if made.counted else loop_blocks.guard_body(made.body, made.mode)

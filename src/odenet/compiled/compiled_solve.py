@@ -128,7 +128,8 @@ def _plan(
         p.method, p.controller, solver_settings(p), p.batched, p.f.dtypes, p.f.time_dtype,
         y=tuple(map(TensorSpec.of, y)), captures=tuple(captures),
         rtol=tuple(map(TensorSpec.of, rtol)), atol=tuple(map(TensorSpec.of, atol)),
-        stop_count=1 << (stops - 1).bit_length(), jumps=p.stops.jumps is not None, rows=min(rows, SAVING_ROWS) if saves_matmuls else rows,
+        stop_count=1 << (stops - 1).bit_length(), jumps=p.stops.jumps is not None,
+        rows=min(rows, SAVING_ROWS) if saves_matmuls else rows,
         saves_matmuls=saves_matmuls, step_starts=inner, dense=dense, column_major=column_major,
     )  # fmt: skip
 
@@ -158,7 +159,9 @@ def _forward(run: CompiledRun, and_back: bool) -> Outcome:
     rest = [ends, *(x.contiguous() for x in all_stops), p.direction, *run.tolerances, *y]
     numbers = _constant(0.0, device, (2 + len(p.controller.init_state(1.0)), *plan.batch_shape))
     leaves = (*y, *y) if plan.has_carry else y
-    state = LoopCarry(_constant(True, device), numbers, _constant(0, device, (count_rows(plan), *plan.batch_shape)), leaves)
+    state = LoopCarry(
+        _constant(True, device), numbers, _constant(0, device, (count_rows(plan), *plan.batch_shape)), leaves
+    )
     fresh, max_steps = _constant(True, device), _constant(p.max_steps, device)
     while True:
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in library.saved_rows)

@@ -24,11 +24,11 @@ from .passes.column_layout import tape_tensor
 class Plan:
     """Everything about a solve that is compiled in, and the specs of the tensors that it is given.
 
-    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, captures: specs of the
-    leaves, and of the tensors that f uses beside t and y. stop_count: times that end a step. jumps: whether f jumps at
-    some of them. rows: of a tape, 0 without one. saves_matmuls: a tape holds large products too. step_starts: the states at the starts of the steps
-    have cotangents of their own. dense: a tape holds the polynomial of each step too, which has cotangents.
-    column_major: narrow states are column-major.
+    settings: of method and controller, as values. dtypes, time_dtype: of what f sees. y, captures: specs of the leaves,
+    and of the tensors that f uses beside t and y. stop_count: times that end a step. jumps: whether f jumps at some of
+    them. rows: of a tape, 0 without one. saves_matmuls: a tape holds large products too. step_starts: the states at the
+    starts of the steps have cotangents of their own. dense: a tape holds the polynomial of each step too, which has
+    cotangents. column_major: narrow states are column-major.
     """
 
     method: Method = field(compare=False)
