@@ -148,7 +148,7 @@ class _ForwardFunctions:
         """What goes on the tape, in the order of `tape_tensors`."""
         t1 = torch.where(attempt.accept, attempt.t1, s.t)
         flags = [attempt.accept] if self.plan.batched else []
-        flags += [s.jumped, attempt.accept & attempt.jumps] if self.plan.jumps else []
+        flags += [torch.as_tensor(s.jumped), attempt.accept & attempt.jumps] if self.plan.jumps else []
         polynomial = [c for cs in attempt.polynomial() for c in cs] if self.plan.dense else []
         return all_to_loop_layout((*s.y, *s.carry, s.t, t1, *flags, *polynomial), self.plan.column_major)
 
