@@ -21,7 +21,7 @@ from ..shared.errors import NotApplicableError
 from ..shared.subprocesses import call_each_in_subprocess, call_in_subprocess
 from ..shared.tables import Settings, csv_text, markdown_table, page_head
 from .score_lines import mean_and_spread
-from .series_models import build, present
+from .series_models import VARIANTS, build, present
 from .series_training import Examples, Split, evaluate, train, values_at, values_loss
 
 COUNT, ROWS = 1000, 100
@@ -156,7 +156,7 @@ def score(
 def measure(quick: bool, folder: str) -> list[Error]:
     seeds, seconds, count = (1, 0.5, 60) if quick else (SEEDS, SECONDS, COUNT)
     cases = [("interpolation", given) for given in (GIVEN[-1:] if quick else GIVEN)] + [("extrapolation", GIVEN[-1])]
-    models = (*BASELINES, *present())
+    models = (*BASELINES, *present(), *VARIANTS)
     jobs = [(task, model, given, seeds, seconds, count, folder) for task, given in cases for model in models]
     call_in_subprocess(prepare, count, folder)  # so that the motions are made once
     results: list[Error] = []

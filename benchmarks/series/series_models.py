@@ -23,6 +23,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "SeriesTransformer": {},
     "MultiTimeAttention": {},
 }
+# further options, in the tables that say so
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    'LatentODE, encoder="gru"': ("LatentODE", {"latent": 16, "encoder": "gru"}),
+}
 _PLACES = ("odenet.nn", "odenet.nn.recurrent")
 
 
@@ -40,8 +44,9 @@ def present() -> list[str]:
 
 
 def build(name: str, channels: int, out: int, static: int = 0, hidden: int | None = None) -> SeriesModel:
-    """A model of the table, with weights by PyTorch's generator."""
-    model = find(name)
+    """A model of the tables, with weights by PyTorch's generator."""
+    kind, options = VARIANTS.get(name) or (name, MODELS.get(name, {}))
+    model = find(kind)
     if model is None:
-        raise NotApplicableError(f"odenet.nn has no {name}")
-    return model(channels, hidden=hidden or HIDDEN, out=out, static=static, **MODELS[name])
+        raise NotApplicableError(f"odenet.nn has no {kind}")
+    return model(channels, hidden=hidden or HIDDEN, out=out, static=static, **options)

@@ -347,7 +347,7 @@ def test_quick_hopper(tmp_path: Path, in_this_process: pytest.MonkeyPatch) -> No
     in_this_process.setattr(motion_prediction, "motions", lambda count, folder: x)
     assert main(["series", "--quick", "--only", "hopper", "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path, "hopper")
-    assert len(rows) == 2 * (len(motion_prediction.BASELINES) + 1) and not any(row["note"] for row in rows)
+    assert len(rows) == 2 * (len(motion_prediction.BASELINES) + 2) and not any(row["note"] for row in rows)
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # in torchdiffeq
