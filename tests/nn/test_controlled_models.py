@@ -48,6 +48,7 @@ class TestNeuralCDEHermite(ControlledSuite):
         return NeuralCDE(channels, 4, out, field, control=self.control, online=self.online, static=static, **FIXED)
 
 
+@pytest.mark.slow
 class TestNeuralCDENatural(TestNeuralCDEHermite):
     learning_rate = 1e-4
     control = "natural"
@@ -92,6 +93,7 @@ class TestLogODE(ControlledSuite):
         return LogODE(channels, 4, out, window=2, static=static, **FINE)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 class TestLogODEBrackets(ControlledSuite):
     causal = False
@@ -327,6 +329,7 @@ def test_a_graph_is_kept_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen[-1] == "reversible"
 
 
+@pytest.mark.slow
 def test_long_series_have_steps_enough() -> None:
     """More knots than `max_steps` is by default."""
     torch.manual_seed(0)

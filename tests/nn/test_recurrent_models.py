@@ -43,6 +43,7 @@ class TestODERNN(RecurrenceSuite):
         return ODERNN(channels, 4, out, static=static)
 
 
+@pytest.mark.slow
 class TestODERNNPerSample(RecurrenceSuite):
     """Adaptive steps of each sample's own."""
 
@@ -58,6 +59,7 @@ class TestGRUODEBayes(RecurrenceSuite):
         return GRUODEBayes(channels, 4, out, static, prep=2, width=5)
 
 
+@pytest.mark.slow
 class TestGRUODEBayesImputing(RecurrenceSuite):
     def make(self, channels: int, out: int | None, static: int) -> GRUODEBayes:
         return GRUODEBayes(channels, 4, out, static, width=5, impute=True, minimal=True, method="rk4", step=1.0)
