@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from nn.series_model_suite import OUT, TS, D, SeriesModelSuite, close, ragged
