@@ -26,6 +26,7 @@ BATCHES, TIMES, TURNS = (32, 128, 1000), 100, 5
 OURS, THEIRS = "LatentODE", "torchdiffeq's example"
 SAME: dict[str, float] = {"rtol": 1e-7, "atol": 1e-9}  # torchdiffeq's defaults
 LOOSE: dict[str, float] = {"rtol": 1e-3, "atol": 1e-4}  # those of LatentODE
+WITHOUT = f"{THEIRS}, without the solve"
 PATH = "difference of the latent path"
 
 
@@ -39,8 +40,8 @@ class Task:
 
     def odenet(self, **options: Any) -> tuple[Step, Callable[[Tensor], Tensor]]:
         """The training step, and the latent path from z0."""
-        decoder = GaussianDecoder(self.decoder, 2, NOISE)
-        model = LatentODE(2, LATENT, HIDDEN, encoder="rnn", field=self.field, decoder=decoder, **options)
+        options = {"encoder": "rnn", "decoder": GaussianDecoder(self.decoder, 2, NOISE)} | options
+        model = LatentODE(2, LATENT, HIDDEN, field=self.field, **options)
         weights = [p for p in model.parameters() if p.requires_grad]
 
         def step() -> Sequence[Tensor]:
@@ -50,13 +51,25 @@ class Task:
 
     def torchdiffeq(self, **options: Any) -> tuple[Step, Callable[[Tensor], Tensor]]:
         """The same of the example: minus the bound of the likelihood, z0 drawn anew, gradient through the solver."""
-        model = ExampleModel(self.field, self.decoder, **options)
-        weights = list(model.parameters())
+        return self._example(ExampleModel(self.field, self.decoder, **options))
+
+    def without_solve(self) -> tuple[Step, Callable[[Tensor], Tensor]]:
+        """What is left of the example where a solve takes no time: its encoder, its decoder and the bound."""
+        return self._example(_WithoutSolve(self.field, self.decoder))
+
+    def _example(self, model: ExampleModel) -> tuple[Step, Callable[[Tensor], Tensor]]:
+        fixed = set(self.field.parameters()) if isinstance(model, _WithoutSolve) else set[Tensor]()
+        weights = [p for p in model.parameters() if p not in fixed]
 
         def step() -> Sequence[Tensor]:
             return torch.autograd.grad(-model.elbo(self.series).mean(), weights)
 
         return step, lambda z0: model.path(z0, self.series.t[0])
+
+
+class _WithoutSolve(ExampleModel):
+    def path(self, z0: Tensor, ts: Tensor) -> Tensor:
+        return z0.expand(len(ts), *z0.shape)
 
 
 def new_task(batch: int, times: int) -> Task:
@@ -70,12 +83,15 @@ def contenders(task: Task, quick: bool) -> dict[str, Callable[[], tuple[Step, Ca
     compiled: dict[str, Callable[[], Any]] = {
         f"{OURS}, {same}, compiled": lambda: task.odenet(compile=True, **SAME),
         f"{OURS}, {loose}, compiled": lambda: task.odenet(compile=True),
+        f"{OURS}, attention, {loose}, compiled": lambda: task.odenet(encoder="attention", compile=True),
     }
     return {
         f"{THEIRS}, {same}": task.torchdiffeq,
         f"{THEIRS}, {loose}": lambda: task.torchdiffeq(**LOOSE),
         f"{OURS}, {same}": lambda: task.odenet(**SAME),
         f"{OURS}, {loose}": task.odenet,
+        f"{OURS}, attention, {loose}": lambda: task.odenet(encoder="attention"),
+        WITHOUT: task.without_solve,
         **({} if quick else compiled),
     }
 
@@ -107,7 +123,8 @@ def batch_rows(task: Task, quick: bool) -> list[Row]:
         case = f"{batch}, weights {seed}, scale {scale:g}"
         exact = tight_path(task, z0)
         with torch.no_grad():
-            rows += [(PART, case, k, PATH, relative_difference([paths[k](z0)], [exact]), "") for k in steps]
+            differences = {k: relative_difference([paths[k](z0)], [exact]) for k in steps if k != WITHOUT}
+            rows += [(PART, case, k, PATH, value, "") for k, value in differences.items()]
         seconds = interleave(steps, turns, longest=120.0, title=f"latent, {case}")
         rows += [(PART, case, label, SECONDS, s, "") for label, those in seconds.items() for s in those]
     return rows
@@ -129,7 +146,8 @@ def section(rows: Sequence[Row]) -> str:
 defaults rtol 1e-7, atol 1e-9, and the gradient through its steps; a step is the bound of the likelihood and its
 gradient, no optimiser. Spirals of {TIMES} times, the example's own batch is 1,000. {OURS} has the same field and
 decoder, `encoder="rnn"` ({HIDDEN} tanh units that see times as well) and tsit5; rtol 1e-3 with atol 1e-4 are its
-defaults, rtol 1e-7 stands for atol 1e-9 too. Geometric mean and range over {len(FIELDS)} fields, PyTorch's default
+defaults, rtol 1e-7 stands for atol 1e-9 too; "attention" is the encoder of that name. "without the solve": z0 at all
+times, so what the example's encoder and decoder take where a solve takes no time. Geometric mean and range over {len(FIELDS)} fields, PyTorch's default
 weights times 1 to 3. The difference, relative, is that of z at all times from normal z0, from a solve in float64 with
 rtol 1e-10: the largest of the fields. All but that solve is float32, whose rounding is of the size of rtol 1e-7.
 """
