@@ -20,7 +20,7 @@ from .contender_table import FIELDS, SECONDS, Step, first_steps, relative_differ
 from .random_paths import CHANNELS, HIDDEN, draw_weights, random_walks
 
 PART = "controlled"
-SAMPLES, TURNS, LENGTHS = 32, 5, (20, 50, 100)
+SAMPLES, TURNS, LENGTHS = 32, 5, (20, 100)
 OURS, THEIRS = "NeuralCDE", "torchcde"
 OUTPUT, GRADIENT, LARGEST = "difference of the output", "difference of the gradient", "largest |z|"
 RK4: dict[str, Any] = {"method": "rk4", "options": {"step_size": 1.0}}

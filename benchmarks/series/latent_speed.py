@@ -147,9 +147,10 @@ defaults rtol 1e-7, atol 1e-9, and the gradient through its steps; a step is the
 gradient, no optimiser. Spirals of {TIMES} times, the example's own batch is 1,000. {OURS} has the same field and
 decoder, `encoder="rnn"` ({HIDDEN} tanh units that see times as well) and tsit5; rtol 1e-3 with atol 1e-4 are its
 defaults, rtol 1e-7 stands for atol 1e-9 too; "attention" is the encoder of that name. "without the solve": z0 at all
-times, so what the example's encoder and decoder take where a solve takes no time. Geometric mean and range over {len(FIELDS)} fields, PyTorch's default
-weights times 1 to 3. The difference, relative, is that of z at all times from normal z0, from a solve in float64 with
-rtol 1e-10: the largest of the fields. All but that solve is float32, whose rounding is of the size of rtol 1e-7.
+times, so what the example's encoder and decoder take where a solve takes no time. Geometric mean and range over
+{len(FIELDS)} fields, PyTorch's default weights times 1 to 3. The difference, relative, is that of z at all times from
+normal z0, from a solve in float64 with rtol 1e-10: the largest of the fields. All but that solve is float32, whose
+rounding is of the size of rtol 1e-7.
 """
     found = [r for r in rows if r[0] == PART]
     parts = [text]
