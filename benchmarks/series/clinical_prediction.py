@@ -76,7 +76,7 @@ def predict(
     series = split[0].series
     torch.manual_seed(seed)
     made = build(model, series.num_channels, 1, 0 if series.static is None else series.static.shape[1])
-    fit = train(made, examples, binary_loss, seconds, seed, min(batch, len(known[0])))
+    fit = train(made, examples, binary_loss, seed, min(batch, len(known[0])), seconds=seconds)
     logit = evaluate(made, Examples(split[2].series, split[2].dies))[:, 0]
     return logit.sigmoid(), {"iterations": fit.iterations, "seconds": fit.seconds}
 

@@ -10,12 +10,12 @@ from odenet.nn.series_model import SeriesModel
 from ..shared.errors import NotApplicableError
 
 HIDDEN = 32
-# the options of each model besides channels, hidden, out and static
+# the options of each model besides channels, hidden, out and static; where accuracy is compared, even steps will do
 MODELS: dict[str, dict[str, Any]] = {
     "ODERNN": {},
     "GRUODEBayes": {},
-    "NeuralCDE": {},
-    "LogODE": {},
+    "NeuralCDE": {"method": "midpoint", "step": 1.0},
+    "LogODE": {"method": "midpoint", "step": 1.0},
     "LinearCDE": {},
     "LatentODE": {"latent": 16},
     "GRUDelta": {},

@@ -145,11 +145,19 @@ def mean_loss(model: SeriesModel, examples: Examples, loss: Loss, size: int = 25
 
 
 def train(
-    model: SeriesModel, data: Split, loss: Loss, seconds: float, seed: int, batch: int = 64, rate: float = RATE
+    model: SeriesModel,
+    data: Split,
+    loss: Loss,
+    seed: int,
+    batch: int = 64,
+    rate: float = RATE,
+    *,
+    seconds: float = math.inf,
+    iterations: float = math.inf,
 ) -> Fit:
-    """Train for some seconds of the processor, and leave the weights that were best on the validation part.
+    """Train for some seconds of the processor or some iterations, and leave the weights that were best in validation.
 
-    Adam, from `rate` down to 0 in proportion to the time, gradients clipped at norm 1; no weights for classes. The
+    Adam, from `rate` down to 0 in proportion to what is over, gradients clipped at norm 1; no weights for classes. The
     looks at the validation part are not in the time, and neither is the first step, at which caches are filled.
     """
     model.fit_normalizer(data.train.series)
@@ -165,18 +173,19 @@ def train(
         optimizer.step()
 
     step()
-    best, passed, iterations = math.inf, 0.0, 1
+    best, passed, done = math.inf, 0.0, 1
     kept = copy.deepcopy(model.state_dict())
     for look in range(1, LOOKS + 1):
         start = time.process_time()
-        while (now := passed + time.process_time() - start) < seconds * look / LOOKS:
+        now = passed
+        while (over := max(now / seconds, done / iterations)) < look / LOOKS:
             for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - now / seconds)
+                group["lr"] = rate * (1 - over)
             step()
-            iterations += 1
+            done, now = done + 1, passed + time.process_time() - start
         passed = now
         value = mean_loss(model, data.val, loss)
         if value < best:
             best, kept = value, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
-    return Fit(best, iterations, iterations * batch / len(data.train), passed)
+    return Fit(best, done, done * batch / len(data.train), passed)

@@ -78,7 +78,7 @@ def score(model: str, points: int, seeds: int, seconds: float, count: int) -> di
         else:
             torch.manual_seed(seed)
             made, batch = CONTENDERS[model](), min(64, len(split.train))
-            cost["iterations"] = train(made, split, window_loss, seconds, seed, batch, RATE).iterations
+            cost["iterations"] = train(made, split, window_loss, seed, batch, RATE, seconds=seconds).iterations
             predicted = evaluate(made, test, values_at)
         beyond, window = ((predicted[:, i], test.target[:, i]) for i in (slice(WINDOW, None), slice(WINDOW)))
         found.append({"seed": seed, "rmse": _rmse(*beyond), "window": _rmse(*window), **cost})

@@ -110,10 +110,18 @@ def test_training_learns_and_leaves_the_best_weights() -> None:
     torch.manual_seed(0)
     model = series_models.build("ODERNN", 2, 1, hidden=8)
     before = series_training.mean_loss(model, data.test, series_training.binary_loss)
-    fit = series_training.train(model, data, series_training.binary_loss, 2.0, seed=0, batch=8)
+    fit = series_training.train(model, data, series_training.binary_loss, seed=0, batch=8, seconds=2.0)
     assert fit.iterations > 50 and fit.epochs == pytest.approx(fit.iterations / 3)
     assert series_training.mean_loss(model, data.val, series_training.binary_loss) == pytest.approx(fit.val, rel=1e-4)
     assert series_training.mean_loss(model, data.test, series_training.binary_loss) < 0.75 * before
+
+
+def test_training_by_iterations() -> None:
+    whole = Examples(ragged(8), torch.ones(8))
+    model = series_models.build("GRUDelta", 2, 1, hidden=4)
+    split = Split(whole, whole, whole)
+    fit = series_training.train(model, split, series_training.binary_loss, seed=0, batch=4, iterations=7)
+    assert fit.iterations == 7 and fit.epochs == 3.5 and fit.seconds > 0.0
 
 
 @pytest.mark.usefixtures("own_clock")
@@ -121,7 +129,7 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
     whole = Examples(ragged(6), torch.full((6,), torch.nan))
     model = series_models.build("ODERNN", 2, 1, hidden=4)
     with pytest.raises(RuntimeError, match="non-finite"):
-        series_training.train(model, Split(whole, whole, whole), series_training.binary_loss, 0.5, seed=0)
+        series_training.train(model, Split(whole, whole, whole), series_training.binary_loss, seed=0, seconds=0.5)
 
 
 def test_values_are_in_the_units_of_the_data() -> None:
@@ -278,8 +286,8 @@ def test_pages_say_what_was_measured() -> None:
     assert cells(text, "ODERNN") == ["ODERNN", "0.900", "0.900", "-", ""] and cells(text, "GRUD")[-1] == "gone"
     errors = [Error("interpolation", "ODERNN", 0.5, 0, 0.01, 0.02, 10), Error("extrapolation", "ODERNN", 0.5, 0, 0.03)]
     text = motion_prediction.page(errors, SETTINGS)
-    assert cells(text, "ODERNN") == ["ODERNN", "1.000 (2.000)", "3.000", ""]
-    assert cells(text, "ODE-RNN, paper") == ["ODE-RNN, paper", "0.665", "26.463", ""]
+    assert cells(text, "ODERNN") == ["ODERNN", "1.000 (2.000)", "3.000", "10", ""]
+    assert cells(text, "ODE-RNN, paper") == ["ODE-RNN, paper", "0.665", "26.463", "", ""]
     forecasts = [Forecast("ODERNN", points, 0, 0.5, 0.25, 7) for points in spiral_forecasts.POINTS]
     text = spiral_forecasts.page(forecasts, SETTINGS)
     assert cells(text, "ODERNN") == ["ODERNN", *["0.500 (0.250)"] * 3, "7 ± 0", ""]
