@@ -513,3 +513,13 @@ def test_times_that_require_a_gradient_change_no_bit() -> None:
                 moved = torch.autograd.grad(z[:, 1].sum(), t)[0][1]
                 assert bool(moved != 0)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_z0_of_another_dtype() -> None:
+    path = torchcde.CubicSpline(torchcde.natural_cubic_coeffs(torch.randn(4, 6, 3, dtype=torch.float64)))
+
+    def func(t: Tensor, z: Tensor) -> Tensor:
+        return z[..., None] * torch.ones(3, dtype=torch.float64)
+
+    with pytest.raises(ValueError, match=r"z0 and X.derivative\(t\) must have one dtype"):
+        torchcde.cdeint(path, func, torch.randn(4, 2), torch.tensor([0.0, 5.0]))

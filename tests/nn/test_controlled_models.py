@@ -292,11 +292,23 @@ def test_depths_of_log_signatures() -> None:
         ({"counts": 2}, "counts"),
         ({"online": "yes"}, "online"),
         ({"path_channels": 0}, "path_channels"),
+        ({"rtol": -1.0}, "rtol"),
+        ({"method": "tsit"}, "method"),
+        ({"foo": 1}, "foo"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         NeuralCDE(2, 4, **options)
+
+
+@pytest.mark.parametrize("control", ["linear", "rectilinear", "hermite", "natural"])
+def test_a_sample_whose_rows_are_all_later(control: Any) -> None:
+    series = Series(torch.tensor([[5.0, 6.0], [5.5, 6.0]]), torch.randn(2, 2, 1))
+    model = NeuralCDE(1, 4, 2, control=control).fit_normalizer(series)
+    some = model(series.before(torch.tensor([9.0, 5.2])))
+    assert bool(torch.isfinite(some).all())
+    close(some[:1], model(series[:1]), 1e-4)
 
 
 def test_a_field_of_the_wrong_shape() -> None:

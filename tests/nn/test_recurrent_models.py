@@ -23,6 +23,19 @@ class RecurrenceSuite(SeriesModelSuite):
         close(model(series, torch.tensor([0.05], dtype=D))[:, 0], start, self.batch_tol)
         close(model.before(series)[:, 0], start, self.batch_tol)
 
+    def test_rows_before_the_first_value_say_nothing(self) -> None:
+        model, series = self.model(), ragged()
+        early = torch.tensor([0.02, 0.11], dtype=D).expand(4, 2)
+        later = series.observed(torch.arange(5).expand(4, 5) > 0)  # not the first
+        for rows in (series, later):
+            t = torch.cat([early, torch.where(rows.rows, rows.t, torch.nan)], 1)
+            x = torch.cat([torch.full((4, 2, 2), torch.nan, dtype=D), torch.where(rows.mask, rows.x, torch.nan)], 1)
+            longer = Series(t, x, None, rows.length + 2)
+            close(model(longer, TS), model(rows, TS), self.batch_tol)
+            close(model(longer), model(rows), self.batch_tol)
+            close(model.states(longer)[:, 2:], model.states(rows), self.batch_tol)
+            close(model.before(longer)[:, 2:][rows.rows], model.before(rows)[rows.rows], self.batch_tol)
+
     def test_before_a_row(self) -> None:
         """It is the answer for the row's time of a series that ends before the row."""
         model, series = self.model(2), ragged(2)

@@ -264,6 +264,16 @@ def test_observed() -> None:
             series.observed(wrong)  # type: ignore[arg-type]
 
 
+def test_padding_is_no_row_to_select() -> None:
+    t = torch.tensor([[0.0, 1.0, 2.0, 4.0], [0.5, 3.0, torch.nan, torch.nan]])
+    series = Series(t, torch.ones(2, 4, 1))
+    assert series.select(torch.ones(2, 4, dtype=torch.bool)).t.equal(series.t)
+    late = series.select(series.t >= 1.0)
+    assert late.length.tolist() == [3, 1] and late.t[1, 0] == 3.0
+    with pytest.raises(ValueError, match=r"keep must be a tensor of truth values, \(2, 4\); got"):
+        series.select(torch.ones(2, 3, dtype=torch.bool))
+
+
 def test_other_dtypes() -> None:
     series = random_series(1, static=1)
     narrow = series.to(torch.float32)

@@ -381,7 +381,7 @@ def test_figures_say_what_they_show(tmp_path: Path) -> None:
     [
         (["--label", "kind"], "size, speed never change within a series"),
         (["--label", "kind"], "name the channels, as --channels a,b, and what else is known of a series by --static"),
-        (["--label", "speed", "--task", "regress", "--static", "size"], "csv: kind never change within a series"),
+        (["--label", "speed", "--task", "regress", "--static", "size"], "csv: kind never changes within a series"),
     ],
 )
 def test_labels_are_no_channels(

@@ -60,6 +60,7 @@ def natural(series: Series, counts: bool = False) -> ControlPath:
     observed = series.mask if not counts else torch.cat([series.mask, inside.expand(series.mask.shape)], -1)
     own = _channels(series, series.x, counts)
     values, slopes = natural_spline(series.t, own, torch.cat([inside, observed], -1), series.rows)
+    values = torch.where(series.length[:, None, None] > 0, values, own)  # without rows it has a time too
     return _cubic(series, values, slopes)
 
 

@@ -223,6 +223,8 @@ class Series:
 
     def select(self, keep: Tensor) -> Series:
         """The rows where keep, (B, T), is True, moved together; without columns that are padding of all."""
+        check_keep(keep, self.t.shape)
+        keep = keep & self.rows
         order = (~keep).to(torch.int8).argsort(dim=1, stable=True)
         length = keep.sum(1)
         wide = order[..., None].expand(self.x.shape)

@@ -100,9 +100,9 @@ def check_narrowed(t: Tensor, narrow: Tensor) -> None:
 def check_keep(keep: Any, shape: torch.Size) -> None:
     """keep: truth values of the shape of a series' mask, or one for each row."""
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape not in (shape, shape[:2]):
+        shapes = " or ".join(str(tuple(x)) for x in dict.fromkeys((shape, shape[:2])))
         raise ValueError(
-            f"keep must be a tensor of truth values, {tuple(shape)} or {tuple(shape[:2])}; got {describe_kind(keep)}, "
-            f"{describe_shape(keep)}"
+            f"keep must be a tensor of truth values, {shapes}; got {describe_kind(keep)}, {describe_shape(keep)}"
         )
 
 

@@ -137,6 +137,8 @@ def _check_shapes(z0: Any, slope: Any, value: Any, name: str, is_product: bool) 
             f"X.derivative(t) must be (..., channels) with the leading dimensions of z0, {tuple(z0.shape[:-1])}; got "
             f"shape {tuple(slope.shape)} for z0 of shape {tuple(z0.shape)}"
         )
+    if real_dtype(z0.dtype) != slope.dtype:
+        raise ValueError(f"z0 and X.derivative(t) must have one dtype; got {z0.dtype} and {slope.dtype}")
     expected = z0.shape if is_product else torch.Size((*z0.shape, slope.shape[-1]))
     if value.shape != expected:
         form = "(..., hidden)" if is_product else "(..., hidden, channels)"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...api import checks
 from ...api.option_types import SolveOptions
-from ...api.solve import solve
+from ...api.solve import Solver, solve
 from ...control import Controller
 from ...core.serialization import short_repr
 from ...core.validate import function_of
@@ -58,6 +58,7 @@ class SolvedCDE(ControlledModel):
         if not hasattr(field, "prod"):
             function_of("field", field, "field(s, z)", 2)
         self.field = field
+        Solver(self._slope, **solve_options)  # raises for a wrong option
         self.solve_options = cast(SolveOptions, _DEFAULTS | solve_options)
         self.stats: Stats | None = None
 

@@ -55,7 +55,8 @@ class GapFlow(nn.Module):
         if most > _MOST_PARTS:
             raise ValueError(
                 f"a gap is {float(gap.detach().abs().max()):.4g} long in the scale of the model, in which the training "
-                "data run from 0 to 1: call fit_normalizer with them, or give rtol= or step= of a solve"
+                "data run from 0 to 1: call fit_normalizer with data that are about as long, ask for no ts that far "
+                "from the rows, or give rtol= or step= of a solve"
             )
         for k in range(int(most)):
             begin, end = (k / count).clamp(max=1.0), ((k + 1) / count).clamp(max=1.0)

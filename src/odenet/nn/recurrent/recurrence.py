@@ -15,8 +15,8 @@ class Recurrence(SeriesModel):
     """Base of models whose state after a row depends on this row and those before it alone.
 
     forward(series, ts=None), states(series): as `SeriesModel`. At a time ts the state is that after the last row up to
-    ts, evolved to ts; before the first row it is the initial state. before(series): the output just before each row,
-    from the rows before it alone, (B, T, out).
+    ts, evolved to ts; before the first row with a value it is the initial state. before(series): the output just before
+    each row, from the rows before it alone, (B, T, out).
 
     A subclass says how the state evolves over a gap (`advance`) and what a row does to it (`update`). Where more than
     the hidden state runs along the rows, it also says how that begins (`start`) and what the hidden state is of it
@@ -50,6 +50,7 @@ class Recurrence(SeriesModel):
     def states_at(self, series: Series, ts: Tensor) -> Tensor:
         _, after = self.run(series)
         row = row_up_to(series, ts)
+        row = torch.where(row < _first_value(series)[:, None], -1, row)
         start = row.clamp(min=0)
         h = after.gather(1, start[..., None].expand(*start.shape, after.shape[-1]))
         t0 = torch.where(row < 0, ts, series.t.gather(1, start))
@@ -73,16 +74,24 @@ class Recurrence(SeriesModel):
 
     def run(self, series: Series) -> tuple[Tensor, Tensor]:
         """What runs along the rows of a scaled series, before and after each, (B, T, width)."""
-        h, t = self.start(series), series.t[:, 0]
+        h, rows = self.start(series), torch.arange(series.t.shape[1], device=series.t.device)
+        # the state begins at the first value: rows before it say nothing
+        begun = rows > _first_value(series)[:, None]
+        t0 = torch.where(begun, torch.cat([series.t[:, :1], series.t[:, :-1]], 1), series.t)
         before: list[Tensor] = []
         after: list[Tensor] = []
         seen = series.mask.any(-1, keepdim=True)
-        for time, inputs, observed in zip(
-            series.t.unbind(1), self.row_inputs(series).unbind(1), seen.unbind(1), strict=True
+        for start, end, inputs, observed in zip(
+            t0.unbind(1), series.t.unbind(1), self.row_inputs(series).unbind(1), seen.unbind(1), strict=True
         ):
-            h = self.advance(h, t, time)
+            h = self.advance(h, start, end)
             before.append(h)
             h = torch.where(observed, self.update(h, inputs), h)
             after.append(h)
-            t = time
         return torch.stack(before, 1), torch.stack(after, 1)
+
+
+def _first_value(series: Series) -> Tensor:
+    """The number of the first row with a value, (B,); that of rows for a sample without any."""
+    none_yet = series.mask.any(-1).cumsum(1) == 0
+    return none_yet.sum(1)

@@ -107,9 +107,10 @@ def _check_changing(path: Path, table: Columns, id: str, names: list[str]) -> No
     ids = table[id]
     same = [name for name in names if not _changes(ids, table[name])] if len(set(ids)) < len(ids) else []
     if same:
+        verb = "changes" if len(same) == 1 else "change"
         others = ",".join(name for name in names if name not in same) or "NAMES"
         raise UserError(
-            f"{path}: {', '.join(same)} never change within a series, so they may be labels or static features rather "
+            f"{path}: {', '.join(same)} never {verb} within a series, so they may be labels or static features rather "
             f"than channels: name the channels, as --channels {others}, and what else is known of a series by --static"
         )
 
