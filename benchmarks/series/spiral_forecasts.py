@@ -20,7 +20,7 @@ from odenet.nn import LatentODE
 from ..shared.plots import png
 from ..shared.subprocesses import call_each_in_subprocess
 from ..shared.tables import Settings, csv_text, markdown_table, page_head
-from .latent_example import ExampleModel, example_decoder, example_field
+from .latent_example import LATENT, ExampleModel, example_decoder, example_field
 from .motion_prediction import last_value
 from .score_lines import mean_and_spread
 from .series_models import build
@@ -30,7 +30,7 @@ COUNT, WINDOW = 1000, 100
 POINTS = (30, 50, 100)
 SEEDS, SECONDS, RATE = 3, 100.0, 0.01
 CONTENDERS: dict[str, Callable[[], Any]] = {
-    "LatentODE": lambda: LatentODE(2, 16, encoder="gru", out=2),
+    "LatentODE": lambda: LatentODE(2, LATENT, encoder="gru", out=2),
     "torchdiffeq's example": lambda: ExampleModel(example_field(), example_decoder()),
     "GRUDelta": lambda: build("GRUDelta", 2, 2),
 }
@@ -114,7 +114,7 @@ HOW = f"""\
 Root mean squared error over the next 100 points, against the true ones; in brackets over the window. 64 : 16 : 20; ±
 is the standard deviation over {SEEDS} seeds. Each model trains for {SECONDS:g} s on one thread, Adam from 0.01 down
 to 0, on the observed points alone: the latent ODEs by the bound of their likelihood, `GRUDelta` by the squared error
-of all observed points from those before a random one. `LatentODE` has the latent size 16, `encoder="gru"` and
+of all observed points from those before a random one. `LatentODE` has the latent size {LATENT} too, `encoder="gru"` and
 hidden size 32; torchdiffeq's example is its script latent_ode.py, written anew for points of each spiral's own, with
 its sizes and tolerances. "paper": table 2 of Chen et al. 2018, whose spirals and noise are not known to be of this
 scale; their RNN is trained by a Gaussian likelihood, as is their latent ODE by a bound of it."""
