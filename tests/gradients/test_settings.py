@@ -263,3 +263,27 @@ def test_steps_whose_graphs_are_stored_are_differentiated_in_chains(
     odenet.solve(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", step=1.0 / steps).y1.sum().backward()
     assert popped == chains
     torch.testing.assert_close(y0.grad, torch.full_like(y0, math.exp(-1)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("method", "restarts"), [("rk4", 0), ("tsit5", 3)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_jump_costs_the_backward_pass_one_evaluation(method: str, restarts: int, per_sample: bool) -> None:
+    """That of the slope behind it, of a method that keeps slopes; steps that end at jumps have graphs like others."""
+    y0 = torch.tensor([[1.0], [2.0]], dtype=D, requires_grad=True)
+    jump_ts = torch.tensor([0.25, 0.5, 0.75], dtype=D)
+    rates = torch.tensor([0.3, -0.8, 0.5, 1.1], dtype=D, requires_grad=True)
+    lengths = torch.full((4,), 0.25, dtype=D)
+
+    def f(t: Tensor, y: Tensor, rates: Tensor) -> Tensor:
+        rate = rates[(t[..., None] >= jump_ts).sum(-1)]
+        return (rate[:, None] if per_sample else rate) * y
+
+    sol = odenet.solve(
+        f, y0, [0.0, 1.0], args=(rates,), method=method, per_sample=per_sample,
+        controller=odenet.ConstantStep(0.05, jump_ts=jump_ts),
+    )  # fmt: skip
+    mine = torch.autograd.grad(sol.y1.sum(), (y0, rates))
+    exact = torch.autograd.grad((y0 * torch.exp((rates * lengths).sum())).sum(), (y0, rates))
+    for a, b in zip(mine, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert bool(torch.as_tensor(sol.stats.backward_nfe == restarts).all())

@@ -174,8 +174,8 @@ class Tape(Observer):
             and isinstance(accept, Tensor)
             and has_nonfinite(attempt, ~accept & (attempt.t1 != attempt.t0))
         )
-        if self.graph_dropped or any_true(jumps):
-            attempt.graph = None  # after a jump the slope is evaluated outside the step
+        if self.graph_dropped:
+            attempt.graph = None
         for store in self.stores:
             store.store(len(self.steps), attempt)
         decisions = (accept, attempt.hit, attempt.stop, attempt.jumped, jumps)

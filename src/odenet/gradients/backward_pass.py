@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.capture import NodeSet, graph_marker
 from ..core.leaves import Leaves, as_graph_inputs, cast
 from ..core.scalars import MaskLike, any_true
+from ..engine.advance import next_carry
 from ..engine.batch_index import BatchIndex, RowScatter
 from ..engine.dense_recorder import flat_piece
 from ..engine.output_recorder import first_outputs, saved_outputs
@@ -190,6 +191,8 @@ class BackwardPass(ABC):
         self.marker = graph_marker()
         self.seen_nodes.clear()
         if recorded and self.graphs is not None:
+            end = chain[0]
+            end.carry1 = next_carry(self.problem, end.attempt.time1, end.attempt.step, step.jumps)
             self.graphs.check_captured(self.problem.f.captured, chain, self.segment.args, self.seen_nodes)
         elif self.stagewise_method is not None and self._needs_end_only(step):
             return self._stagewise_vjp(self.stagewise_method, index)

@@ -18,6 +18,7 @@ from ..core.capture import graph_marker
 from ..core.leaves import Leaves, as_graph_inputs
 from ..core.pytorch_error_notes import add_note
 from ..core.scalars import MaskLike
+from ..engine.advance import next_carry
 from ..engine.dense_recorder import flat_piece
 from ..engine.integrate import Request, integrate
 from ..engine.observer import Observer
@@ -160,7 +161,8 @@ class Sensitivities(Observer):
     def _recorded_step(self, step: TapeStep, attempt: StepAttempt) -> tuple[StepAttempt, Leaves]:
         """The step and the carry after it, attached to leaves; replayed if its graph is missing."""
         if attempt.graph is not None:
-            return replace(attempt, step=attempt.graph), attempt.graph.carry
+            carry1 = next_carry(self.q, attempt.time1, attempt.graph, step.jumps)
+            return replace(attempt, step=attempt.graph), carry1
         graph = replay_from_leaves(self.q, step, self.time_grads_needed, attempt.y, attempt.carry)
         return graph.attempt, graph.carry1
 

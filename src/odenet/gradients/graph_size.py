@@ -34,7 +34,8 @@ class GraphSize(saved_tensors_hooks):
     def _pack(self, x: Tensor) -> Tensor:
         if (storage := _storage(x)) is not None:
             self._sizes[storage.data_ptr()] = storage.nbytes()
-        return x
+        # an output that its own node saves through a hook would keep the node alive for ever, unless it is detached
+        return x.detach()
 
     def add(self, leaves: Iterable[Tensor]) -> None:
         """Count these tensors as well."""
