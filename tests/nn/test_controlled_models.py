@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import odenet
 from nn.series_model_suite import D, SeriesModelSuite, close, ragged
 from odenet.nn import LinearCDE, LogODE, NeuralCDE
-from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField, solved_cde
+from odenet.nn.controlled import CDEField, LinearField, LowRankCDEField, linear_cde, solved_cde
 from odenet.nn.controlled.small_matrices import exponential, prefix_products, whole_product
 from odenet.series import Series, linear
 
@@ -180,6 +180,22 @@ def test_linear_cde_keeps_its_length_along_long_paths() -> None:
     model, series = LinearCDE(2, 8), walks(2, 3000)
     states = model.double().states(series)
     close(states.norm(dim=-1), states[:, :1].norm(dim=-1).expand(2, 3000), 1e-9)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 4])
+def test_scans_of_a_part_of_the_pieces_each(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, series, ts = LinearCDE(2, 8, 3).double(), ragged(), torch.linspace(-0.2, 1.3, 7, dtype=D)
+
+    def found() -> tuple[Tensor, ...]:
+        outputs = model(series), model.states(series), model(series, ts)
+        return *outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), list(model.parameters()))
+
+    together = found()
+    size = len(series) * model.hidden * model.field.block * 8
+    monkeypatch.setattr(linear_cde, "_BYTES_AT_ONCE", pieces * size)
+    for mine, other in zip(found(), together, strict=True):
+        close(mine, other, 1e-12)
 
 
 def test_a_field_by_its_matrix_and_by_its_product() -> None:

@@ -12,6 +12,10 @@ from ...series.control_path import ControlPath
 from .controlled_model import ControlledModel
 from .small_matrices import exponential, prefix_products, whole_product
 
+# Of the matrices of pieces that one scan takes; scans of long series follow one another. Allocators keep freed memory
+# of this size, where larger tensors are fetched from the system anew each time, which takes longer than the products.
+_BYTES_AT_ONCE = 2**23
+
 
 @final
 class LinearField(nn.Module):
@@ -50,8 +54,9 @@ class LinearField(nn.Module):
 class LinearCDE(ControlledModel):
     """dz = sum_i A_i z dX_i with block-diagonal A_i, exactly: on the pieces of a linear path a product of exponentials.
 
-    The products are a parallel scan: O(T) work in O(log T) operations on tensors. Walker et al. 2025, "Structured
-    linear CDEs: maximally expressive and parallel-in-time sequence models".
+    The products are a parallel scan: O(T) work in O(log T) operations on tensors, and of a series so long that its
+    matrices take more than 8 MiB one scan after the other. Walker et al. 2025, "Structured linear CDEs: maximally
+    expressive and parallel-in-time sequence models".
 
     channels: of the series. hidden: size of z. out: size of a linear readout; None: z itself. block: size of the
     blocks. control: "linear" or "rectilinear". online, counts, static: see `ControlledModel`. field: the `LinearField`,
@@ -80,18 +85,29 @@ class LinearCDE(ControlledModel):
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
         rises = path.pieces[:, 1]  # of pieces whose length in s is 1: (K - 1, B, channels)
-        flows = exponential(self.field.generators(rises))
+        chunks, z = rises.split(self._pieces_at_once(z0)), z0
         if at is None:
-            return apply_blocks(whole_product(flows), z0)
-        later = apply_blocks(prefix_products(flows), z0)  # (K - 1, B, hidden)
-        states = torch.cat([z0[None], later]).movedim(0, 1)
+            for chunk in chunks:
+                z = apply_blocks(whole_product(self._flows(chunk)), z)
+            return z
+        found = [z0[None]]
+        for chunk in chunks:
+            found.append(apply_blocks(prefix_products(self._flows(chunk)), found[-1][-1]))  # (pieces, B, hidden)
+        states = torch.cat(found).movedim(0, 1)
         s = at.expand(len(z0), at.shape[-1])
         piece = s.floor().long().clamp(0, len(rises) - 1)
         whole, part = states.gather(1, piece[..., None].expand(*s.shape, self.hidden)), s - piece
         if not bool(part.any()):
             return whole
         rise = rises.movedim(1, 0).gather(1, piece[..., None].expand(*s.shape, self.path_channels))
-        return apply_blocks(exponential(self.field.generators(part[..., None] * rise)), whole)
+        return apply_blocks(self._flows(part[..., None] * rise), whole)
+
+    def _flows(self, rises: Tensor) -> Tensor:
+        """The solution operators of straight pieces, (block, block, blocks, ...), from their rises (..., channels)."""
+        return exponential(self.field.generators(rises))
+
+    def _pieces_at_once(self, z0: Tensor) -> int:
+        return max(1, _BYTES_AT_ONCE // max(1, z0.numel() * self.field.block * z0.element_size()))
 
 
 def apply_blocks(matrices: Tensor, z: Tensor) -> Tensor:
