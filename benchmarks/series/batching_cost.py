@@ -17,6 +17,7 @@ from odenet.series import Series
 
 from ..shared.tables import Settings, csv_text, markdown_table, page_head
 from ..shared.timing import interleave
+from . import latent_batching
 
 SAMPLES, ROWS, CHANNELS, HIDDEN, TURNS = 32, 20, 4, 32, 5
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.0)
@@ -67,7 +68,7 @@ def costs(quick: bool) -> Iterator[Cost]:
         yield Cost(share, {name: s.t.shape[1] for name, s in batches.items()}, seconds)
 
 
-def page(found: list[Cost], settings: Settings) -> str:
+def page(found: list[Cost], flows: list[latent_batching.FlowCost], settings: Settings) -> str:
     lines: list[list[str]] = []
     for cost in found:
         own, union = median(cost.seconds[OWN]), median(cost.seconds[UNION])
@@ -86,12 +87,13 @@ def page(found: list[Cost], settings: Settings) -> str:
         f"\nA training step of `ODERNN({CHANNELS}, {HIDDEN})` on {SAMPLES} samples: forward to time 1, backward and "
         "Adam, medians. Two midpoint steps a gap, so both grow with the rows.\n\n"
     )
-    return page_head("Own times and the union of times", settings) + text + markdown_table(columns, lines)
+    head = page_head("Own times and the union of times", settings)
+    return head + text + markdown_table(columns, lines) + latent_batching.section(flows)
 
 
 def run(settings: Settings) -> Iterator[tuple[str, str | bytes]]:
     """Measure, and yield the name and the content of each file."""
-    found = list(costs(settings.quick))
+    found, flows = list(costs(settings.quick)), list(latent_batching.costs(settings.quick))
     rows = [
         (cost.share, cost.rows[name], name, seconds)
         for cost in found
@@ -99,4 +101,5 @@ def run(settings: Settings) -> Iterator[tuple[str, str | bytes]]:
         for seconds in cost.seconds[name]
     ]
     yield "series_batching.csv", csv_text(COLUMNS, rows)
-    yield "series_batching.md", page(found, settings)
+    yield "series_latent_batching.csv", csv_text(latent_batching.COLUMNS, latent_batching.rows(flows))
+    yield "series_batching.md", page(found, flows, settings)

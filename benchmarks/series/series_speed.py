@@ -52,7 +52,7 @@ def draw(rows: Sequence[Row]) -> bytes:
         ax.spines[["top", "right"]].set_visible(False)
         if ax.lines:
             ax.set(xscale="log", yscale="log")
-            ax.legend(fontsize=7)
+            ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes[1].set_yscale("symlog", linthresh=0.1)  # nothing may come on top of the path
     return png(figure)
 
