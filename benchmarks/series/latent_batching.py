@@ -74,7 +74,7 @@ def section(found: Sequence[FlowCost]) -> str:
         for c in found
     ]
     text = (
-        f"\n## The solve of a latent ODE\n\nOf `LatentODE(latent={LATENT}, hidden={HIDDEN})`, forward and backward, medians "
-        "in ms, with `per_sample=False` and `True`. Times are from 0 to 1.\n\n"
+        f"\n## The solve of a latent ODE\n\nOf `LatentODE(latent={LATENT}, hidden={HIDDEN})`, forward and backward, "
+        "medians in ms, with `per_sample=False` and `True`. Times are from 0 to 1.\n\n"
     )
     return text + markdown_table(["samples", "times of each", "times of all", COMMON, OWN], lines)
