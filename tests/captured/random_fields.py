@@ -162,6 +162,7 @@ TERMS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "inner solve": inner_solve,
     "dense": lambda f, t, y: f.dense(t) - y,
     "own leaf": own_leaf,
+    "stopped": lambda f, t, y: torch.sin(y * f.a.detach()) * f.b,
     "marks": marks,
 }
 KEPT = ["loss", "losses", "feature", "computed"]

@@ -198,6 +198,24 @@ def zeros_that_ask_for_a_gradient() -> Any:
     return f, a, math.exp(0.4)
 
 
+def leaves_beside_a_stopped_gradient() -> Any:
+    """a.detach() is a new leaf in the memory of a, which f does not make."""
+    a = number(0.4)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = y.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad((a * z.square() / 2).sum(), z, create_graph=True)
+        return slope + a.detach() * (y - z)
+
+    return f, a, math.exp(0.4)
+
+
+def parameters_made_of_what_is_captured() -> Any:
+    a = number(0.4)
+    return lambda t, y: a * y * (nn.Parameter(a.detach()) / a.data), a, math.exp(0.4)
+
+
 def marked_and_checkpointed() -> Any:
     a = number(0.4)
 
@@ -255,6 +273,8 @@ EAGER_ONLY: dict[str, Case] = {
     "held in a slot": held_in_a_slot,
     "a gradient taken inside": a_gradient_taken_inside,
     "leaves made inside": leaves_made_inside,
+    "leaves beside a stopped gradient": leaves_beside_a_stopped_gradient,
+    "parameters made of what is captured": parameters_made_of_what_is_captured,
     "a divergence by torch.func": a_scripted_divergence,
     "zeros that ask for a gradient": zeros_that_ask_for_a_gradient,
     "marked and checkpointed": marked_and_checkpointed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -355,6 +356,32 @@ def test_a_graph_is_kept_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> N
         close(one, p.grad, 1e-12)
     NeuralCDE(2, 4, gradient="reversible").double()(short)
     assert chosen[-1] == "reversible"
+
+
+@pytest.mark.parametrize(
+    "gradient", ["backprop", "discrete", "adjoint", pytest.param("compiled", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("steps", [{"method": "rk4", "step": 0.5}, {}], ids=["even", "adaptive"])
+@pytest.mark.parametrize("make", [NeuralCDE, partial(LogODE, window=4)], ids=["NeuralCDE", "LogODE"])
+def test_a_state_does_not_depend_on_the_times_asked_for(make: Any, steps: Any, gradient: str) -> None:
+    """Steps end at the rows, or at windows, but not at times that are asked for; states there are interpolated."""
+    options = {"compile": True} if gradient == "compiled" else {"gradient": gradient}
+    model = make(2, 4, **steps, **options).double()
+    series = ragged()
+    ts = torch.linspace(float(series.t[series.rows].min()), float(series.t[series.rows].max()), 9, dtype=D)
+    together = model(series, ts)
+    model(series, ts[:5].flip(0)[None].expand(len(series), -1)).square().sum().backward()
+    some = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    together[:, :5].square().sum().backward()
+    for index in range(len(ts)):
+        close(model(series, ts[index, None])[:, 0], together[:, index], 1e-10)
+    for one, p in zip(some, model.parameters(), strict=True):
+        assert one is not None and p.grad is not None
+        close(one, p.grad, 1e-2 if gradient == "adjoint" else 1e-9)
+    precise = make(2, 4, rtol=1e-8, atol=1e-10).double()
+    precise.load_state_dict(model.state_dict())
+    close(together, precise(series, ts), 1e-2)
 
 
 @pytest.mark.slow

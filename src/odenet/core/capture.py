@@ -55,16 +55,16 @@ def graph_marker() -> int:
 class OperandRecorder(TorchFunctionMode):
     """Records the operands of every operation in its context.
 
-    computed: edge -> operand, for operands with a history that is older than `marker`. made_memory: addresses of the
-    leaves that the operations returned.
+    computed: edge -> operand, for operands with a history that is older than `marker`. made: the leaves that the
+    operations returned, by id. made_memory: addresses of those that share no memory with something older.
     """
 
     def __init__(self, marker: int) -> None:
         super().__init__()
         self.marker = marker
         self.computed: dict[Edge, Tensor] = {}
+        self.made: dict[int, Tensor] = {}  # alive, otherwise another tensor could get the same id or address
         self.made_memory: set[int] = set()
-        self._keep_alive: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,13 +77,20 @@ class OperandRecorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         for x in [unwrapped(x) for x in flatten(out)[0] if isinstance(x, Tensor)]:
             if x.is_leaf and not any(x is y for y in operands):
-                self.made_memory.add(_address(x))
-                self._keep_alive.append(x)  # otherwise another tensor could get the same address
+                self.made[id(x)] = x
+                # w.detach() is a new leaf in the memory of w, which is not made
+                if not any(_address(x) == _address(y) for y in operands):
+                    self.made_memory.add(_address(x))
         return out
 
-    def makes(self, x: Tensor) -> bool:
-        """True when an operation in the context made the leaf x, or the memory that the parameter x wraps."""
-        return _address(x) in self.made_memory
+    def makes(self, x: Tensor, known: Iterable[Tensor]) -> bool:
+        """True when the context made the leaf x, which is not among `known`.
+
+        An operation returned it, or it is a parameter, which no operation returns, in memory that is new, or that of a
+        tensor in `known`.
+        """
+        address = _address(x)
+        return id(x) in self.made or address in self.made_memory or any(address == _address(y) for y in known)
 
 
 def _address(x: Any) -> int:
@@ -223,8 +230,10 @@ class CapturedTensors:
             edge = computed[0]
             raise _capture_error(f"a tensor computed outside f by {edge[0].name()}, of shape {_shape(edge)}")
 
-    def record_first(self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable) -> bool:
-        """Record the tensors that the first evaluation used; False if `record_operands` is needed for that.
+    def record_first(
+        self, outputs: Leaves, inputs: Iterable[Tensor], marker: int, before: Reachable
+    ) -> list[Tensor] | None:
+        """Record the tensors that the first evaluation used; or return its leaves if `record_operands` needs them.
 
         before: the tensors that f could reach before the evaluation; a leaf that is not among them may be one that f
         makes in each evaluation.
@@ -232,19 +241,27 @@ class CapturedTensors:
         leaves, computed = self._graph_ends(outputs, inputs, marker)
         self.reachable = after = find_reachable(self._f)
         if any(id(x) not in before.leaves for x in leaves) or any(edge not in after.computed for edge in computed):
-            return False
+            return leaves
         for x in leaves:
             self._use(x)
         for edge in computed:
             self._use(after.computed[edge][1])
         self.update_reachable(search=False)
-        return True
+        return None
 
-    def record_operands(self, outputs: Leaves, inputs: Iterable[Tensor], operands: OperandRecorder) -> None:
-        """Record the tensors that an evaluation used; operands: the recorder of that evaluation."""
+    def record_operands(
+        self, outputs: Leaves, inputs: Sequence[Tensor], operands: OperandRecorder, first: Sequence[Tensor]
+    ) -> None:
+        """Record the tensors that an evaluation used.
+
+        operands: the recorder of that evaluation. first: the leaves of the one before it, at the same point: a leaf
+        that both used is none that f makes.
+        """
         leaves, computed = self._graph_ends(outputs, inputs, operands.marker)
+        older = (*inputs, *first, *(x for _, x in self.reachable.leaves.values()))
+        used = {id(x) for x in older}
         for x in leaves:
-            if operands.makes(x):
+            if id(x) not in used and operands.makes(x, older):
                 self.exclude(x)
                 self.makes_leaves = True
             else:
@@ -263,10 +280,10 @@ class CapturedTensors:
         """True when an evaluation used a captured tensor that requires a gradient."""
         return any(self._graph_ends(outputs, inputs, marker))
 
-    def exclude_made(self, operands: OperandRecorder, outputs: Leaves, inputs: Iterable[Tensor]) -> None:
+    def exclude_made(self, operands: OperandRecorder, outputs: Leaves, inputs: Sequence[Tensor]) -> None:
         """Exclude the leaves that f made in a recorded evaluation."""
         for x in self._graph_ends(outputs, inputs, operands.marker)[0]:
-            if operands.makes(x):
+            if operands.makes(x, (*inputs, *self.tensors)):
                 self.exclude(x)
 
     def _use_reachable(self, edge: Edge) -> bool:

@@ -290,12 +290,13 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
             inputs = (t, *y, *self.differentiable_args)
             out = self._evaluate(t, y)
             self.random = not same_states(self.first_states, self.generators.get_states())
-            if not captured.record_first((*out, *self._saved(t, y)), inputs, marker, before):
+            first = captured.record_first((*out, *self._saved(t, y)), inputs, marker, before)
+            if first is not None:
                 self.calls += 1
                 with self.with_random_states(self.first_states), OperandRecorder(graph_marker()) as operands:
                     out = self._evaluate(t, y)
                     saved = self._saved(t, y)
-                captured.record_operands((*out, *saved), inputs, operands)
+                captured.record_operands((*out, *saved), inputs, operands, first)
             if t.ndim:
                 refuse_mixing(self._f, t, y, out)
         if attached:

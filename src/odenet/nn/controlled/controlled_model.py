@@ -38,6 +38,8 @@ class ControlledModel(SeriesModel):
     time. Before the first row it is the initial state.
     """
 
+    any_shape = True  # `drive` may be called for another number of samples each time; it is compiled for one otherwise
+
     def __init__(
         self,
         channels: int,
@@ -93,7 +95,7 @@ class ControlledModel(SeriesModel):
         if self.online or bool((ts > last).any()):
             ends = self._at_rows(path, z0, series)
             later = torch.ones_like(ts, dtype=torch.bool) if self.online else ts > last
-            states = self._extended(series, path, ends, torch.where(later, ts, last))
+            states = self._extended(series, path, ends, torch.where(later, ts, last), later)
             if not bool(later.all()):
                 inside = self._driven(path, z0, path.position(torch.minimum(ts, last)))
                 states = torch.where(later[..., None], states, inside)
@@ -102,13 +104,19 @@ class ControlledModel(SeriesModel):
             states = self._driven(path, z0, path.position(ts))
         return states.gather(1, _wide(back, states))
 
-    def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor) -> Tensor:
-        """The states at ts (B, Q), each driven by time alone from that at the row before it, of (B, T, hidden)."""
+    def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor, chosen: Tensor) -> Tensor:
+        """The states at ts (B, Q), each driven by time alone from that at the row before it, of (B, T, hidden).
+
+        chosen: (B, Q), which of them are asked for; the others need not be right.
+        """
         row = row_up_to(series, ts).clamp(min=0)
-        start = states.gather(1, _wide(row, states)).flatten(0, 1)
+        start = states.gather(1, _wide(row, states))
         t0 = series.t.gather(1, row)
+        if self.any_shape:  # each is a solve of its own
+            ahead = extension(path.num_channels, t0[chosen], torch.maximum(ts, t0)[chosen])
+            return start.masked_scatter(chosen[..., None], self._driven(ahead, start[chosen], None))
         ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten())
-        return self._driven(ahead, start, None).unflatten(0, ts.shape)
+        return self._driven(ahead, start.flatten(0, 1), None).unflatten(0, ts.shape)
 
     def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:
         """The states at the rows, (B, T, hidden)."""

@@ -60,6 +60,7 @@ class SolvedCDE(ControlledModel):
         self.field = field
         Solver(self._slope, **solve_options)  # raises for a wrong option
         self.solve_options = cast(SolveOptions, _DEFAULTS | solve_options)
+        self.any_shape = not solve_options.get("compile")
         self.stats: Stats | None = None
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
@@ -67,10 +68,9 @@ class SolvedCDE(ControlledModel):
         knots = path.knots
         if at is None:
             ts = knots[[0, -1]]
-        elif at.ndim == 1:
-            ts = at
         else:
-            ts = torch.cat([knots[:1].expand(len(at), 1), at], 1)
+            ts = torch.cat([knots[:1].expand(*at.shape[:-1], 1), at, _next_knot(knots, at)], -1)
+        if ts.ndim == 2:
             options["per_sample"] = True
         options["controller"] = _stopping_at_knots(options, path)
         if not options.get("compile") and self._graph_bytes(path, z0) < _SHORT_GRAPH:
@@ -81,9 +81,8 @@ class SolvedCDE(ControlledModel):
         self.stats = sol.stats
         if at is None:
             return sol.y1
-        if at.ndim == 2:
-            return sol.ys[:, 1:]
-        return sol.ys if options.get("per_sample") else sol.ys.movedim(0, 1)
+        ys = sol.ys if options.get("per_sample") else sol.ys.movedim(0, 1)
+        return ys[:, 1:-1]
 
     def _graph_bytes(self, path: ControlPath, z0: Tensor) -> int:
         """About the least memory of the graph of a solve: the field's matrices of a step for each piece of the path."""
@@ -98,10 +97,21 @@ class SolvedCDE(ControlledModel):
         return super().extra_repr() + options
 
 
+def _next_knot(knots: Tensor, at: Tensor) -> Tensor:
+    """(*batch, 1): the first knot that no time of `at`, (*batch, Q), is behind, or the last one of all."""
+    latest = at.detach()[..., -1:].contiguous()
+    return knots[torch.searchsorted(knots, latest).clamp(max=len(knots) - 1)].maximum(latest)
+
+
 def _stopping_at_knots(options: dict[str, Any], path: ControlPath) -> Controller:
-    """The step control of these options, less `step`, whose steps end at the knots; f jumps where dX/ds does."""
-    method = checks.method(options.get("method", "tsit5"))
-    control = copy.copy(checks.controller(options.get("controller"), options.pop("step", None), method))
+    """The step control of these options, less `step`, whose steps end at the knots; f jumps where dX/ds does.
+
+    Steps of a constant size end nowhere else, and the solve at a knot: no state depends on which others are asked for.
+    """
+    method, step = checks.method(options.get("method", "tsit5")), options.pop("step", None)
+    control = copy.copy(checks.controller(options.get("controller"), step, method))
+    if step is not None:
+        control.every_output = False
     if len(path.knots) > 2:
         control.step_ts = path.knots[1:-1] if control.step_ts is None else control.step_ts
         control.jump_ts = path.jumps if control.jump_ts is None and len(path.jumps) else control.jump_ts
