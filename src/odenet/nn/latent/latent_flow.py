@@ -15,9 +15,8 @@ from ...api.solve import Solver, solve
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4, "gradient": "backprop"}
 _REFUSED = ("event", "dense", "save", "save_steps", "on_failure")
-_UNION = (
-    8  # a solve for all samples at all times is faster up to so many times as each one has (measured: docs/latent.md)
-)
+# a solve for all samples at all times is faster up to so many times as each one has (measured: docs/latent.md)
+_UNION = 8
 
 
 class LatentFlow(nn.Module):
