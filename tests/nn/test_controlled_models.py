@@ -384,6 +384,23 @@ def test_a_state_does_not_depend_on_the_times_asked_for(make: Any, steps: Any, g
     close(together, precise(series, ts), 1e-2)
 
 
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("make", [NeuralCDE, partial(LogODE, window=2)], ids=["NeuralCDE", "LogODE"])
+def test_constant_steps_behind_the_last_row_are_as_long_as_before_it(make: Any, online: bool) -> None:
+    """s goes on by the mean gap of each sample's rows, for samples that end at different times."""
+    options = {"online": online} if make is NeuralCDE else {}
+    torch.manual_seed(0)
+    series = walks()
+    model, precise = (make(2, 4, **options, **steps).double() for steps in (dict(FIXED), TIGHT))
+    precise.load_state_dict(model.state_dict())
+    ts = float(series.t.max()) + torch.tensor([-3.0, 0.5, 4.0, 30.0], dtype=D)
+    found = model(series, ts)
+    close(found, precise(series, ts), 1e-4)
+    for one in range(len(series)):
+        index = torch.tensor([one])
+        close(model(series[index], ts), found[index], 1e-12)
+
+
 @pytest.mark.slow
 def test_long_series_have_steps_enough() -> None:
     """More knots than `max_steps` is by default."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet.series import ControlPath, Series, from_lists, hermite, linear, natural, rectilinear
-from odenet.series.control_path import piece_value
+from odenet.series.control_path import piece_value_of_each
 from odenet.series.interpolation import extension
 from series.random_series import SERIES, random_series
 
@@ -256,8 +256,10 @@ def test_one_and_many_positions(make: Make) -> None:
         assert torch.equal(path.evaluate(one), many[:, i])
         torch.testing.assert_close(path.derivative(one), path.derivative(s)[:, i])
     each = torch.tensor([0.2, 1.7, 2.0, 3.9], dtype=torch.float64)  # one for each sample
-    own = piece_value(path.pieces, path.knots, each)
+    own = piece_value_of_each(path.pieces.movedim(2, 0), path.knots, each)
     assert torch.equal(own, torch.stack([path.evaluate(s)[b] for b, s in enumerate(each)]))
+    with pytest.raises(IndexError, match="1 numbers s for 4 samples"):  # as when a solve goes on with some samples
+        piece_value_of_each(path.pieces.movedim(2, 0), path.knots, each[:1])
     with pytest.raises(ValueError, match=r"s must be a number or \(S,\)"):
         path.evaluate(torch.zeros(2, 2))
 
@@ -335,10 +337,10 @@ def test_operations(make: Make) -> None:
 
 
 def test_extensions_in_time_alone() -> None:
-    t0, t1 = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.5, 5.0], dtype=torch.float64)
-    path = extension(3, t0, t1)
-    line = torch.stack([t1 - t0, torch.zeros(2), torch.zeros(2)], 1)
-    torch.testing.assert_close(path.evaluate(torch.tensor([0.0, 1.0]))[..., 0], torch.stack([t0, t1], 1))
-    assert not path.evaluate(torch.tensor([0.0, 1.0]))[..., 1:].any()
-    torch.testing.assert_close(path.derivative(0.5), line)
-    assert torch.equal(path.times, torch.stack([t0, t1], 1))
+    t0, gap = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.5, 3.0], dtype=torch.float64)
+    path = extension(3, t0, gap, 4)
+    s = torch.tensor([0.0, 1.0, 4.0])
+    torch.testing.assert_close(path.evaluate(s)[..., 0], torch.stack([t0, t0 + gap, t0 + 4 * gap], 1))
+    assert not path.evaluate(s)[..., 1:].any()
+    torch.testing.assert_close(path.derivative(2.5), torch.stack([gap, torch.zeros(2), torch.zeros(2)], 1))
+    assert torch.equal(path.times, torch.stack([t0, t0 + 4 * gap], 1))

@@ -87,12 +87,21 @@ def derivative_pieces(pieces: Tensor) -> Tensor:
 
 
 def piece_value(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
-    """The polynomial at one s, (B, C). s: (), or (B,) for a number of each sample."""
-    index, u = _piece(pieces, knots, s)
-    if s.ndim:
-        piece = pieces.movedim(2, 0)[torch.arange(len(s), device=s.device), index]  # (B, P + 1, C)
-        return _horner(piece.unbind(1), u[:, None])
+    """The polynomial at one s (), (B, C)."""
+    index, u = _piece(len(pieces), knots, s)
     return _horner(pieces.index_select(0, index.reshape(1))[0].unbind(), u)
+
+
+def piece_value_of_each(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
+    """The polynomials at an s of each sample, (B,): (B, C). pieces: (B, K - 1, P + 1, C).
+
+    Raises IndexError where s has not as many samples as pieces.
+    """
+    index, u = _piece(pieces.shape[1], knots, s)
+    if len(s) != len(pieces):
+        raise IndexError(f"{len(s)} numbers s for {len(pieces)} samples")
+    piece = pieces[torch.arange(len(s), device=s.device), index]
+    return _horner(piece.unbind(1), u[:, None])
 
 
 def _polynomials(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
@@ -104,10 +113,10 @@ def _polynomials(pieces: Tensor, knots: Tensor, s: Tensor) -> Tensor:
     return _horner(pieces[index].unbind(1), u[:, None, None]).movedim(0, 1)
 
 
-def _piece(pieces: Tensor, knots: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of the piece that s is in, and how far."""
+def _piece(count: int, knots: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of the piece that s is in, of `count` pieces, and how far."""
     # a graph can hold this; for one s, `searchsorted` and an index would read a number
-    index = ((knots <= s.detach()[..., None]).sum(-1) - 1).clamp(0, len(pieces) - 1)
+    index = ((knots <= s.detach()[..., None]).sum(-1) - 1).clamp(0, count - 1)
     return index, s - knots.index_select(0, index.reshape(-1)).view(s.shape)
 
 

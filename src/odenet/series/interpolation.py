@@ -127,12 +127,12 @@ def _numbers(like: Tensor, count: int) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
 
 
-def extension(width: int, t0: Tensor, t1: Tensor) -> ControlPath:
-    """Straight paths of one piece, on which the time goes from t0 (N,) to t1 (N,) and nothing else changes.
+def extension(width: int, t0: Tensor, gap: Tensor, count: int) -> ControlPath:
+    """Straight paths of one piece from times t0, (N,), on which time rises by gap (N,) as s does by 1, up to `count`.
 
-    width: number of channels.
+    width: number of channels, of which nothing else changes.
     """
-    rise = torch.cat([(t1 - t0)[:, None], t0.new_zeros(len(t0), width - 1)], -1)
+    rise = torch.cat([gap[:, None], gap.new_zeros(len(gap), width - 1)], -1)
     start = torch.cat([t0[:, None], torch.zeros_like(rise[:, 1:])], -1)
-    ends = torch.arange(2, dtype=t0.dtype, device=t0.device)
-    return ControlPath(ends, torch.stack([start, rise])[None], False, torch.stack([t0, t1], 1), ends)
+    ends = torch.tensor([0, count], dtype=t0.dtype, device=t0.device)
+    return ControlPath(ends, torch.stack([start, rise])[None], False, torch.stack([t0, t0 + count * gap], 1), ends)

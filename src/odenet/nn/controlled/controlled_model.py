@@ -24,6 +24,9 @@ CONTROLS: dict[str, Callable[..., ControlPath]] = {
 }
 
 
+_MOST_GAPS = 1000  # behind the last row: further ahead s counts longer times
+
+
 class ControlledModel(SeriesModel):
     """Base of models with a state z that a path X through the series drives, from a linear map of X at its start.
 
@@ -33,9 +36,9 @@ class ControlledModel(SeriesModel):
     that gives a `ControlPath`. online: missing values are the last ones before them, so that no state depends on rows
     after its time. counts: the numbers of values so far are channels too.
 
-    forward(series, ts=None), states(series): as `SeriesModel`. Behind the last row of a sample time alone goes on. With
-    online=True that is so behind every row: the state at ts is that after the last row up to ts, driven on to ts by
-    time. Before the first row it is the initial state.
+    forward(series, ts=None), states(series): as `SeriesModel`. Behind the last row of a sample time alone goes on, and
+    s by 1 in the mean time that it took so far. With online=True that is so behind every row: the state at ts is that
+    after the last row up to ts, driven on to ts by time. Before the first row it is the initial state.
     """
 
     any_shape = True  # `drive` may be called for another number of samples each time; it is compiled for one otherwise
@@ -92,31 +95,39 @@ class ControlledModel(SeriesModel):
         ts, back = ts.gather(1, order), order.argsort(1)
         path = self._checked_path(series)
         z0, last = self._start(path, series), series.t[:, -1:]
-        if self.online or bool((ts > last).any()):
-            ends = self._at_rows(path, z0, series)
-            later = torch.ones_like(ts, dtype=torch.bool) if self.online else ts > last
-            states = self._extended(series, path, ends, torch.where(later, ts, last), later)
-            if not bool(later.all()):
-                inside = self._driven(path, z0, path.position(torch.minimum(ts, last)))
-                states = torch.where(later[..., None], states, inside)
-            states = torch.where((ts < series.t[:, :1])[..., None], z0[:, None], states)
+        last_row = (series.length - 1).clamp(min=0)[:, None]
+        if self.online:
+            rows = self._at_rows(path, z0, series)
+            states = self._behind_each_row(series, path, rows, ts.minimum(last))
+            end = rows.gather(1, _wide(last_row, rows))
         else:
-            states = self._driven(path, z0, path.position(ts))
+            states = self._driven(path, z0, path.position(ts.minimum(last)))
+            end = states[:, -1:]  # at the last row, where a time behind it is asked for
+        later = ts > last
+        if bool(later.any()):
+            gap = _mean_gaps(series, path).gather(1, last_row)[:, 0]
+            behind = self._behind(end[:, 0], last[:, 0], gap, ts.maximum(last))
+            states = torch.where(later[..., None], behind, states)
+        states = torch.where((ts < series.t[:, :1])[..., None], z0[:, None], states)
         return states.gather(1, _wide(back, states))
 
-    def _extended(self, series: Series, path: ControlPath, states: Tensor, ts: Tensor, chosen: Tensor) -> Tensor:
-        """The states at ts (B, Q), each driven by time alone from that at the row before it, of (B, T, hidden).
-
-        chosen: (B, Q), which of them are asked for; the others need not be right.
-        """
+    def _behind_each_row(self, series: Series, path: ControlPath, rows: Tensor, ts: Tensor) -> Tensor:
+        """The states at ts (B, Q), each driven by time alone from that at the row before it, of rows (B, T, hidden)."""
         row = row_up_to(series, ts).clamp(min=0)
-        start = states.gather(1, _wide(row, states))
-        t0 = series.t.gather(1, row)
-        if self.any_shape:  # each is a solve of its own
-            ahead = extension(path.num_channels, t0[chosen], torch.maximum(ts, t0)[chosen])
-            return start.masked_scatter(chosen[..., None], self._driven(ahead, start[chosen], None))
-        ahead = extension(path.num_channels, t0.flatten(), torch.maximum(ts, t0).flatten())
-        return self._driven(ahead, start.flatten(0, 1), None).unflatten(0, ts.shape)
+        t0, gap = series.t.gather(1, row), _mean_gaps(series, path).gather(1, row)
+        start, ts = rows.gather(1, _wide(row, rows)), ts.maximum(t0)
+        chosen = ts > t0 if self.any_shape else torch.ones_like(ts, dtype=torch.bool)
+        if not bool(chosen.any()):
+            return start
+        found = self._behind(start[chosen], t0[chosen], gap[chosen], ts[chosen][:, None])
+        return start.masked_scatter(chosen[..., None], found)
+
+    def _behind(self, z: Tensor, t0: Tensor, gap: Tensor, ts: Tensor) -> Tensor:
+        """The states at ts (N, Q), driven by time alone from z (N, hidden) at t0 (N,); s counts gaps, (N,)."""
+        gap = gap.maximum((ts[:, -1] - t0) / _MOST_GAPS)
+        at = (ts - t0[:, None]) / gap[:, None]
+        count = max(1, int(at.detach().amax().ceil())) if at.numel() else 1
+        return self._driven(extension(self.path_channels, t0, gap, count), z, at)
 
     def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:
         """The states at the rows, (B, T, hidden)."""
@@ -148,6 +159,13 @@ class ControlledModel(SeriesModel):
 
     def extra_repr(self) -> str:
         return f"control={self.control!r}, online={self.online}, counts={self.counts}"
+
+
+def _mean_gaps(series: Series, path: ControlPath) -> Tensor:
+    """The mean time for which s rises by 1 up to each row, (B, T); 1 where there is none."""
+    time, s = series.t - series.t[:, :1], path.rows[..., : series.t.shape[1]].expand_as(series.t)
+    risen = (time > 0) & (s > 0)
+    return torch.where(risen, time / torch.where(risen, s, 1.0), 1.0)
 
 
 def _wide(index: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ...control import Controller
 from ...core.serialization import short_repr
 from ...core.validate import function_of
 from ...gradients.gradient import Stats
-from ...series.control_path import ControlPath, derivative_pieces, piece_value
+from ...series.control_path import ControlPath, derivative_pieces, piece_value, piece_value_of_each
 from ...series.series import Series
 from .cde_fields import CDEField, LowRankCDEField, times_derivative
 from .controlled_model import ControlledModel, ControlName
@@ -69,7 +69,7 @@ class SolvedCDE(ControlledModel):
         if at is None:
             ts = knots[[0, -1]]
         else:
-            ts = torch.cat([knots[:1].expand(*at.shape[:-1], 1), at, _next_knot(knots, at)], -1)
+            ts = torch.cat([knots[:1].expand(*at.shape[:-1], 1), at, _next_whole(knots, at)], -1)
         if ts.ndim == 2:
             options["per_sample"] = True
         options["controller"] = _stopping_at_knots(options, path)
@@ -77,7 +77,10 @@ class SolvedCDE(ControlledModel):
             options.setdefault("gradient", "backprop")
         # every piece may need some steps: a limit for all paths would refuse long ones
         options.setdefault("max_steps", 10_000 + 100 * len(knots))
-        sol = solve(self._slope, z0, ts, args=(knots, derivative_pieces(path.pieces)), **cast(SolveOptions, options))
+        slope, args = self._slope, (knots, derivative_pieces(path.pieces))
+        if options.get("per_sample"):  # args of which samples are taken have these first, and others do not
+            slope, args = self._slope_of_each, (knots[None], args[1].movedim(2, 0).contiguous())
+        sol = solve(slope, z0, ts, args=args, **cast(SolveOptions, options))
         self.stats = sol.stats
         if at is None:
             return sol.y1
@@ -92,27 +95,33 @@ class SolvedCDE(ControlledModel):
     def _slope(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
         return times_derivative(self.field, s, z, piece_value(slopes, knots, s))
 
+    def _slope_of_each(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
+        return times_derivative(self.field, s, z, piece_value_of_each(slopes, knots[0], s))
+
     def extra_repr(self) -> str:
         options = "".join(f", {k}={short_repr(v)}" for k, v in self.solve_options.items())
         return super().extra_repr() + options
 
 
-def _next_knot(knots: Tensor, at: Tensor) -> Tensor:
-    """(*batch, 1): the first knot that no time of `at`, (*batch, Q), is behind, or the last one of all."""
-    latest = at.detach()[..., -1:].contiguous()
-    return knots[torch.searchsorted(knots, latest).clamp(max=len(knots) - 1)].maximum(latest)
+def _next_whole(knots: Tensor, at: Tensor) -> Tensor:
+    """(*batch, 1): the first whole s that no one of `at`, (*batch, Q), is behind; at most the last knot."""
+    latest = at.detach()[..., -1:]
+    return latest.ceil().minimum(knots[-1]).maximum(latest)
 
 
 def _stopping_at_knots(options: dict[str, Any], path: ControlPath) -> Controller:
     """The step control of these options, less `step`, whose steps end at the knots; f jumps where dX/ds does.
 
-    Steps of a constant size end nowhere else, and the solve at a knot: no state depends on which others are asked for.
+    Steps of a constant size end at every whole s, and not at outputs: no state depends on which others are asked for.
     """
     method, step = checks.method(options.get("method", "tsit5")), options.pop("step", None)
     control = copy.copy(checks.controller(options.get("controller"), step, method))
+    stops = path.knots[1:-1]
     if step is not None:
         control.every_output = False
-    if len(path.knots) > 2:
-        control.step_ts = path.knots[1:-1] if control.step_ts is None else control.step_ts
+        whole = torch.arange(1, int(path.knots[-1]), dtype=stops.dtype, device=stops.device)
+        stops = torch.cat([stops, whole]).unique()
+    if len(stops):
+        control.step_ts = stops if control.step_ts is None else control.step_ts
         control.jump_ts = path.jumps if control.jump_ts is None and len(path.jumps) else control.jump_ts
     return control
