@@ -401,6 +401,28 @@ def test_constant_steps_behind_the_last_row_are_as_long_as_before_it(make: Any, 
         close(model(series[index], ts), found[index], 1e-12)
 
 
+class Clock(nn.Module):
+    """dz = s dt."""
+
+    def forward(self, s: Tensor, z: Tensor) -> Tensor:
+        slope = torch.zeros_like(z) + s.reshape(-1, 1)
+        return torch.stack([slope, torch.zeros_like(z)], -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"online": True}, {"control": "rectilinear"}], ids=str)
+def test_a_field_sees_s_go_on_behind_a_row(options: dict[str, Any]) -> None:
+    """At even times s is the time, or of a rectilinear path twice the number of the row and the time since then."""
+    model = NeuralCDE(1, 1, field=Clock(), **options, **TIGHT).double()
+    for p in model.initial.parameters():
+        nn.init.zeros_(p)
+    series = Series(torch.arange(4.0, dtype=D), torch.zeros(1, 4, 1, dtype=D))
+    ts = torch.tensor([1.5, 3.0, 4.0], dtype=D)
+    expected = [0.5 + 0.5 * 2.25, 7.5, 7.5 + 6.5] if options.get("control") else [1.125, 4.5, 8.0]
+    close(model(series, ts)[0, :, 0], torch.tensor(expected, dtype=D), 1e-6)
+    before_rows = model(series, torch.tensor([2.0, 3.0], dtype=D) - 1e-9)
+    close(before_rows[0, :, 0], model.states(series)[0, 2:, 0], 1e-6)
+
+
 @pytest.mark.slow
 def test_long_series_have_steps_enough() -> None:
     """More knots than `max_steps` is by default."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from latent_models import MATRIX, LinearField
+from odenet.nn import ODERNN, GRUODEBayes, LatentODE, LogODE, NeuralCDE
 from odenet.nn.latent.latent_flow import LatentFlow
 
 
@@ -100,5 +101,11 @@ def test_no_times_and_no_samples() -> None:
     "option", [{"dense": True}, {"save": lambda t, z: z}, {"on_failure": "return"}], ids=lambda o: next(iter(o))
 )
 def test_options_that_need_a_solution_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is no option of a latent ODE"):
-        flow(**option)
+    for model in (LatentODE, ODERNN, GRUODEBayes, NeuralCDE, LogODE):
+        with pytest.raises(ValueError, match=f"is no option of {model.__name__}, which needs the states"):
+            model(2, **option)
+
+
+def test_a_misspelt_keyword_of_the_model_is_named() -> None:
+    with pytest.raises(TypeError, match=r"'controls' is unknown\. Did you mean 'control'"):
+        NeuralCDE(2, controls="linear")  # pyright: ignore[reportCallIssue]

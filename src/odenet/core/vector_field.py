@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .batch_slicing import SlicedArgs, infer_sliced_args, take_rows
 from .capture import CapturedTensors, OperandRecorder, graph_marker
 from .distributed_guard import refusing_wrapped_modules
 from .field_output import check_field_output, check_jacobian
+from .inner_derivatives import refuse_past, watched_evaluation
 from .leaf_function import IN_PLACE_MESSAGE, LeafFunction, bypasses_autograd
 from .leaves import Leaves, as_graph_inputs, cast, constants, forward_mode
 from .pytrees import flatten
@@ -39,6 +41,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     segment_ends: SegmentEnds | None = None
     _grad_inside = False  # f differentiates inside itself, and needs grad mode
     _fast = False  # every further evaluation is a plain call on one tensor with fast checks
+    _in_derivative: Tensor | None = None  # captured; f differentiates with respect to it
     _first_evaluation: tuple[Tensor, Leaves, Leaves] | None = None  # t, y and slope, until `supports_subset` uses them
     _sliced_args: SlicedArgs | None = None
     _first_state: tuple[Tensor, Leaves] | None = None  # t and y, until mixing is checked by values
@@ -79,11 +82,8 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
     def map_args(self, change: Callable[[Tensor], Tensor]) -> VectorField:
         """A copy with `change` applied to each real or complex tensor in args; its count continues."""
         other = copy.copy(self)
-
-        def changed(x: Any) -> Any:
-            return change(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else x
-
-        other._set_args([changed(x) for x in self._args])
+        numbers = [isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in self._args]
+        other._set_args([change(x) if is_number else x for x, is_number in zip(self._args, numbers, strict=True)])
         return other
 
     def on_segment(self, ends: SegmentEnds) -> VectorField:
@@ -205,6 +205,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
         return out
 
     def _checked_call(self, t: Tensor, y: Leaves) -> Leaves:
+        refuse_past(y, self._in_derivative)
         captured = self.captured
         if captured is not None and (captured.watching or (captured.makes_leaves and torch.is_grad_enabled())):
             return self._collecting_call(captured, t, y)
@@ -224,9 +225,9 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
     def _is_fast(self, y: Tensor) -> bool:
         """True when every further evaluation is a plain call of f on one tensor."""
-        if self.captured is not None and (self.captured.watching or self.captured.makes_leaves):
-            return False
-        checked = self._first_state is None and len(self._last_output) == 1
+        captured = self.captured
+        watched = self._in_derivative is not None or (captured and (captured.watching or captured.makes_leaves))
+        checked = not watched and self._first_state is None and len(self._last_output) == 1
         return self._single_tensor and checked and not (self._marks_inputs or self._grad_inside or y.is_inference())
 
     def _first_call(self, t: Tensor, y: Leaves) -> Leaves:
@@ -259,13 +260,15 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
     def _first_plain(self, t: Tensor, y: Leaves) -> Leaves:
         """The first evaluation without a record of captured tensors."""
-        if not t.ndim or not torch.is_grad_enabled() or transforming() or forward_mode():
+        if not torch.is_grad_enabled() or transforming() or forward_mode():
             return self._evaluate(t, y)  # without grad mode mixing is checked by values alone, which takes less time
+        if not t.ndim:
+            return self._watched(t, y)
         attached = any(x.requires_grad for x in (t, *y))
         marker = graph_marker()
         t = t if t.requires_grad else t.detach().requires_grad_(time_may_broadcast_wrongly(t, y))
         state = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in y)
-        out = self._evaluate(t, state)
+        out = self._watched(t, state)
         try:
             refuse_mixing(self._f, t, state, out)
         except ValueError:  # or f captures a tensor computed from y0, and reaches other rows through that
@@ -273,6 +276,14 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
             refuse_mixing(self._f, time, inputs, self._evaluate(time, inputs))
         attached = attached or CapturedTensors(self._f).uses_any(out, (t, *state), marker)
         return out if attached else constants(out)
+
+    def _watched(self, t: Tensor, y: Leaves) -> Leaves:
+        """An evaluation in grad mode that finds out with respect to what f differentiates."""
+        source = self.generators or Generators(y[0].device, [])
+        evaluate = partial(self._evaluate, t)
+        out, self._in_derivative, count = watched_evaluation(self._f, evaluate, y, self.differentiable_args, source)
+        self.calls += count - 1
+        return out
 
     def _first_captured(self, captured: CapturedTensors, t: Tensor, y: Leaves) -> Leaves:
         """The first evaluation: record captured tensors, and whether f draws random numbers. Attached if y is."""
@@ -288,7 +299,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
                 captured.exclude(t)
             y = y if attached else as_graph_inputs(y)
             inputs = (t, *y, *self.differentiable_args)
-            out = self._evaluate(t, y)
+            out = self._watched(t, y)
             self.random = not same_states(self.first_states, self.generators.get_states())
             first = captured.record_first((*out, *self._saved(t, y)), inputs, marker, before)
             if first is not None:
@@ -327,8 +338,7 @@ class VectorField(LeafFunction, DrawsRandomNumbers):
 
     def _call_with_grad(self, t: Tensor, y: Leaves) -> Leaves:
         with torch.enable_grad():
-            out = self._evaluate(t.detach(), as_graph_inputs(y))
-        return constants(out)
+            return constants(self._evaluate(t.detach(), as_graph_inputs(y)))
 
     def _set_args(self, args: list[Any]) -> None:
         super()._set_args(args)

@@ -76,10 +76,11 @@ class ControlledModel(SeriesModel):
         return CONTROLS[self.control](series, **options)
 
     @abstractmethod
-    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
         """The state along a path from z0 (B, hidden): at its end, (B, hidden), or at `at`: (B, Q, hidden).
 
-        at: increasing s, (Q,) from the first knot on, or (B, Q).
+        at: increasing s, (Q,) from the first knot on, or (B, Q). begin: added to s where a field sees it, (B,), with
+        `at` (B, Q).
         """
 
     def last_state(self, series: Series) -> Tensor:
@@ -105,8 +106,8 @@ class ControlledModel(SeriesModel):
             end = states[:, -1:]  # at the last row, where a time behind it is asked for
         later = ts > last
         if bool(later.any()):
-            gap = _mean_gaps(series, path).gather(1, last_row)[:, 0]
-            behind = self._behind(end[:, 0], last[:, 0], gap, ts.maximum(last))
+            s, gap = (x.gather(1, last_row)[:, 0] for x in _pace(series, path))
+            behind = self._behind(end[:, 0], last[:, 0], s, gap, ts.maximum(last))
             states = torch.where(later[..., None], behind, states)
         states = torch.where((ts < series.t[:, :1])[..., None], z0[:, None], states)
         return states.gather(1, _wide(back, states))
@@ -114,20 +115,20 @@ class ControlledModel(SeriesModel):
     def _behind_each_row(self, series: Series, path: ControlPath, rows: Tensor, ts: Tensor) -> Tensor:
         """The states at ts (B, Q), each driven by time alone from that at the row before it, of rows (B, T, hidden)."""
         row = row_up_to(series, ts).clamp(min=0)
-        t0, gap = series.t.gather(1, row), _mean_gaps(series, path).gather(1, row)
+        t0, s, gap = (x.gather(1, row) for x in (series.t, *_pace(series, path)))
         start, ts = rows.gather(1, _wide(row, rows)), ts.maximum(t0)
         chosen = ts > t0 if self.any_shape else torch.ones_like(ts, dtype=torch.bool)
         if not bool(chosen.any()):
             return start
-        found = self._behind(start[chosen], t0[chosen], gap[chosen], ts[chosen][:, None])
+        found = self._behind(start[chosen], t0[chosen], s[chosen], gap[chosen], ts[chosen][:, None])
         return start.masked_scatter(chosen[..., None], found)
 
-    def _behind(self, z: Tensor, t0: Tensor, gap: Tensor, ts: Tensor) -> Tensor:
-        """The states at ts (N, Q), driven by time alone from z (N, hidden) at t0 (N,); s counts gaps, (N,)."""
+    def _behind(self, z: Tensor, t0: Tensor, s: Tensor, gap: Tensor, ts: Tensor) -> Tensor:
+        """The states at ts (N, Q), driven by time alone from z (N, hidden) at t0 and s, (N,); s counts gaps, (N,)."""
         gap = gap.maximum((ts[:, -1] - t0) / _MOST_GAPS)
         at = (ts - t0[:, None]) / gap[:, None]
         count = max(1, int(at.detach().amax().ceil())) if at.numel() else 1
-        return self._driven(extension(self.path_channels, t0, gap, count), z, at)
+        return self._driven(extension(self.path_channels, t0, gap, count), z, at, s)
 
     def _at_rows(self, path: ControlPath, z0: Tensor, series: Series) -> Tensor:
         """The states at the rows, (B, T, hidden)."""
@@ -135,13 +136,13 @@ class ControlledModel(SeriesModel):
             return z0[:, None]
         return self._driven(path, z0, path.rows)[:, : series.t.shape[1]]
 
-    def _driven(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+    def _driven(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
         """`drive`, which needs a state and times."""
         if at is None:
             return self.drive(path, z0, None) if z0.numel() else z0
         if not (z0.numel() and at.numel()):
             return z0.new_zeros(len(z0), at.shape[-1], self.hidden)
-        return self.drive(path, z0, at)
+        return self.drive(path, z0, at, begin)
 
     def _checked_path(self, series: Series) -> ControlPath:
         path = self.path(series)
@@ -161,11 +162,15 @@ class ControlledModel(SeriesModel):
         return f"control={self.control!r}, online={self.online}, counts={self.counts}"
 
 
-def _mean_gaps(series: Series, path: ControlPath) -> Tensor:
-    """The mean time for which s rises by 1 up to each row, (B, T); 1 where there is none."""
-    time, s = series.t - series.t[:, :1], path.rows[..., : series.t.shape[1]].expand_as(series.t)
-    risen = (time > 0) & (s > 0)
-    return torch.where(risen, time / torch.where(risen, s, 1.0), 1.0)
+def _pace(series: Series, path: ControlPath) -> tuple[Tensor, Tensor]:
+    """s at each row, and the mean time for which s rose by 1 up to there while time ran, else 1: (B, T)."""
+    s, time = path.rows[..., : series.t.shape[1]].expand_as(series.t).contiguous(), series.t - series.t[:, :1]
+    piece = (torch.searchsorted(path.knots, s, right=True) - 1).clamp(0, len(path.pieces) - 1)
+    runs = (path.pieces[:, 1, :, 0].detach() > 0).T.to(s)  # of a rectilinear path half of the pieces
+    before = torch.nn.functional.pad((runs * path.knots.diff()).cumsum(1), (1, 0))
+    risen = before.gather(1, piece) + runs.gather(1, piece) * (s - path.knots[piece])
+    known = (time > 0) & (risen > 0)
+    return s, torch.where(known, time / torch.where(known, risen, 1.0), 1.0)
 
 
 def _wide(index: Tensor, like: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class LinearCDE(ControlledModel):
         super().__init__(channels, hidden, out, static, control, online or control == "rectilinear", counts)
         self.field = LinearField(hidden, self.path_channels, block)
 
-    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
         rises = path.pieces[:, 1]  # of pieces whose length in s is 1: (K - 1, B, channels)
         chunks, z = rises.split(self._pieces_at_once(z0)), z0
         if at is None:

@@ -21,13 +21,14 @@ class NeuralCDE(SolvedCDE):
     Kidger et al. 2020, "Neural controlled differential equations for irregular time series"; Morrill et al. 2021,
     "Neural controlled differential equations for online prediction tasks".
 
-    channels: of the series. hidden: size of z. out: size of a linear readout; None: z itself. field: f(s, z), (B,
-    hidden, channels of the path), or a module with prod(s, z, dX), (B, hidden); None: a `CDEField`, or with rank= a
-    `LowRankCDEField`. s is the number of the row, so that samples share it; time is the first channel of X. control,
-    online, counts: see `ControlledModel`; "rectilinear" is online in any case. path_channels: of the path, where
-    `control` is a function. static: number of static features, which the initial state depends on. solve_options: of
-    `odenet.solve`, by default rtol=1e-4, atol=1e-6, and gradient="backprop" where the graph is small; steps end at the
-    knots of the path.
+    channels: of the series. hidden: size of z. out: size of a linear readout; None: z itself. field: f(s, z), (N,
+    hidden, channels of the path), or a module with prod(s, z, dX), (N, hidden), for N states z (N, hidden), where a
+    sample may have several; s is () or (N,). None: a `CDEField`, or with rank= a `LowRankCDEField`. s is the number of
+    the row (twice that, if rectilinear), so that samples share it; time is the first channel of X. control, online,
+    counts: see `ControlledModel`; "rectilinear" is online in any case. path_channels: of the path, where `control` is a
+    function. static: number of static features, which the initial state depends on. solve_options: of `odenet.solve`,
+    by default rtol=1e-4, atol=1e-6, and gradient="backprop" where the graph is small; steps end at the knots of the
+    path.
 
     forward(series, ts=None), states(series): see `ControlledModel`. stats: counts of the last solve.
 

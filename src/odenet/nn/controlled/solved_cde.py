@@ -18,6 +18,7 @@ from ...core.validate import function_of
 from ...gradients.gradient import Stats
 from ...series.control_path import ControlPath, derivative_pieces, piece_value, piece_value_of_each
 from ...series.series import Series
+from ..series_options import check_series_options
 from .cde_fields import CDEField, LowRankCDEField, times_derivative
 from .controlled_model import ControlledModel, ControlName
 
@@ -30,9 +31,9 @@ _STAGES, _MATRICES = 6, 4  # of a step, and tensors of the matrix's size that an
 class SolvedCDE(ControlledModel):
     """Base of models dz = field(s, z) dX that a solve in s gives; its steps end at the knots of the path.
 
-    field: f(s, z), (B, hidden, channels of the path), or a module with prod(s, z, dX), (B, hidden); None: a `CDEField`,
-    or with rank= a `LowRankCDEField`. solve_options: of `odenet.solve`, by default rtol=1e-4, atol=1e-6, and
-    gradient="backprop" where the graph is small. stats: counts of the last solve.
+    field: f(s, z), (N, hidden, channels of the path), or a module with prod(s, z, dX), (N, hidden); s is () or (N,) for
+    N states z of any samples. None: a `CDEField`, or with rank= a `LowRankCDEField`. solve_options: of `odenet.solve`,
+    by default rtol=1e-4, atol=1e-6, and gradient="backprop" where the graph is small. stats: counts of the last solve.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class SolvedCDE(ControlledModel):
         if not hasattr(field, "prod"):
             function_of("field", field, "field(s, z)", 2)
         self.field = field
+        check_series_options(type(self), solve_options)
         Solver(self._slope, **solve_options)  # raises for a wrong option
         self.solve_options = cast(SolveOptions, _DEFAULTS | solve_options)
         self.any_shape = not solve_options.get("compile")
         self.stats: Stats | None = None
 
-    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None) -> Tensor:
+    def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
         options: dict[str, Any] = dict(self.solve_options)
         knots = path.knots
         if at is None:
@@ -79,7 +81,8 @@ class SolvedCDE(ControlledModel):
         options.setdefault("max_steps", 10_000 + 100 * len(knots))
         slope, args = self._slope, (knots, derivative_pieces(path.pieces))
         if options.get("per_sample"):  # args of which samples are taken have these first, and others do not
-            slope, args = self._slope_of_each, (knots[None], args[1].movedim(2, 0).contiguous())
+            begin = torch.zeros_like(z0[:, 0].real) if begin is None else begin
+            slope, args = self._slope_of_each, (knots[None], args[1].movedim(2, 0).contiguous(), begin)
         sol = solve(slope, z0, ts, args=args, **cast(SolveOptions, options))
         self.stats = sol.stats
         if at is None:
@@ -95,8 +98,8 @@ class SolvedCDE(ControlledModel):
     def _slope(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
         return times_derivative(self.field, s, z, piece_value(slopes, knots, s))
 
-    def _slope_of_each(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
-        return times_derivative(self.field, s, z, piece_value_of_each(slopes, knots[0], s))
+    def _slope_of_each(self, s: Tensor, z: Tensor, knots: Tensor, slopes: Tensor, begin: Tensor) -> Tensor:
+        return times_derivative(self.field, s + begin, z, piece_value_of_each(slopes, knots[0], s))
 
     def extra_repr(self) -> str:
         options = "".join(f", {k}={short_repr(v)}" for k, v in self.solve_options.items())

@@ -14,7 +14,6 @@ from ...api.solve import Solver, solve
 
 # so short a solve is done sooner than the tape of the default gradient is set up
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4, "gradient": "backprop"}
-_REFUSED = ("event", "dense", "save", "save_steps", "on_failure")
 # a solve for all samples at all times is faster up to so many times as each one has (measured: docs/latent.md)
 _UNION = 8
 
@@ -35,9 +34,6 @@ class LatentFlow(nn.Module):
         self, field: nn.Module, intensity: nn.Module | None, start: float, solve_options: SolveOptions
     ) -> None:
         super().__init__()
-        for name in _REFUSED:
-            if name in solve_options:
-                raise ValueError(f"{name} is no option of a latent ODE, which needs the state at all times")
         self.field, self.intensity = field, intensity
         self.register_buffer("start", torch.tensor(start))
         defaults = {k: v for k, v in _DEFAULTS.items() if k != "gradient" or not solve_options.get("compile")}

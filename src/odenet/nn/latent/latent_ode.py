@@ -14,6 +14,7 @@ from ...core.validate import describe, describe_shape, function_of, integer, num
 from ...series.series import Series
 from ..fields import MLPField
 from ..series_model import SeriesModel, with_static
+from ..series_options import check_series_options
 from .decoders import Decoder, Noise, make_decoder, perceptron
 from .latent_flow import LatentFlow
 from .predictions import Prediction
@@ -72,6 +73,7 @@ class LatentODE(SeriesModel):
         **solve_options: Unpack[SolveOptions],
     ) -> None:
         self.latent = integer("latent", latent)
+        check_series_options(type(self), solve_options)
         super().__init__(channels, self.latent, out, static)
         self.hidden = integer("hidden", hidden)  # of the networks; the state has the size latent
         self.encoder = self._make_encoder(encoder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...api.option_types import SolveOptions
 from ...core.validate import boolean, describe, integer, number
 from ...series.series import Series
+from ..series_options import check_series_options
 from .gap_flow import GapFlow
 from .gru_field import GRUField, positive
 from .recurrence import Recurrence
@@ -54,6 +55,7 @@ class GRUODEBayes(Recurrence):
         noise: float = 0.01,
         **solve_options: Unpack[SolveOptions],
     ) -> None:
+        check_series_options(type(self), solve_options)
         super().__init__(channels, hidden, out, static)
         width, prep, self.noise = integer("width", width), integer("prep", prep), positive("noise", noise)
         self.emission = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 2 * channels))

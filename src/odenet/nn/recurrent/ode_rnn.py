@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...api.option_types import SolveOptions
 from ...core.validate import one_of
 from ..fields import MLPField
+from ..series_options import check_series_options
 from .gap_flow import GapFlow
 from .recurrence import Recurrence
 
@@ -45,6 +46,7 @@ class ODERNN(Recurrence):
         static: int = 0,
         **solve_options: Unpack[SolveOptions],
     ) -> None:
+        check_series_options(type(self), solve_options)
         super().__init__(channels, hidden, out, static)
         field = MLPField(hidden, (hidden,), time=False) if field is None else field
         self.flow = GapFlow(field, **solve_options)
