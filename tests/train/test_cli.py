@@ -110,6 +110,8 @@ def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("COLUMNS", "1000")
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"odenet {odenet.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "odenet", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"odenet {odenet.__version__}\n"
     for words in (("compare",), ("train", "images")):
         assert call(monkeypatch, *words, "--help") == 0
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
