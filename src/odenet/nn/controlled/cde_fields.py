@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -17,6 +18,9 @@ class CDEField(nn.Module):
 
     hidden: size of z. channels: of the path. width: of the perceptron's layers. depth: number of its hidden layers.
     activation: of these, as in `MLPField`; a smooth one takes fewer steps where tolerances are tight.
+
+    The last layer begins with weights that are smaller by the root of `channels` than those of `torch.nn.Linear`, so
+    that z at first moves as fast along a path of many channels as along one of few.
     """
 
     def __init__(
@@ -25,6 +29,7 @@ class CDEField(nn.Module):
         super().__init__()
         self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
         self.net = _perceptron(hidden, width, depth, hidden * channels, activation)
+        _shrink(self.net[-1].parameters(), channels)
 
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.net(z)).unflatten(-1, (self.hidden, self.channels))
@@ -34,7 +39,8 @@ class CDEField(nn.Module):
 class LowRankCDEField(nn.Module):
     """f(s, z) = U(z) V(z) of rank `rank`, for paths of many channels. The other arguments are those of `CDEField`.
 
-    A perceptron gives rank (hidden + channels) numbers in place of hidden times channels.
+    A perceptron gives rank (hidden + channels) numbers in place of hidden times channels. Those of V begin as in
+    `CDEField`.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class LowRankCDEField(nn.Module):
         self.hidden, self.channels = integer("hidden", hidden), integer("channels", channels)
         self.rank = integer("rank", rank)
         self.net = _perceptron(hidden, width, depth, rank * (hidden + channels), activation)
+        _shrink((p[rank * hidden :] for p in self.net[-1].parameters()), channels)
 
     def _factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
         u, v = torch.tanh(self.net(z)).split([self.rank * self.hidden, self.rank * self.channels], -1)
@@ -62,6 +69,12 @@ class LowRankCDEField(nn.Module):
     def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
         u, v = self._factors(z)
         return (u @ (v @ dx[..., None]))[..., 0]
+
+
+@torch.no_grad()
+def _shrink(tensors: Iterable[Tensor], channels: int) -> None:
+    for x in tensors:
+        x.div_(channels**0.5)
 
 
 def _perceptron(size: int, width: int, depth: int, out: int, activation: ActivationName) -> nn.Sequential:

@@ -22,7 +22,8 @@ class LinearField(nn.Module):
     """f(s, z)_i = A_i z for each channel i of the path, with block-diagonal A_i; a field for `NeuralCDE` too.
 
     hidden: size of z. channels: of the path, time among them. block: size of the blocks. At first the A_i are
-    skew-symmetric, so that the state keeps its length along any path.
+    skew-symmetric, so that the state keeps its length along any path, and turns by about a quarter where each channel
+    changes by 1.
     """
 
     def __init__(self, hidden: int, channels: int, block: int = 4) -> None:
@@ -31,7 +32,7 @@ class LinearField(nn.Module):
         self.block = integer("block", block)
         if hidden % block:
             raise ValueError(f"block must divide hidden={hidden}; got {block}")
-        weight = torch.randn(channels, hidden // block, block, block) * (block * channels) ** -0.5
+        weight = torch.randn(channels, hidden // block, block, block) * (block * channels) ** -0.5 / 4
         self.weight = nn.Parameter((weight - weight.mT) / 2**0.5)
 
     def generators(self, dx: Tensor) -> Tensor:
