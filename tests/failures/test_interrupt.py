@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import odenet
 from failures.cases import D
@@ -125,6 +126,39 @@ def test_at_any_moment(gradient: str) -> None:
         assert torch.is_grad_enabled() and f.rate.grad is None
     assert interrupted >= 10
     assert equal(results(f, how, per_sample=True), expected)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_at_the_end_of_a_mode(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may raise KeyboardInterrupt before the first line of `__exit__` of `torch.no_grad` and the like."""
+    ends = 0
+
+    def interruptible(mode: type) -> None:
+        own = mode.__exit__
+
+        def leave(self: Any, *exc: Any) -> Any:
+            nonlocal ends
+            ends += 1
+            if ends == at:
+                raise KeyboardInterrupt
+            return own(self, *exc)
+
+        monkeypatch.setattr(mode, "__exit__", leave)
+
+    f, how, at = LoopState(), GRADIENTS[gradient], -1
+    expected = results(f, how)
+    for mode in (torch.no_grad, torch.enable_grad, TorchFunctionMode):
+        interruptible(mode)
+    results(LoopState(), how)
+    count = ends
+    assert count >= 5
+    for n in range(1, count + 1):
+        ends, at = 0, n
+        with pytest.raises(KeyboardInterrupt):
+            results(LoopState(), how)
+        assert torch.is_grad_enabled() and not torch.overrides._get_current_function_mode_stack()
+    at = -1
+    assert equal(results(f, how), expected)
 
 
 def test_gradients_of_a_module_are_there_or_not() -> None:

@@ -22,6 +22,7 @@ from ..core.save_function import SaveFunction
 from ..core.serialization import short_repr
 from ..core.status import Status
 from ..core.torch_func import any_true, inside_transform, vmapping
+from ..core.torch_modes import with_modes_put_back
 from ..core.vector_field import VectorField
 from ..engine.callbacks import Callbacks
 from ..engine.diagnose import raise_failure, refine_status
@@ -189,6 +190,7 @@ class Solver:
         return partial(Solver, **self.options), (self.f,)
 
 
+@with_modes_put_back
 def _solve(f: UserField, y0: Any, ts: Any, args: Any, o: Options) -> Solution:
     checks.function(f)
     checks.terms(f, o.method)
