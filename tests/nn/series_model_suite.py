@@ -20,7 +20,7 @@ TS = torch.tensor([0.9, 0.1, 0.55], dtype=D)  # in no order
 
 
 def ragged(static: int = 0, channels: int = 2, dtype: torch.dtype = D) -> Series:
-    """Four samples of 5, 3, 1 and 4 rows in [0.15, 0.85]; some values are missing, and one row has none."""
+    """Four samples of 5, 3, 1 and 4 rows in [0.15, 0.85]; values are missing, of one row and one channel all."""
     generator = torch.Generator().manual_seed(7)
     length = torch.tensor([5, 3, 1, 4])
     t = (0.15 + 0.7 * torch.rand(4, 5, generator=generator, dtype=D)).sort(1).values
@@ -28,6 +28,7 @@ def ragged(static: int = 0, channels: int = 2, dtype: torch.dtype = D) -> Series
     mask = torch.rand(4, 5, channels, generator=generator, dtype=D) < 0.7
     mask[:, 0] = True
     mask[3, 2] = False
+    mask[2, 0, 1] = False
     features = torch.randn(4, static, generator=generator, dtype=D) if static else None
     return Series(t, x, mask, length, features).to(dtype)
 
@@ -167,8 +168,11 @@ class SeriesModelSuite(ABC):
         if self.has_states:
             assert model.states(none).shape == (0, 5, OUT) and model.states(empty).shape == (2, 0, OUT)
 
-    def test_a_sample_of_no_rows_beside_others(self) -> None:
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_a_sample_of_no_rows_beside_others(self, scaled: bool) -> None:
         model, series = self.model(), ragged()
+        if scaled:
+            model.fit_normalizer(series)
         length = torch.tensor([5, 0, 1, 4])
         mixed = Series(torch.where(torch.arange(5) < length[:, None], series.t, torch.nan), series.x, series.mask)
         empty = Series(torch.zeros(1, 0, dtype=D), torch.zeros(1, 0, 2, dtype=D))

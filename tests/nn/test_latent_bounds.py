@@ -88,6 +88,9 @@ def test_loss_is_minus_the_mean_bound() -> None:
         model.loss(series[[]])
     with pytest.raises(ValueError, match="bound"):
         model.loss(series, bound="kl")
+    for method in (model.loss, model.elbo, model.iwae):
+        with pytest.raises(ValueError, match="kl_weight must be a finite number, at least 0; got -1"):
+            method(series, kl_weight=-1.0)
 
 
 def test_the_target_of_an_extrapolation() -> None:

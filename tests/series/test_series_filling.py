@@ -54,6 +54,14 @@ def test_missing_values_are_never_read(seed: int, rows: int, missing: float) -> 
     assert torch.equal(linear_fill(t, x, mask), linear_fill(t, other, mask))
 
 
+def test_a_channel_without_values_at_one_time() -> None:
+    """As that of a sample of one row and of padding."""
+    t, x = torch.full((1, 3), 2.0, requires_grad=True), torch.ones(1, 3, 1)
+    filled = linear_fill(t, x, torch.zeros(1, 3, 1, dtype=torch.bool))
+    (slope,) = torch.autograd.grad(filled.sum(), t)
+    assert not filled.any() and not slope.any()
+
+
 def test_gradients_of_filling() -> None:
     t, x, mask = data(3, 6, 0.5)
     x.requires_grad_()

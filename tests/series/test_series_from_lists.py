@@ -174,7 +174,12 @@ def test_whole_times_that_float64_cannot_tell_apart(kind: Any) -> None:
         ([[0.0], [0.0]], [[[1.0]], [[1.0, 2.0]]], ValueError, r"xs\[1\] has 2, and those before it 1"),
         ([[0.0, NAN]], [[1.0, 2.0]], ValueError, "times must be finite: sample 0 has nan"),
         ([[0.0], [math.inf]], [[1.0], [2.0]], ValueError, "times must be finite: sample 1 has inf"),
-        ([[0.0]], [[math.inf]], ValueError, "x must be finite or NaN: sample 0 has inf"),
+        (
+            [[0.0]],
+            [[math.inf]],
+            ValueError,
+            "values must be finite, or NaN where missing: sample 0 has inf in channel 0 at the time 0.0",
+        ),
         ([[None]], [[1.0]], TypeError, r"ts\[0\] must be numbers"),
         ([[0.0]], [[None]], TypeError, r"xs\[0\] must be numbers, NaN where missing"),
         ([["0"]], [[1.0]], TypeError, r"ts\[0\] must be numbers"),

@@ -204,7 +204,16 @@ def test_whole_times_that_float64_cannot_tell_apart(times: Any) -> None:
             TypeError,
             "column 'value' must have real numbers; it has complex ones",
         ),
-        (lambda: from_long(LONG | {"time": [None] * 6}), ValueError, "times must be finite: sample 'q' has nan"),
+        (
+            lambda: from_long(LONG | {"time": [None] * 6}),
+            ValueError,
+            "column 'time' must have a finite time in each row; it has nan in row 0",
+        ),
+        (
+            lambda: from_wide(WIDE | {"a": [0.5, float("inf"), 1.0]}),
+            ValueError,
+            "values must be finite, or NaN where missing: sample .* has inf in channel 'a' at the time",
+        ),
         (lambda: from_long(LONG | {"id": [None] * 6}), ValueError, "'id' must have a name in each row; it has None"),
         (lambda: from_long(LONG | {"id": [1, NAN] * 3}), ValueError, "'id' must have a name .* float nan in row 1"),
         (lambda: from_long(LONG | {"id": [[1]] * 6}), TypeError, "'id' must have names, as texts or whole numbers"),

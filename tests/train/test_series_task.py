@@ -666,6 +666,11 @@ def test_mistakes_end_in_one_line(
         (("s5,", "s6,"), ["--label", "speed", "--channels", "a"], "has two entries of 'speed'"),
         (("s7,", ","), [], "has no 'id'"),
         (("a,b", "a,c"), ["--channels", "a,b"], "has no column 'b'"),
+        (
+            (",slow,", ",fast,"),
+            ["--label", "kind", "--channels", "a"],
+            "label of every series is 'fast', and a classifier",
+        ),
         ((",slow,", ",,"), ["--label", "kind", "--channels", "a"], "has no label"),
         (("x", "x"), ["--label", "kind", "--task", "regress", "--channels", "a"], "is no number: take --task classify"),
         (("x", "x"), ["--task", "classify", "--channels", "a"], "has no labels: name them by --label"),

@@ -35,6 +35,13 @@ def assemble(
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
         raise ValueError(f"times must be finite: sample {_name(rest, int(sample[i]))} has {float(time[i])}")
+    infinite = torch.isinf(value)
+    if bool(infinite.any()):
+        i = int(infinite.nonzero()[0])
+        raise ValueError(
+            f"values must be finite, or NaN where missing: sample {_name(rest, int(sample[i]))} has {float(value[i])} "
+            f"in channel {_channel(rest, int(channel[i]))} at the time {float(time[i])}"
+        )
     order = time.argsort(stable=True)
     order = order[sample[order].argsort(stable=True)]  # by sample, then by time, then as given
     sample, time, channel, value = sample[order], time[order], channel[order], value[order]
@@ -74,8 +81,12 @@ def _merged(cell: Tensor, value: Tensor, cells: int, duplicates: Duplicates, whe
 
 def _where(i: int, sample: Tensor, time: Tensor, channel: Tensor, real: Tensor, rest: dict[str, Any]) -> str:
     s, t, c = int(sample[real][i]), float(time[real][i]), int(channel[real][i])
+    return f"sample {_name(rest, s)} has several values of channel {_channel(rest, c)} at the time {t}"
+
+
+def _channel(rest: dict[str, Any], channel: int) -> Any:
     names = rest.get("channels")
-    return f"sample {_name(rest, s)} has several values of channel {names[c] if names else c!r} at the time {t}"
+    return repr(names[channel]) if names else channel
 
 
 def _name(rest: dict[str, Any], sample: int) -> Any:

@@ -51,7 +51,7 @@ def linear_fill(t: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         time.gather(-2, left),
         time.gather(-2, right),
     )
-    between = left != right
+    between = t_right > t_left
     ratio = torch.where(between, time - t_left, 0.0) / torch.where(between, t_right - t_left, 1.0)
     filled = x_left + ratio * (x_right - x_left)
     return torch.where(mask, x, torch.where((before >= 0) | (after < rows), filled, 0.0))

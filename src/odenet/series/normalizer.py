@@ -76,7 +76,8 @@ class Normalizer(nn.Module):
         self._checked(series)
         x = torch.where(series.mask, (series.x - self.mean) / self.std, 0.0)
         static = None if series.static is None else (series.static - self.static_mean) / self.static_std
-        return series.with_values(t=self.times(series.t), x=x, static=static)
+        t = torch.where(series.length[:, None] > 0, self.times(series.t), 0.0)  # a sample without rows has no time
+        return series.with_values(t=t, x=x, static=static)
 
     def times(self, t: Tensor) -> Tensor:
         """Times of the data in these scales, of any shape."""

@@ -86,9 +86,16 @@ def number_column(name: Any, column: Column, dtype: torch.dtype) -> Tensor:
 
 
 def time_column(name: Any, column: Column) -> Tensor:
-    """Times in float64."""
+    """Times in float64, which are all there."""
     check_exact(f"column {name!r}", column if isinstance(column, Tensor) else [v for v in column if type(v) is int])
-    return number_column(name, column, torch.float64)
+    found = number_column(name, column, torch.float64)
+    finite = torch.isfinite(found)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"column {name!r} must have a finite time in each row; it has {float(found[row])} in row {row}"
+        )
+    return found
 
 
 def _number(entry: Any) -> float:

@@ -20,7 +20,7 @@ from .latent_flow import LatentFlow
 from .predictions import Prediction
 from .random_draws import as_generator, normal_noise
 from .series_encoders import ENCODERS
-from .variational import importance_bound, kl_to_standard_normal, log_ratio_to_prior
+from .variational import checked_weight, importance_bound, kl_to_standard_normal, log_ratio_to_prior
 
 Generator = torch.Generator | int | None
 LEVELS = (0.05, 0.5, 0.95)
@@ -138,7 +138,7 @@ class LatentODE(SeriesModel):
         """
         q, z0 = self._draw(series, samples, generator)
         likelihood = self.log_likelihood(z0, series if target is None else target, window)
-        return likelihood.mean(0) - kl_weight * kl_to_standard_normal(q)
+        return likelihood.mean(0) - checked_weight(kl_weight) * kl_to_standard_normal(q)
 
     def iwae(
         self,
@@ -155,7 +155,7 @@ class LatentODE(SeriesModel):
         """
         q, z0 = self._draw(series, samples, generator)
         likelihood = self.log_likelihood(z0, series if target is None else target, window)
-        return importance_bound(likelihood + kl_weight * log_ratio_to_prior(q, z0))
+        return importance_bound(likelihood + checked_weight(kl_weight) * log_ratio_to_prior(q, z0))
 
     def loss(
         self,

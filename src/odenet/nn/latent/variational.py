@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import log
+from math import inf, log
 
 from torch import Tensor
 from torch.distributions import Normal
 
-from ...core.validate import integer
+from ...core.validate import integer, number
 
 
 def kl_warmup(step: int, steps: int) -> float:
@@ -16,6 +16,12 @@ def kl_warmup(step: int, steps: int) -> float:
     Bowman et al. 2016, "Generating sentences from a continuous space", section 3.1.
     """
     return min(1.0, integer("step", step, 0) / integer("steps", steps))
+
+
+def checked_weight(kl_weight: float) -> float:
+    if not 0.0 <= number("kl_weight", kl_weight) < inf:
+        raise ValueError(f"kl_weight must be a finite number, at least 0; got {kl_weight}")
+    return kl_weight
 
 
 def kl_to_standard_normal(q: Normal) -> Tensor:

@@ -135,6 +135,8 @@ def _given_labels(path: Path, given: list[Any], series: Series, task: str) -> tu
     if task == "classify":
         counts = Counter(map(str, given))
         classes = tuple(sorted(counts))
+        if len(classes) == 1:
+            raise UserError(f"{path}: the label of every series is {classes[0]!r}, and a classifier needs two classes")
         if rare := [name for name in classes if counts[name] < FEWEST_OF_CLASS]:
             raise UserError(
                 f"{path}: the class {rare[0]!r} has {counts[rare[0]]} series, and a class needs {FEWEST_OF_CLASS}: "

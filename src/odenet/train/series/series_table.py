@@ -139,7 +139,10 @@ def _by_id(path: Path, table: Columns, id: str, name: str) -> dict[Any, Any]:
         if before is None:
             known[key] = entry
         elif entry is not None and entry != before:
-            raise UserError(f"{path}: {id} {key!r} has two entries of {name!r}, {before!r} and {entry!r}: give it one")
+            raise UserError(
+                f"{path}: {id} {key!r} has two entries of {name!r}, {before!r} and {entry!r}, "
+                "and may have one: what changes within a series is a channel"
+            )
     return known
 
 
