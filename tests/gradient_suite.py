@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 import odenet
 from odenet.api.peak_memory import PeakMemory
 from odenet.gradients import state_store
+from slow_cases import slow_unless
 
 D = torch.float64
 
@@ -159,7 +160,7 @@ class GradientSuite:
         assert growth <= self.states_a_step, growth
 
     @pytest.mark.parametrize("backward", [False, True])
-    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize("per_sample", slow_unless([False, True], True))
     @pytest.mark.parametrize("dense", [False, True])
     def test_nothing_outlives_the_solution(self, dense: bool, per_sample: bool, backward: bool) -> None:
         """No circle of references keeps a tensor: all are gone before any garbage collection."""

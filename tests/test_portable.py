@@ -21,10 +21,10 @@ from torch import Tensor
 
 import odenet
 from gradient_settings import NAMES
-from odenet.compat import torchdiffeq
 from odenet.gradients.gradient import Stats
 from odenet.methods import METHODS, DPMSolverPP, Method, UniPC
 from odenet.nn import flows
+from pool_worker import in_a_worker
 
 D = torch.float64
 NN_PACKAGES = ("baselines", "controlled", "flows", "latent", "recurrent")
@@ -358,16 +358,6 @@ def test_a_solution_does_not_keep_f(gradient: str, options: dict[str, Any]) -> N
     del f
     assert gone() is None
     assert sol(0.5).shape == (3, 2)
-
-
-def in_a_worker(task: str) -> Any:
-    torch.set_num_threads(1)
-    w = torch.tensor(1.0, requires_grad=True)
-    if task == "fails":
-        return odenet.solve(lambda t, y: y * y, torch.ones(1), [0.0, 2.0])
-    if task == "drop-in":
-        return torchdiffeq.odeint(lambda t, y: y * y, torch.ones(1), torch.tensor([0.0, 2.0]))
-    return odenet.solve(lambda t, y: -w * y, torch.ones(2, 1), [0.0, 1.0], dense=True, per_sample=task == "samples")
 
 
 def test_a_pool_of_processes() -> None:

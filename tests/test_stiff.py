@@ -61,7 +61,7 @@ def test_radau_beside_scipy(problem: StiffProblem, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("rtol", TOLERANCES)
-@pytest.mark.parametrize("method", ["kvaerno5", "esdirk54"])
+@pytest.mark.parametrize("method", slow_unless(["kvaerno5", "esdirk54"], "esdirk54"))
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_esdirk_beside_diffrax(problem: StiffProblem, method: str, rtol: float) -> None:
     """In fewer steps than diffrax's Kvaerno5 takes, to ten times the tolerance."""
@@ -101,6 +101,7 @@ def differences() -> Tensor:
     return torch.tensor([(a - b) / (2 * h) for a, b in there], dtype=D)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "gradient"),
     [

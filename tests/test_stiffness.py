@@ -75,7 +75,7 @@ def told(f: Any, y0: Tensor, end: float, **options: Any) -> tuple[list[str], ode
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("method", ["tsit5", "dopri5", "bosh3", "dopri8"])
+@pytest.mark.parametrize("method", slow_unless(["tsit5", "dopri5", "bosh3", "dopri8"], "tsit5", "bosh3"))
 @pytest.mark.parametrize("name", STIFF)
 def test_stiff_problems_are_told_once(name: str, method: str, per_sample: bool) -> None:
     f, y0, end = STIFF[name]

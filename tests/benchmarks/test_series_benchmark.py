@@ -358,6 +358,7 @@ def test_quick_hopper(tmp_path: Path, in_this_process: pytest.MonkeyPatch) -> No
     assert len(rows) == 2 * (len(motion_prediction.BASELINES) + 2) and not any(row["note"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # in torchdiffeq
 def test_quick_spirals(tmp_path: Path, in_this_process: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchdiffeq")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import odenet
 from gradient_settings import APPROXIMATE, NAMES
-from slow_cases import slow_unless
 
 
 def network() -> nn.Module:
@@ -84,9 +83,8 @@ def test_every_gradient(make: Any, gradient: str) -> None:
     torch.testing.assert_close(found, exact, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(
-    "make", slow_unless([by_vjp, by_vjp_of_all_rows, by_grad_of_an_energy], by_vjp), ids=lambda f: f.__name__
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [by_vjp, by_vjp_of_all_rows, by_grad_of_an_energy], ids=lambda f: f.__name__)
 def test_compiled(make: Any) -> None:
     """Without a warning: it is compiled."""
     net = network()

@@ -120,6 +120,7 @@ def test_adaptive_steps_and_a_chunk() -> None:
     check_compiled(Layer(VIEWS["chunk"], **STEPS["adaptive"]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_a_bare_product_with_inductor() -> None:
     """Inductor 2.13 loses the factor of an addition before a matrix product: the solve must not hand it one."""

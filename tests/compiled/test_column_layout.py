@@ -6,7 +6,6 @@ from torch import Tensor
 
 import odenet.compiled.passes.column_layout as columns
 from compiled.sides import same
-from slow_cases import slow_unless
 
 F64 = torch.float64
 OUTPUTS = [0.0, 0.3, 0.31, 1.0, 2.5]
@@ -49,7 +48,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(CASES, "outputs"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_as_eager(name: str) -> None:
     f, ts, params, options = CASES[name]
     same(f, Y0, ts, params, counted=name != "no slope kept", **options)

@@ -4,6 +4,7 @@ import gc
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 
 import odenet
@@ -12,6 +13,7 @@ from odenet.compiled import build, compile_lock
 LONG = 60.0  # seconds, of a wait that is to end at once
 
 
+@pytest.mark.slow
 def test_the_lock_is_free_while_the_cpp_compiler_runs(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiling, go_on = threading.Event(), threading.Event()

@@ -63,6 +63,7 @@ def test_a_second_solve_compiles_nothing(params, y0, compiles_nothing):
     same(field_of(*params), y0, [0.1, 0.7, 0.8, 1.0, 3.0], params, max_steps=500)
 
 
+@pytest.mark.slow
 def test_max_steps(params, y0):
     f = field_of(*params)
     same(f, y0, MORE, params)

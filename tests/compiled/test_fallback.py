@@ -115,6 +115,7 @@ def test_a_branch_on_a_number_of_t_or_y(kind, shape, dtype, monkeypatch):
     falls_back(lambda t, y: BY_NUMBER[kind](t, y, w), torch.ones(shape, dtype=dtype), (w,), **options)
 
 
+@pytest.mark.slow
 def test_a_branch_on_a_number_of_args(monkeypatch):
     """It is the same for the whole solve, and another number is compiled for itself."""
     monkeypatch.setattr("odenet.compiled._warned", set())

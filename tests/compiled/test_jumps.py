@@ -35,7 +35,7 @@ CASES = [
 TIMES = {"two": ENDS, "more": MORE, "two back": ENDS[::-1], "more back": MORE[::-1]}
 
 
-@pytest.mark.parametrize(("method", "times"), slow_unless(CASES, ("bosh3", "two"), ("bosh3", "more back")))
+@pytest.mark.parametrize(("method", "times"), slow_unless(CASES, ("bosh3", "more back")))
 def test_as_eager(method, times, weights, y0):
     ts = TIMES[times]
     same(stairs(weights), y0, ts, [weights], method=method, controller=odenet.PID(jump_ts=JUMPS))
@@ -71,6 +71,7 @@ def test_float32_times():
     torch.testing.assert_close(sol.y1, torch.full((2,), 0.7 - 1.3).exp(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_controlled_equation_of_irregular_times_is_compiled():
     generator = torch.Generator().manual_seed(0)
     series = Series(torch.rand(3, 6, generator=generator).sort(1).values, torch.randn(3, 6, 2, generator=generator))

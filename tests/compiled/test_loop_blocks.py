@@ -15,7 +15,6 @@ from odenet.compiled.plan_cache import PlanCache, solver_settings
 from odenet.control import PID
 from odenet.core.pytrees import flatten
 from odenet.engine.problem import Problem
-from slow_cases import slow_unless
 
 F64 = torch.float64
 
@@ -59,7 +58,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(CASES, "ends"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_as_eager(name, params, y0):
     ts, options = CASES[name]
     same(field_of(*params) if name != "per sample" else rowwise(*params), y0, ts, params, **options)

@@ -89,7 +89,7 @@ ONE_GRAPH: dict[str, tuple[dict[str, Any], list[float], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(ONE_GRAPH, "tsit5", "rk4", "adjoint"))
+@pytest.mark.parametrize("name", slow_unless(ONE_GRAPH, "tsit5", "rk4"))
 def test_one_graph(name: str) -> None:
     options, ts, times = ONE_GRAPH[name]
     # an eager adjoint with constant rk4 steps integrates the parameters' gradient by rk4's own weights, to their order

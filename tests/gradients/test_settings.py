@@ -196,6 +196,7 @@ def test_stability_of_the_reversible_method() -> None:
         assert sizes[0] < 1e-3 < sizes[1], (coupling, sizes)
 
 
+@pytest.mark.slow
 def test_lost_digits_warn_and_the_gradient_is_right() -> None:
     """4000 steps at a coupling of 0.99 lose all digits of float64; the steps are then replayed instead of undone."""
     options: dict[str, Any] = {"method": "midpoint", "step": 1 / 4000}

@@ -15,6 +15,7 @@ import odenet
 from method_suite import decay, forced, reference
 from odenet.methods.adams import Adams
 from odenet.methods.method import StepInput
+from slow_cases import slow_unless
 
 D = torch.float64
 KINDS = pytest.mark.parametrize("implicit", [False, True])
@@ -156,7 +157,7 @@ def test_leaves_of_several_kinds(implicit: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [D, torch.float32, torch.complex64])
-@pytest.mark.parametrize("max_order", [1, 2, 4, 12])
+@pytest.mark.parametrize("max_order", slow_unless([1, 2, 4, 12], 2, 12))
 @KINDS
 @pytest.mark.filterwarnings("ignore:implicit_adams")
 def test_per_sample_is_as_alone(implicit: bool, max_order: int, dtype: torch.dtype) -> None:
@@ -225,9 +226,9 @@ def value_and_gradients(gradient: Any, per_sample: bool, method: Adams, dense: b
     return value, *torch.autograd.grad(value, (y0, ts, k, *f.parameters()))
 
 
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dense", slow_unless([False, True], True))
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("order", [1, 2, 4, 8])
+@pytest.mark.parametrize("order", slow_unless([1, 2, 4, 8], 2, 4))
 @KINDS
 def test_gradients_agree(implicit: bool, order: int, per_sample: bool, dense: bool) -> None:
     method = Adams(order, implicit, max_iters=8)

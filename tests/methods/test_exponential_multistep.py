@@ -18,6 +18,7 @@ from contract_suite import MethodContract
 from odenet.core.affine_paths import AffinePath, affine_path
 from odenet.methods import DPMSolverPP, Method, UniPC
 from odenet.methods.interpolation_weights import Interpolation, LogRatio, NoiseShare, exponential_moments
+from slow_cases import slow_unless
 
 D = torch.float64
 START = torch.tensor([0.3, -1.2, 0.9], dtype=D)
@@ -90,7 +91,7 @@ def four_flows(path: str, a: float, b: float) -> tuple[Velocity, Tensor, Tensor]
     return f, x, exact
 
 
-@pytest.mark.parametrize(("path", "a", "b", "even"), EVEN + UNEVEN)
+@pytest.mark.parametrize(("path", "a", "b", "even"), slow_unless(EVEN + UNEVEN, *EVEN[::2], *UNEVEN[::2]))
 @pytest.mark.parametrize("method", [m for m in ALL if m.name != "ddim"], ids=lambda m: m.name)
 def test_order(method: Any, path: str, a: float, b: float, even: bool) -> None:
     """UniPC may be faster than its predictor alone."""
@@ -316,7 +317,7 @@ class Network(torch.nn.Module):
         return torch.tanh(x @ self.weight) * torch.cos(time) - k * x
 
 
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dense", slow_unless([False, True], True))
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("method", [*ALL[1:], DPMSolverPP(3, start="short"), UniPC(3, start="short")], ids=str)
 def test_gradients_agree(method: Any, per_sample: bool, dense: bool) -> None:

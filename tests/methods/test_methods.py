@@ -2,6 +2,8 @@
 
 import inspect
 
+import pytest
+
 import odenet
 from implicit_suite import AdaptiveImplicitSuite, ImplicitSuite
 from method_suite import MethodSuite
@@ -121,12 +123,15 @@ class TestTRBDF2Adaptive(AdaptiveImplicitSuite, TestTRBDF2): ...
 class TestRadauIIA5Adaptive(AdaptiveImplicitSuite, TestRadauIIA5): ...
 
 
+@pytest.mark.slow
 class TestKvaerno3Adaptive(AdaptiveImplicitSuite, TestKvaerno3): ...
 
 
+@pytest.mark.slow
 class TestKvaerno5Adaptive(AdaptiveImplicitSuite, TestKvaerno5): ...
 
 
+@pytest.mark.slow
 class TestESDIRK54Adaptive(AdaptiveImplicitSuite, TestESDIRK54): ...
 
 

@@ -64,12 +64,12 @@ class TestNeuralCDERectilinear(TestNeuralCDEHermite):
     control = "rectilinear"
 
 
+@pytest.mark.slow
 class TestNeuralCDEHermiteOnline(TestNeuralCDEHermite):
     causal = True
     online = True
 
 
-@pytest.mark.slow
 class TestNeuralCDELinearOnline(TestNeuralCDEHermiteOnline):
     control = "linear"
 
@@ -94,7 +94,6 @@ class TestLogODE(ControlledSuite):
         return LogODE(channels, 4, out, window=2, static=static, **FINE)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 class TestLogODEBrackets(ControlledSuite):
     causal = False

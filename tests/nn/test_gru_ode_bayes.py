@@ -143,6 +143,7 @@ def waves(count: int) -> Series:
     return Series(t, x[..., None], torch.rand(count, 12, 1) < 0.8)
 
 
+@pytest.mark.slow
 def test_training_learns_a_wave() -> None:
     """Against the normal distribution of all values: -log p is 1.42 in scaled units, and the square error 0.5."""
     torch.manual_seed(0)

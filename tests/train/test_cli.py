@@ -175,6 +175,7 @@ def test_export_of_a_wrong_program(
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
+@pytest.mark.slow
 def test_the_task_of_the_page(tmp_path: Path) -> None:
     """It is one file and one line, trains, learns, resumes and exports."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "add_task.md").read_text(), re.DOTALL)

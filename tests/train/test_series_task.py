@@ -584,6 +584,7 @@ def test_series_without_a_value_are_reported(
     assert [row["id"] for row in table(tmp_path / "predictions.csv")] == ["x", "y", "z"]
 
 
+@pytest.mark.slow
 def test_resumed_as_undisturbed(fork_server: ForkServer, tmp_path: Path) -> None:
     """Killed as an epoch is saved, and taken up again: what rows are hidden in an epoch is the same."""
     words = (
