@@ -39,7 +39,6 @@ class ControlledSuite(SeriesModelSuite):
 
 
 class TestNeuralCDEHermite(ControlledSuite):
-    learning_rate = 1e-3  # behind short gaps its paths overshoot
     causal = False
     control = "hermite"
     online = False
@@ -51,7 +50,6 @@ class TestNeuralCDEHermite(ControlledSuite):
 
 @pytest.mark.slow
 class TestNeuralCDENatural(TestNeuralCDEHermite):
-    learning_rate = 1e-4
     control = "natural"
 
 
