@@ -19,6 +19,7 @@ def kl_warmup(step: int, steps: int) -> float:
 
 
 def checked_weight(kl_weight: float) -> float:
+    """The weight of the divergence in a bound, finite and at least 0."""
     if not 0.0 <= number("kl_weight", kl_weight) < inf:
         raise ValueError(f"kl_weight must be a finite number, at least 0; got {kl_weight}")
     return kl_weight
