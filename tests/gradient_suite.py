@@ -368,6 +368,39 @@ class GradientSuite:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             sol.y1.sum().backward()
 
+    @pytest.mark.parametrize("own", ["before", "behind"])
+    @pytest.mark.parametrize("per_sample", [False, True])
+    @pytest.mark.parametrize(
+        "times", [(0.0, 0.5, 1.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5, 0.0), (0.5, 0.0), (1.0, 0.5)], ids=str
+    )
+    def test_outputs_at_a_jump(self, times: tuple[float, ...], per_sample: bool, own: str) -> None:
+        """The solve starts, ends or has an output at a jump of f, which has the value before or behind it there."""
+        w = torch.tensor([1.0, -3.0], dtype=D, requires_grad=True)
+        y0 = torch.tensor([[0.3], [0.7]] if per_sample else [0.3], dtype=D, requires_grad=True)
+        ts = torch.tensor(times, dtype=D, requires_grad=True)
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            first = t < 0.5 if own == "behind" else t <= 0.5
+            return torch.where(first, w[0], w[1]).reshape(-1, 1).expand(y.shape if per_sample else (1, 1)).view(y.shape)
+
+        sol = odenet.solve(
+            f, y0, ts, per_sample=per_sample, gradient=self.how, controller=odenet.PID(jump_ts=[0.5]), rtol=1e-6,
+            atol=1e-6,
+        )  # fmt: skip
+        # an output moves by the slope before it, and the whole solution by the one behind the start, of the way it goes
+        t, shift = torch.tensor(times, dtype=D), 1e-9 * (1 if times[0] < times[-1] else -1)
+        near = torch.cat([t[:1] + shift, t[1:] - shift])
+        slopes = torch.where(near < 0.5, w[0], w[1])
+        moved = t + (ts - t) * slopes.detach()  # its value is t, its derivative the slope
+        passed = w[0] * t.clamp(max=0.5) + w[1] * (t - 0.5).clamp(min=0.0)
+        moves = moved - moved[:1] - (t - t[0])
+        exact = y0[..., None, :] + (passed - passed[:1] + torch.cat([0 * moves[:1], moves[1:]]))[:, None]
+        torch.testing.assert_close(sol.ys, exact, rtol=1e-12, atol=1e-12)
+        weights = torch.arange(1.0, len(times) + 1.0, dtype=D)[:, None]
+        mine, true = (torch.autograd.grad((weights * ys).sum(), (y0, w, ts)) for ys in (sol.ys, exact))
+        for a, b in zip(mine, true, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
     def test_jump(self) -> None:
         """A jump of f at a time in the controller's jump_ts."""
         w = torch.tensor([1.0, 3.0], dtype=D, requires_grad=True)

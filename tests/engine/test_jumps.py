@@ -65,6 +65,29 @@ def test_a_solve_that_ends_at_a_jump_sees_what_is_before_it(control: Any, per_sa
     torch.testing.assert_close(sol.y1, torch.full_like(y0, sign), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "rk4", "implicit_adams", "trbdf2", "gl4"])
+def test_a_solve_that_starts_at_a_jump_sees_what_is_behind_it(method: str, per_sample: bool, sign: float) -> None:
+    """With as many evaluations as without a jump there."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        behind = torch.where((t - 1.0) * sign > 0.0, 1.0, 100.0)
+        return behind.reshape(-1, 1) * torch.ones_like(y) if per_sample else behind * torch.ones_like(y)
+
+    def smooth(t: Tensor, y: Tensor) -> Tensor:
+        return torch.ones_like(y)
+
+    y0 = torch.zeros(2, 1, dtype=D) if per_sample else torch.zeros(1, dtype=D)
+    control = odenet.ConstantStep(0.25, jump_ts=[1.0]) if method in ("rk4", "gl4", "implicit_adams") else PID(jump_ts=[1.0])
+    found = [
+        odenet.solve(g, y0, [1.0, 1.0 + sign], method=method, per_sample=per_sample, controller=control)
+        for g in (f, smooth)
+    ]
+    torch.testing.assert_close(found[0].y1, torch.full_like(y0, sign), rtol=1e-9, atol=1e-9)
+    assert all(bool(torch.as_tensor(a == b).all()) for a, b in zip(*(s.stats.values() for s in found), strict=True))
+
+
 @pytest.mark.parametrize("gradient", ["discrete", "backprop", odenet.Discrete(checkpoints=2), "forward"], ids=str)
 @pytest.mark.parametrize("method", ["dopri8", "tsit5"])
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -83,6 +83,7 @@ ONE_GRAPH: dict[str, tuple[dict[str, Any], list[float], bool]] = {
     "tsit5": ({}, [0.0, 0.3, 0.5, 1.0], False),
     "dopri5": ({"method": "dopri5", "gradient": "backprop"}, [1.0, 0.0], False),
     "rk4": ({"method": "rk4", "step": 0.3}, [0.0, 0.5, 1.0], False),
+    "start at a jump": ({"controller": odenet.PID(jump_ts=[0.4])}, [0.4, 1.0], False),
     "jump": ({"controller": odenet.PID(jump_ts=[0.4])}, [0.0, 0.2, 1.0], False),
     "adjoint": ({"gradient": "adjoint"}, [0.0, 0.6, 1.0], True),
     "adjoint-rk4": ({"gradient": "adjoint", "method": "rk4", "step": 0.1}, [0.0, 1.0], False),

@@ -50,13 +50,14 @@ class Cotangents(NamedTuple):
 class BackwardInputs(NamedTuple):
     """The inputs of a backward library.
 
-    first: whether row 0 is the start of the solve. y, carry: their cotangents at the end. starts, polynomials: the
-    cotangents, row by row, of the states at the starts of the steps (`Plan.step_starts`) and of the polynomials
-    (`Plan.dense`).
+    first: whether row 0 is the start of the solve. direction: of time, if f jumps. y, carry: their cotangents at the
+    end. starts, polynomials: the cotangents, row by row, of the states at the starts of the steps (`Plan.step_starts`)
+    and of the polynomials (`Plan.dense`).
     """
 
     rows: Tensor
     first: Tensor
+    direction: Leaves
     y: Leaves
     carry: Leaves
     starts: Leaves
@@ -78,7 +79,7 @@ def backward_graph(plan: Plan, graph: FieldGraph) -> RecordedLoop:
         cotangents = Cotangents(remaining, inputs.y, inputs.carry, tuple(torch.empty_like(x) for x in captures))
     begin = record_graph(functions.begin, [inputs], mode)
     body = record_graph(functions.body, [cotangents, inputs], mode, keep_unused=plan.saves_matmuls)
-    carried, before = len(flatten(cotangents)[0]), len(flatten(inputs[:6])[0])
+    carried, before = len(flatten(cotangents)[0]), len(flatten(inputs[:7])[0])
     saved = expensive_matmuls(body, free=carried + before) if plan.saves_matmuls else []
     tape = saved_tape(plan, saved, mode)
     rows, body = row_specs(saved), add_inputs(body, tape)
@@ -110,16 +111,17 @@ class _BackwardFunctions:
         times = flat[at], flat[at + 1]
         tape = StepTape(like, tuple(flat[n:at]), *times, flags[: plan.batched], flags[plan.batched :])
         starts = like if plan.step_starts else ()
-        return BackwardInputs(rows, first, y, carry, starts, (like,) * coefficients, captures, tape)
+        direction = (times[0][0],) if plan.jumps else ()
+        return BackwardInputs(rows, first, direction, y, carry, starts, (like,) * coefficients, captures, tape)
 
     def _field(self, captures: Leaves, differentiated: Leaves) -> VectorField:
         return vector_field(self.plan, self.graph, substitute(self.plan, captures, differentiated))
 
-    def _one_sided(self, f: VectorField, at: StepTape) -> Field:
+    def _one_sided(self, f: VectorField, at: StepTape, direction: Leaves) -> Field:
         """f for one step, by its one-sided limits where it jumps."""
-        if not at.jumped_and_jumps:
+        if not direction:
             return f
-        return OneSidedField(f, torch.sign(at.t1 - at.t0), at.t0, at.t1, *at.jumped_and_jumps)
+        return OneSidedField(f, direction[0], at.t0, at.t1, *at.jumped_and_jumps)
 
     def differentiated(self, captures: Leaves) -> Leaves:
         return tuple(captures[i] for i in self.plan.differentiated)
@@ -140,12 +142,12 @@ class _BackwardFunctions:
 
         def step(y: Leaves, carry: Leaves, differentiated: Leaves) -> tuple[Leaves, Coefficients]:
             f = self._field(x.captures, differentiated)
-            given = StepInput(self._one_sided(f, here), here.t0, here.t1, y, carry)
+            given = StepInput(self._one_sided(f, here, x.direction), here.t0, here.t1, y, carry)
             result = method.step(given)
             dense = method.dense(given, result) if polynomials else ()
             carry = result.carry
             for jumps in here.jumped_and_jumps[1:]:
-                carry = restarted_carry(method, f, torch.sign(here.t1 - here.t0), here.t1, result, jumps)
+                carry = restarted_carry(method, f, x.direction[0], here.t1, result, jumps)
             self.evaluations_in_body = f.calls
             return (*result.y, *carry), dense
 
@@ -165,11 +167,12 @@ class _BackwardFunctions:
         """The VJP of the first carry, if row 0 is the first step."""
         if not at.carry:
             return at.y, (), at.captures
-        y0, t0 = all_contiguous(tuple(t[0] for t in x.tape.y)), x.tape.t0[0]
+        first: StepTape = tree_map(lambda t: t[0], x.tape)
+        y0, t0 = all_contiguous(first.y), first.t0
 
         def init(y: Leaves, differentiated: Leaves) -> Leaves:
             f = self._field(x.captures, differentiated)
-            carry = self.plan.method.init(f, t0, y)
+            carry = self.plan.method.init(self._one_sided(f, first, x.direction), t0, y)
             self.evaluations_at_end = f.calls
             return carry
 

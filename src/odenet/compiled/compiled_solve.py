@@ -231,6 +231,7 @@ def _backward(
         restarts = tape[-1][: chunk.rows].sum(0) if plan.restarts else 0
         tape += chunk.saved.tensors
         counts = [_constant(chunk.rows, plan.device), _constant(k == 0, plan.device)]
+        counts += [run.p.direction] if plan.jumps else []
         out = library.run([*counts, *y, *carry, *by_row, *run.captures, *tape], chunk.rows)
         y, carry, totals = out[:n], out[n:carried], out[carried:]
         for key, total in zip(needed, totals, strict=True):

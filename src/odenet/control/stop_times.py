@@ -39,6 +39,8 @@ def check_times(name: str, times: Times | None) -> None:
 class StopTimes:
     """The stop times of one solve, in its direction of time; the last one is the end of the solve.
 
+    A jump of f at the start of the solve is among them, and ends no step.
+
     times: (S,), or (B, S) per sample; differentiable with respect to ts, step_ts and jump_ts. jumps: booleans of that
     shape, True where f is evaluated again after the stop, or None where f never jumps. rule: the `StopRule` that gave
     them.
@@ -47,6 +49,10 @@ class StopTimes:
     times: Tensor
     jumps: Tensor | None
     rule: StopRule
+
+    def jump_at(self, t: Tensor) -> Tensor | bool:
+        """Whether f jumps at t, () or (B,) per sample."""
+        return False if self.jumps is None else (self.jumps & (self.times.detach() == t.unsqueeze(-1))).any(-1)
 
     @cached_property
     def on_host(self) -> tuple[float, ...]:
@@ -109,8 +115,9 @@ class StopRule(NamedTuple):
                 continue
             extra = torch.as_tensor(given, dtype=ts.dtype, device=ts.device)
             extra = extra.expand(ts.shape[:-1] + extra.shape[-1:])
-            # up to the end: the step that ends at a jump there sees f before it
-            inside = ((extra - ts[..., :1]) * sign > 0) & ((ts[..., -1:] - extra) * sign >= 0)
+            after, before = (extra - ts[..., :1]) * sign, (ts[..., -1:] - extra) * sign
+            # with start and end: the step at a jump there sees f behind or before it
+            inside = (after >= 0 if jump else after > 0) & (before >= 0)
             times.append(torch.where(inside, extra, ts[..., -1:]))
             jumps.append(inside if jump else torch.zeros_like(inside))
         all_times, all_jumps = torch.cat(times, -1), torch.cat(jumps, -1)

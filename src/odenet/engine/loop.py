@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..control.controller import Decision
 from ..control.first_step import initial_step_size
+from ..core.field_protocols import Field
 from ..core.leaves import Leaves, constants, select, without_grad
 from ..core.scalars import MaskLike, ScalarLike, any_true, convert_like, detach, full_like, isfinite, where
 from ..core.status import Status
@@ -18,7 +19,7 @@ from .advance import accept_or_reject, try_step
 from .compaction import BatchCompactor
 from .counters import Counters
 from .observer import Observer
-from .one_sided import one_sided_field
+from .one_sided import field_behind, one_sided_field
 from .problem import Problem
 from .step_attempt import BatchState, State, StepAttempt, has_nonfinite
 from .stop_tracker import BatchStopTracker, HostStopTracker, StopTracker, stop_tracker
@@ -78,14 +79,15 @@ def start(p: Problem, tracker: Any) -> State:
     stop = tracker.next_stop(t, 0 if p.on_host else torch.zeros_like(now, dtype=torch.int64))
     unfinished: MaskLike = stop < tracker.count
     empty = not p.traced and not any_true(unfinished)
-    carry = () if empty else p.method.init(p.f, time, p.y0)
-    h = full_like(t, 1.0) if empty else first_step_size(p, tracker, now, stop, carry)
+    jumped = bool(p.stops.jump_at(now)) if p.on_host else p.stops.jump_at(now)
+    f = field_behind(p, now, jumped)
+    carry = () if empty else p.method.init(f, time, p.y0)
+    h = full_like(t, 1.0) if empty else first_step_size(p, f, tracker, now, stop, carry)
     status = where(isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))
     status = where(unfinished, status, int(Status.SUCCESS))
     with without_grad():
         cache = () if empty else p.method.init_cache(now, constants(p.y0))
     rejected = unfinished & False
-    jumped = rejected if p.stops.jumps is not None else False
     return State(t, time, h, p.y0, carry, p.controller.init_state(h), stop, jumped, status, cache, rejected)
 
 
@@ -94,16 +96,16 @@ def guesses_first_step(p: Problem) -> bool:
     return p.controller.adaptive and getattr(p.controller, "first_step", None) is None
 
 
-def first_step_size(p: Problem, tracker: StopTracker, time: Tensor, stop: Count, carry: Leaves) -> ScalarLike:
-    """The first step size: the controller's, or made by it from the engine's guess."""
+def first_step_size(p: Problem, f: Field, tracker: StopTracker, time: Tensor, stop: Count, carry: Leaves) -> ScalarLike:
+    """The first step size: the controller's, or made by it from the engine's guess. f: as at the start."""
     control, h = p.controller, full_like(tracker.sign, 1.0)
     if guesses_first_step(p):
         span = tracker.target(stop) - convert_like(time, tracker.sign)
         y0 = constants(p.y0)
         f0 = constants(carry) if p.method.carry_is_slope else ()
         with without_grad():
-            f0 = f0 or p.f(time, y0)
-            h = initial_step_size(p.f, time, span, y0, f0, p.method.order, p.rtol, p.atol, control.norm)
+            f0 = f0 or f(time, y0)
+            h = initial_step_size(f, time, span, y0, f0, p.method.order, p.rtol, p.atol, control.norm)
         h = where(span == 0, 1.0, h)
     return detach(control.initial_step(h))  # f may have brought in a tangent of forward mode
 

@@ -15,6 +15,7 @@ from ..core.scalars import MaskLike, any_true
 from ..engine.advance import next_carry
 from ..engine.batch_index import BatchIndex, RowScatter
 from ..engine.dense_recorder import flat_piece
+from ..engine.one_sided import initial_carry
 from ..engine.output_recorder import first_outputs, saved_outputs
 from ..engine.problem import Problem
 from ..engine.tape import TapeStep
@@ -284,7 +285,7 @@ class BackwardPass(ABC):
             self.marker = graph_marker()
             time, y = q.ts[..., 0].detach().requires_grad_(self.time_grads_needed), as_graph_inputs(q.y0)
             with q.f.with_random_states(q.f.initial_random_states):
-                carry = q.method.init(q.f, time, y)
+                carry = initial_carry(q, time, y)
         self._start_vjp(carry, self.carry_bar, y, time, self.ts_bar[..., 0])
 
     def _first_outputs_vjp(self) -> None:

@@ -265,7 +265,7 @@ class AdjointSolve:
         if self.ys is not None:
             self.y = select(samples, tuple(x[i] for x in self.ys), self.y)
         if i == 0 and self.time_grads_needed:
-            self.ts_bar[..., 0] -= self._time_bar(self.a, samples)
+            self.ts_bar[..., 0] -= self._time_bar(self.a, samples, after=True)
         if all(b is None for b in self.ys_bar):
             return
         self.all_zero = False
@@ -290,9 +290,11 @@ class AdjointSolve:
         self.integral.add(grads[:m])
         return _zeros_for_none(split_by_acceptance(samples, grads[m:])[0], self.y)
 
-    def _time_bar(self, a: Leaves, samples: MaskLike) -> Tensor:
-        """a^T f at the current time and state; zero for samples outside the mask."""
-        rate = dot(a, self.field.f(self.time, self.y), self.forward_problem.batched)
+    def _time_bar(self, a: Leaves, samples: MaskLike, after: bool = False) -> Tensor:
+        """a^T f at the current time and state; zero for samples outside the mask. Just before a jump, or just after."""
+        q = self.forward_problem
+        side = None if q.stops.jumps is None else (1 if after else -1) * q.direction * q.stops.jump_at(self.time)
+        rate = dot(a, self.field.f(self.time, self.y, side), q.batched)
         return where(samples, rate, torch.zeros_like(rate))
 
     def _solve_to(self, end: Tensor) -> None:

@@ -22,6 +22,7 @@ from ..engine.advance import next_carry
 from ..engine.dense_recorder import flat_piece
 from ..engine.integrate import Request, integrate
 from ..engine.observer import Observer
+from ..engine.one_sided import initial_carry
 from ..engine.output_recorder import OutputBuffer, OutputRecorder, first_outputs, saved_outputs
 from ..engine.problem import Problem
 from ..engine.step_attempt import StepAttempt
@@ -123,7 +124,7 @@ class Sensitivities(Observer):
         self.time = self.ts[..., 0]
         with torch.enable_grad():
             with q.f.with_random_states(q.f.initial_random_states):
-                carry = q.method.init(q.f, ts[..., 0], y) if self.tape.steps else ()
+                carry = initial_carry(q, ts[..., 0], y) if self.tape.steps else ()
             tangents = self._jvp((*first, *carry), (*y, ts), (*self.y, self.ts))
         self.outputs.append(rows, tuple(x.transpose(0, 1) for x in tangents[: len(first)]))
         self.carry = tangents[len(first) :]

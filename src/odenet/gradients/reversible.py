@@ -18,6 +18,7 @@ from ..core.torch_func import largest
 from ..core.validate import number
 from ..engine.batch_index import ALL, RowScatter
 from ..engine.integrate import Request
+from ..engine.one_sided import initial_carry
 from ..engine.problem import Problem
 from ..engine.tape import TapeStep
 from ..errors import warn
@@ -138,7 +139,7 @@ class UndoBackwardPass(BackwardPass):
     @torch.no_grad()
     def _replay_to_end(self) -> Leaves:
         """The final carry, recomputed for a second backward pass over the same solution."""
-        y, carry = self.problem.y0, self.method.init(self.problem.f, self.problem.ts[..., 0], self.problem.y0)
+        y, carry = self.problem.y0, initial_carry(self.problem, self.problem.ts[..., 0], self.problem.y0)
         end_times = RowScatter()
         for n, step in enumerate(self.steps):
             samples = step.problem.samples

@@ -13,6 +13,7 @@ from ..core.capture import CapturedTensors, NodeSet, graph_marker
 from ..core.leaf_function import bypasses_autograd
 from ..core.leaves import Leaves, constants
 from ..engine.batch_index import ALL
+from ..engine.one_sided import initial_carry
 from ..engine.problem import Problem
 from ..engine.step_attempt import State, StepAttempt
 from ..engine.tape import GraphStore, StepStore, TapeStep
@@ -224,7 +225,7 @@ class Checkpoints(StateStore):
     def initial_state_only(slots: int, p: Problem, entries: list[TapeStep]) -> Checkpoints:
         """Checkpoints with the initial state alone, for a method whose initial carry does not depend on f."""
         states = Checkpoints(slots, stores_carry=True)
-        start = p.y0, p.method.init(p.f, p.ts[..., 0], p.y0)
+        start = p.y0, initial_carry(p, p.ts[..., 0], p.y0)
         states._store_copy(0, *take_start(start, ALL, entries[0].problem.samples))
         return states
 

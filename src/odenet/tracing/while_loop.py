@@ -21,7 +21,7 @@ from ..core.scalars import MaskLike
 from ..core.status import Status
 from ..engine.advance import accept_or_reject, next_carry, try_step
 from ..engine.loop import start
-from ..engine.one_sided import one_sided_field
+from ..engine.one_sided import initial_carry, one_sided_field
 from ..engine.output_rule import blank_outputs, fill_outputs, outputs_due
 from ..engine.problem import Problem
 from ..engine.step_attempt import BatchAttempt, BatchState, StepAttempt
@@ -167,7 +167,7 @@ class _ReplayState(NamedTuple):
 def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, Leaves]:
     """y1 and ys of the steps of `solution`, by a loop that PyTorch differentiates."""
     p = _with_cloned_times(p)
-    (ends,), jumps = solution.step_ends, p.stops.jumps
+    (ends,) = solution.step_ends
     accept = torch.ones_like(solution.last.state.rejected)
 
     def condition(s: _ReplayState) -> Tensor:
@@ -176,7 +176,7 @@ def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, 
 
     def iterate(s: _ReplayState) -> _ReplayState:
         t1 = ends.gather(0, s.steps.view(1)).view(())
-        jump = False if jumps is None else (jumps & (p.stops.times == t1)).any()
+        jump = p.stops.jump_at(t1)
         f = one_sided_field(p, s.time, t1, s.at_jump, jump)
         step = p.method.step(StepInput(f, s.time, t1, s.y, s.carry))
         attempt = StepAttempt(p, s.time, t1, s.time, t1, s.y, s.carry, step, accept, accept, 0, s.at_jump, jump)
@@ -184,9 +184,9 @@ def differentiable_steps(p: Problem, solution: TracedSolution) -> tuple[Leaves, 
         carry = tuple(x.clone() for x in next_carry(p, t1, step, jump))  # f may return a view of its y
         return _ReplayState(s.steps + 1, t1.clone(), jump, step.y, carry, ys)
 
-    carry = p.method.init(p.f, p.ts[0], p.y0)
+    carry = initial_carry(p, p.ts[0], p.y0)
     attached = _all_attached((p.y0, carry, blank_outputs(p, None) if len(p.ts) > 2 else ()), p.f(p.ts[0], p.y0))
-    jumped = False if jumps is None else ~accept
+    jumped = p.stops.jump_at(p.ts.detach()[0])
     last = run_while_loop(
         condition, iterate, _ReplayState(torch.zeros_like(solution.last.accepted), p.ts[0], jumped, *attached)
     )
