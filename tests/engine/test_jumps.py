@@ -79,7 +79,9 @@ def test_a_solve_that_starts_at_a_jump_sees_what_is_behind_it(method: str, per_s
         return torch.ones_like(y)
 
     y0 = torch.zeros(2, 1, dtype=D) if per_sample else torch.zeros(1, dtype=D)
-    control = odenet.ConstantStep(0.25, jump_ts=[1.0]) if method in ("rk4", "gl4", "implicit_adams") else PID(jump_ts=[1.0])
+    control = (
+        odenet.ConstantStep(0.25, jump_ts=[1.0]) if method in ("rk4", "gl4", "implicit_adams") else PID(jump_ts=[1.0])
+    )
     found = [
         odenet.solve(g, y0, [1.0, 1.0 + sign], method=method, per_sample=per_sample, controller=control)
         for g in (f, smooth)

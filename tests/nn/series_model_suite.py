@@ -285,6 +285,27 @@ class SeriesModelSuite(ABC):
         model, series = self.make_for_gradients(2, OUT, 0).double().eval(), ragged()
         self._check(lambda ts: model(series, ts), (TS.clone().requires_grad_(),))
 
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_made_without_memory(self, assign: bool) -> None:
+        """A model on the device "meta" has what it needs in its `state_dict`."""
+        model, series = self.model(2).fit_normalizer(ragged(2)), ragged(2)
+        with torch.device("meta"):
+            other = self.make(2, OUT, 2).double().eval()
+        other = other if assign else other.to_empty(device="cpu")
+        other.load_state_dict(model.state_dict(), assign=assign)
+        for a, b in zip(self.outputs(other, series), self.outputs(model, series), strict=True):
+            close(a, b, 0.0)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch's own, about what it traces
+    def test_inside_torch_compile(self) -> None:
+        """What cannot be traced breaks the graph, and runs as ever."""
+        torch.compiler.reset()
+        model, series = self.model(2), ragged(2)
+        wrapped = torch.compile(self.outputs, backend="eager")
+        for a, b in zip(wrapped(model, series), self.outputs(model, series), strict=True):
+            close(a, b, 1e-12)
+
     def test_a_step_of_training(self) -> None:
         """Every parameter has a gradient, and a step against it reduces a loss by what the gradient says."""
         series = ragged(2)

@@ -26,8 +26,7 @@ class TimeFeatures(nn.Module):
 
     def __init__(self, size: int, learned: bool = True) -> None:
         super().__init__()
-        pair = torch.arange(integer("size", size)) // 2
-        ratio = pair / max(1, int(pair[-1]))
+        ratio = torch.arange(integer("size", size)) // 2 / max(1, (size - 1) // 2)
         longest, shortest = _PERIODS
         frequency = 2 * math.pi / longest * (longest / shortest) ** ratio
         phase = torch.arange(size) % 2 * (math.pi / 2)

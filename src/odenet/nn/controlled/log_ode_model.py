@@ -55,13 +55,11 @@ class BracketField(nn.Module):
     def __init__(self, field: nn.Module, channels: int) -> None:
         super().__init__()
         self.field, self.channels = field, integer("channels", channels)
-        words = lyndon_words(self.channels, 2)[self.channels :]
-        self.register_buffer("pairs", torch.tensor(words, dtype=torch.int64).reshape(-1, 2).T, persistent=False)
 
     def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
         """(B, hidden), from z (B, hidden) and dX (B, channels + pairs)."""
         count = self.channels
-        first, second = self.get_buffer("pairs").unbind(0)
+        first, second = torch.triu_indices(count, count, 1, device=dx.device)  # in the order of the Lyndon words
         f = self.field(s, z)
         areas = dx.new_zeros(len(dx), count, count)
         areas[:, first, second] = dx[:, count:]

@@ -66,15 +66,15 @@ class SolvedCDE(ControlledModel):
         self.stats: Stats | None = None
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
-        options: dict[str, Any] = dict(self.solve_options)
-        knots = path.knots
+        knots, control = path.knots, _stopping_at_knots(self.solve_options, path)
+        options: dict[str, Any] = {k: v for k, v in self.solve_options.items() if k != "step"}
+        options["controller"] = control
         if at is None:
             ts = knots[[0, -1]]
         else:
             ts = torch.cat([knots[:1].expand(*at.shape[:-1], 1), at, _next_whole(knots, at)], -1)
         if ts.ndim == 2:
             options["per_sample"] = True
-        options["controller"] = _stopping_at_knots(options, path)
         if not options.get("compile") and self._graph_bytes(path, z0) < _SHORT_GRAPH:
             options.setdefault("gradient", "backprop")
         # every piece may need some steps: a limit for all paths would refuse long ones
@@ -112,12 +112,12 @@ def _next_whole(knots: Tensor, at: Tensor) -> Tensor:
     return latest.ceil().minimum(knots[-1]).maximum(latest)
 
 
-def _stopping_at_knots(options: dict[str, Any], path: ControlPath) -> Controller:
-    """The step control of these options, less `step`, whose steps end at the knots; f jumps where dX/ds does.
+def _stopping_at_knots(options: SolveOptions, path: ControlPath) -> Controller:
+    """The step control of these options, whose steps end at the knots; f jumps where dX/ds does.
 
     Steps of a constant size end at every whole s, and not at outputs: no state depends on which others are asked for.
     """
-    method, step = checks.method(options.get("method", "tsit5")), options.pop("step", None)
+    method, step = checks.method(options.get("method", "tsit5")), options.get("step")
     control = copy.copy(checks.controller(options.get("controller"), step, method))
     stops = path.knots[1:-1]
     if step is not None:
