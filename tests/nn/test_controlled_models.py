@@ -381,6 +381,26 @@ def test_a_state_does_not_depend_on_the_times_asked_for(make: Any, steps: Any, g
     close(together, precise(series, ts), 1e-2)
 
 
+@pytest.mark.parametrize("gradient", ["adjoint", "gauss"])
+@pytest.mark.parametrize("make", [NeuralCDE, partial(LogODE, window=2)], ids=["NeuralCDE", "LogODE"])
+def test_adjoints_of_outputs_at_rows_and_behind_them(make: Any, gradient: str) -> None:
+    """The derivative of the path jumps at the rows, and so at outputs; each error falls as the fourth power of steps."""
+    torch.manual_seed(0)
+    series = ragged()
+    ts = torch.cat([series.t[0], series.t.max() + torch.tensor([0.1, 1.0], dtype=D)])
+
+    def gradients(how: str, step: float) -> list[Tensor]:
+        torch.manual_seed(1)
+        model = make(2, 4, 1, method="rk4", step=step, gradient=how).double()
+        losses = [y.square().sum() for y in (model(series), model(series, ts), model.states(series))]
+        return [torch.cat([g.flatten() for g in torch.autograd.grad(y, model.field.parameters())]) for y in losses]
+
+    exact = gradients("backprop", 1 / 32)
+    for step, tol in ((1 / 4, 3e-3), (1 / 16, 3e-5)):
+        for mine, true in zip(gradients(gradient, step), exact, strict=True):
+            assert float((mine - true).norm() / true.norm()) < tol
+
+
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("make", [NeuralCDE, partial(LogODE, window=2)], ids=["NeuralCDE", "LogODE"])
 def test_constant_steps_behind_the_last_row_are_as_long_as_before_it(make: Any, online: bool) -> None:
