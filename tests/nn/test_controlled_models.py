@@ -384,7 +384,7 @@ def test_a_state_does_not_depend_on_the_times_asked_for(make: Any, steps: Any, g
 @pytest.mark.parametrize("gradient", ["adjoint", "gauss"])
 @pytest.mark.parametrize("make", [NeuralCDE, partial(LogODE, window=2)], ids=["NeuralCDE", "LogODE"])
 def test_adjoints_of_outputs_at_rows_and_behind_them(make: Any, gradient: str) -> None:
-    """The derivative of the path jumps at the rows, and so at outputs; each error falls as the fourth power of steps."""
+    """The derivative of the path jumps at the rows, and so at outputs; errors fall as the fourth power."""
     torch.manual_seed(0)
     series = ragged()
     ts = torch.cat([series.t[0], series.t.max() + torch.tensor([0.1, 1.0], dtype=D)])
