@@ -21,7 +21,7 @@ from ..errors import (
 )
 from .advance import accept_or_reject, try_step
 from .loop import Outcome
-from .one_sided import field_behind
+from .one_sided import field_after
 from .problem import Problem
 from .step_attempt import State
 from .stiffness import CURE, at_stability_bound, can_detect_stiffness
@@ -194,7 +194,7 @@ def _is_stiff(p: Problem, s: State, sample: int | None) -> bool:
     time, y, status = s.time.detach(), constants(s.y), int(Status.RUNNING)
     if sample is not None:
         status = torch.where(torch.arange(len(time), device=time.device) == sample, status, int(Status.SUCCESS))
-    s = s._replace(time=time, y=y, carry=p.method.init(field_behind(p, time, s.jumped), time, y), status=status)
+    s = s._replace(time=time, y=y, carry=p.method.init(field_after(p, time, s.jumped), time, y), status=status)
     for _ in range(_PROBES):
         attempt, decision = try_step(p, tracker, s)
         at_bound = at_stability_bound(attempt)

@@ -19,7 +19,7 @@ from .advance import accept_or_reject, try_step
 from .compaction import BatchCompactor
 from .counters import Counters
 from .observer import Observer
-from .one_sided import field_behind, one_sided_field
+from .one_sided import field_after, one_sided_field
 from .problem import Problem
 from .step_attempt import BatchState, State, StepAttempt, has_nonfinite
 from .stop_tracker import BatchStopTracker, HostStopTracker, StopTracker, stop_tracker
@@ -80,7 +80,7 @@ def start(p: Problem, tracker: Any) -> State:
     unfinished: MaskLike = stop < tracker.count
     empty = not p.traced and not any_true(unfinished)
     jumped = bool(p.stops.jump_at(now)) if p.on_host else p.stops.jump_at(now)
-    f = field_behind(p, now, jumped)
+    f = field_after(p, now, jumped)
     carry = () if empty else p.method.init(f, time, p.y0)
     h = full_like(t, 1.0) if empty else first_step_size(p, f, tracker, now, stop, carry)
     status = where(isfinite(h), int(Status.RUNNING), int(Status.NON_FINITE))

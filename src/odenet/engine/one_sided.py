@@ -27,7 +27,7 @@ def one_sided_field(p: Problem, time0: Tensor, time1: Tensor, jumped: MaskLike, 
     return OneSidedField(p.f, p.direction, time0, time1, jumped, jumps)
 
 
-def field_behind(p: Problem, time: Tensor, jumped: MaskLike) -> Field:
+def field_after(p: Problem, time: Tensor, jumped: MaskLike) -> Field:
     """f, at `time` by its limit just after it where `jumped`."""
     return p.f if p.stops.jumps is None else OneSidedField(p.f, p.direction, time, time, jumped, False)
 
@@ -35,7 +35,7 @@ def field_behind(p: Problem, time: Tensor, jumped: MaskLike) -> Field:
 def initial_carry(p: Problem, time: Tensor, y: Leaves) -> Leaves:
     """The carry at ts[0], which is `time`, of the method, by f behind a jump there."""
     start = p.ts.detach()[..., 0]
-    return p.method.init(field_behind(p, start, p.stops.jump_at(start)), time, y)
+    return p.method.init(field_after(p, start, p.stops.jump_at(start)), time, y)
 
 
 @dataclass(slots=True)

@@ -66,9 +66,9 @@ class SolvedCDE(ControlledModel):
         self.stats: Stats | None = None
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
+        # first, as it reads values: where that breaks a graph of torch.compile, options set before would be lost
         knots, control = path.knots, _stopping_at_knots(self.solve_options, path)
-        options: dict[str, Any] = {k: v for k, v in self.solve_options.items() if k != "step"}
-        options["controller"] = control
+        options: dict[str, Any] = {k: v for k, v in self.solve_options.items() if k != "step"} | {"controller": control}
         if at is None:
             ts = knots[[0, -1]]
         else:
