@@ -61,6 +61,7 @@ def test_a_function_of_the_state(gradient: Any, per_sample: bool) -> None:
         torch.testing.assert_close(a, b, rtol=close, atol=close)
 
 
+@pytest.mark.slow
 @needs_tracing
 def test_compiled_and_traced_solves() -> None:
     y0 = torch.ones(4, 2, dtype=D, requires_grad=True)

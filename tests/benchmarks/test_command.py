@@ -66,6 +66,7 @@ def test_the_package_imports_no_library_that_it_is_compared_with() -> None:
         assert not re.search(r"^\s*(import|from) (benchmarks|jax|diffrax|torchode|torchdiffeq)\b", text, re.M), file
 
 
+@pytest.mark.slow
 def test_speed_runs_once() -> None:
     """The timed calls of `make bench-quick`, without timing."""
     pytest.importorskip("pytest_benchmark")

@@ -103,6 +103,7 @@ def test_evaluate_keeps_the_order_of_the_samples() -> None:
     assert model.training
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_clock")
 def test_training_learns_and_leaves_the_best_weights() -> None:
     series, target = ragged(40), (torch.arange(40) % 2).float()
@@ -288,10 +289,11 @@ def test_pages_say_what_was_measured() -> None:
     text = motion_prediction.page(errors, SETTINGS)
     assert cells(text, "ODERNN") == ["ODERNN", "1.000 (2.000)", "3.000", "10", ""]
     assert cells(text, "ODE-RNN, paper") == ["ODE-RNN, paper", "0.665", "26.463", "", ""]
-    forecasts = [Forecast("ODERNN", points, 0, 0.5, 0.25, 7) for points in spiral_forecasts.POINTS]
+    forecasts = [Forecast("ODERNN", points, 0, 0.5, 0.25, 0.125, 0.9, 7) for points in spiral_forecasts.POINTS]
     text = spiral_forecasts.page(forecasts, SETTINGS)
     assert cells(text, "ODERNN") == ["ODERNN", *["0.500 (0.250)"] * 3, "7 ± 0", ""]
     assert cells(text, "RNN, paper")[1] == "0.3937"
+    assert "| ODERNN | 0.125 | 0.125 | 0.125 |" in text
     assert mean_and_spread([1.0, None, 3.0], ".1f") == "2.0 ± 1.4" and mean_and_spread([None], ".1f") == "-"
 
 
@@ -356,6 +358,14 @@ def test_quick_hopper(tmp_path: Path, in_this_process: pytest.MonkeyPatch) -> No
     assert main(["series", "--quick", "--only", "hopper", "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path, "hopper")
     assert len(rows) == 2 * (len(motion_prediction.BASELINES) + 2) and not any(row["note"] for row in rows)
+
+
+def test_spirals_that_stay_near_those_of_training() -> None:
+    split = spiral_forecasts.data(500, 30, 0)
+    radius = ((split.test.target.abs() - torch.tensor([5.0, 0.0])).square().sum(-1)).sqrt().amax(1)
+    near = spiral_forecasts.stays_near(split)
+    assert 0.8 < float(near.double().mean()) < 0.95
+    assert float(radius[near].max()) < 7 < 12 < float(radius[~near].max())
 
 
 @pytest.mark.slow

@@ -96,6 +96,7 @@ def test_compiled(make: Any) -> None:
         torch.testing.assert_close(gradients(f, net, options | {"compile": True}), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_transposed_weight_is_compiled() -> None:
     """The gradient of a weight that f uses transposed has the transposed layout."""
     net, w = network(), torch.randn(2, 2, dtype=torch.float64, requires_grad=True)

@@ -94,7 +94,7 @@ def check_compiled(model: Layer) -> None:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("view", slow_unless([".T", "chunk", "expand"], ".T", "chunk"))
+@pytest.mark.parametrize("view", slow_unless([".T", "chunk", "expand"], ".T"))
 def test_exported(view: str, steps: str) -> None:
     model, y0 = Layer(VIEWS[view], **STEPS[steps]), torch.linspace(-1, 1, 6).view(2, 3)
     with torch.no_grad():
@@ -114,6 +114,7 @@ def test_with_inductor(view: str, steps: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_adaptive_steps_and_a_chunk() -> None:
     """One of the slow ones, for every run of the tests."""

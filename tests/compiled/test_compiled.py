@@ -246,6 +246,7 @@ def test_attributes_that_change(y0, compiles_nothing):
     same(f, y0, ENDS)
 
 
+@pytest.mark.slow
 def test_longer_than_a_tape(params, y0, monkeypatch):
     """A joint solve goes on where its tape is full."""
     monkeypatch.setattr("odenet.compiled.plan_cache.TAPE_BYTES", 1)  # eight rows

@@ -53,6 +53,7 @@ def test_constant_steps(weights, y0):
     same(stairs(weights), y0, MORE, [weights], method="rk4", controller=controller)
 
 
+@pytest.mark.slow
 def test_each_sample_jumps_at_its_own_times(y0):
     own = torch.tensor([[0.5, 1.5], [0.25, 0.25], [1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     w = torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64, requires_grad=True)

@@ -142,6 +142,7 @@ def test_one_look_a_block(params, y0):
     assert back == also_back == 0
 
 
+@pytest.mark.slow
 def test_one_launch_a_block(params, y0, replayed):
     f = field_of(*params)
     options = {"method": "bosh3", "rtol": 1e-5, "atol": 1e-5}

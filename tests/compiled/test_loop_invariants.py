@@ -9,7 +9,6 @@ import torch
 
 import odenet
 from odenet.compiled import build, torch_private
-from slow_cases import slow_unless
 
 
 @pytest.fixture
@@ -91,7 +90,8 @@ ENDS = {"constant": 2.0, "time": 0.5, "argument": 3.0}
 CASES = [("constant", False), ("argument", False), ("time", True)]
 
 
-@pytest.mark.parametrize(("kind", "per_sample"), slow_unless(CASES, ("time", True)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "per_sample"), CASES)
 def test_cotangents_that_an_iteration_returns_as_they_came(kind: str, per_sample: bool) -> None:
     """df/dy = 0: the cotangent of y is the same in every step."""
     y0 = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)

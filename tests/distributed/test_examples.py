@@ -17,6 +17,7 @@ PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_ensemble(tmp_path: Path) -> None:
     """Of five members one process has three and the other two."""
     words = [EXAMPLES / "ensemble.py", "--members", "5", "--out"]

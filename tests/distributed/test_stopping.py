@@ -111,12 +111,13 @@ def test_resumes_after_any(tmp_path: Path) -> None:
             assert_same(tmp_path / "whole", folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "signum", "seconds"),
     [
         ("all", signal.SIGINT, 0.0),
         *(
-            pytest.param(who, signum, seconds, marks=pytest.mark.slow)
+            (who, signum, seconds)
             for who, signum in [("all", signal.SIGINT), ("all", signal.SIGTERM), ("second", signal.SIGKILL)]
             for seconds in (0.5, 4.0)
         ),

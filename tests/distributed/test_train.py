@@ -93,6 +93,7 @@ def test_one_process_dies(by_torchrun: bool, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_one_process_is_told_to_end(tmp_path: Path) -> None:
     """SIGTERM to the first, while the other goes on to the next exchange of gradients."""
     told = DYING.replace("SIGKILL", "SIGTERM").replace("global_rank == 1", "global_rank == 0")

@@ -90,7 +90,7 @@ ONE_GRAPH: dict[str, tuple[dict[str, Any], list[float], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(ONE_GRAPH, "tsit5", "rk4"))
+@pytest.mark.parametrize("name", slow_unless(ONE_GRAPH, "rk4"))
 def test_one_graph(name: str) -> None:
     options, ts, times = ONE_GRAPH[name]
     # an eager adjoint with constant rk4 steps integrates the parameters' gradient by rk4's own weights, to their order
@@ -98,7 +98,8 @@ def test_one_graph(name: str) -> None:
     same(Model(**options), ts, "eager", times, 1e-5 if own else 1e-10)
 
 
-@pytest.mark.parametrize("gradient", slow_unless(["discrete", "adjoint"], "discrete"))
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["discrete", "adjoint"])
 def test_through_aot_autograd(gradient: str) -> None:
     same(Model(gradient=gradient), [0.0, 1.0], "aot_eager", False, 1e-10)
 
@@ -109,6 +110,7 @@ def test_inductor(options: Any) -> None:
     same(Model(**options), [0.0, 0.5, 1.0], "inductor", options.get("gradient") == "adjoint", 1e-10)
 
 
+@pytest.mark.slow
 def test_without_grad_and_other_values() -> None:
     """The graph serves other states, times and weights; rejected attempts are counted like eager ones."""
     model = Model(controller=odenet.PID(first_step=0.9))
@@ -166,6 +168,7 @@ def test_a_failure_is_nan() -> None:
         assert torch.isnan(y1).all() and int(status) == odenet.Status.MAX_STEPS
 
 
+@pytest.mark.slow
 def test_pytrees_closures_and_half_precision() -> None:
     w = torch.tensor(2.0, dtype=D, requires_grad=True)
 

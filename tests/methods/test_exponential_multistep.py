@@ -91,7 +91,7 @@ def four_flows(path: str, a: float, b: float) -> tuple[Velocity, Tensor, Tensor]
     return f, x, exact
 
 
-@pytest.mark.parametrize(("path", "a", "b", "even"), slow_unless(EVEN + UNEVEN, *EVEN[::2], *UNEVEN[::2]))
+@pytest.mark.parametrize(("path", "a", "b", "even"), slow_unless(EVEN + UNEVEN, *EVEN[::4], UNEVEN[0]))
 @pytest.mark.parametrize("method", [m for m in ALL if m.name != "ddim"], ids=lambda m: m.name)
 def test_order(method: Any, path: str, a: float, b: float, even: bool) -> None:
     """UniPC may be faster than its predictor alone."""

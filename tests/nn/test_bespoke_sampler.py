@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bespoke_sampler.py"
 
 
+@pytest.mark.slow
 def test_a_learned_sampler_beats_the_rule_it_began_as() -> None:
     command = [sys.executable, str(EXAMPLE), "--flow-iterations", "400", "--iterations", "150", "--steps", "4"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two of them wait for each other on a busy machine

@@ -57,6 +57,7 @@ class TestNeuralCDELinear(TestNeuralCDEHermite):
     control = "linear"
 
 
+@pytest.mark.slow
 class TestNeuralCDERectilinear(TestNeuralCDEHermite):
     causal = True
     control = "rectilinear"
@@ -68,8 +69,9 @@ class TestNeuralCDEHermiteOnline(TestNeuralCDEHermite):
     online = True
 
 
-class TestNeuralCDELinearOnline(TestNeuralCDEHermiteOnline):
-    control = "linear"
+class TestNeuralCDELinearOnline(TestNeuralCDELinear):
+    causal = True
+    online = True
 
 
 class TestLinearCDE(SeriesModelSuite):

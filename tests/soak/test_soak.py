@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import odenet
-from slow_cases import slow_unless
 
 TOOL = Path(__file__).parents[2] / "tools" / "soak.py"
 
@@ -51,7 +50,8 @@ def test_no_growth_compiled() -> None:
 kept = []
 
 
-@pytest.mark.parametrize("leaks", slow_unless([False, True], True))
+@pytest.mark.slow
+@pytest.mark.parametrize("leaks", [False, True])
 def test_growth_is_seen(soak, leaks: bool) -> None:
     """A solve that leaves a tensor, and its field, behind."""
 

@@ -45,6 +45,7 @@ def test_train_writes_what_it_says(
     assert float(wrong) == pytest.approx(json.loads((out / "results.json").read_text())["test_error"])
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("compare", "digits", "--quick", "--out", tmp_path)
     assert call(monkeypatch, *words) == 0
