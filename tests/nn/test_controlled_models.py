@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import odenet
 from nn.series_model_suite import D, SeriesModelSuite, close, ragged
@@ -157,7 +158,7 @@ def test_scans_against_a_loop(count: int) -> None:
         expected.append(m @ expected[-1])
     mine = matrices.permute(2, 3, 0, 1).requires_grad_()
     close(prefix_products(mine).permute(2, 3, 0, 1), torch.stack(expected), 1e-11)
-    close(whole_product(mine).permute(2, 0, 1), expected[-1], 1e-11)
+    close(whole_product(mine)[..., 0, :].permute(2, 0, 1), expected[-1], 1e-11)
     assert torch.autograd.gradcheck(prefix_products, mine, fast_mode=True, nondet_tol=1e-12)
 
 
@@ -196,6 +197,32 @@ def test_scans_of_a_part_of_the_pieces_each(pieces: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(linear_cde, "_BYTES_AT_ONCE", pieces * size)
     for mine, other in zip(found(), together, strict=True):
         close(mine, other, 1e-12)
+
+
+def test_scans_of_a_part_have_all_derivatives_and_keep_no_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, series = LinearCDE(2, 2, block=2).double(), walks(2, 20)
+    monkeypatch.setattr(linear_cde, "_BYTES_AT_ONCE", 5 * 2 * 2 * 2 * 8)  # 5 pieces
+    weights = dict(model.named_parameters())
+
+    def end(weight: Tensor) -> Tensor:
+        given, ts = weights | {"field.weight": weight}, torch.linspace(0.1, 0.8, 5, dtype=D)
+        return sum(torch.func.functional_call(model, given, of).square().sum() for of in ((series,), (series, ts)))
+
+    given = weights["field.weight"].detach().requires_grad_()
+    assert torch.autograd.gradcheck(end, given) and torch.autograd.gradgradcheck(end, given)
+    direction = torch.randn_like(given)
+    (grad,) = torch.autograd.grad(end(given), given)
+    close(torch.func.grad(end)(given), grad, 1e-12)
+    close(torch.func.jvp(end, (given,), (direction,))[1], (grad * direction).sum(), 1e-12)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(end(forward_ad.make_dual(given.detach(), direction))).tangent
+    close(tangent, (grad * direction).sum(), 1e-12)
+
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        end(given)
+    assert sum(kept) < 8 * 19 * 2 * 2 * 2  # 4384 with the factors of all products; the matrices alone have 152 numbers
 
 
 def test_a_field_by_its_matrix_and_by_its_product() -> None:

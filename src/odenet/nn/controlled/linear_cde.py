@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from ...core.validate import integer
 from ...series.control_path import ControlPath
 from .controlled_model import ControlledModel
+from .scans_in_turn import scans_in_turn
 from .small_matrices import exponential, prefix_products, whole_product
 
-# Of the matrices of pieces that one scan takes; scans of long series follow one another. Allocators keep freed memory
-# of this size, where larger tensors are fetched from the system anew each time, which takes longer than the products.
+# Of the matrices of pieces that one scan takes, which keeps some fifteen times this for its gradient. Allocators keep
+# freed memory of this size, where larger tensors are fetched from the system anew each time, which takes longer than
+# the products.
 _BYTES_AT_ONCE = 2**23
 
 
@@ -35,15 +38,9 @@ class LinearField(nn.Module):
         weight = torch.randn(channels, hidden // block, block, block) * (block * channels) ** -0.5 / 4
         self.weight = nn.Parameter((weight - weight.mT) / 2**0.5)
 
-    def generators(self, dx: Tensor) -> Tensor:
-        """The blocks of sum_i A_i dX_i, (block, block, blocks, ...), from dX (..., channels)."""
-        weight = self.weight.permute(2, 3, 1, 0)  # (block, block, blocks, channels)
-        flat = weight.flatten(0, 2) @ dx.flatten(0, -2).T
-        return flat.unflatten(0, weight.shape[:3]).unflatten(-1, dx.shape[:-1])
-
     def prod(self, s: Tensor, z: Tensor, dx: Tensor) -> Tensor:
         """sum_i A_i z dX_i, (B, hidden)."""
-        return apply_blocks(self.generators(dx), z)
+        return apply_blocks(generators(self.weight, dx), z)
 
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
         """A_i z for all i, (B, hidden, channels)."""
@@ -55,9 +52,10 @@ class LinearField(nn.Module):
 class LinearCDE(ControlledModel):
     """dz = sum_i A_i z dX_i with block-diagonal A_i, exactly: on the pieces of a linear path a product of exponentials.
 
-    The products are a parallel scan: O(T) work in O(log T) operations on tensors, and of a series so long that its
-    matrices take more than 8 MiB one scan after the other. Walker et al. 2025, "Structured linear CDEs: maximally
-    expressive and parallel-in-time sequence models".
+    The products are a parallel scan: O(T) work in O(log T) operations on tensors. Of a series so long that its matrices
+    take more than 8 MiB it is one scan after the other, and the gradient makes each again, so that the matrices of one
+    alone are in memory. Walker et al. 2025, "Structured linear CDEs: maximally expressive and parallel-in-time sequence
+    models".
 
     channels: of the series. hidden: size of z. out: size of a linear readout; None: z itself. block: size of the
     blocks. control: "linear" or "rectilinear". online, counts, static: see `ControlledModel`. field: the `LinearField`,
@@ -86,29 +84,36 @@ class LinearCDE(ControlledModel):
 
     def drive(self, path: ControlPath, z0: Tensor, at: Tensor | None, begin: Tensor | None = None) -> Tensor:
         rises = path.pieces[:, 1]  # of pieces whose length in s is 1: (K - 1, B, channels)
-        chunks, z = rises.split(self._pieces_at_once(z0)), z0
+        found = scans_in_turn(partial(_states, at is not None), self.field.weight, rises, z0, self._pieces_at_once(z0))
         if at is None:
-            for chunk in chunks:
-                z = apply_blocks(whole_product(self._flows(chunk)), z)
-            return z
-        found = [z0[None]]
-        for chunk in chunks:
-            found.append(apply_blocks(prefix_products(self._flows(chunk)), found[-1][-1]))  # (pieces, B, hidden)
-        states = torch.cat(found).movedim(0, 1)
+            return found[-1]
+        states = torch.cat([z0[None], found]).movedim(0, 1)
         s = at.expand(len(z0), at.shape[-1])
         piece = s.floor().long().clamp(0, len(rises) - 1)
         whole, part = states.gather(1, piece[..., None].expand(*s.shape, self.hidden)), s - piece
         if not bool(part.any()):
             return whole
         rise = rises.movedim(1, 0).gather(1, piece[..., None].expand(*s.shape, self.path_channels))
-        return apply_blocks(self._flows(part[..., None] * rise), whole)
-
-    def _flows(self, rises: Tensor) -> Tensor:
-        """The solution operators of straight pieces, (block, block, blocks, ...), from their rises (..., channels)."""
-        return exponential(self.field.generators(rises))
+        return apply_blocks(exponential(generators(self.field.weight, part[..., None] * rise)), whole)
 
     def _pieces_at_once(self, z0: Tensor) -> int:
         return max(1, _BYTES_AT_ONCE // max(1, z0.numel() * self.field.block * z0.element_size()))
+
+
+def generators(weight: Tensor, dx: Tensor) -> Tensor:
+    """The blocks of sum_i A_i dX_i, (block, block, blocks, ...).
+
+    weight: A, (channels, blocks, block, block). dx: dX, (..., channels).
+    """
+    entries = weight.permute(2, 3, 1, 0)  # (block, block, blocks, channels)
+    flat = entries.flatten(0, 2) @ dx.flatten(0, -2).T
+    return flat.unflatten(0, entries.shape[:3]).unflatten(-1, dx.shape[:-1])
+
+
+def _states(each: bool, weight: Tensor, rises: Tensor, z: Tensor) -> Tensor:
+    """z after each of the straight pieces, or after the last: (K or 1, B, hidden), from rises (K, B, channels)."""
+    flows = exponential(generators(weight, rises))  # the solution operators of the pieces
+    return apply_blocks(prefix_products(flows) if each else whole_product(flows), z)
 
 
 def apply_blocks(matrices: Tensor, z: Tensor) -> Tensor:

@@ -62,11 +62,11 @@ def prefix_products(m: Tensor) -> Tensor:
 
 
 def whole_product(m: Tensor) -> Tensor:
-    """M_(K-1) ... M_0, along dimension -2, which it removes."""
+    """M_(K-1) ... M_0, along dimension -2, which is of length 1 then."""
     while (count := m.shape[-2]) > 1:
         even = count // 2 * 2
         m = torch.cat([product(m[..., 1:even:2, :], m[..., :even:2, :]), m[..., even:, :]], -2)
-    return m.squeeze(-2)
+    return m
 
 
 class _Product(torch.autograd.Function):
