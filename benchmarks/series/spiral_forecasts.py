@@ -136,9 +136,9 @@ scale; their RNN is trained by a Gaussian likelihood, as is their latent ODE by 
 
 
 NEAR = """\
-The same for the spirals, {share} % of them, whose next 100 points stay in the rectangle that the windows of the training
-spirals fill. The others end where none was in training: the clockwise ones at a radius of up to 15, which is at most
-5.2 in a window."""
+The same for the spirals, {share} % of them, whose next 100 points stay in the rectangle that the windows of the
+training spirals fill. The others end where none was in training: the clockwise ones at a radius of up to 15, which is
+at most 5.2 in a window."""
 
 
 def page(results: Sequence[Forecast], settings: Settings, figure: str = "") -> str:
