@@ -25,7 +25,6 @@ from odenet.train.flows import flow_model
 from odenet.train.flows.baselines import NAMES, Rows, baselines, gaussian, kernel_density
 from odenet.train.flows.density_data import load_density
 from odenet.train.tasks.flow import Flow, FlowSettings
-from slow_cases import slow_unless
 from train.runs import ForkServer, assert_same, table
 
 __all__ = ["default_dtype"]
@@ -331,10 +330,13 @@ def test_mistakes_end_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-RESUMED = [("--data", "checkerboard"), ("--data", "digits", "--model", "matching")]
-
-
-@pytest.mark.parametrize("words", slow_unless(RESUMED, RESUMED[0]))
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--data", "checkerboard"),
+        pytest.param(("--data", "digits", "--model", "matching"), marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_bit_for_bit(words: tuple[str, ...], fork_server: ForkServer, tmp_path: Path) -> None:
     given = (*FLOW, "--epochs", 3, *words)
     whole = fork_server.run(tmp_path, *given, "--out", tmp_path / "whole")
