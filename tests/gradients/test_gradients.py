@@ -72,6 +72,10 @@ class TestReversibleStagewise(Stagewise, TestReversible):
 class TestForward(GradientSuite):
     name, exact, states_a_step, evaluates_backwards = "forward", True, 0.02, False
 
+    def same_solution(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Samples that have ended stay in the batch, which callbacks see: a tanh may round by its place in memory."""
+        return options | {"callbacks": odenet.Callbacks()}
+
 
 def test_every_gradient_has_its_class() -> None:
     assert {c.name for c in GradientSuite.__subclasses__()} == set(GRADIENTS)
