@@ -46,14 +46,17 @@ class RecurrentEncoder(SeriesEncoder):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.rnn = self.layer(2 * channels + 2, hidden, batch_first=True)
+        self.rnn = self.layer(2 * channels + 2, hidden)
 
     def forward(self, series: Series) -> Tensor:
         back = reversed_rows(series)
         gaps = back.t.diff(dim=1, prepend=back.t[:, :1])
-        states, _ = self.rnn(torch.cat([_row_inputs(back), gaps[..., None]], -1))
-        last = (back.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
-        return torch.where(back.length[:, None] > 0, states.gather(1, last)[:, 0], 0.0)
+        inputs = [part.movedim(1, 0) for part in (*_row_inputs(back), gaps[..., None])]  # a row after another in memory
+        states, _ = self.rnn(torch.cat(inputs, -1))  # (T, B, hidden)
+        if bool((back.length == len(states)).all()):
+            return states[-1]
+        last = (back.length - 1).clamp(min=0)[:, None].expand(states.shape[1:])
+        return torch.where(back.length[:, None] > 0, states.gather(0, last[None])[0], 0.0)
 
 
 @final
@@ -80,16 +83,21 @@ class AttentionEncoder(SeriesEncoder):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.rows = nn.Sequential(nn.Linear(2 * channels + 1, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.rows = nn.Sequential(
+            nn.Linear(2 * channels + 1, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, hidden), nn.ReLU(inplace=True)
+        )
         self.scores = nn.Linear(hidden, gcd(hidden, 4))  # keys times queries
         self.values = nn.Linear(hidden, hidden)
 
     def forward(self, series: Series) -> Tensor:
-        rows = self.rows(_row_inputs(series))
-        scores = self.scores(rows).masked_fill(~series.mask.any(-1)[..., None], -torch.inf)
-        weights = nn.functional.pad(scores, (0, 0, 0, 1)).softmax(1)[:, :-1]  # (B, T, heads)
-        values = self.values(rows).unflatten(-1, (weights.shape[-1], -1))
-        return (weights[..., None] * values).sum(1).flatten(1)
+        # activations in place, on a matrix: large batches take as long as their memory is written
+        rows = self.rows(torch.cat(_row_inputs(series), -1).flatten(0, 1)).unflatten(0, series.t.shape)
+        scores = self.scores(rows).mT.masked_fill(~series.mask.any(-1)[:, None], -torch.inf)
+        weights = nn.functional.pad(scores, (0, 1)).softmax(-1)[..., :-1]  # (B, heads, T)
+        # values are linear in the rows, so that the mean row of each head is mapped, instead of each row
+        weight, bias = (own.unflatten(0, (weights.shape[1], -1)) for own in (self.values.weight, self.values.bias))
+        values = torch.einsum("bhi,hoi->bho", weights @ rows, weight) + weights.sum(-1, keepdim=True) * bias
+        return values.flatten(1)
 
 
 ENCODERS: dict[str, type[ODERNNEncoder | RNNEncoder | GRUEncoder | AttentionEncoder]] = {
@@ -100,6 +108,6 @@ ENCODERS: dict[str, type[ODERNNEncoder | RNNEncoder | GRUEncoder | AttentionEnco
 }
 
 
-def _row_inputs(series: Series) -> Tensor:
-    """Values, 0 where missing, which of them are observed, and the time: (B, T, 2 C + 1)."""
-    return torch.cat([series.x, series.mask.to(series.x), series.t[..., None]], -1)
+def _row_inputs(series: Series) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, 0 where missing, which of them are observed, and the time: (B, T, C), (B, T, C), (B, T, 1)."""
+    return series.x, series.mask.to(series.x), series.t[..., None]
