@@ -106,6 +106,18 @@ def test_example_of_torchdiffeq() -> None:
     assert all(bool(torch.isfinite(g).all()) for g in step())
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the processor cannot round them to zero")
+def test_denormal_numbers_are_kept_in_one_step_alone() -> None:
+    tiny = torch.tensor([1e-39])
+    step, _ = latent_speed.keeping_denormals((lambda: [tiny * 0.5], lambda z0: z0))
+    try:
+        torch.set_flush_denormal(True)
+        assert float(step()[0].view(torch.int32)) != 0.0  # its bits: a comparison would round it as well
+        assert float((tiny * 0.5).view(torch.int32)) == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_scan_and_solve_have_the_same_output() -> None:
     models, series = scan_speed.same_equation(0), random_walks(3, 7, 0)
     scan, solve = (models[label](series) for label in (scan_speed.SCAN, scan_speed.SOLVE))
