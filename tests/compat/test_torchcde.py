@@ -391,7 +391,6 @@ class WrongProduct:
         ({"z0": 1.0}, ValueError, "z0 must be a tensor or a tuple of tensors"),
         ({"t": 1.0}, ValueError, "t must be a tensor of times"),
         ({"t": torch.tensor([0.0, 0.0])}, AssertionError, "strictly increasing"),
-        ({"backend": "torchsde"}, ValueError, 'method="midpoint", options={"step_size": h}'),
         ({"backend": "scipy"}, ValueError, "backend"),
         ({"event_fn": lambda t, z: z}, ValueError, "event_fn has no meaning in cdeint"),
         ({"method": "rk5"}, ValueError, "method"),

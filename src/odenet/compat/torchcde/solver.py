@@ -12,6 +12,7 @@ from ...core.validate import describe, one_of
 from ...errors import warn
 from ..torchdiffeq import odeint, odeint_adjoint
 from .interpolation_linear import LinearInterpolation
+from .sde_backend import odeint_keywords
 
 _DEFAULTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}  # torchcde's, looser than those of odeint
 _BACKENDS = ("torchdiffeq", "torchsde")
@@ -29,9 +30,10 @@ def cdeint(
         result are tuples of as many: see `TupleControl`.
     t: times, (T,), strictly increasing or decreasing.
     adjoint: the continuous adjoint method, of constant memory; False: the exact gradient of the steps.
-    backend: "torchdiffeq". "torchsde" raises, with the arguments that take the same steps.
+    backend: "torchdiffeq"; or "torchsde", whose methods solve the equation without noise, with constant steps dt.
     kwargs: those of torchdiffeq's odeint_adjoint, or of odeint with adjoint=False. By default rtol=1e-4, atol=1e-6, and
-        the same for the backward solve.
+        the same for the backward solve. With backend="torchsde" those of sdeint: method, by default "midpoint", and dt,
+        by default 1e-3.
 
     All tensors that func and X use get their gradients, named in adjoint_params or not; those for times of kinks are
     incomplete, with a warning. Raises ValueError for shapes
@@ -46,10 +48,7 @@ def cdeint(
     """
     one_of("backend", backend, _BACKENDS)
     if backend == "torchsde":
-        raise ValueError(
-            'backend="torchsde" is not here: without noise its methods are those of ordinary equations. For '
-            'method="midpoint", dt=h give method="midpoint", options={"step_size": h}; "euler" and "heun2" likewise'
-        )
+        kwargs = odeint_keywords(func, kwargs)
     if kwargs.get("event_fn") is not None:
         raise ValueError("event_fn has no meaning in cdeint: use odenet.solve with f(t, z) = func(t, z) @ dX/dt")
     z0 = tuple(z0) if isinstance(z0, list) else z0
