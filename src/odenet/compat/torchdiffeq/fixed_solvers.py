@@ -21,6 +21,18 @@ from ...methods.method import StepInput
 from .solver_functions import Perturb, callback, evaluate_func, find_event, handle_unused_kwargs, interp_evaluate
 
 
+def grid_from_step_size(step_size: Any) -> Callable[..., Tensor]:
+    """A grid_constructor: the times t[0] + n * step_size up to t[-1], backwards too."""
+
+    def grid(func: Any, y0: Any, t: Tensor) -> Tensor:
+        count = max(1, math.ceil(float((t[-1] - t[0]).detach().abs()) / float(step_size) - 1e-9))
+        sign = 1 if t[-1] >= t[0] else -1
+        inner = t[0] + sign * float(step_size) * torch.arange(count, dtype=t.dtype, device=t.device)
+        return torch.cat([inner, t[-1:]])
+
+    return grid
+
+
 class FixedGridODESolver:
     """Base class of fixed-step solvers: a subclass defines `_step_func(func, t0, dt, t1, y0) -> (dy, f0)`."""
 
@@ -48,13 +60,7 @@ class FixedGridODESolver:
 
     @staticmethod
     def _grid_constructor_from_step_size(step_size: Any) -> Callable[..., Tensor]:
-        def grid(func: Any, y0: Any, t: Tensor) -> Tensor:
-            count = math.ceil(float((t[-1] - t[0]).detach().abs()) / float(step_size) - 1e-9)
-            sign = 1 if t[-1] >= t[0] else -1
-            inner = t[0] + sign * float(step_size) * torch.arange(count, dtype=t.dtype, device=t.device)
-            return torch.cat([inner, t[-1:]])
-
-        return grid
+        return grid_from_step_size(step_size)
 
     def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a fixed-step solver defines _step_func(func, t0, dt, t1, y0) -> (dy, f0)")

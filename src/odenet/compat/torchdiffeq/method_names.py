@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...control import PID, ConstantStep, Controller, Grid
 from ...core.leaves import Leaves, real_dtype
+from ...core.torch_func import vmapping
 from ...errors import unknown_name, warn
 from ...methods import METHODS, Adams, ImplicitRK, Method
 from .adjoint_norms import largest_rms
-from .fixed_solvers import FixedGridODESolver
+from .fixed_solvers import FixedGridODESolver, grid_from_step_size
 from .inputs import Inputs, options_dict
 from .solvers import ADAPTIVE, BUILT_IN, IMPLICIT, SCIPY
 from .step_function import StepFunctionMethod
@@ -171,10 +172,21 @@ def _fixed_controller(options: dict[str, Any], inputs: Inputs) -> Controller:
     if size is not None and constructor is not None:
         raise ValueError("step_size and grid_constructor exclude each other: give only one")
     if size is not None:
-        return ConstantStep(float(size), every_output=False, perturb=perturb, finite=False)
+        stepping = stepping_controller(options)
+        if torch.compiler.is_compiling() or vmapping():  # the number of steps is not known
+            return stepping
+        # torchdiffeq's times, t[0] + n * step_size, are rounded once: func may jump at one of them
+        constructor = grid_from_step_size(size)
     if constructor is not None:
         return Grid(grid_from_constructor(constructor, inputs), perturb=perturb, finite=False)
     return Grid(perturb=perturb, finite=False)
+
+
+def stepping_controller(options: dict[str, Any]) -> Controller:
+    """Steps that each end `step_size` behind their start, where the end of the solve is not known."""
+    return ConstantStep(
+        float(options["step_size"]), every_output=False, perturb=bool(options.get("perturb", False)), finite=False
+    )
 
 
 def grid_from_constructor(constructor: Callable[..., Tensor], inputs: Inputs) -> Callable[[Tensor], Tensor]:

@@ -20,7 +20,7 @@ from ...gradients import Gradient
 from .custom_solvers import integrate_with
 from .error_classes import as_assertions
 from .inputs import Inputs, State, as_dense_tensor
-from .method_names import SCIPY, Settings, is_adaptive, method_name
+from .method_names import SCIPY, Settings, is_adaptive, method_name, stepping_controller
 from .scipy_solver import SciPy
 from .solver_callbacks import find_callbacks
 from .solvers import BUILT_IN
@@ -145,7 +145,7 @@ def _until_event(
     if not is_adaptive(settings.name):
         if settings.options.get("step_size") is None:
             raise AssertionError(f"method={settings.name!r} with event_fn needs options={{'step_size': ...}}")
-        settings.max_steps = _MAX_FIXED_STEPS
+        settings.max_steps, settings.controller = _MAX_FIXED_STEPS, stepping_controller(settings.options)
     t, y0 = inputs.t, inputs.y0
     with torch.no_grad():
         value0 = event_fn(t[0], y0)
