@@ -11,6 +11,7 @@ from ...core.leaves import real_dtype
 from ...core.validate import describe, one_of
 from ...errors import warn
 from ..torchdiffeq import odeint, odeint_adjoint
+from ..torchdiffeq.method_names import is_adaptive
 from .interpolation_linear import LinearInterpolation
 from .sde_backend import odeint_keywords
 
@@ -58,16 +59,39 @@ def cdeint(
             kwargs[name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs[name].items()}
     _warn_of_moving_kinks(X)
     if adjoint:
-        kwargs = {"adjoint_rtol": kwargs["rtol"], "adjoint_atol": kwargs["atol"]} | kwargs
+        kwargs = _back_to_knots(X, {"adjoint_rtol": kwargs["rtol"], "adjoint_atol": kwargs["atol"]} | kwargs)
     field = _ControlledField(X, func)
     field.check(t, z0)
     z = (odeint_adjoint if adjoint else odeint)(field, z0, t, **kwargs)
     return z.movedim(0, -2) if isinstance(z, Tensor) else tuple(x.movedim(0, -2) for x in z)
 
 
+def _back_to_knots(X: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords, where X asks for gradients with a backward solve whose steps end at its knots.
+
+    The slope of the gradient of coefficients jumps there, and its error has no part in choosing the steps.
+    """
+    options, method = kwargs.get("options") or {}, kwargs.get("method") or "dopri5"
+    knots = [c.grid_points.detach() for c in _controls(X) if isinstance(getattr(c, "grid_points", None), Tensor)]
+    given = kwargs.get("adjoint_options") is not None or "jump_t" in options
+    if given or not knots or not isinstance(method, str) or not is_adaptive(method):
+        return kwargs
+    if kwargs.get("adjoint_method") not in (None, method) or not _asks_for_gradient(X):
+        return kwargs
+    same = {k: v for k, v in options.items() if k != "norm"}
+    return kwargs | {"adjoint_options": same | {"jump_t": torch.cat(knots).unique()}}
+
+
+def _controls(X: Any) -> list[Any]:
+    return list(getattr(X, "controls", (X,)))
+
+
+def _asks_for_gradient(X: Any) -> bool:
+    return isinstance(X, nn.Module) and any(x.requires_grad for x in (*X.buffers(), *X.parameters()))
+
+
 def _warn_of_moving_kinks(X: Any) -> None:
-    controls = [X, *getattr(X, "controls", ())]
-    if any(isinstance(c, LinearInterpolation) and c.grid_points.requires_grad for c in controls):
+    if any(isinstance(c, LinearInterpolation) and c.grid_points.requires_grad for c in _controls(X)):
         warn(
             "t of a LinearInterpolation requires a gradient, and will get a wrong one: dX/dt jumps at these times, and "
             "the part of the gradient from the jumps that move is left out. Use t.detach(), or CubicSpline with the "
