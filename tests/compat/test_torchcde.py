@@ -385,6 +385,7 @@ class WrongProduct:
         ({"func": lambda t, z: 1.0}, ValueError, r"func\(t, z\) must be a tensor"),
         ({"func": lambda t, z: z.new_zeros(2, 5, 3, dtype=D)}, ValueError, "one dtype; got torch.float64"),
         ({"func": WrongProduct()}, ValueError, r"func.prod\(t, z, dX\) must be \(..., hidden\), \(2, 5\)"),
+        ({"func": nn.Linear(5, 3), "z0": torch.zeros(2, 5, dtype=D)}, ValueError, "z0 and X.derivative.* one dtype"),
         ({"z0": torch.zeros(5)}, ValueError, r"leading dimensions of z0, \(\); got shape \(2, 3\)"),
         ({"z0": torch.zeros(())}, ValueError, "z0 must be .* got a number"),
         ({"z0": [1.0]}, ValueError, "X.derivative.* must be a tuple of 1 tensors"),

@@ -136,12 +136,14 @@ class _ControlledField(nn.Module):
             start = start.to(real_dtype(first.dtype))  # as func gets it in the solve
         slope = self.X.derivative(start)
         _check_parts("X.derivative(t)", slope, z0)
+        pairs = list(zip(z0, slope, strict=True)) if isinstance(z0, tuple) else [(z0, slope)]
+        for pair in pairs:
+            _check_control(*pair)
         name = "func.prod(t, z, dX)" if self.has_prod else "func(t, z)"
         value = self.func.prod(start, z0, slope) if self.has_prod else self.func(start, z0)
         _check_parts(name, value, z0)
-        parts = zip(z0, slope, value, strict=True) if isinstance(z0, tuple) else [(z0, slope, value)]
-        for part in parts:
-            _check_shapes(*part, name, self.has_prod)
+        for pair, part in zip(pairs, value if isinstance(z0, tuple) else (value,), strict=True):
+            _check_value(*pair, part, name, self.has_prod)
 
 
 def _check_parts(name: str, given: Any, z0: Any) -> None:
@@ -149,10 +151,9 @@ def _check_parts(name: str, given: Any, z0: Any) -> None:
         raise ValueError(f"{name} must be a tuple of {len(z0)} tensors, as z0; got {describe(given)}")
 
 
-def _check_shapes(z0: Any, slope: Any, value: Any, name: str, is_product: bool) -> None:
-    for what, given in (("z0", z0), ("X.derivative(t)", slope), (name, value)):
-        if not isinstance(given, Tensor):
-            raise ValueError(f"{what} must be a tensor, or a tuple of tensors if z0 is one; got {describe(given)}")
+def _check_control(z0: Any, slope: Any) -> None:
+    _check_tensor("z0", z0)
+    _check_tensor("X.derivative(t)", slope)
     if not z0.ndim:
         raise ValueError("z0 must be (..., hidden); got a number: use z0[None]")
     if slope.ndim == 0 or slope.shape[:-1] != z0.shape[:-1]:
@@ -162,6 +163,10 @@ def _check_shapes(z0: Any, slope: Any, value: Any, name: str, is_product: bool) 
         )
     if real_dtype(z0.dtype) != slope.dtype:
         raise ValueError(f"z0 and X.derivative(t) must have one dtype; got {z0.dtype} and {slope.dtype}")
+
+
+def _check_value(z0: Tensor, slope: Tensor, value: Any, name: str, is_product: bool) -> None:
+    _check_tensor(name, value)
     expected = z0.shape if is_product else torch.Size((*z0.shape, slope.shape[-1]))
     if value.shape != expected:
         form = "(..., hidden)" if is_product else "(..., hidden, channels)"
@@ -171,3 +176,8 @@ def _check_shapes(z0: Any, slope: Any, value: Any, name: str, is_product: bool) 
         )
     if not is_product and value.dtype != slope.dtype:
         raise ValueError(f"{name} and X.derivative(t) must have one dtype; got {value.dtype} and {slope.dtype}")
+
+
+def _check_tensor(name: str, given: Any) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a tensor, or a tuple of tensors if z0 is one; got {describe(given)}")
