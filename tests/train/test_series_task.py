@@ -439,6 +439,18 @@ def test_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert float(rows[1]["rmse"]) == pytest.approx(last, rel=1e-4)
 
 
+def test_names_of_channels_that_settings_cannot_say_again(tmp_path: Path) -> None:
+    file, rows = wide(tmp_path), long(tmp_path)
+    text, refused = file.read_text(), "must have a name without commas: rename it"
+    for name, shown in (('"sugar, mg"', "sugar, mg"), ("", "")):
+        file.write_text(text.replace(",b,", f",{name},", 1))
+        with pytest.raises(UserError, match=f"channel '{shown}' {refused}"):
+            read_series(file, Layout(static="size,speed", label="kind"))
+    rows.write_text(rows.read_text().replace(",b,", ',"sugar, mg",'))
+    with pytest.raises(UserError, match=f"channel 'sugar, mg' {refused}"):
+        read_series(rows, Layout())
+
+
 def test_classify_and_predict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,6 +467,11 @@ def test_classify_and_predict(
     series, labels = read_series(file, Layout(static="size", channels="a,b", label="kind"))
     with torch.no_grad():
         p = net(series).softmax(1)
+    turned, _ = read_series(file, Layout(static="size", channels="b,a", label="kind"))
+    with pytest.raises(ValueError, match="channels b, a, and the run was trained on a, b: give these, in this order"):
+        net(turned)
+    with pytest.raises(TypeError, match=r"series must be an odenet.series.Series"):
+        net(series.x)
     for row, each in zip(rows, p.tolist(), strict=True):
         assert [float(row["p(fast)"]), float(row["p(slow)"])] == pytest.approx(each, rel=1e-4)
         assert row["class"] == ("fast" if each[0] > each[1] else "slow")

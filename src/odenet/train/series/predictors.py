@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...core.validate import describe
 from ...nn.series_model import SeriesModel
 from ...series import Series
 from ...series.normalizer import Normalizer
@@ -169,3 +171,22 @@ def scales_of(series: Series) -> dict[str, Any]:
 
 def take_scales(normalizer: Normalizer, scales: Mapping[str, Any]) -> None:
     normalizer.load_state_dict({k: torch.tensor(v) for k, v in scales.items()})
+
+
+def with_channels_checked(net: nn.Module, channels: Sequence[str]) -> nn.Module:
+    """The network, which from now on refuses a series whose channels have other names, or another order."""
+    net.register_forward_pre_hook(partial(_check_channels, tuple(channels)), with_kwargs=True)
+    return net
+
+
+def _check_channels(trained: tuple[str, ...], net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    series = args[0] if args else kwargs.get("series")
+    if not isinstance(series, Series):
+        raise TypeError(f"series must be an odenet.series.Series, as from_wide makes; got {describe(series)}")
+    unnamed = trained == tuple(map(str, range(len(trained))))
+    if series.channels is None or unnamed or tuple(map(str, series.channels)) == trained:
+        return
+    raise ValueError(
+        f"series has the channels {', '.join(map(str, series.channels))}, and the run was trained on "
+        f"{', '.join(trained)}: give these, in this order"
+    )

@@ -83,6 +83,7 @@ def read_series(path: Path, layout: Layout, dtype: torch.dtype = torch.float32, 
             'give duplicates="mean", "first" or "last"', "leave one out, or train with --duplicates mean, first or last"
         )
         raise UserError(f"{path}: {first_line(ValueError(message))}") from None
+    _check_names(path, series.channels or ())
     return Labelled(series, _labels(path, table, layout, series.ids or ()))
 
 
@@ -129,6 +130,15 @@ def _equal(one: Any, other: Any) -> bool:
         return float(one) == float(other)
     except (TypeError, ValueError):  # texts or dates
         return False
+
+
+def _check_names(path: Path, channels: Sequence[Any]) -> None:
+    """Refuse names that the settings of a run, in which commas stand between them, could not say again."""
+    for name in map(str, channels):
+        if "," in name or not name.strip():
+            raise UserError(
+                f"{path}: channel {name!r} must have a name without commas: rename it, or choose others by --channels"
+            )
 
 
 def _by_id(path: Path, table: Columns, id: str, name: str) -> dict[Any, Any]:

@@ -16,7 +16,7 @@ from ...series.assembly import DUPLICATES
 from ..processes import first_process
 from ..series.archive import ARCHIVE
 from ..series.model_table import build_predictor, check_model, known_models
-from ..series.predictors import ValuePredictor, scales_of
+from ..series.predictors import ValuePredictor, scales_of, with_channels_checked
 from ..series.series_data import LABELLED, TIMED, load_series, summary
 from ..series.series_metrics import SCALED, new_metrics, update_beyond, update_label_metrics, update_value_metrics
 from ..series.series_predictions import predict_files
@@ -160,6 +160,10 @@ class SeriesTask(Task):
             return build_predictor(settings, info)
         except ValueError as error:
             raise UserError(f"--model {settings.model}: {error}") from None
+
+    @staticmethod
+    def in_units(net: nn.Module, info: Mapping[str, Any]) -> nn.Module:
+        return with_channels_checked(net, info["channels"])
 
     def metrics(self) -> dict[str, Metric]:
         return new_metrics(self.settings.task, len(self.series.classes), self.series.truth is not None)
